@@ -1,0 +1,174 @@
+"""Images with captions, for contrastive pretraining: from a CSV, from a folder, or drawn from the emoji."""
+
+from __future__ import annotations
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from shiftproof.data.emoji import RENDITIONS, concepts, sprites
+from shiftproof.data.loading import Preprocessing, decode, random_resized_crop, resize, to_unit_range
+from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.errors import InputError, require_choice
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_CROP_SCALE = (0.5, 1.0)
+_GENERIC_CAPTIONS = (
+    "{}",
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a photo of the {}",
+    "a bad photo of a {}",
+    "a photo of one {}",
+    "a close-up photo of a {}",
+    "a rendition of a {}",
+    "a good photo of the {}",
+    "a cropped photo of a {}",
+    "itap of a {}",
+    "art of the {}",
+)
+_STYLED_CAPTIONS = {
+    "colour": ("a colour drawing of a {}", "a cartoon {}", "a colourful emoji of a {}"),
+    "sketch": ("a line sketch of a {}", "a sketch of a {}", "an outline drawing of a {}"),
+    "painting": ("a painting of a {}", "a flat painting of the {}", "a {} without outlines"),
+    "monochrome": ("a black and white photo of a {}", "a black icon of a {}", "a monochrome emoji of a {}"),
+}
+_BACKGROUND_CAPTIONS = {"white": "", "plain": " on a plain background", "busy": " on a busy background"}
+
+
+class CaptionedSet(ABC):
+    """Images that each have one or more captions; a batch is drawn with an explicit generator."""
+
+    name: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(
+        self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
+    ) -> tuple[Tensor, list[str]]:
+        """(B, 3, size, size) images in [0, 1] and one caption for each; random crops only to train."""
+
+
+class CaptionedFiles(CaptionedSet):
+    """Image files with their captions; to train, one caption and one crop are drawn at random."""
+
+    def __init__(self, name: str, entries: dict[Path, list[str]]) -> None:
+        if not entries:
+            raise InputError(f"{name} holds no image with a caption. Check the path and the column names.")
+        self.name = name
+        self.paths = tuple(entries)
+        self.captions = tuple(tuple(captions) for captions in entries.values())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(
+        self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
+    ) -> tuple[Tensor, list[str]]:
+        pixels, captions = [], []
+        for position in positions:
+            image, known = decode(self.paths[position]), self.captions[position]
+            if train:
+                pixels.append(random_resized_crop(image, preprocessing, _CROP_SCALE, generator))
+                captions.append(known[int(torch.randint(len(known), (), generator=generator))])
+            else:
+                pixels.append(resize(image, preprocessing))
+                captions.append(known[0])
+        return to_unit_range(pixels), captions
+
+
+class EmojiCaptions(CaptionedSet):
+    """Every emoji concept as varied views with captions, new at each visit, as the web shows a thing.
+
+    Where a concept's sketch, painting and monochrome are withheld, only its colour drawing is shown.
+    """
+
+    name = "emoji-captions"
+    _geometry = ViewGeometry(scale=(0.4, 1.0), degrees=25, spill=0.2)
+    _rendition_weights = (0.25, 0.25, 0.25, 0.25)
+    _background_weights = (0.5, 0.2, 0.3)
+    _styled_share = 0.4
+    _full_stop_share = 0.5
+
+    def __len__(self) -> int:
+        return len(concepts())
+
+    def batch(
+        self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
+    ) -> tuple[Tensor, list[str]]:
+        count, size = len(positions), preprocessing.size
+        chosen = [concepts()[position] for position in positions]
+        renditions = _weighted(self._rendition_weights, count, generator)
+        renditions[torch.tensor([concept.withheld for concept in chosen])] = 0
+        kinds = list(_BACKGROUND_CAPTIONS)
+        background = _weighted(self._background_weights, count, generator)
+        canvas = torch.empty(count, 3, size, size)
+        for i, kind in enumerate(kinds):
+            where = background == i
+            canvas[where] = draw_backgrounds(kind, int(where.sum()), size, generator)
+        drawings = torch.tensor(sprites()[list(positions), renditions.numpy()])
+        images, _ = compose(
+            drawings.permute(0, 3, 1, 2).float() / 255,
+            draw_placements(count, self._geometry, generator),
+            canvas,
+        )
+        picks = torch.rand(count, 3, generator=generator).tolist()
+        captions = []
+        for i, (concept, (styled, pick, stop)) in enumerate(zip(chosen, picks, strict=True)):
+            known: tuple[str, ...] = _GENERIC_CAPTIONS
+            ending = ""
+            if styled < self._styled_share:
+                known = _STYLED_CAPTIONS[RENDITIONS[renditions[i]]]
+                ending = _BACKGROUND_CAPTIONS[kinds[background[i]]]
+            ending += "." if stop < self._full_stop_share else ""
+            captions.append(known[int(pick * len(known))].format(concept.name) + ending)
+        return images, captions
+
+
+def load_captioned_set(spec: str) -> CaptionedSet:
+    """``csv:PATH`` (``filepath,caption``), ``folder:PATH`` (captions in ``.txt`` beside), ``emoji-captions``."""
+    if spec == EmojiCaptions.name:
+        return EmojiCaptions()
+    kind, _, path = spec.partition(":")
+    require_choice("captioned data", kind, ["csv", "folder", EmojiCaptions.name])
+    return CaptionedFiles(spec, _from_csv(Path(path)) if kind == "csv" else _from_folder(Path(path)))
+
+
+def _from_csv(path: Path) -> dict[Path, list[str]]:
+    """Rows that name the same file give one image several captions."""
+    if not path.is_file():
+        raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
+    entries: dict[Path, list[str]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"filepath", "caption"} <= set(rows.fieldnames or ()):
+            raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'caption'.")
+        for row in rows:
+            entries.setdefault(path.parent / row["filepath"], []).append(row["caption"])
+    return entries
+
+
+def _from_folder(path: Path) -> dict[Path, list[str]]:
+    """``name.jpg`` with ``name.txt`` beside it, one caption a line."""
+    if not path.is_dir():
+        raise InputError(f"the folder {path} does not exist. Check the path after 'folder:'.")
+    entries: dict[Path, list[str]] = {}
+    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        text = image.with_suffix(".txt")
+        if not text.is_file():
+            raise InputError(f"{image} has no captions. Write them, one a line, to {text}.")
+        if captions := [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]:
+            entries[image] = captions
+    return entries
+
+
+def _weighted(weights: Sequence[float], count: int, generator: Generator) -> Tensor:
+    return torch.multinomial(torch.tensor(weights), count, replacement=True, generator=generator)

@@ -1,0 +1,113 @@
+"""From stored images to model inputs: decode, resize, crop, normalise, in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+
+from shiftproof.errors import InputError, require_at_least, require_choice
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_RESIZE_MODES = ("shortest", "squash", "longest")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images: it belongs to the weights and is stored with them.
+
+    ``resize_mode``: "shortest" scales the shorter side to ``size`` and crops the centre, "squash" ignores
+    the aspect, "longest" scales the longer side and pads with ``fill`` (0 to 255). Resizing is
+    antialiased; ``mean`` and ``std`` are in units of [0, 1] pixels.
+    """
+
+    size: int = 224
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least("preprocessing.size", self.size, 1)
+        require_choice("preprocessing.interpolation", self.interpolation, _FILTERS)
+        require_choice("preprocessing.resize_mode", self.resize_mode, _RESIZE_MODES)
+
+
+def decode(path: str | Path) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB pixels of an image file; an error names the file."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"the image {path} does not exist. Check the path.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"the image {path} does not decode ({error}). Mend it or take it out.") from error
+
+
+def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """(H, W, 3) to (size, size, 3), as the model's evaluation transform does it."""
+    size, mode = preprocessing.size, preprocessing.resize_mode
+    height, width = pixels.shape[:2]
+    if height == width == size:
+        return pixels
+    if mode == "squash":
+        new_height = new_width = size
+    else:
+        # torchvision's rule: the long side is truncated, so that its crops are met pixel by pixel.
+        side = min(height, width) if mode == "shortest" else max(height, width)
+        new_height, new_width = int(size * height / side), int(size * width / side)
+    image = Image.fromarray(pixels).resize(
+        (max(new_width, 1), max(new_height, 1)), _FILTERS[preprocessing.interpolation]
+    )
+    return _centred(np.asarray(image), size, preprocessing.fill)
+
+
+def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint8]:
+    """Crops or pads around the centre to (size, size, 3)."""
+    height, width = pixels.shape[:2]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    if height >= size and width >= size:
+        return pixels[top : top + size, left : left + size]
+    canvas = np.full((size, size, 3), fill, dtype=np.uint8)
+    canvas[-top : -top + height, -left : -left + width] = pixels
+    return canvas
+
+
+def random_resized_crop(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing, scale: tuple[float, float], generator: Generator
+) -> NDArray[np.uint8]:
+    """A crop of a random share of the area (aspect 3:4 to 4:3), resized to (size, size, 3)."""
+    height, width = pixels.shape[:2]
+    draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
+    aspect = math.exp(math.log(4 / 3) * (2 * draws[1] - 1))
+    crop_width = min(max(round(math.sqrt(area * aspect)), 1), width)
+    crop_height = min(max(round(math.sqrt(area / aspect)), 1), height)
+    left, top = round(draws[2] * (width - crop_width)), round(draws[3] * (height - crop_height))
+    box = (left, top, left + crop_width, top + crop_height)
+    size = (preprocessing.size, preprocessing.size)
+    image = Image.fromarray(pixels).resize(size, _FILTERS[preprocessing.interpolation], box)
+    return np.asarray(image)
+
+
+def to_unit_range(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
+    """B images of (H, W, 3) bytes to a (B, 3, H, W) float tensor in [0, 1]."""
+    stacked = np.ascontiguousarray(np.stack(list(pixels)) if not isinstance(pixels, np.ndarray) else pixels)
+    return torch.tensor(stacked).permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to the model's input: minus mean, over standard deviation."""
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
+    return (images - mean) / std

@@ -1,0 +1,73 @@
+"""Exceptions and the checks that raise them, in one message form: what, the value, the rule, the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class ShiftproofError(Exception):
+    """Everything that shiftproof raises on purpose."""
+
+
+class InputError(ShiftproofError, ValueError):
+    """The caller's mistake: a value, a file or a name that breaks a rule."""
+
+
+class IncompatibleWeightsError(InputError):
+    """Two state dicts that cannot be combined entry by entry."""
+
+
+class TrainingError(ShiftproofError, RuntimeError):
+    """A training that cannot go on; the message says what was kept."""
+
+
+def listed(names: Iterable[object], limit: int = 10) -> str:
+    """The first names of a list, and how many more there are.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    "'a', 'b' and 1 more"
+    """
+    names = list(names)
+    head = ", ".join(repr(str(name)) for name in names[:limit])
+    return f"{head} and {len(names) - limit} more" if len(names) > limit else head
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the known name nearest to a misspelt one, or lists them.
+
+    >>> nearest("sketsh", ["sketch", "clutter"])
+    "Did you mean 'sketch'?"
+    """
+    known = [str(option) for option in known]
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {matches[0]!r}?" if matches else f"Known: {listed(known)}."
+
+
+def require_choice(what: str, value: str, known: Iterable[str]) -> str:
+    """Returns the value, or raises an InputError that offers the nearest known name."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}. {nearest(str(value), known)}")
+    return value
+
+
+def require_between(what: str, value: float, low: float, high: float) -> float:
+    """Returns the value, or raises an InputError unless low <= value <= high (NaN is refused)."""
+    if not low <= value <= high:
+        raise InputError(f"{what} is {value}; it must lie between {low} and {high}.")
+    return value
+
+
+def require_at_least(what: str, value: float, low: float) -> float:
+    """Returns the value, or raises an InputError unless value >= low (NaN is refused)."""
+    if not value >= low:
+        raise InputError(f"{what} is {value}; it must be at least {low}.")
+    return value
+
+
+def require_equal_length(what: str, first: Any, second: Any) -> None:
+    """Raises an InputError unless two sized things are equally long."""
+    if len(first) != len(second):
+        raise InputError(f"{what} have {len(first)} and {len(second)} entries; they must be equally many.")

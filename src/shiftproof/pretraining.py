@@ -1,0 +1,179 @@
+"""Contrastive image-text pretraining, as CLIP is trained (Radford et al. 2021, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from shiftproof import progress
+from shiftproof.augmentation.photometric import photometric
+from shiftproof.data.captions import CaptionedSet
+from shiftproof.data.loading import normalise
+from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
+from shiftproof.evaluation.retrieval import recall_at
+from shiftproof.models.clip import Clip
+from shiftproof.seeding import child_generator
+from shiftproof.storage import write_atomically, write_json
+from shiftproof.training import (
+    MAX_LOGIT_SCALE,
+    cosine_with_warmup,
+    load_checkpoint,
+    optimisation_step,
+    parameter_groups,
+    positions_at,
+    save_checkpoint,
+)
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How to pretrain: ``steps`` batches of ``batch_size`` pairs at the peak rate ``lr``.
+
+    ``precision`` is that of the forward pass; weights, gradients and optimiser stay in float32.
+    ``photometric`` changes colour and sharpness of the training images at random.
+    """
+
+    steps: int = 3000
+    batch_size: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_steps: int = 200
+    clip_norm: float = 1.0
+    precision: str = "float32"
+    photometric: bool = True
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        require_at_least("pretrain.steps", self.steps, 1)
+        require_at_least("pretrain.batch_size", self.batch_size, 2)
+        require_at_least("pretrain.lr", self.lr, 0)
+        require_at_least("pretrain.checkpoint_every", self.checkpoint_every, 1)
+        require_choice("pretrain.precision", self.precision, PRECISIONS)
+
+
+def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over the N x N similarities; the pair on the diagonal is the right one.
+
+    Both features are (N, D) and normalised; ``logit_scale`` is the factor itself, not its logarithm.
+    """
+    logits = logit_scale * image_features @ text_features.T
+    own = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+def pretrain(
+    clip: Clip, data: CaptionedSet, settings: PretrainSettings, *, seed: int, out: Path, device: str = "cpu"
+) -> dict[str, Any]:
+    """Trains both towers in place and writes ``out/model`` (open_clip's local-dir layout) and ``out/card.json``.
+
+    Goes on from the last checkpoint in ``out/checkpoints``, if there is one, with the same data order and
+    the same random views as if it had never stopped. Returns the card.
+    """
+    model = clip.model.to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    state = load_checkpoint(out / "checkpoints", model, optimizer) or {"step": 0, "seconds": 0.0, "history": []}
+    history: list[dict[str, float]] = state["history"]
+    loss_average = history[-1]["loss"] if history else 0.0
+    started = time.perf_counter() - state["seconds"]
+    for step in range(state["step"], settings.steps):
+        images, texts = _batch(clip, data, settings, seed, step)
+        with torch.autocast(device, PRECISIONS[settings.precision], enabled=settings.precision != "float32"):
+            image_features = model.encode_image(images.to(device), normalize=True)  # type: ignore[operator]
+            text_features = model.encode_text(texts.to(device), normalize=True)  # type: ignore[operator]
+        scale = model.logit_scale.exp()  # type: ignore[operator,union-attr]
+        loss = contrastive_loss(image_features.float(), text_features.float(), scale)
+        lr = settings.lr * cosine_with_warmup(step, settings.steps, settings.warmup_steps)
+        try:
+            optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
+        except TrainingError as error:
+            save_checkpoint(out / "checkpoints", step, model, optimizer, _state(history, started))
+            raise TrainingError(
+                f"pretraining stopped at step {step}: {error}. The weights before it are in {out / 'checkpoints'}. "
+                "Lower pretrain.lr or the batch's precision."
+            ) from error
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator,union-attr]
+        loss_average = loss.item() if step == 0 else 0.98 * loss_average + 0.02 * loss.item()
+        progress.report("pretrain", step + 1, settings.steps, loss=loss_average)
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            history.append({"step": step + 1, "loss": loss_average})
+            save_checkpoint(out / "checkpoints", step + 1, model, optimizer, _state(history, started))
+    model.eval()
+    card = {
+        "model": clip.name,
+        "data": data.name,
+        "settings": asdict(settings),
+        "pairs_seen": settings.steps * settings.batch_size,
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": _machine(device),
+        "final_loss": history[-1]["loss"],
+        "history": history,
+        "recall": held_out_recall(clip, data, seed=seed),
+    }
+    _save_open_clip(clip, out / "model")
+    write_json(out / "card.json", card)
+    return card
+
+
+@torch.inference_mode()
+def held_out_recall(clip: Clip, data: CaptionedSet, *, seed: int, limit: int = 5000) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 in both directions on views (emoji) that training never drew, or on the files' centre crops."""
+    generator = child_generator(seed, "held-out")
+    positions = torch.randperm(len(data), generator=generator)[:limit].split(256)
+    image_features, text_features = [], []
+    device = next(clip.model.parameters()).device
+    for some in positions:
+        images, captions = data.batch(some.tolist(), clip.preprocessing, generator, train=False)
+        inputs = normalise(images, clip.preprocessing).to(device)
+        image_features.append(clip.model.encode_image(inputs, normalize=True))  # type: ignore[operator]
+        text_features.append(functional.normalize(clip.encode_text(captions), dim=-1))
+    to_text = recall_at(torch.cat(image_features), torch.cat(text_features))
+    to_image = recall_at(torch.cat(text_features), torch.cat(image_features))
+    return {
+        "image_to_text": {f"recall@{k}": value for k, value in to_text.items()},
+        "text_to_image": {f"recall@{k}": value for k, value in to_image.items()},
+    }
+
+
+def _batch(clip: Clip, data: CaptionedSet, settings: PretrainSettings, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    positions = positions_at(step, settings.batch_size, len(data), seed)
+    generator = child_generator(seed, "views", step)
+    images, captions = data.batch(positions, clip.preprocessing, generator, train=True)
+    if settings.photometric:
+        images = photometric(images, generator)
+    return normalise(images, clip.preprocessing), clip.tokenizer(captions)
+
+
+def _state(history: list[dict[str, float]], started: float) -> dict[str, Any]:
+    return {"seconds": time.perf_counter() - started, "history": history}
+
+
+def _machine(device: str) -> str:
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _save_open_clip(clip: Clip, folder: Path) -> None:
+    """open_clip's own directory layout, so that ``local-dir:`` loads it there and here."""
+    import open_clip
+
+    config = open_clip.get_model_config(clip.architecture)
+    if config is None:
+        raise InputError(f"pretraining needs a built-in architecture, not {clip.name!r}. Use open_clip:ARCHITECTURE.")
+    preprocess = open_clip.get_model_preprocess_cfg(clip.model)
+    write_json(folder / "open_clip_config.json", json.loads(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})))
+    tensors = {name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}
+    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
