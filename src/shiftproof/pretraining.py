@@ -98,10 +98,9 @@ def pretrain(
         try:
             optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
         except TrainingError as error:
-            save_checkpoint(out / "checkpoints", step, model, optimizer, _state(history, started))
             raise TrainingError(
-                f"pretraining stopped at step {step}: {error}. The weights before it are in {out / 'checkpoints'}. "
-                "Lower pretrain.lr or the batch's precision."
+                f"pretraining stopped at step {step}: {error}. The last good weights are in {out / 'checkpoints'}. "
+                "Lower pretrain.lr, or set pretrain.precision to float32."
             ) from error
         with torch.no_grad():
             model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator,union-attr]

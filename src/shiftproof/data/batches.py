@@ -1,0 +1,87 @@
+"""Batches of model inputs from an image set, decoded by a few threads ahead of the model."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shiftproof.data.loading import Preprocessing, normalise, random_resized_crop, resize, to_unit_range
+from shiftproof.data.sets import ImageSet
+from shiftproof.seeding import child_generator
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+_AHEAD = 2
+_MEMORY_LIMIT = 4 << 30
+
+
+def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
+    """(B, 3, size, size) inputs of all images in order; the last batch may be smaller."""
+
+    def make(positions: range) -> Tensor:
+        pixels = [resize(images.read(i), preprocessing) for i in positions]
+        return normalise(to_unit_range(pixels), preprocessing)
+
+    starts = range(0, len(images), batch_size)
+    yield from _ahead(make, [range(start, min(start + batch_size, len(images))) for start in starts])
+
+
+def training_batches(
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    batches: Iterable[Sequence[int]],
+    crop_scale: tuple[float, float],
+    seed: int,
+) -> Iterator[Tensor]:
+    """(B, 3, size, size) randomly cropped inputs for each batch of positions.
+
+    The crops depend on the seed, the batch's number and the place in it, not on the threads.
+    """
+
+    def make(job: tuple[int, Sequence[int]]) -> Tensor:
+        number, positions = job
+        generator = child_generator(seed, "crops", number)
+        pixels = [random_resized_crop(images.read(i), preprocessing, crop_scale, generator) for i in positions]
+        return normalise(to_unit_range(pixels), preprocessing)
+
+    yield from _ahead(make, enumerate(batches))
+
+
+def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
+    """The set with its resized pixels in memory, for several passes; as it was where they exceed ``limit`` bytes.
+
+    Models see exactly what they would see otherwise, since resized images are rounded to bytes either way.
+    """
+    if len(images) * 3 * preprocessing.size**2 > limit:
+        return images
+
+    def make(i: int) -> NDArray[np.uint8]:
+        return resize(images.read(i), preprocessing)
+
+    pixels = list(_ahead(make, range(len(images))))
+    return replace(images, read=lambda i: pixels[i])
+
+
+def _ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
+    """Makes the jobs' results in order, a few ahead of the one who takes them."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[Made]] = deque()
+        try:
+            for job in jobs:
+                pending.append(pool.submit(make, job))
+                if len(pending) >= workers * _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

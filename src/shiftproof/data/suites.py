@@ -1,0 +1,250 @@
+"""Shift suites: one reference (train, validation, test) and its shifts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from shiftproof import progress
+from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from shiftproof.data.emoji import RENDITIONS, Concept, concepts, sprites
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set
+from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.errors import InputError, require_choice
+from shiftproof.seeding import child_generator
+from shiftproof.storage import write_atomically
+
+SHIFT_KINDS = ("natural", "synthetic")
+EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for fold in range(1, 5)))
+EMOJI_SIZE = 64
+EMOJI_GEOMETRY = ViewGeometry()
+_EMOJI_SEED = 20260  # of every held-out view; the run's seed moves the training views only
+_TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
+_CORRUPTED_SEVERITY = 3
+_HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One set under distribution shift; ``kind`` is "natural" or "synthetic"."""
+
+    name: str
+    kind: str
+    data: ImageSet
+
+    def __post_init__(self) -> None:
+        require_choice("shift kind", self.kind, SHIFT_KINDS)
+        if not re.fullmatch(r"[\w.+-]+", self.name):
+            raise InputError(f"the shift name {self.name!r} must consist of letters, digits and . _ + - only.")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one fine-tunes on, and its held-out splits, under one name."""
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class ShiftSuite:
+    """A reference and its shifts, all labelled in one class space."""
+
+    name: str
+    classes: ClassSpace
+    reference: Reference
+    shifts: tuple[Shift, ...]
+
+    def __post_init__(self) -> None:
+        names = [self.reference.name, *(shift.name for shift in self.shifts)]
+        if len(set(names)) < len(names):
+            raise InputError(f"the suite's sets {names} share a name. Give every set its own.")
+
+    @property
+    def test_sets(self) -> dict[str, ImageSet]:
+        """The reference's test split and every shift, by name."""
+        return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
+
+
+def load_suite(name: str, seed: int = 0) -> ShiftSuite:
+    """An embedded suite: ``emoji`` (the task), ``emoji-development`` (for tuning) or one of its four folds.
+
+    ``seed`` moves the training views; the held-out views are the suite's own.
+
+    >>> suite = load_suite("emoji")
+    >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
+    (267, ['sketch', 'painting', 'monochrome', 'clutter'])
+    """
+    require_choice("suite", name, EMOJI_SUITES)
+    positions = [i for i, concept in enumerate(concepts()) if _belongs(concept, name)]
+    chosen = [concepts()[i] for i in positions]
+    names = tuple(concept.name for concept in chosen)
+    classes = ClassSpace(tuple(n.replace(" ", "_") for n in names), names)
+
+    def view(split: str, views: int, rendition: str = "colour", background: str = "white") -> ImageSet:
+        own = seed if split == "train" else _EMOJI_SEED
+        return _emoji_set(split, name, classes, positions, views, rendition, background, own)
+
+    test = view("test", _TEST_VIEWS)
+    natural = [Shift(r, "natural", view(r, _TEST_VIEWS, r)) for r in RENDITIONS if r != "colour"]
+    natural.append(Shift("clutter", "natural", view("clutter", _TEST_VIEWS, background="busy")))
+    few = test.subset([i for i in range(len(test)) if i % _TEST_VIEWS < _CORRUPTED_VIEWS])
+    synthetic = [corrupted(few, corruption, _CORRUPTED_SEVERITY) for corruption in CORRUPTIONS]
+    reference = Reference("colour", view("train", _TRAIN_VIEWS), view("validation", _VALIDATION_VIEWS), test)
+    return ShiftSuite(name, classes, reference, (*natural, *synthetic))
+
+
+def own_suite(
+    reference: Mapping[str, str | None], shifts: Mapping[str, Mapping[str, object]], *, name: str = "own", seed: int = 0
+) -> ShiftSuite:
+    """A suite of one's own data.
+
+    ``reference`` names the data of ``train`` and ``test`` and, unless a seeded fifth of the training images
+    shall be held out for it, of ``validation``; its own ``name`` is "reference" unless given. ``shifts`` maps each name
+    to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``.
+    """
+    train = load_data(_required(reference, "train"), split="train", seed=seed)
+    classes = train.classes
+    if held_out := reference.get("validation"):
+        validation = load_data(held_out, classes, split="validation")
+    else:
+        train, validation = _hold_out(train, seed)
+    test = load_data(_required(reference, "test"), classes)
+    loaded = [
+        Shift(
+            shift,
+            str(entry.get("kind", "natural")),
+            load_data(str(entry["data"]), classes, partial=bool(entry.get("partial", False))),
+        )
+        for shift, entry in shifts.items()
+    ]
+    parts = Reference(reference.get("name") or "reference", train, validation, test)
+    return ShiftSuite(name, classes, parts, tuple(loaded))
+
+
+def load_data(
+    spec: str, classes: ClassSpace | None = None, *, split: str = "test", seed: int = 0, partial: bool = False
+) -> ImageSet:
+    """One labelled set by its data name.
+
+    ``folder:PATH``, ``csv:PATH``, ``emoji`` (the split of its reference) or ``corrupted:NAME:SEVERITY:DATA``.
+    """
+    kind, _, rest = spec.partition(":")
+    require_choice("data name", kind, [*SET_KINDS, "corrupted", *EMOJI_SUITES])
+    if kind == "corrupted":
+        corruption, severity, data = _split_corrupted(spec, rest)
+        return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
+    if kind in EMOJI_SUITES:
+        found: ImageSet = getattr(load_suite(kind, seed).reference, split)
+        if classes is not None and classes != found.classes:
+            raise InputError(f"the classes of {kind} are not those of the reference. Use a set of the same classes.")
+        return found
+    return load_set(spec, classes, partial=partial)
+
+
+def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
+    """A synthetic shift made from a set: the same samples, corrupted, each from a seed of its own."""
+    require_choice("corruption", corruption, CORRUPTIONS)
+    name = f"{corruption}-{severity}"
+
+    def change(i: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return corrupt(pixels, corruption, severity, child_generator(_EMOJI_SEED, name, images.ids[i]))
+
+    return Shift(name, "synthetic", images.mapped(change, name))
+
+
+def export_suite(suite: ShiftSuite, out: Path) -> Path:
+    """Writes ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/`` as PNG files."""
+    reference = suite.reference
+    folders = {
+        f"reference/{split}": images
+        for split, images in zip(
+            ("train", "validation", "test"), (reference.train, reference.validation, reference.test), strict=True
+        )
+    }
+    folders |= {f"shifts/{shift.name}": shift.data for shift in suite.shifts}
+    total, done = sum(len(images) for images in folders.values()), 0
+    for folder, images in folders.items():
+        for i, label in enumerate(images.labels):
+            # Ids may hold slashes, as those of folder sets do; the class folder comes from the label.
+            file = out / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
+            write_atomically(file, lambda path, i=i, images=images: Image.fromarray(images.read(i)).save(path))
+            done += 1
+            progress.report("export", done, total)
+    return out
+
+
+def _belongs(concept: Concept, suite: str) -> bool:
+    if suite == "emoji":
+        return concept.suite == "task"
+    fold = suite.removeprefix("emoji-development").removeprefix("-")
+    return concept.suite == "development" and (not fold or concept.fold == int(fold))
+
+
+def _emoji_set(
+    split: str,
+    suite: str,
+    classes: ClassSpace,
+    positions: Sequence[int],
+    views: int,
+    rendition: str,
+    background: str,
+    seed: int,
+) -> ImageSet:
+    def render() -> NDArray[np.uint8]:
+        generator = child_generator(seed, "emoji", suite, split)
+        made = []
+        for some in torch.arange(len(positions)).repeat_interleave(views).split(256):
+            drawn = sprites()[[positions[i] for i in some], RENDITIONS.index(rendition)]
+            drawings = torch.tensor(drawn).permute(0, 3, 1, 2).float() / 255
+            placements = draw_placements(len(some), EMOJI_GEOMETRY, generator)
+            backgrounds = draw_backgrounds(background, len(some), EMOJI_SIZE, generator)
+            images, _ = compose(drawings, placements, backgrounds)
+            made.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+        return np.concatenate(made)
+
+    labels = np.repeat(np.arange(len(positions), dtype=np.int64), views)
+    ids = [f"{classes.ids[label]}-{split}-{i % views}" for i, label in enumerate(labels)]
+    groups = None
+    if rendition != "colour":
+        seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
+        groups = [seen[label] for label in labels]
+    return array_set(split, classes, ids, labels, render, groups)
+
+
+def _hold_out(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Splits a seeded share of every class off; a class of one image keeps it for training."""
+    generator = child_generator(seed, "hold-out")
+    held: list[int] = []
+    for label in range(len(train.classes)):
+        own = np.flatnonzero(train.labels == label)
+        order = torch.randperm(len(own), generator=generator).numpy()
+        held += own[order[: round(_HELD_OUT_SHARE * len(own))]].tolist()
+    if not held:
+        raise InputError("too few training images to hold any out for validation. Name validation data of its own.")
+    kept = sorted(set(range(len(train))) - set(held))
+    return train.subset(kept), train.subset(sorted(held))
+
+
+def _required(reference: Mapping[str, str | None], split: str) -> str:
+    value = reference.get(split)
+    if not value:
+        raise InputError(f"the suite's reference has no {split} data. Name it, e.g. {split}: folder:PATH.")
+    return value
+
+
+def _split_corrupted(spec: str, rest: str) -> tuple[str, int, str]:
+    parts = rest.split(":", 2)
+    if len(parts) < 3 or not parts[1].isdigit() or int(parts[1]) not in SEVERITIES:
+        raise InputError(f"{spec!r} must look like corrupted:NAME:SEVERITY:DATA, with a severity of 1 to 5.")
+    return parts[0], int(parts[1]), parts[2]

@@ -1,0 +1,186 @@
+"""A classifier: an image encoder, normalised features, a linear head, and everything needed to use it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.loading import Preprocessing
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed
+from shiftproof.models.clip import Clip, build_encoder
+from shiftproof.models.prompts import prompt_templates
+
+
+class Network(nn.Module):
+    """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x)))."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, D) features of length 1."""
+        return functional.normalize(self.encoder(images), dim=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with its class space, preprocessing and provenance; treated as immutable.
+
+    ``architecture`` rebuilds the encoder; ``head`` says what the head's rows are: "zero-shot" (text embeddings)
+    or "trained"; ``logit_scale`` is the factor already folded into the head; ``alpha`` and ``parents`` tell
+    where an ensemble comes from, ``training`` how it was fine-tuned.
+    """
+
+    network: Network = field(repr=False, compare=False)
+    classes: ClassSpace
+    preprocessing: Preprocessing
+    architecture: Mapping[str, Any]
+    source: str
+    prompts: tuple[str, ...]
+    head: str
+    logit_scale: float
+    alpha: float | None = None
+    parents: tuple[Mapping[str, Any], ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's tensors by name."""
+        return dict(self.network.state_dict())
+
+    def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
+        """A copy with other weights, in evaluation mode, and other fields where given."""
+        network = deepcopy(self.network)
+        network.load_state_dict(dict(tensors))
+        return replace(self, network=network.eval(), **changes)
+
+
+def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:
+    """The classifier that a zero-shot model is for a class space: its text tower writes the head.
+
+    Each template of a class is embedded, normalised, averaged and normalised again, then multiplied by
+    exp(logit_scale); the bias is zero and can be trained (WiSE-FT, sec. 2). Warns of prompts that the text tower
+    cuts and of class names that are equal.
+
+    >>> from shiftproof.models.clip import load_clip
+    >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "red_apple"]))
+    >>> tuple(zero.network.head.weight.shape)
+    (2, 128)
+    """
+    templates = prompt_templates(prompts)
+    _warn_of_equal_names(classes)
+    _warn_of_cut_prompts(clip, classes, templates)
+    with torch.inference_mode():
+        scale = clip.model.logit_scale.exp().item()  # type: ignore[operator,union-attr]
+        rows = scale * zero_shot_embeddings(clip, classes.names, templates)
+    head = nn.Linear(rows.shape[1], len(classes))
+    with torch.no_grad():
+        head.weight.copy_(rows)
+        head.bias.zero_()
+    network = Network(deepcopy(clip.model.visual), head)  # type: ignore[arg-type]
+    network.requires_grad_(True)
+    return Classifier(
+        network=network.eval(),
+        classes=classes,
+        preprocessing=clip.preprocessing,
+        architecture=clip.architecture,
+        source=clip.name,
+        prompts=templates,
+        head="zero-shot",
+        logit_scale=scale,
+    )
+
+
+def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """(K, D) class embeddings of length 1: templates embedded, normalised, averaged, normalised."""
+    rows = []
+    for name in names:
+        embedded = clip.encode_text([template.format(name) for template in templates])
+        rows.append(functional.normalize(functional.normalize(embedded, dim=-1).mean(0), dim=-1))
+    return torch.stack(rows)
+
+
+def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
+    """A classifier from its stored fields and tensors."""
+    encoder = build_encoder(fields["architecture"])
+    head = nn.Linear(tensors["head.weight"].shape[1], len(fields["classes"]))
+    network = Network(encoder, head)
+    try:
+        network.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise IncompatibleWeightsError(
+            f"the weights do not fit the architecture: {error}. Restore both files of the classifier directory."
+        ) from error
+    return Classifier(network=network.eval(), **fields)
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """A SHA-256 over everything that decides a prediction: weights, class ids, preprocessing, architecture.
+
+    Two classifiers with the same fingerprint give the same logits; their provenance may differ.
+    """
+    digest = hashlib.sha256()
+    said = [classifier.classes.ids, classifier.preprocessing, sorted(classifier.architecture.items(), key=str)]
+    digest.update(repr(said).encode())
+    for name, tensor in sorted(classifier.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+def require_same_task(first: Classifier, second: Classifier) -> None:
+    """Raises an IncompatibleWeightsError unless two classifiers share class space and preprocessing."""
+    if first.classes.ids != second.classes.ids:
+        only = sorted(set(first.classes.ids) ^ set(second.classes.ids))
+        told = f"these are in one only: {listed(only)}" if only else "they stand in another order"
+        raise IncompatibleWeightsError(
+            f"the two classifiers have other classes; {told}. Fine-tune from the classifier that you ensemble with."
+        )
+    if first.preprocessing != second.preprocessing:
+        raise IncompatibleWeightsError(
+            f"the two classifiers want other images: {first.preprocessing} and {second.preprocessing}. "
+            "Fine-tune with the start's preprocessing."
+        )
+
+
+def _warn_of_equal_names(classes: ClassSpace) -> None:
+    if doubled := sorted({name for name in classes.names if classes.names.count(name) > 1}):
+        warnings.warn(
+            f"class names occur twice: {listed(doubled)}. Their zero-shot rows are equal, so the later class gets "
+            "about no prediction. Give them names that differ.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[str]) -> None:
+    encode = getattr(clip.tokenizer, "encode", None)
+    if encode is None:
+        return
+    longest = max(templates, key=lambda template: len(encode(template)))
+    room = clip.context_length - 2  # for the start and the end token
+    if cut := [name for name in classes.names if len(encode(longest.format(name))) > room]:
+        warnings.warn(
+            f"the text tower reads {room} tokens; longer prompts are cut, e.g. of {listed(cut, 3)}. "
+            "Shorten the class names or the templates.",
+            stacklevel=3,
+        )
+
+
+def require_classes(classes: ClassSpace) -> None:
+    """Raises an InputError unless there are two classes at least."""
+    if len(classes) < 2:
+        raise InputError(f"the class space is {list(classes.ids)}; a classifier needs two classes at least.")

@@ -1,0 +1,236 @@
+"""Every figure of the report: the alpha path against the reference, for the mean and for each shift."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftproof.records import RunRecord
+from shiftproof.report.comparisons import (
+    MODEL_NAMES,
+    Estimate,
+    headline_name,
+    headline_shifts,
+    model_estimate,
+    point_estimate,
+)
+from shiftproof.storage import write_atomically
+
+# Okabe and Ito's colours; the markers differ as well, so that no reading rests on colour.
+CURVE = "#5f6b76"
+MARKS: dict[str, dict[str, Any]] = {
+    "zero_shot": {"color": "#7b3294", "marker": "*", "markersize": 16},
+    "fine_tuned": {"color": "#0072b2", "marker": "s", "markersize": 9},
+    "ensemble": {"color": "#d55e00", "marker": "D", "markersize": 9},
+}
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a939c",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e9ec",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 144,
+    "svg.hashsalt": "shiftproof",
+}
+
+
+def path_figure(run: RunRecord) -> Figure:
+    """The alpha path as WiSE-FT draws it: the natural shifts' mean against the reference (test split).
+
+    Where no shift is natural, all shifts are averaged; where there is no shift, the reference is drawn
+    over alpha. Horizontal bars are the reference's interval. Vertical bars are the mean's: the sets are
+    taken as independent, so the distances to their bounds add in squares, divided by their number. The
+    dashed line is what mixing the two ends' accuracies, instead of their weights, would give.
+    """
+    shifts = headline_shifts(run)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.4, 5.6), layout="constrained")
+        axes = figure.subplots()
+        if shifts:
+            _draw_path(axes, run, shifts, bars=True, labels=True)
+            axes.set_xlabel(f"accuracy on the reference ({run.reference}, test), in %")
+            axes.set_ylabel(f"{headline_name(run)}, in %")
+        else:
+            _draw_over_alpha(axes, run)
+        _legend(figure, axes)
+    return figure
+
+
+def shift_figure(run: RunRecord) -> Figure | None:
+    """One panel a shift, drawn as ``path_figure``; None where the run has no shift."""
+    if not run.shifts:
+        return None
+    columns = min(len(run.shifts), 3)
+    rows = math.ceil(len(run.shifts) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(1.2 + 3.1 * columns, 6.5), 1.1 + 2.6 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for axes, name in zip(panels.flat, run.shifts, strict=False):
+            _draw_path(axes, run, (name,), scale=0.7)
+            axes.set_title(f"{name} ({run.kinds[name]})", parse_math=False)
+        for axes in panels.flat[len(run.shifts) :]:
+            axes.set_axis_off()
+        # The last panel of every column carries the ticks: it may stand a row above the figure's edge.
+        for column in range(columns):
+            below = [axes for axes in panels[:, column] if axes.axison][-1]
+            below.tick_params(labelbottom=True)
+        figure.supxlabel(f"accuracy on the reference ({run.reference}, test), in %", fontsize=10)
+        figure.supylabel("accuracy on the shift, in %", fontsize=10)
+        _legend(figure, panels.flat[0])
+    return figure
+
+
+def figure_bytes(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file's content, the same bytes for the same figure: no date, no software's name."""
+    buffer = io.BytesIO()
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure atomically, in the format that the path's ending names."""
+    path = Path(path)
+    content = figure_bytes(figure, path.suffix.lstrip(".").lower() or "png")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _draw_path(
+    axes: Axes,
+    run: RunRecord,
+    shifts: Sequence[str],
+    *,
+    bars: bool = False,
+    labels: bool = False,
+    scale: float = 1,
+) -> None:
+    """The curve over alpha, the straight line between its ends, and the three models."""
+    reference = (run.reference,)
+    points = [(point_estimate(p, reference), point_estimate(p, shifts)) for p in run.path.points]
+    marks = {m: (model_estimate(run, m, reference), model_estimate(run, m, shifts)) for m in MODEL_NAMES}
+    ends = [marks["zero_shot"], marks["fine_tuned"]]
+    axes.plot(
+        *_centres(ends),
+        "--",
+        color="#9aa3ab",
+        linewidth=1.2,
+        label="straight line between the ends",
+        zorder=1,
+    )
+    if bars:
+        for x, y in points:
+            _cross(axes, x, y, color="#c9cfd5", linewidth=0.8, zorder=1)
+    axes.plot(
+        *_centres(points),
+        "o-",
+        color=CURVE,
+        markersize=4.5 * scale,
+        linewidth=1.5,
+        label="alpha path",
+        zorder=2,
+    )
+    for model, (x, y) in marks.items():
+        style = {**MARKS[model], "markersize": MARKS[model]["markersize"] * scale}
+        _cross(axes, x, y, color=style["color"], linewidth=1.3, zorder=3)
+        label = f"ensemble (alpha {run.alpha:g})" if model == "ensemble" else MODEL_NAMES[model]
+        axes.plot(
+            100 * x.value,
+            100 * y.value,
+            linestyle="",
+            markeredgecolor="white",
+            label=label,
+            zorder=4,
+            **style,
+        )
+    axes.margins(0.08)
+    axes.locator_params(nbins=7, steps=[1, 2, 5, 10])
+    if labels:
+        _label_alphas(axes, run, points)
+
+
+def _draw_over_alpha(axes: Axes, run: RunRecord) -> None:
+    """A run without shifts: the reference's accuracy over alpha."""
+    reference = (run.reference,)
+    estimates = [point_estimate(point, reference) for point in run.path.points]
+    heights = [100 * estimate.value for estimate in estimates]
+    axes.fill_between(
+        run.path.alphas, [100 * e.low for e in estimates], [100 * e.high for e in estimates], color="#e6e9ec"
+    )
+    axes.plot(run.path.alphas, heights, "o-", color=CURVE, markersize=4.5, label="alpha path")
+    for model, alpha in zip(MODEL_NAMES, (0.0, 1.0, run.alpha), strict=True):
+        height = 100 * model_estimate(run, model, reference).value
+        axes.plot(
+            alpha, height, linestyle="", markeredgecolor="white", label=MODEL_NAMES[model], **MARKS[model]
+        )
+    axes.set_xlabel("alpha")
+    axes.set_ylabel(f"accuracy on the reference ({run.reference}, test), in %")
+
+
+def _cross(axes: Axes, x: Estimate, y: Estimate, **style: Any) -> None:
+    axes.plot([100 * x.low, 100 * x.high], [100 * y.value] * 2, **style)
+    axes.plot([100 * x.value] * 2, [100 * y.low, 100 * y.high], **style)
+
+
+def _centres(points: Sequence[tuple[Estimate, Estimate]]) -> tuple[list[float], list[float]]:
+    return [100 * x.value for x, _ in points], [100 * y.value for _, y in points]
+
+
+def _label_alphas(axes: Axes, run: RunRecord, points: Sequence[tuple[Estimate, Estimate]]) -> None:
+    """Writes alphas beside the curve, away from the dashed line, leaving out those that would crowd."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    xs, ys = _centres(points)
+    places = [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(xs, ys, strict=True)]
+    inner = [i for i, alpha in enumerate(run.path.alphas) if alpha not in (0.0, 1.0)]
+    # The chosen alpha comes first, then tenths of even number, so that these survive the crowding.
+    inner.sort(
+        key=lambda i: (abs(run.path.alphas[i] - run.alpha) > 1e-9, round(run.path.alphas[i] * 10, 6) % 2, i)
+    )
+    kept = [places[0], places[-1]]
+    for i in inner:
+        if min(math.dist(places[i], place) for place in kept) < 0.085:
+            continue
+        kept.append(places[i])
+        chosen = abs(run.path.alphas[i] - run.alpha) < 1e-9
+        right, up = _outward(places, i)
+        # Into a corner between the two bars, which run along the axes.
+        gap = 7 if chosen else 3.5
+        axes.annotate(
+            f"alpha {run.path.alphas[i]:g}" if chosen else f"{run.path.alphas[i]:g}",
+            (xs[i], ys[i]),
+            xytext=(gap * right, gap * up),
+            textcoords="offset points",
+            ha="left" if right > 0 else "right",
+            va="bottom" if up > 0 else "top",
+            fontsize=9,
+            fontweight="bold" if chosen else "normal",
+            color="#b04a00" if chosen else "#3d464f",
+            zorder=5,
+        )
+
+
+def _outward(places: Sequence[tuple[float, float]], i: int) -> tuple[int, int]:
+    """The corner (right or left, up or down) across the curve at i, on the side away from the line of ends."""
+    (x0, y0), (x1, y1), (x, y) = places[0], places[-1], places[i]
+    above = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
+    (xa, ya), (xb, yb) = places[i - 1], places[i + 1]
+    across = (ya - yb, xb - xa) if above else (yb - ya, xa - xb)
+    return (1 if across[0] >= 0 else -1), (1 if across[1] >= 0 else -1)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=9)

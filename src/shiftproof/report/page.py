@@ -1,0 +1,192 @@
+"""The report: one HTML page that works offline, with every table, figure and thumbnail inside it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from shiftproof.errors import InputError, require_between
+from shiftproof.records import AccuracyRecord, GroupRecord, RunRecord
+from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
+from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
+from shiftproof.report.samples import Sample, data_uri, read_samples
+from shiftproof.report.tables import (
+    Table,
+    accuracy_table,
+    class_table,
+    group_table,
+    interval_name,
+    path_table,
+    seeds_table,
+)
+from shiftproof.storage import read_json, write_atomically, write_text
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One run as the template shows it."""
+
+    name: str
+    run: RunRecord
+    verdict: str
+    accuracy: Table
+    groups: Table | None
+    classes: Table | None
+    path: Table
+    path_image: str
+    shift_image: str
+    samples: dict[str, list[Sample]]
+    headline: str
+    many: bool
+
+
+def render_report(run_directories: Sequence[Path], out: Path | None = None) -> Path:
+    """Writes the report of one run, or of several runs (seeds) of one suite; returns the page's path.
+
+    One run: ``figures/path.png``, ``figures/shifts.png`` and ``report.html`` in its directory, or the page at
+    ``out``. Several runs: one page at ``out``, the run directories stay as they are. ``out`` is an ``.html``
+    file or a directory. Read are ``summary.json`` and, where they exist, ``results.jsonl`` and
+    ``samples/samples.json``. The same runs give the same bytes.
+    """
+    directories = [Path(directory) for directory in run_directories]
+    target = _target(directories, out)
+    runs = [read_run(directory) for directory in directories]
+    seeds = seeds_table(runs) if len(runs) > 1 else None
+    figures = [_figures(run) for run in runs]
+    repeated = len({run.seed for run in runs}) < len(runs)
+    sections = [
+        _section(directory, run, images, repeated)
+        for directory, run, images in zip(directories, runs, figures, strict=True)
+    ]
+    # Nothing is written before everything is read and drawn.
+    if len(runs) == 1:
+        for name, content in figures[0].items():
+            write_atomically(directories[0] / "figures" / name, functools.partial(_fill, content=content))
+    return write_text(target, _html(sections, seeds))
+
+
+def read_run(directory: Path) -> RunRecord:
+    """The record in a run directory's ``summary.json``; an InputError names the file and the way out."""
+    path = directory / "summary.json"
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; a run writes it when it is done. Check the directory, or finish the run "
+            "with `shiftproof run run.yaml`."
+        )
+    value = read_json(path)
+    try:
+        run = RunRecord.from_json(value)
+        _require_whole(run)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, InputError) else repr(error)
+        raise InputError(
+            f"{path} is damaged or of another version ({reason}). Run again to write it."
+        ) from error
+    return run
+
+
+def _target(directories: Sequence[Path], out: Path | None) -> Path:
+    if not directories:
+        raise InputError("there is no run to report on; give at least one run directory.")
+    if out is None:
+        if len(directories) > 1:
+            raise InputError(
+                f"{len(directories)} runs share one page, which belongs to none of them. "
+                "Say where to write it: --out report.html."
+            )
+        return directories[0] / "report.html"
+    out = Path(out)
+    return out if out.suffix.lower() in (".html", ".htm") else out / "report.html"
+
+
+def _require_whole(run: RunRecord) -> None:
+    """Raises a KeyError, TypeError or InputError where a number that the page shows is absent or no fraction."""
+    for name in run.sets:
+        numbers: list[float] = []
+        for record in (run.models[model][name] for model in MODEL_NAMES):
+            entries: list[AccuracyRecord | GroupRecord] = [record, *record.groups.values()]
+            for entry in entries:
+                numbers += [entry.accuracy, *entry.interval]
+        for point in run.path.points:
+            numbers += [point.validation, point.accuracy[name], *point.interval[name]]
+        for number in numbers:
+            require_between(f"an accuracy on {name}", number, 0.0, 1.0)
+    if not run.path.points:
+        raise InputError("the alpha path is empty")
+    run.shifts_of("natural")
+
+
+def _read_results(directory: Path) -> list[AccuracyRecord]:
+    path = directory / "results.jsonl"
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [AccuracyRecord.from_json(json.loads(line)) for line in lines if line.strip()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without class changes."
+        ) from error
+
+
+def _figures(run: RunRecord) -> dict[str, bytes]:
+    """The figures' files by name."""
+    images = {"path.png": figure_bytes(path_figure(run))}
+    if (panels := shift_figure(run)) is not None:
+        images["shifts.png"] = figure_bytes(panels)
+    return images
+
+
+def _section(directory: Path, run: RunRecord, images: dict[str, bytes], repeated: bool) -> _Section:
+    shifts = headline_shifts(run)
+    where = f" ({directory.resolve().name})" if repeated else ""
+    return _Section(
+        name=f"Seed {run.seed}{where}",
+        run=run,
+        verdict=verdict(run),
+        accuracy=accuracy_table(run),
+        groups=group_table(run),
+        classes=class_table(run, _read_results(directory)),
+        path=path_table(run),
+        path_image=data_uri(images["path.png"]) or "",
+        shift_image=data_uri(images.get("shifts.png", b"")) or "",
+        samples=_by_set(run, read_samples(directory)),
+        headline=headline_name(run),
+        many=len(shifts) > 1,
+    )
+
+
+def _by_set(run: RunRecord, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """The samples by set, in the run's order of sets; sets that the run does not know come last."""
+    names = dict.fromkeys([*run.sets, *(sample.set for sample in samples)])
+    groups = {name: [sample for sample in samples if sample.set == name] for name in names}
+    return {name: group for name, group in groups.items() if group}
+
+
+def _html(sections: Sequence[_Section], seeds: Table | None) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    first = sections[0].run
+    return environment.get_template("page.html.j2").render(
+        sections=sections,
+        seeds=seeds,
+        suite=first.suite,
+        interval=interval_name(first),
+        model_names=MODEL_NAMES,
+        emoji=first.suite.startswith("emoji"),
+    )
+
+
+def _fill(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
