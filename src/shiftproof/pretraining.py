@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,11 +16,12 @@ from shiftproof import progress
 from shiftproof.augmentation.photometric import photometric
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
+from shiftproof.errors import TrainingError, require_at_least, require_choice
 from shiftproof.evaluation.retrieval import recall_at
-from shiftproof.models.clip import Clip
+from shiftproof.models.checkpoints import write_state_dict
+from shiftproof.models.clip import Clip, model_config
 from shiftproof.seeding import child_generator
-from shiftproof.storage import write_atomically, write_json
+from shiftproof.storage import write_json
 from shiftproof.training import (
     MAX_LOGIT_SCALE,
     cosine_with_warmup,
@@ -169,10 +168,9 @@ def _save_open_clip(clip: Clip, folder: Path) -> None:
     """open_clip's own directory layout, so that ``local-dir:`` loads it there and here."""
     import open_clip
 
-    config = open_clip.get_model_config(clip.architecture)
-    if config is None:
-        raise InputError(f"pretraining needs a built-in architecture, not {clip.name!r}. Use open_clip:ARCHITECTURE.")
-    preprocess = open_clip.get_model_preprocess_cfg(clip.model)
-    write_json(folder / "open_clip_config.json", json.loads(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})))
-    tensors = {name: tensor.contiguous() for name, tensor in clip.model.state_dict().items()}
-    write_atomically(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
+    config = {
+        "model_cfg": model_config(str(clip.architecture["name"])),
+        "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip.model),
+    }
+    write_json(folder / "open_clip_config.json", config)
+    write_state_dict(clip.model.state_dict(), folder / "open_clip_model.safetensors")

@@ -80,10 +80,6 @@ class PathRecord:
                 return point
         raise InputError(f"alpha {alpha} is not on the path. Evaluated: {', '.join(map(str, self.alphas))}.")
 
-    def mean_shift(self, point: PathPoint) -> float | None:
-        """The mean accuracy over the shifts at a point, or None where the suite has no shift."""
-        return sum(point.accuracy[name] for name in self.shifts) / len(self.shifts) if self.shifts else None
-
     def oracle(self) -> dict[str, float]:
         """For every set, the alpha that is best on it, ties toward zero-shot: for the report only."""
         names = (self.reference, *self.shifts)
@@ -113,8 +109,8 @@ class RunRecord:
     """What a whole run measured; ``summary.json`` is its JSON form.
 
     ``models[name][set]`` for zero_shot, fine_tuned and ensemble; the reference's numbers are its test
-    split's. ``kinds`` says of every shift whether it is natural or synthetic. ``alpha`` is the chosen one,
-    ``oracle_alpha`` what each set itself would have chosen.
+    split's. ``kinds`` says of every shift whether it is natural or synthetic. ``alpha`` is the chosen one;
+    what each set itself would have chosen is the path's ``oracle()``.
     """
 
     suite: str

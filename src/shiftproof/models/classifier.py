@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import IncompatibleWeightsError, InputError, listed
+from shiftproof.errors import IncompatibleWeightsError, listed
 from shiftproof.models.clip import Clip, build_encoder
 from shiftproof.models.prompts import prompt_templates
 
@@ -60,6 +60,11 @@ class Classifier:
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name."""
         return dict(self.network.state_dict())
+
+    def network_on(self, device: str) -> Network:
+        """The network on a device, in evaluation mode: itself where it is there already, else a copy."""
+        here = next(self.network.parameters()).device == torch.device(device)
+        return self.network.eval() if here else deepcopy(self.network).to(device).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
         """A copy with other weights, in evaluation mode, and other fields where given."""
@@ -179,8 +184,3 @@ def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[st
             stacklevel=3,
         )
 
-
-def require_classes(classes: ClassSpace) -> None:
-    """Raises an InputError unless there are two classes at least."""
-    if len(classes) < 2:
-        raise InputError(f"the class space is {list(classes.ids)}; a classifier needs two classes at least.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
+from shiftproof.storage import read_json
 
-OPEN_CLIP_SCHEMES = ("open_clip:", "hf-hub:", "local-dir:")
+SCHEMES = ("open_clip:", "hf-hub:", "local-dir:")
 Tokenizer = Callable[[Sequence[str]], Tensor]
+# A classifier keeps no text tower; open_clip builds one anyway, so it gets the smallest that there is.
+_NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,14 @@ class Clip:
     """An image tower and a text tower with one embedding space.
 
     ``model`` offers ``encode_image`` and ``encode_text`` (B, D), ``visual`` and ``logit_scale`` (its natural
-    logarithm); ``architecture`` is what rebuilds it: open_clip's name and, where it is not built in, its config.
+    logarithm). ``architecture`` is what rebuilds the image tower, activation included.
     """
 
     name: str
-    model: nn.Module
-    tokenizer: Tokenizer
+    model: nn.Module = field(repr=False, compare=False)
+    tokenizer: Tokenizer = field(repr=False, compare=False)
     preprocessing: Preprocessing
-    architecture: str
+    architecture: Mapping[str, Any]
     context_length: int
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -54,17 +58,15 @@ def load_clip(name: str, seed: int = 0) -> Clip:
     open_clip.add_model_config(TINY_CONFIG)
     if name == "tiny":
         return _build(name, TINY_ARCHITECTURE, str(TINY_WEIGHTS), seed)
-    if not name.startswith(OPEN_CLIP_SCHEMES):
-        known = ["tiny", *OPEN_CLIP_SCHEMES]
+    if not name.startswith(SCHEMES):
         raise InputError(
-            f"unknown model {name!r}. {nearest(name, known)} "
+            f"unknown model {name!r}. {nearest(name, ['tiny', *SCHEMES])} "
             "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH."
         )
     if not name.startswith("open_clip:"):
         return _build(name, name, None, seed)
     architecture, _, tag = name.removeprefix("open_clip:").partition("/")
-    known = open_clip.list_models()
-    if architecture not in known:
+    if architecture not in (known := open_clip.list_models()):
         raise InputError(f"unknown open_clip architecture {architecture!r}. {nearest(architecture, known)}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag and tag not in tags and not Path(tag).is_file():
@@ -72,17 +74,35 @@ def load_clip(name: str, seed: int = 0) -> Clip:
     return _build(name, architecture, tag or None, seed)
 
 
+def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
+    """The image tower that an ``architecture`` describes, with weights still to be loaded."""
+    import open_clip
+
+    with torch.random.fork_rng(devices=[]), _quiet():
+        model = open_clip.CLIP(
+            embed_dim=architecture["embed_dim"],
+            vision_cfg=dict(architecture["vision_cfg"]),
+            text_cfg=dict(_NO_TEXT),
+            quick_gelu=architecture["quick_gelu"],
+        )
+    return model.visual  # type: ignore[no-any-return]
+
+
 def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> Clip:
     import open_clip
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    tag_config = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+    # QuickGELU belongs to the weights: open_clip only warns where the architecture's name does not imply it.
+    quick_gelu = bool((tag_config or {}).get("quick_gelu"))
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)  # open_clip draws random weights from the global state
         try:
-            model = open_clip.create_model(architecture, pretrained=pretrained)
+            model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick_gelu)
             tokenizer = open_clip.get_tokenizer(architecture)
         except (RuntimeError, OSError, ValueError) as error:
-            raise InputError(f"the model {name!r} cannot be loaded ({error}). Check the name and the network.") from error
+            raise InputError(
+                f"the model {name!r} cannot be loaded ({error}). Check the name, the path and the network."
+            ) from error
     cfg = open_clip.get_model_preprocess_cfg(model)
     size = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
     preprocessing = Preprocessing(
@@ -93,4 +113,37 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
         resize_mode=cfg["resize_mode"],
         fill=cfg["fill_color"],
     )
-    return Clip(name, model.eval(), tokenizer, preprocessing, architecture, model.context_length)
+    config = model_config(architecture)
+    described = {
+        "library": "open_clip",
+        "name": architecture,
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": {**config["vision_cfg"], "image_size": size, "timm_model_pretrained": False},
+        "quick_gelu": quick_gelu or config.get("quick_gelu", False),
+    }
+    return Clip(name, model.eval(), tokenizer, preprocessing, described, model.context_length)
+
+
+def model_config(architecture: str) -> dict[str, Any]:
+    """open_clip's config of an architecture, built in or from ``local-dir:`` or ``hf-hub:``."""
+    import open_clip
+
+    if architecture.startswith("local-dir:"):
+        return dict(read_json(Path(architecture.removeprefix("local-dir:")) / "open_clip_config.json")["model_cfg"])
+    if architecture.startswith("hf-hub:"):
+        from huggingface_hub import hf_hub_download
+
+        file = hf_hub_download(architecture.removeprefix("hf-hub:"), "open_clip_config.json")
+        return dict(read_json(file)["model_cfg"])
+    return dict(open_clip.get_model_config(architecture))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs to the root logger that weights are random; whoever asked for that knows it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)

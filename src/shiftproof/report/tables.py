@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shiftproof.errors import InputError
-from shiftproof.records import AccuracyRecord, GroupRecord, PathPoint, RunRecord
+from shiftproof.records import AccuracyRecord, GroupRecord, PathPoint, PathRecord, RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     headline_name,
@@ -84,6 +84,21 @@ def path_table(run: RunRecord) -> Table:
     return Table("The alpha path: accuracy in per cent", (*header, *mean), tuple(rows), note)
 
 
+def sweep_table(path: PathRecord) -> Table:
+    """Every alpha of a path that belongs to no run: validation, reference and shifts with their intervals."""
+    sets = (path.reference, *path.shifts)
+    rows = tuple(
+        (
+            f"{point.alpha:g}",
+            per_cent(point.validation),
+            *(f"{per_cent(point.accuracy[name])} {_bounds(point.interval[name])}" for name in sets),
+        )
+        for point in path.points
+    )
+    header = ("alpha", "validation", f"{path.reference} (reference)", *path.shifts)
+    return Table("The alpha path: accuracy in per cent", header, rows, "In brackets the 95 % Clopper-Pearson interval.")
+
+
 def seeds_table(runs: Sequence[RunRecord]) -> Table:
     """Several runs of one suite: every seed of every model, and the range over the seeds.
 
@@ -134,6 +149,28 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     )
     header = ("class", *(_model_name(run, model) for model in MODEL_NAMES), "fine-tuned minus zero-shot")
     return Table("The classes that fine-tuning moved most, in per cent", header, rows, note)
+
+
+def records_table(records: Sequence[AccuracyRecord]) -> Table:
+    """One row a set, for a single classifier: accuracy with its interval, calibration error, number of images."""
+    rows = tuple(
+        (
+            record.set,
+            _interval_cell(record),
+            _optional(record.calibration_error, per_cent),
+            f"{record.n:,}",
+        )
+        for record in records
+    )
+    note = "In brackets the 95 % Clopper-Pearson interval; all but the number of images in per cent."
+    return Table("Accuracy", ("set", "accuracy", "calibration error", "images"), rows, note)
+
+
+def transposed(table: Table) -> Table:
+    """Rows to columns, for a console that is narrower than a page."""
+    lines = [table.header, *table.rows]
+    header, *rows = zip(*lines, strict=True)
+    return Table(table.title, ("set", *header[1:]), tuple(rows), table.note)
 
 
 def interval_name(run: RunRecord) -> str:

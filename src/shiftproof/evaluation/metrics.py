@@ -1,0 +1,103 @@
+"""From logits to numbers: accuracy, its parts, and the compact form that is kept for every alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.errors import InputError, require_equal_length
+from shiftproof.evaluation.calibration import calibration_error
+from shiftproof.evaluation.intervals import accuracy_interval
+from shiftproof.records import AccuracyRecord, GroupRecord
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is kept of N predictions: (N,) arrays.
+
+    ``prediction`` is the class, ``confidence`` its probability, ``margin`` the two largest logits' difference,
+    ``log_probability`` the natural logarithm of the true class's, ``square_sum`` the sum over the classes of the
+    squared probabilities (with it comes the Brier score).
+    """
+
+    prediction: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    margin: NDArray[np.float32]
+    log_probability: NDArray[np.float32]
+    square_sum: NDArray[np.float32]
+
+
+def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The fraction of rows of (N, K) logits whose largest entry is the label's.
+
+    >>> accuracy(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
+    0.5
+    """
+    _require_logits(logits, labels)
+    return float((logits.argmax(1) == labels).mean())
+
+
+def scores(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
+    """The compact form of (N, K) logits, computed in float64 and kept in float32."""
+    _require_logits(logits, labels)
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    probability = np.exp(log_probabilities)
+    prediction = logits.argmax(1)
+    rows = np.arange(len(logits))
+    top = np.partition(wide, -2, axis=1)[:, -2:]
+    return Scores(
+        prediction=prediction.astype(np.int64),
+        confidence=probability[rows, prediction].astype(np.float32),
+        margin=(top[:, 1] - top[:, 0]).astype(np.float32),
+        log_probability=log_probabilities[rows, labels].astype(np.float32),
+        square_sum=(probability**2).sum(1).astype(np.float32),
+    )
+
+
+def evaluate(
+    kept: Scores,
+    labels: NDArray[np.integer],
+    class_ids: Sequence[str],
+    *,
+    model: str,
+    alpha: float | None,
+    set_name: str,
+    groups: Sequence[str] | None = None,
+) -> AccuracyRecord:
+    """Accuracy with its interval, calibration error, accuracy per class and, where given, per group."""
+    require_equal_length(f"predictions and labels of {set_name}", kept.prediction, labels)
+    correct = kept.prediction == labels
+    counts = np.bincount(labels, minlength=len(class_ids))
+    hits = np.bincount(labels, weights=correct, minlength=len(class_ids))
+    named = np.array(groups) if groups is not None else np.empty(0, dtype=str)
+    return AccuracyRecord(
+        model=model,
+        alpha=alpha,
+        set=set_name,
+        accuracy=float(correct.mean()),
+        interval=accuracy_interval(int(correct.sum()), len(correct)),
+        n=len(correct),
+        calibration_error=calibration_error(kept.confidence, correct),
+        per_class={class_ids[k]: float(hits[k] / counts[k]) for k in range(len(class_ids)) if counts[k]},
+        groups={str(name): _group(correct[named == name]) for name in sorted(set(named.tolist()))},
+    )
+
+
+def _group(correct: NDArray[np.bool_]) -> GroupRecord:
+    return GroupRecord(float(correct.mean()), accuracy_interval(int(correct.sum()), len(correct)), len(correct))
+
+
+def _require_logits(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise InputError(f"logits have the shape {logits.shape}; they must be (N, K) with two classes at least.")
+    require_equal_length("logits and labels", logits, labels)
+    if not np.isfinite(logits).all():
+        row = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+        raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken; train it anew.")
+    if len(labels) and not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        raise InputError(f"labels range from {labels.min()} to {labels.max()}; they must be in 0..{logits.shape[1] - 1}.")

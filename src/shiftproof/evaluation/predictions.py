@@ -1,0 +1,97 @@
+"""Running a classifier over a set, once, and keeping what it said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shiftproof import progress
+from shiftproof.data.batches import evaluation_batches
+from shiftproof.data.sets import ImageSet
+from shiftproof.errors import InputError
+from shiftproof.evaluation.metrics import Scores
+from shiftproof.models.classifier import Classifier
+from shiftproof.storage import write_atomically
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A classifier's logits on one set, sample by sample.
+
+    ``ids`` (N,) name the samples, ``labels`` (N,) are their classes, ``logits`` (N, K) float32; ``groups`` (N,)
+    splits the samples for reporting, where the set has groups.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    groups: tuple[str, ...] | None = None
+
+
+def predict(
+    classifier: Classifier, images: ImageSet, *, device: str = "cpu", batch_size: int = 256, stage: str = "predict"
+) -> Predictions:
+    """The logits of every image of a set, in the set's order, in float32.
+
+    Raises an InputError where the set's class space is not the classifier's.
+    """
+    if images.classes.ids != classifier.classes.ids:
+        raise InputError(
+            f"{images.name} is labelled in another class space than the classifier's. "
+            "Load it with classes=classifier.classes, which matches by name."
+        )
+    network = classifier.network_on(device)
+    logits = []
+    with torch.inference_mode():
+        for batch in evaluation_batches(images, classifier.preprocessing, batch_size):
+            logits.append(network(batch.to(device)).float().cpu().numpy())
+            progress.report(stage, min(len(logits) * batch_size, len(images)), len(images))
+    return Predictions(images.ids, images.labels, np.concatenate(logits), images.groups)
+
+
+def save_predictions(predictions: Predictions, path: Path) -> Path:
+    """Writes ids, labels, logits and groups to an ``.npz`` without pickle."""
+    entries: dict[str, NDArray[np.generic]] = {
+        "ids": np.array(predictions.ids),
+        "labels": predictions.labels,
+        "logits": predictions.logits,
+    }
+    if predictions.groups is not None:
+        entries["groups"] = np.array(predictions.groups)
+    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Reads what ``save_predictions`` wrote; an error names the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            groups = tuple(file["groups"].tolist()) if "groups" in file else None
+            return Predictions(tuple(file["ids"].tolist()), file["labels"], file["logits"], groups)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error
+
+
+def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
+    """Writes the compact form, one array a field, to an ``.npz`` without pickle."""
+    entries = {
+        "ids": np.array(ids),
+        "prediction": kept.prediction,
+        "confidence": kept.confidence,
+        "margin": kept.margin,
+        "log_probability": kept.log_probability,
+        "square_sum": kept.square_sum,
+    }
+    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))
+
+
+def load_scores(path: Path) -> Scores:
+    """Reads what ``save_scores`` wrote; an error names the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Scores(**{name: file[name] for name in file.files if name != "ids"})
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error

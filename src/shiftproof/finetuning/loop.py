@@ -1,0 +1,122 @@
+"""The fine-tuning loop: from a start to a fine-tuned classifier of the same architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftproof import progress
+from shiftproof.data.batches import decoded_once, training_batches
+from shiftproof.data.suites import ShiftSuite
+from shiftproof.errors import InputError, TrainingError
+from shiftproof.evaluation.metrics import accuracy
+from shiftproof.evaluation.predictions import predict
+from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.models.classifier import Classifier, Network, fingerprint
+from shiftproof.models.directories import save_classifier
+from shiftproof.seeding import child_seed
+from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
+
+
+def finetune(
+    start: Classifier,
+    suite: ShiftSuite,
+    settings: FinetuneSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    keep: Path | None = None,
+) -> Classifier:
+    """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` stays as it was.
+
+    The validation split is scored after each epoch, for the history in ``training`` only: the last weights are
+    returned, none are picked. A shift is never read. Where the loss is not finite, the weights of the last
+    epoch that ended well are saved to ``keep`` (if given) and a TrainingError says which step it was.
+    """
+    train, validation = suite.reference.train, suite.reference.validation
+    if train.classes.ids != start.classes.ids:
+        raise InputError("the suite's classes are not the classifier's. Build the start for this suite.")
+    network = deepcopy(start.network).to(device)
+    _freeze(network, settings.recipe)
+    network.train()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
+    steps, warmup = settings.steps(len(train)), settings.warmup(settings.steps(len(train)))
+    batches = [positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune")) for step in range(steps)]
+    pixels = training_batches(train, start.preprocessing, batches, settings.crop_scale, seed)
+    validation = decoded_once(validation, start.preprocessing)
+    good, history, losses = start, [], []
+    for step, (positions, images) in enumerate(zip(batches, pixels, strict=True)):
+        labels = torch.as_tensor(train.labels[positions], device=device)
+        loss = classification_loss(network(images.to(device)), labels, settings.label_smoothing)
+        lr = settings.lr * cosine_with_warmup(step, steps, warmup)
+        try:
+            optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
+        except TrainingError as error:
+            raise _stopped(error, step, good, history, keep) from error
+        losses.append(loss.item())
+        if _ends_epoch(step, steps, settings.batch_size, len(train)):
+            good = _snapshot(start, network, settings, seed, history)
+            score = _validate(good, validation, device)
+            history.append({"step": step + 1, "loss": sum(losses) / len(losses), "validation": score})
+            losses = []
+        progress.report("fine-tune", step + 1, steps, loss=loss.item(), **_last(history, "validation"))
+    return _snapshot(start, network, settings, seed, history)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of (B, K) logits with (B,) labels, or (B, K) soft targets."""
+    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def _freeze(network: Network, recipe: str) -> None:
+    network.requires_grad_(True)
+    if recipe == "head-only":
+        network.encoder.requires_grad_(False)
+        # Batch-norm statistics and dropout belong to the frozen encoder as well.
+        network.encoder.train = lambda mode=True: nn.Module.train(network.encoder, False)  # type: ignore[method-assign,misc,assignment]
+
+
+def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
+    before, after = step * batch_size // images, (step + 1) * batch_size // images
+    return after > before or step + 1 == steps
+
+
+def _snapshot(
+    start: Classifier, network: Network, settings: FinetuneSettings, seed: int, history: Sequence[dict[str, float]]
+) -> Classifier:
+    training = {"settings": asdict(settings), "seed": seed, "history": [dict(entry) for entry in history]}
+    return start.with_weights(
+        {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
+        head="trained",
+        parents=({"role": "start", "fingerprint": fingerprint(start), "source": start.source},),
+        training=training,
+    )
+
+
+def _validate(classifier: Classifier, validation: Any, device: str) -> float:
+    """NaN where the weights no longer give finite logits; the next step's loss then stops the training."""
+    try:
+        predictions = predict(classifier, validation, device=device, stage="validate")
+        return accuracy(predictions.logits, predictions.labels)
+    except InputError:
+        return float("nan")
+
+
+def _stopped(
+    error: TrainingError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
+) -> TrainingError:
+    since = f"step {int(history[-1]['step'])}" if history else "the start"
+    kept = f"The weights of {since} are kept in {save_classifier(good, keep)}. " if keep else ""
+    return TrainingError(f"fine-tuning stopped at step {step}: {error}. {kept}Lower finetune.lr or finetune.clip_norm.")
+
+
+def _last(history: Sequence[dict[str, float]], key: str) -> dict[str, float]:
+    return {key: history[-1][key]} if history else {}

@@ -1,0 +1,253 @@
+"""The whole method from top to bottom: zero-shot, fine-tune, sweep alpha, ensemble, measure, report.
+
+Each stage writes what it made into the run directory and is skipped when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
+from shiftproof.ensembling.ensembles import wise_ft
+from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+from shiftproof.errors import InputError, listed
+from shiftproof.evaluation.intervals import LEVEL, METHOD
+from shiftproof.evaluation.metrics import Scores, evaluate, scores
+from shiftproof.evaluation.predictions import (
+    Predictions,
+    load_predictions,
+    load_scores,
+    predict,
+    save_predictions,
+    save_scores,
+)
+from shiftproof.finetuning.loop import finetune
+from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RunRecord
+from shiftproof.report.page import render_report
+from shiftproof.runfile import RunFile, SuiteFile
+from shiftproof.sampling import write_samples
+from shiftproof.storage import locked, read_json, write_json, write_text
+
+_VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
+
+
+def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
+    """Runs everything that a run file asks for and returns what ``summary.json`` says.
+
+    A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file
+    must be the same) or ``overwrite`` (the old run is deleted).
+    """
+    with locked(out):
+        run = _Run(asked, out, choose_device(asked.device))
+        run.open(resume=resume, overwrite=overwrite)
+        suite = suite_of(asked)
+
+        zero_shot = run.classifier("zero_shot", lambda: build_zero_shot(asked, suite))
+        fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
+        path = run.path(zero_shot, fine_tuned, suite)
+        alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
+        ensemble = run.classifier("ensemble", lambda: wise_ft(zero_shot, fine_tuned, alpha))
+
+        models = dict(zip(MODELS, (zero_shot, fine_tuned, ensemble), strict=True))
+        predictions = run.predictions(models, suite)
+        return run.conclude(suite, predictions, path, alpha)
+
+
+def choose_device(device: str) -> str:
+    """``auto`` is the GPU where there is one, else the CPU; anything else must be a device that torch has here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {device!r} cannot be used here ({error}). Use auto, cpu or cuda.") from error
+    return device
+
+
+def suite_of(asked: RunFile) -> ShiftSuite:
+    """The embedded suite or the one of the user's own data."""
+    if isinstance(asked.suite, SuiteFile):
+        own = asked.suite.model_dump()
+        return own_suite(own["reference"], own["shifts"], name=own["name"], seed=asked.seed)
+    return load_suite(asked.suite, asked.seed)
+
+
+def build_zero_shot(asked: RunFile, suite: ShiftSuite) -> Classifier:
+    """The start: the model's text tower writes the head for the suite's classes."""
+    return zero_shot_classifier(load_clip(asked.model, asked.seed), suite.classes, asked.prompts)
+
+
+@dataclass
+class _Run:
+    """One run directory: which stages are done, and what they wrote."""
+
+    asked: RunFile
+    out: Path
+    device: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Makes the directory this run's own."""
+        settings = self.out / "run.yaml"
+        occupied = sorted(p.name for p in self.out.iterdir() if p.name != ".lock")
+        if occupied and not settings.is_file():
+            raise InputError(
+                f"{self.out} holds {listed(occupied, 5)} but no run.yaml, so it is no run. Choose another --out."
+            )
+        if occupied and overwrite:
+            for path in (self.out / name for name in occupied):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif occupied and not resume:
+            raise InputError(
+                f"{self.out} already holds a run. Choose another --out, add --resume to go on with that run, "
+                "or --overwrite to delete it."
+            )
+        elif occupied and RunFile.read(settings) != self.asked:
+            raise InputError(
+                f"{settings} asks for other settings than this run. Resume it with its own run file "
+                f"(shiftproof run {settings} --out {self.out} --resume), or choose another --out."
+            )
+        if (self.out / "stages.json").is_file():
+            self.seconds = read_json(self.out / "stages.json")
+        write_text(settings, self.asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
+
+    def stage(self, name: str, work: Callable[[], Any]) -> None:
+        """Does a stage's work unless it is done, and notes how long it took."""
+        if name not in self.seconds:
+            started = time.perf_counter()
+            work()
+            self.seconds[name] = round(time.perf_counter() - started, 3)
+            write_json(self.out / "stages.json", self.seconds)
+
+    def classifier(self, name: str, build: Callable[[], Classifier]) -> Classifier:
+        """Builds and saves a classifier, or loads the one that was saved."""
+        self.stage(name, lambda: save_classifier(build(), self.out / name))
+        return load_classifier(self.out / name)
+
+    def finetune(self, start: Classifier, suite: ShiftSuite) -> Classifier:
+        """Fine-tunes; what a failing training leaves is kept under ``checkpoints``."""
+        return finetune(
+            start,
+            suite,
+            self.asked.finetune,
+            seed=self.asked.seed,
+            device=self.device,
+            keep=self.out / "checkpoints" / "last_good",
+        )
+
+    def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:
+        """Sweeps alpha and keeps the compact predictions of every alpha."""
+
+        def keep(alpha: float, set_name: str, ids: tuple[str, ...], kept: Scores) -> None:
+            save_scores(kept, ids, self.along_path(alpha, set_name))
+
+        def sweep() -> None:
+            path = sweep_alpha(zero_shot, fine_tuned, suite, self.asked.alphas, device=self.device, keep=keep)
+            write_json(self.out / "path.json", path.to_json())
+
+        self.stage("sweep", sweep)
+        shifts = tuple(shift.name for shift in suite.shifts)
+        return PathRecord.from_json(suite.reference.name, shifts, read_json(self.out / "path.json"))
+
+    def along_path(self, alpha: float, set_name: str) -> Path:
+        """Where an alpha's compact predictions stand; two decimals where they say it exactly."""
+        digits = f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:.10f}".rstrip("0")
+        return self.out / "predictions" / f"alpha-{digits}" / f"{set_name}.npz"
+
+    def predictions(
+        self, models: dict[str, Classifier], suite: ShiftSuite
+    ) -> dict[str, dict[str, Predictions]]:
+        """The logits of the three models on every test set, each run once."""
+        folder = self.out / "predictions"
+
+        def run_all() -> None:
+            for model, classifier in models.items():
+                for name, images in suite.test_sets.items():
+                    file = folder / model / f"{name}.npz"
+                    if not file.is_file():
+                        save_predictions(predict(classifier, images, device=self.device), file)
+
+        self.stage("predict", run_all)
+        return {m: {name: load_predictions(folder / m / f"{name}.npz") for name in suite.test_sets} for m in models}
+
+    def conclude(
+        self, suite: ShiftSuite, predictions: dict[str, dict[str, Predictions]], path: PathRecord, alpha: float
+    ) -> RunRecord:
+        """Results, summary, samples and report."""
+        ends = dict(zip(MODELS, (0.0, 1.0, alpha), strict=True))
+        models = {
+            model: {name: _record(suite, found, model, ends[model], name) for name, found in of_sets.items()}
+            for model, of_sets in predictions.items()
+        }
+        lines = [record for records in models.values() for record in records.values()]
+        lines += self._along_the_path(suite, path)
+        write_text(self.out / "results.jsonl", "".join(json.dumps(line.to_json()) + "\n" for line in lines))
+        record = RunRecord(
+            suite=suite.name,
+            reference=suite.reference.name,
+            shifts=tuple(shift.name for shift in suite.shifts),
+            kinds={shift.name: shift.kind for shift in suite.shifts},
+            models=models,
+            alpha=alpha,
+            alpha_rule=self.asked.alpha_rule,
+            path=path,
+            interval_level=LEVEL,
+            interval_method=METHOD,
+            seconds=self.seconds,
+            seed=self.asked.seed,
+            versions=versions(),
+        )
+        write_json(self.out / "summary.json", record.to_json())
+        write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
+        render_report([self.out])
+        return record
+
+    def _along_the_path(self, suite: ShiftSuite, path: PathRecord) -> list[AccuracyRecord]:
+        sets = {"validation": suite.reference.validation, **suite.test_sets}
+        records = []
+        for alpha in path.alphas:
+            for name, images in sets.items():
+                kept = load_scores(self.along_path(alpha, name))
+                records.append(
+                    evaluate(
+                        kept,
+                        images.labels,
+                        suite.classes.ids,
+                        model="path",
+                        alpha=alpha,
+                        set_name=name,
+                        groups=images.groups,
+                    )
+                )
+        return records
+
+
+def _record(suite: ShiftSuite, found: Predictions, model: str, alpha: float, name: str) -> AccuracyRecord:
+    return evaluate(
+        scores(found.logits, found.labels),
+        found.labels,
+        suite.classes.ids,
+        model=model,
+        alpha=alpha,
+        set_name=name,
+        groups=found.groups,
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides a result."""
+    return {name: version(name) for name in _VERSIONED}

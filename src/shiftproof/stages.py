@@ -1,0 +1,164 @@
+"""One stage of the method at a time, for the commands that do one: zero-shot, fine-tune, sweep, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftproof.data.captions import load_captioned_set
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.loading import decode
+from shiftproof.data.sets import ImageSet
+from shiftproof.data.suites import export_suite, load_data, load_suite
+from shiftproof.ensembling.ensembles import wise_ft
+from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+from shiftproof.errors import InputError
+from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.evaluation.predictions import predict
+from shiftproof.finetuning.loop import finetune
+from shiftproof.models.classifier import Classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.pipeline import build_zero_shot, choose_device, suite_of
+from shiftproof.pretraining import pretrain
+from shiftproof.records import AccuracyRecord, PathRecord
+from shiftproof.runfile import RunFile
+from shiftproof.storage import locked, write_json, write_text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image's most probable classes, in falling order: (class name, probability)."""
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+
+
+def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Pretrains as the run file's ``pretrain`` section asks; returns the card."""
+    if asked.pretrain is None:
+        raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
+    with locked(out if resume else _empty(out)):
+        settings = out / "run.yaml"
+        if resume and settings.is_file() and RunFile.read(settings) != asked:
+            raise InputError(f"{settings} asks for other settings than this run. Choose another --out.")
+        write_text(settings, asked.to_yaml())
+        clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
+        device = choose_device(asked.device)
+        return pretrain(clip, data, asked.pretrain.settings(), seed=asked.seed, out=out, device=device)
+
+
+def run_zero_shot(asked: RunFile, out: Path) -> tuple[AccuracyRecord, ...]:
+    """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
+    with locked(_empty(out)):
+        suite = suite_of(asked)
+        classifier = build_zero_shot(asked, suite)
+        save_classifier(classifier, out)
+        return score(classifier, suite.test_sets, "zero_shot", choose_device(asked.device), out)
+
+
+def run_finetune(asked: RunFile, start: Path | None, out: Path) -> tuple[AccuracyRecord, ...]:
+    """Fine-tunes a classifier directory, or the run file's model, saves it to ``out`` and scores it."""
+    with locked(_empty(out)):
+        suite, device = suite_of(asked), choose_device(asked.device)
+        begin = load_classifier(start) if start else build_zero_shot(asked, suite)
+        tuned = finetune(begin, suite, asked.finetune, seed=asked.seed, device=device, keep=out / "last_good")
+        save_classifier(tuned, out)
+        return score(tuned, suite.test_sets, "fine_tuned", device, out)
+
+
+def run_sweep(asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path) -> tuple[PathRecord, float]:
+    """Sweeps alpha between two classifier directories; writes ``path.json`` and the ensemble at the chosen alpha."""
+    with locked(_empty(out)):
+        ends = load_classifier(zero_shot), load_classifier(fine_tuned)
+        path = sweep_alpha(*ends, suite_of(asked), asked.alphas, device=choose_device(asked.device))
+        alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
+        write_json(out / "path.json", path.to_json())
+        save_classifier(wise_ft(*ends, alpha), out / "ensemble")
+        return path, alpha
+
+
+def run_evaluate(
+    directory: Path, sets: Mapping[str, str], suite: str | None, device: str, out: Path | None
+) -> tuple[AccuracyRecord, ...]:
+    """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``."""
+    classifier = load_classifier(directory)
+    found: dict[str, ImageSet] = dict(load_suite(suite).test_sets) if suite else {}
+    found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
+    if not found:
+        raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
+    return score(classifier, found, directory.name, choose_device(device), None if out is None else _empty(out))
+
+
+def score(
+    classifier: Classifier, sets: Mapping[str, ImageSet], model: str, device: str, out: Path | None
+) -> tuple[AccuracyRecord, ...]:
+    """Accuracy records of a classifier on every set, also as ``out/results.jsonl``."""
+    records = []
+    for name, images in sets.items():
+        found = predict(classifier, images, device=device, stage=f"evaluate {name}")
+        kept = scores(found.logits, found.labels)
+        records.append(
+            evaluate(
+                kept,
+                found.labels,
+                classifier.classes.ids,
+                model=model,
+                alpha=classifier.alpha,
+                set_name=name,
+                groups=found.groups,
+            )
+        )
+    if out is not None:
+        write_text(out / "results.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    return tuple(records)
+
+
+def run_export(suite: str, out: Path, seed: int) -> int:
+    """Exports an embedded suite as image folders; returns the number of images."""
+    found = load_suite(suite, seed)
+    export_suite(found, _empty(out))
+    return sum(1 for path in out.rglob("*.png"))
+
+
+def model_or_directory(start: str) -> tuple[str, Path | None]:
+    """Tells a model's name from a classifier directory: (name, None) or (the directory's source, its path)."""
+    if (Path(start) / "classifier.json").is_file():
+        return load_classifier(start).source, Path(start)
+    return start, None
+
+
+def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
+    """The ``top`` most probable classes of each image file, from a classifier directory alone."""
+    classifier = load_classifier(directory)
+    unlabelled = ImageSet(
+        "images",
+        classifier.classes,
+        tuple(str(image) for image in images),
+        np.zeros(len(images), dtype=np.int64),
+        lambda i: decode(images[i]),
+    )
+    logits = predict(classifier, unlabelled, device=choose_device(device)).logits.astype(np.float64)
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = shifted / shifted.sum(1, keepdims=True)
+    return [
+        Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)
+    ]
+
+
+def _top(row: np.ndarray, classes: ClassSpace, top: int) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-row, kind="stable")[:top]
+    return tuple((classes.names[k], float(row[k])) for k in order)
+
+
+def _empty(out: Path) -> Path:
+    """Makes the directory that a stage writes to; nothing that another wrote is touched."""
+    out.mkdir(parents=True, exist_ok=True)
+    if occupied := sorted(path.name for path in out.iterdir() if path.name != ".lock"):
+        raise InputError(f"{out} already holds {', '.join(occupied[:5])}. Choose another --out, or delete it.")
+    return out
