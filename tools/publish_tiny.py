@@ -1,7 +1,7 @@
 """Turns a finished pretraining run into the shipped model: half-precision weights and the card.
 
-    shiftproof pretrain src/shiftproof/assets/shiftproof-tiny.yaml --out runs/tiny
-    python tools/publish_tiny.py runs/tiny
+shiftproof pretrain src/shiftproof/assets/shiftproof-tiny.yaml --out runs/tiny
+python tools/publish_tiny.py runs/tiny
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ Prompts = Annotated[str, typer.Option("--prompts", help="photo, short, openai, o
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The run's seed.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Overrides a run-file key, e.g. finetune.lr=1e-5. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="Overrides a run-file key, e.g. finetune.lr=1e-5. May be repeated."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished stages are skipped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")]
@@ -207,7 +208,12 @@ def sweep(
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
     asked = _resolve(
-        "tiny", data, "photo", [f"alphas={_alphas(alphas)}", f"alpha_rule={rule}", *(settings or [])], None, device
+        "tiny",
+        data,
+        "photo",
+        [f"alphas={_alphas(alphas)}", f"alpha_rule={rule}", *(settings or [])],
+        None,
+        device,
     )
     with live_progress():
         path, alpha = run_sweep(asked, zero_shot, fine_tuned, out)
@@ -256,9 +262,7 @@ def predict(
 
     answers = predict_images(classifier, images, top=top, device=device)
     if as_json:
-        shown = [
-            {"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers
-        ]
+        shown = [{"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers]
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return
     for answer in answers:
@@ -341,7 +345,12 @@ def _overrides(settings: list[str] | None, seed: int | None, device: str | None)
 
 
 def _resolve(
-    model: str, data: str | dict[str, Any], prompts: str, settings: list[str] | None, seed: int | None, device: str | None
+    model: str,
+    data: str | dict[str, Any],
+    prompts: str,
+    settings: list[str] | None,
+    seed: int | None,
+    device: str | None,
 ) -> RunFile:
     from shiftproof.runfile import RunFile
 

@@ -168,9 +168,7 @@ class _Run:
         digits = f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:.10f}".rstrip("0")
         return self.out / "predictions" / f"alpha-{digits}" / f"{set_name}.npz"
 
-    def predictions(
-        self, models: dict[str, Classifier], suite: ShiftSuite
-    ) -> dict[str, dict[str, Predictions]]:
+    def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, Predictions]]:
         """The logits of the three models on every test set, each run once."""
         folder = self.out / "predictions"
 
@@ -185,7 +183,11 @@ class _Run:
         return {m: {name: load_predictions(folder / m / f"{name}.npz") for name in suite.test_sets} for m in models}
 
     def conclude(
-        self, suite: ShiftSuite, predictions: dict[str, dict[str, Predictions]], path: PathRecord, alpha: float
+        self,
+        suite: ShiftSuite,
+        predictions: dict[str, dict[str, Predictions]],
+        path: PathRecord,
+        alpha: float,
     ) -> RunRecord:
         """Results, summary, samples and report."""
         ends = dict(zip(MODELS, (0.0, 1.0, alpha), strict=True))

@@ -82,7 +82,11 @@ def pretrain(
     model = clip.model.to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    state = load_checkpoint(out / "checkpoints", model, optimizer) or {"step": 0, "seconds": 0.0, "history": []}
+    state = load_checkpoint(out / "checkpoints", model, optimizer) or {
+        "step": 0,
+        "seconds": 0.0,
+        "history": [],
+    }
     history: list[dict[str, float]] = state["history"]
     loss_average = history[-1]["loss"] if history else 0.0
     started = time.perf_counter() - state["seconds"]
@@ -91,7 +95,7 @@ def pretrain(
         with torch.autocast(device, PRECISIONS[settings.precision], enabled=settings.precision != "float32"):
             image_features = model.encode_image(images.to(device), normalize=True)  # type: ignore[operator]
             text_features = model.encode_text(texts.to(device), normalize=True)  # type: ignore[operator]
-        scale = model.logit_scale.exp()  # type: ignore[operator,union-attr]
+        scale = model.logit_scale.exp()  # type: ignore[operator]
         loss = contrastive_loss(image_features.float(), text_features.float(), scale)
         lr = settings.lr * cosine_with_warmup(step, settings.steps, settings.warmup_steps)
         try:
@@ -102,7 +106,7 @@ def pretrain(
                 "Lower pretrain.lr, or set pretrain.precision to float32."
             ) from error
         with torch.no_grad():
-            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator,union-attr]
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator]
         loss_average = loss.item() if step == 0 else 0.98 * loss_average + 0.02 * loss.item()
         progress.report("pretrain", step + 1, settings.steps, loss=loss_average)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
@@ -130,11 +134,11 @@ def pretrain(
 def held_out_recall(clip: Clip, data: CaptionedSet, *, seed: int, limit: int = 5000) -> dict[str, dict[str, float]]:
     """Recall@1/5/10 in both directions on views (emoji) that training never drew, or on the files' centre crops."""
     generator = child_generator(seed, "held-out")
-    positions = torch.randperm(len(data), generator=generator)[:limit].split(256)
+    order = torch.randperm(len(data), generator=generator)[:limit].tolist()
     image_features, text_features = [], []
     device = next(clip.model.parameters()).device
-    for some in positions:
-        images, captions = data.batch(some.tolist(), clip.preprocessing, generator, train=False)
+    for start in range(0, len(order), 256):
+        images, captions = data.batch(order[start : start + 256], clip.preprocessing, generator, train=False)
         inputs = normalise(images, clip.preprocessing).to(device)
         image_features.append(clip.model.encode_image(inputs, normalize=True))  # type: ignore[operator]
         text_features.append(functional.normalize(clip.encode_text(captions), dim=-1))

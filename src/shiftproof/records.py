@@ -41,7 +41,7 @@ class AccuracyRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, one line of ``results.jsonl``."""
-        return _plain(asdict(self))
+        return dict(_plain(asdict(self)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> AccuracyRecord:

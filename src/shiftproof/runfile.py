@@ -162,7 +162,7 @@ _SECTIONS: Mapping[str, Any] = {
 
 
 def _explained(error: ValidationError) -> str:
-    """pydantic's findings as sentences, each with the key's full name."""
+    """Pydantic's findings as sentences, each with the key's full name."""
     sentences = []
     for found in error.errors():
         # A union's branch stands in the location as a type name; to the reader it is no key.

@@ -33,7 +33,7 @@ def write_samples(
             file = f"{name}-{number:02d}.png"
             thumbnail = Image.fromarray(images.read(position))
             thumbnail.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-            write_atomically(folder / file, lambda path, thumbnail=thumbnail: thumbnail.save(path))  # type: ignore[misc]
+            write_atomically(folder / file, thumbnail.save)
             entries.append(
                 {
                     "set": name,
@@ -52,4 +52,7 @@ def write_samples(
 def _answer(predictions: Predictions, position: int, names: tuple[str, ...]) -> dict[str, object]:
     row = slice(position, position + 1)
     kept = scores(predictions.logits[row], predictions.labels[row])
-    return {"prediction": names[int(kept.prediction[0])], "confidence": round(float(np.float64(kept.confidence[0])), 4)}
+    return {
+        "prediction": names[int(kept.prediction[0])],
+        "confidence": round(float(np.float64(kept.confidence[0])), 4),
+    }

@@ -59,7 +59,11 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def optimisation_step(
-    loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, lr: float, clip_norm: float
+    loss: Tensor,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    clip_norm: float,
 ) -> None:
     """Backward pass, global-norm clip and update at the given learning rate.
 
@@ -106,9 +110,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     try:
         model.load_state_dict(load_file(found[-1] / "model.safetensors"))
     except RuntimeError as error:
-        raise InputError(
-            f"the checkpoint {found[-1]} is of another model ({error}). Choose another --out."
-        ) from error
+        raise InputError(f"the checkpoint {found[-1]} is of another model ({error}). Choose another --out.") from error
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(found[-1] / "optimizer.safetensors").items():
         index, key = name.split(".", 1)

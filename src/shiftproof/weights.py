@@ -10,7 +10,9 @@ from torch import Tensor
 from shiftproof.errors import IncompatibleWeightsError, listed, require_between
 
 
-def interpolate_weights(theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def interpolate_weights(
+    theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
     """(1 - alpha) theta_0 + alpha theta_1, entry by entry: the weight-space ensemble (WiSE-FT, Eq. 1).
 
     Floating-point entries are interpolated in float32 (float64 for float64) and rounded once to their own

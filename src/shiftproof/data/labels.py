@@ -25,7 +25,9 @@ class ClassSpace:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.names):
             raise InputError(f"{len(self.ids)} class ids and {len(self.names)} names; every class needs both.")
-        if doubled := sorted({i for i in self.ids if self.ids.count(i) > 1} if len(set(self.ids)) < len(self.ids) else ()):
+        if doubled := sorted(
+            {i for i in self.ids if self.ids.count(i) > 1} if len(set(self.ids)) < len(self.ids) else ()
+        ):
             raise InputError(f"class ids occur twice: {listed(doubled)}. Give every class its own id.")
 
     @classmethod

@@ -77,7 +77,8 @@ def array_set(
         with lock:
             if not made:
                 made.append(pixels())
-        return made[0][i]
+        pixels_of_one: NDArray[np.uint8] = made[0][i]
+        return pixels_of_one
 
     return ImageSet(name, classes, tuple(ids), labels, read, None if groups is None else tuple(groups))
 

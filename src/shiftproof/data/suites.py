@@ -25,7 +25,10 @@ from shiftproof.storage import write_atomically
 SHIFT_KINDS = ("natural", "synthetic")
 EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for fold in range(1, 5)))
 EMOJI_SIZE = 64
-EMOJI_GEOMETRY = ViewGeometry()
+# Things in a picture stand small and anywhere, drawings large on their page. The small ones keep the reference from
+# saturating, so that fine-tuning has something to gain on it.
+EMOJI_GEOMETRY = ViewGeometry(scale=(0.3, 0.8))
+EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
 _EMOJI_SEED = 20260  # of every held-out view; the run's seed moves the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
@@ -105,7 +108,11 @@ def load_suite(name: str, seed: int = 0) -> ShiftSuite:
 
 
 def own_suite(
-    reference: Mapping[str, str | None], shifts: Mapping[str, Mapping[str, object]], *, name: str = "own", seed: int = 0
+    reference: Mapping[str, str | None],
+    shifts: Mapping[str, Mapping[str, object]],
+    *,
+    name: str = "own",
+    seed: int = 0,
 ) -> ShiftSuite:
     """A suite of one's own data.
 
@@ -169,7 +176,9 @@ def export_suite(suite: ShiftSuite, out: Path) -> Path:
     folders = {
         f"reference/{split}": images
         for split, images in zip(
-            ("train", "validation", "test"), (reference.train, reference.validation, reference.test), strict=True
+            ("train", "validation", "test"),
+            (reference.train, reference.validation, reference.test),
+            strict=True,
         )
     }
     folders |= {f"shifts/{shift.name}": shift.data for shift in suite.shifts}
@@ -178,7 +187,8 @@ def export_suite(suite: ShiftSuite, out: Path) -> Path:
         for i, label in enumerate(images.labels):
             # Ids may hold slashes, as those of folder sets do; the class folder comes from the label.
             file = out / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
-            write_atomically(file, lambda path, i=i, images=images: Image.fromarray(images.read(i)).save(path))
+            image = Image.fromarray(images.read(i))
+            write_atomically(file, image.save)
             done += 1
             progress.report("export", done, total)
     return out
@@ -203,11 +213,14 @@ def _emoji_set(
 ) -> ImageSet:
     def render() -> NDArray[np.uint8]:
         generator = child_generator(seed, "emoji", suite, split)
+        geometry = EMOJI_GEOMETRY if rendition == "colour" else EMOJI_DRAWN_GEOMETRY
         made = []
-        for some in torch.arange(len(positions)).repeat_interleave(views).split(256):
+        every = np.repeat(np.arange(len(positions)), views)
+        for start in range(0, len(every), 256):
+            some = every[start : start + 256]
             drawn = sprites()[[positions[i] for i in some], RENDITIONS.index(rendition)]
             drawings = torch.tensor(drawn).permute(0, 3, 1, 2).float() / 255
-            placements = draw_placements(len(some), EMOJI_GEOMETRY, generator)
+            placements = draw_placements(len(some), geometry, generator)
             backgrounds = draw_backgrounds(background, len(some), EMOJI_SIZE, generator)
             images, _ = compose(drawings, placements, backgrounds)
             made.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())

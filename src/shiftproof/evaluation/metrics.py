@@ -99,5 +99,7 @@ def _require_logits(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
         raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken; train it anew.")
-    if len(labels) and not (0 <= labels.min() and labels.max() < logits.shape[1]):
-        raise InputError(f"labels range from {labels.min()} to {labels.max()}; they must be in 0..{logits.shape[1] - 1}.")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+        raise InputError(
+            f"labels range from {labels.min()} to {labels.max()}; they must be in 0..{logits.shape[1] - 1}."
+        )

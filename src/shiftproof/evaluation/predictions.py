@@ -33,7 +33,12 @@ class Predictions:
 
 
 def predict(
-    classifier: Classifier, images: ImageSet, *, device: str = "cpu", batch_size: int = 256, stage: str = "predict"
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    device: str = "cpu",
+    batch_size: int = 256,
+    stage: str = "predict",
 ) -> Predictions:
     """The logits of every image of a set, in the set's order, in float32.
 
@@ -62,7 +67,7 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
     }
     if predictions.groups is not None:
         entries["groups"] = np.array(predictions.groups)
-    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))
+    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))  # type: ignore[arg-type]
 
 
 def load_predictions(path: Path) -> Predictions:
@@ -85,7 +90,7 @@ def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
         "log_probability": kept.log_probability,
         "square_sum": kept.square_sum,
     }
-    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))
+    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))  # type: ignore[arg-type]
 
 
 def load_scores(path: Path) -> Scores:

@@ -49,10 +49,14 @@ def finetune(
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
     steps, warmup = settings.steps(len(train)), settings.warmup(settings.steps(len(train)))
-    batches = [positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune")) for step in range(steps)]
+    batches = [
+        positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune")) for step in range(steps)
+    ]
     pixels = training_batches(train, start.preprocessing, batches, settings.crop_scale, seed)
     validation = decoded_once(validation, start.preprocessing)
-    good, history, losses = start, [], []
+    good = start
+    history: list[dict[str, float]] = []
+    losses: list[float] = []
     for step, (positions, images) in enumerate(zip(batches, pixels, strict=True)):
         labels = torch.as_tensor(train.labels[positions], device=device)
         loss = classification_loss(network(images.to(device)), labels, settings.label_smoothing)
@@ -81,7 +85,7 @@ def _freeze(network: Network, recipe: str) -> None:
     if recipe == "head-only":
         network.encoder.requires_grad_(False)
         # Batch-norm statistics and dropout belong to the frozen encoder as well.
-        network.encoder.train = lambda mode=True: nn.Module.train(network.encoder, False)  # type: ignore[method-assign,misc,assignment]
+        network.encoder.train = lambda mode=True: nn.Module.train(network.encoder, False)  # type: ignore[method-assign]
 
 
 def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
@@ -90,7 +94,11 @@ def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
 
 
 def _snapshot(
-    start: Classifier, network: Network, settings: FinetuneSettings, seed: int, history: Sequence[dict[str, float]]
+    start: Classifier,
+    network: Network,
+    settings: FinetuneSettings,
+    seed: int,
+    history: Sequence[dict[str, float]],
 ) -> Classifier:
     training = {"settings": asdict(settings), "seed": seed, "history": [dict(entry) for entry in history]}
     return start.with_weights(

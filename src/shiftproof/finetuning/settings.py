@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shiftproof.errors import InputError, require_at_least, require_between, require_choice
 
@@ -16,12 +17,12 @@ class FinetuneSettings:
     """The end-to-end recipe of WiSE-FT (sec. 3) is the default; ``recipe="head-only"`` keeps the encoder.
 
     AdamW at the peak rate ``lr`` after ``warmup_steps`` (at most a tenth of all steps), a cosine down to 0,
-    gradients clipped to the global norm ``clip_norm``, crops of a random ``crop_scale`` share of the area. Biases, norms
-    and scales are not decayed.
+    gradients clipped to the global norm ``clip_norm``, crops of a random ``crop_scale`` share of the area.
+    Biases, norms and scales are not decayed.
     """
 
     # A dictionary is all that pydantic needs to refuse unknown keys of a run file.
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     recipe: str = "end-to-end"
     epochs: int = 10

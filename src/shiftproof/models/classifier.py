@@ -89,7 +89,7 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     _warn_of_equal_names(classes)
     _warn_of_cut_prompts(clip, classes, templates)
     with torch.inference_mode():
-        scale = clip.model.logit_scale.exp().item()  # type: ignore[operator,union-attr]
+        scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
         rows = scale * zero_shot_embeddings(clip, classes.names, templates)
     head = nn.Linear(rows.shape[1], len(classes))
     with torch.no_grad():
@@ -138,7 +138,11 @@ def fingerprint(classifier: Classifier) -> str:
     Two classifiers with the same fingerprint give the same logits; their provenance may differ.
     """
     digest = hashlib.sha256()
-    said = [classifier.classes.ids, classifier.preprocessing, sorted(classifier.architecture.items(), key=str)]
+    said = [
+        classifier.classes.ids,
+        classifier.preprocessing,
+        sorted(classifier.architecture.items(), key=str),
+    ]
     digest.update(repr(said).encode())
     for name, tensor in sorted(classifier.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
@@ -183,4 +187,3 @@ def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[st
             "Shorten the class names or the templates.",
             stacklevel=3,
         )
-

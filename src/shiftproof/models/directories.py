@@ -68,7 +68,9 @@ def load_classifier(directory: str | Path) -> Classifier:
 
 
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
-    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["preprocessing"].items()}
+    preprocessing: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored["preprocessing"].items()
+    }
     return {
         "architecture": stored["architecture"],
         "preprocessing": Preprocessing(**preprocessing),

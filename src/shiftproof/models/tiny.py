@@ -83,7 +83,7 @@ class TinyNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def shiftproof_tiny(pretrained: bool = False, **kwargs: Any) -> TinyNet:
     """The tower of 0.7 M parameters; its weights come with the CLIP model around it, not from timm."""
     cfg = {
@@ -94,7 +94,12 @@ def shiftproof_tiny(pretrained: bool = False, **kwargs: Any) -> TinyNet:
         "classifier": "fc",
     }
     return build_model_with_cfg(  # type: ignore[no-any-return]
-        TinyNet, "shiftproof_tiny", pretrained, pretrained_cfg=cfg, pretrained_strict=False, **_supported(kwargs)
+        TinyNet,
+        "shiftproof_tiny",
+        pretrained,
+        pretrained_cfg=cfg,
+        pretrained_strict=False,
+        **_supported(kwargs),
     )
 
 

@@ -118,9 +118,7 @@ def _on_reference(run: RunRecord) -> str:
         what = "gains" if change > 0 else "gives up"
         finding = f"so it {what} {per_cent(abs(change))} points (the intervals do not overlap)"
     elif change >= -_KEPT:
-        finding = (
-            f"so it keeps the fine-tuned accuracy ({signed_points(change)} points, the intervals overlap)"
-        )
+        finding = f"so it keeps the fine-tuned accuracy ({signed_points(change)} points, the intervals overlap)"
     else:
         finding = f"a difference of {signed_points(change)} points that the overlapping intervals leave open"
     return (

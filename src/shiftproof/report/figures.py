@@ -173,9 +173,7 @@ def _draw_over_alpha(axes: Axes, run: RunRecord) -> None:
     axes.plot(run.path.alphas, heights, "o-", color=CURVE, markersize=4.5, label="alpha path")
     for model, alpha in zip(MODEL_NAMES, (0.0, 1.0, run.alpha), strict=True):
         height = 100 * model_estimate(run, model, reference).value
-        axes.plot(
-            alpha, height, linestyle="", markeredgecolor="white", label=MODEL_NAMES[model], **MARKS[model]
-        )
+        axes.plot(alpha, height, linestyle="", markeredgecolor="white", label=MODEL_NAMES[model], **MARKS[model])
     axes.set_xlabel("alpha")
     axes.set_ylabel(f"accuracy on the reference ({run.reference}, test), in %")
 
@@ -196,9 +194,7 @@ def _label_alphas(axes: Axes, run: RunRecord, points: Sequence[tuple[Estimate, E
     places = [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(xs, ys, strict=True)]
     inner = [i for i, alpha in enumerate(run.path.alphas) if alpha not in (0.0, 1.0)]
     # The chosen alpha comes first, then tenths of even number, so that these survive the crowding.
-    inner.sort(
-        key=lambda i: (abs(run.path.alphas[i] - run.alpha) > 1e-9, round(run.path.alphas[i] * 10, 6) % 2, i)
-    )
+    inner.sort(key=lambda i: (abs(run.path.alphas[i] - run.alpha) > 1e-9, round(run.path.alphas[i] * 10, 6) % 2, i))
     kept = [places[0], places[-1]]
     for i in inner:
         if min(math.dist(places[i], place) for place in kept) < 0.085:

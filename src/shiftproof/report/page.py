@@ -84,9 +84,7 @@ def read_run(directory: Path) -> RunRecord:
         _require_whole(run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
-        raise InputError(
-            f"{path} is damaged or of another version ({reason}). Run again to write it."
-        ) from error
+        raise InputError(f"{path} is damaged or of another version ({reason}). Run again to write it.") from error
     return run
 
 

@@ -72,9 +72,7 @@ def _sample(entry: Mapping[str, Any], folder: Path) -> Sample:
     content = _thumbnail(folder, str(entry["file"]))
     uri = data_uri(content)
     if uri is None:
-        raise InputError(
-            f"{folder / entry['file']} is no PNG, JPEG or WebP image. Run again to write it anew."
-        )
+        raise InputError(f"{folder / entry['file']} is no PNG, JPEG or WebP image. Run again to write it anew.")
     answers = {model: _answer(entry["answers"][model], label) for model in MODELS}
     # A PNG's width stands in its first chunk; only small images are enlarged, and only these stay sharp.
     small = uri.startswith("data:image/png") and int.from_bytes(content[16:20], "big") <= _SMALL
@@ -90,9 +88,7 @@ def _answer(value: Mapping[str, Any], label: str) -> Answer:
 def _thumbnail(folder: Path, name: str) -> bytes:
     # A name that leads out of the folder would put a foreign file into a page meant to be passed on.
     if Path(name).name != name or not name:
-        raise InputError(
-            f"{folder / 'samples.json'} names the file {name!r}; it must lie in {folder} itself."
-        )
+        raise InputError(f"{folder / 'samples.json'} names the file {name!r}; it must lie in {folder} itself.")
     try:
         return (folder / name).read_bytes()
     except OSError as error:

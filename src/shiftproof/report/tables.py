@@ -30,9 +30,7 @@ class Table:
 
 def accuracy_table(run: RunRecord) -> Table:
     """The three models on the reference, on every shift, and on the means over each kind of shift."""
-    columns: list[tuple[str, Callable[[str], str]]] = [
-        (f"{run.reference} (reference)", _cell(run, run.reference))
-    ]
+    columns: list[tuple[str, Callable[[str], str]]] = [(f"{run.reference} (reference)", _cell(run, run.reference))]
     for kind in ("natural", "synthetic"):
         shifts = run.shifts_of(kind)
         columns += [(f"{name} ({kind})", _cell(run, name)) for name in shifts]
@@ -60,9 +58,7 @@ def group_table(run: RunRecord) -> Table | None:
     if not rows:
         return None
     header = ("set", "group", "images", *(_model_name(run, model) for model in MODEL_NAMES))
-    note = (
-        f"In brackets the {interval_name(run)}. A group has fewer images than its set, hence wider intervals."
-    )
+    note = f"In brackets the {interval_name(run)}. A group has fewer images than its set, hence wider intervals."
     return Table("Accuracy by group, in per cent", header, tuple(rows), note)
 
 
@@ -91,7 +87,7 @@ def sweep_table(path: PathRecord) -> Table:
         (
             f"{point.alpha:g}",
             per_cent(point.validation),
-            *(f"{per_cent(point.accuracy[name])} {_bounds(point.interval[name])}" for name in sets),
+            *(_with_interval(point.accuracy[name], point.interval[name]) for name in sets),
         )
         for point in path.points
     )
@@ -114,9 +110,7 @@ def seeds_table(runs: Sequence[RunRecord]) -> Table:
             ranges = (_range(column, FORMATS[i]) for i, column in enumerate(zip(*numbers, strict=True)))
             rows.append((MODEL_NAMES[model], "range", *ranges))
     header = ("model", "seed", "reference", headline_name(first))
-    note = (
-        f"All {len(runs)} seeds are shown, none is picked; the range is from the lowest to the highest seed."
-    )
+    note = f"All {len(runs)} seeds are shown, none is picked; the range is from the lowest to the highest seed."
     if len({run.seed for run in runs}) < len(runs):
         note += " Some seeds repeat: those runs differ in other settings, see their sections."
     differences = ("to fine-tuned (reference, points)", "to fine-tuned (shifts, points)")
@@ -129,9 +123,7 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     ``records`` are the lines of ``results.jsonl``; of the same model and set the last one counts.
     """
     shifts = headline_shifts(run)
-    latest = {
-        (record.model, record.set): record.per_class for record in records if record.model in MODEL_NAMES
-    }
+    latest = {(record.model, record.set): record.per_class for record in records if record.model in MODEL_NAMES}
     if not shifts or any(not latest.get((model, name)) for model in MODEL_NAMES for name in shifts):
         return None
     known = sorted(set.intersection(*(set(latest[model, name]) for model in MODEL_NAMES for name in shifts)))
@@ -140,9 +132,7 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
         for name in known
     }
     moved = sorted(known, key=lambda name: (-abs(means[name][1] - means[name][0]), name))[:count]
-    rows = tuple(
-        (name, *map(per_cent, means[name]), signed_points(means[name][1] - means[name][0])) for name in moved
-    )
+    rows = tuple((name, *map(per_cent, means[name]), signed_points(means[name][1] - means[name][0])) for name in moved)
     note = (
         f"Mean over the headline shifts ({', '.join(shifts)}). These classes are shown because they moved most; "
         "each rests on few images."
@@ -183,8 +173,12 @@ def _model_name(run: RunRecord, model: str) -> str:
 
 
 def _interval_cell(record: AccuracyRecord | GroupRecord) -> str:
-    low, high = record.interval
-    return f"{per_cent(record.accuracy)} ({per_cent(low)}–{per_cent(high)})"
+    return _with_interval(record.accuracy, record.interval)
+
+
+def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{per_cent(accuracy)} ({per_cent(low)}–{per_cent(high)})"
 
 
 def _cell(run: RunRecord, name: str) -> Callable[[str], str]:

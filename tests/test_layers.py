@@ -1,0 +1,130 @@
+"""The table of layers in the design, held by parsing every import, also those inside functions."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "shiftproof"
+# Lower layers first; a module may import from what stands before it, in its own layer too.
+ORDER = [
+    "errors",
+    "seeding",
+    "records",
+    "storage",
+    "progress",
+    "data.labels",
+    "data.loading",
+    "data.sets",
+    "data.batches",
+    "data.corruptions",
+    "data.emoji",
+    "data.views",
+    "data.captions",
+    "data.suites",
+    "weights",
+    "models.checkpoints",
+    "models.prompts",
+    "models.tiny",
+    "models.clip",
+    "models.classifier",
+    "models.directories",
+    "augmentation.photometric",
+    "evaluation.intervals",
+    "evaluation.calibration",
+    "evaluation.metrics",
+    "evaluation.predictions",
+    "evaluation.retrieval",
+    "training",
+    "pretraining",
+    "finetuning.settings",
+    "finetuning.loop",
+    "ensembling.ensembles",
+    "ensembling.path",
+    "report.comparisons",
+    "report.tables",
+    "report.figures",
+    "report.samples",
+    "report.page",
+    "runfile",
+    "sampling",
+    "pipeline",
+    "stages",
+    "console",
+    "cli",
+]
+NO_TORCH = ("records", "errors", "storage", "progress", "evaluation.intervals", "evaluation.calibration", "report.")
+STRAY = {"utils", "helpers", "base", "common", "misc"}
+
+
+def breaches(package: Path) -> list[str]:
+    """Every upward import, unlisted module and stray name under a package folder."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        module = ".".join(path.relative_to(package).with_suffix("").parts)
+        if path.stem in STRAY:
+            found.append(f"{module}: a module's name must say what is in it")
+        if path.stem == "__init__":
+            continue
+        if module not in ORDER:
+            found.append(f"{module} is not in the table of layers")
+            continue
+        for target in imported(path):
+            if target.split(".")[0] == "torch" and module.startswith(NO_TORCH):
+                found.append(f"{module} imports torch")
+            if target.startswith("shiftproof."):
+                known = longest(target.removeprefix("shiftproof."))
+                if known and ORDER.index(known) >= ORDER.index(module):
+                    found.append(f"{module} imports {known}, which stands above it")
+    return found
+
+
+def imported(path: Path) -> list[str]:
+    """All modules that a file imports anywhere, but for type checkers alone."""
+    names = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def longest(target: str) -> str | None:
+    """The listed module that an imported name belongs to."""
+    parts = target.split(".")
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in ORDER), None)
+
+
+def test_imports_point_downward() -> None:
+    assert breaches(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("weights", "from shiftproof.models.clip import load_clip", "models.clip, which stands above"),
+        ("data/labels", "def f():\n    import shiftproof.pipeline", "pipeline, which stands above"),
+        ("records", "import torch", "imports torch"),
+        ("report/page", "def f():\n    from torch import nn", "imports torch"),
+        ("data/utils", "", "a module's name must say"),
+        ("novelty", "", "not in the table"),
+    ],
+)
+def test_a_planted_breach_is_caught(tmp_path: Path, module: str, source: str, said: str) -> None:
+    file = tmp_path / f"{module}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    assert any(said in breach for breach in breaches(tmp_path))
