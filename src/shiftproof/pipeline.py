@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
+from shiftproof.data.suites import VALIDATION, ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import choose_alpha, sweep_alpha
 from shiftproof.errors import InputError, listed
@@ -219,7 +219,7 @@ class _Run:
         return record
 
     def _along_the_path(self, suite: ShiftSuite, path: PathRecord) -> list[AccuracyRecord]:
-        sets = {"validation": suite.reference.validation, **suite.test_sets}
+        sets = {VALIDATION: suite.reference.validation, **suite.test_sets}
         records = []
         for alpha in path.alphas:
             for name, images in sets.items():

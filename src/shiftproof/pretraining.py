@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,13 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 def pretrain(
     clip: Clip, data: CaptionedSet, settings: PretrainSettings, *, seed: int, out: Path, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Trains both towers in place and writes ``out/model`` (open_clip's local-dir layout) and ``out/card.json``.
+    """Trains a copy of both towers and writes ``out/model`` (open_clip's local-dir layout) and ``out/card.json``.
 
     Goes on from the last checkpoint in ``out/checkpoints``, if there is one, with the same data order and
     the same random views as if it had never stopped. Returns the card.
     """
-    model = clip.model.to(device).train()
+    model = deepcopy(clip.model).to(device).train()
+    trained = replace(clip, model=model)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     state = load_checkpoint(out / "checkpoints", model, optimizer) or {
@@ -112,7 +114,7 @@ def pretrain(
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             history.append({"step": step + 1, "loss": loss_average})
             save_checkpoint(out / "checkpoints", step + 1, model, optimizer, _state(history, started))
-    model.eval()
+    trained.model.eval()
     card = {
         "model": clip.name,
         "data": data.name,
@@ -123,9 +125,9 @@ def pretrain(
         "machine": _machine(device),
         "final_loss": history[-1]["loss"],
         "history": history,
-        "recall": held_out_recall(clip, data, seed=seed),
+        "recall": held_out_recall(trained, data, seed=seed),
     }
-    _save_open_clip(clip, out / "model")
+    _save_open_clip(trained, out / "model")
     write_json(out / "card.json", card)
     return card
 

@@ -67,6 +67,7 @@ def run_finetune(asked: RunFile, start: Path | None, out: Path) -> tuple[Accurac
     with locked(_empty(out)):
         suite, device = suite_of(asked), choose_device(asked.device)
         begin = load_classifier(start) if start else build_zero_shot(asked, suite)
+        suite = suite.relabelled(begin.classes)
         tuned = finetune(begin, suite, asked.finetune, seed=asked.seed, device=device, keep=out / "last_good")
         save_classifier(tuned, out)
         return score(tuned, suite.test_sets, "fine_tuned", device, out)
@@ -76,7 +77,8 @@ def run_sweep(asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path) -> t
     """Sweeps alpha between two classifier directories; writes ``path.json`` and the ensemble at the chosen alpha."""
     with locked(_empty(out)):
         ends = load_classifier(zero_shot), load_classifier(fine_tuned)
-        path = sweep_alpha(*ends, suite_of(asked), asked.alphas, device=choose_device(asked.device))
+        suite = suite_of(asked).relabelled(ends[0].classes)
+        path = sweep_alpha(*ends, suite, asked.alphas, device=choose_device(asked.device))
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
         write_json(out / "path.json", path.to_json())
         save_classifier(wise_ft(*ends, alpha), out / "ensemble")
@@ -88,7 +90,7 @@ def run_evaluate(
 ) -> tuple[AccuracyRecord, ...]:
     """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``."""
     classifier = load_classifier(directory)
-    found: dict[str, ImageSet] = dict(load_suite(suite).test_sets) if suite else {}
+    found: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
     if not found:
         raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
@@ -121,9 +123,7 @@ def score(
 
 def run_export(suite: str, out: Path, seed: int) -> int:
     """Exports an embedded suite as image folders; returns the number of images."""
-    found = load_suite(suite, seed)
-    export_suite(found, _empty(out))
-    return sum(1 for path in out.rglob("*.png"))
+    return export_suite(load_suite(suite, seed), out)
 
 
 def model_or_directory(start: str) -> tuple[str, Path | None]:

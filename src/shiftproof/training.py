@@ -55,7 +55,7 @@ def positions_at(step: int, batch_size: int, count: int, seed: int) -> list[int]
 
 @functools.lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(count, generator=child_generator(seed, "order", epoch)).tolist()  # type: ignore[no-any-return]
+    return torch.randperm(count, generator=child_generator(seed, "order", epoch)).tolist()
 
 
 def optimisation_step(

@@ -29,14 +29,15 @@ def interpolate_weights(
     """
     require_between("alpha", alpha, 0, 1)
     require_compatible(theta_0, theta_1)
-    made: dict[tuple[object, ...], Tensor] = {}
+    # The ends are kept with what was made of them: memory that a lazy mapping frees would be taken for a tie.
+    made: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor]] = {}
     result = {}
     for name, start in theta_0.items():
         end = theta_1[name]
         memory = (*_memory(start), *_memory(end))
         if memory not in made:
-            made[memory] = _interpolate(start, end, alpha)
-        result[name] = made[memory]
+            made[memory] = (start, end, _interpolate(start, end, alpha))
+        result[name] = made[memory][2]
     return result
 
 
@@ -70,8 +71,9 @@ def _interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     if start.is_complex():
         return torch.lerp(start.detach(), end.detach(), alpha)
     wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-    # lerp and not (1 - a) x + a y: equal ends stay equal to the last bit.
-    return torch.lerp(start.detach().to(wide), end.detach().to(wide), alpha).to(start.dtype)
+    # lerp and not (1 - a) x + a y: equal ends stay equal to the last bit; equal infinities (masks) do too.
+    x, y = start.detach().to(wide), end.detach().to(wide)
+    return torch.where(x.isinf() & (x == y), x, torch.lerp(x, y, alpha)).to(start.dtype)
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:

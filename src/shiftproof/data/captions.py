@@ -153,11 +153,13 @@ def _from_csv(path: Path) -> dict[Path, list[str]]:
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
     entries: dict[Path, list[str]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         if not {"filepath", "caption"} <= set(rows.fieldnames or ()):
             raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'caption'.")
-        for row in rows:
+        for number, row in enumerate(rows, 2):
+            if not (row["filepath"] and row["caption"]):
+                raise InputError(f"row {number} of {path} lacks its filepath or its caption. Fill it in or take it out.")
             entries.setdefault(path.parent / row["filepath"], []).append(row["caption"])
     return entries
 

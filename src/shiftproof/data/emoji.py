@@ -72,7 +72,7 @@ def sprites() -> NDArray[np.uint8]:
     Raises a ShiftproofError where the rendered pixels are not the ones that the results were made with.
     """
     path = cache_directory() / f"emoji-{SPRITES_SHA256[:16]}.npy"
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: rendered anew
         cached = np.load(path, allow_pickle=False)
         if sprites_sha256(cached) == SPRITES_SHA256:
             return _read_only(cached)

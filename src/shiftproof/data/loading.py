@@ -63,10 +63,14 @@ def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
         return pixels
     if mode == "squash":
         new_height = new_width = size
-    else:
+    elif mode == "shortest":
         # torchvision's rule: the long side is truncated, so that its crops are met pixel by pixel.
-        side = min(height, width) if mode == "shortest" else max(height, width)
+        side = min(height, width)
         new_height, new_width = int(size * height / side), int(size * width / side)
+    else:
+        # open_clip's rule: both sides are rounded.
+        ratio = max(height / size, width / size)
+        new_height, new_width = round(height / ratio), round(width / ratio)
     image = Image.fromarray(pixels).resize(
         (max(new_width, 1), max(new_height, 1)), _FILTERS[preprocessing.interpolation]
     )
@@ -76,11 +80,12 @@ def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
 def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint8]:
     """Crops or pads around the centre to (size, size, 3)."""
     height, width = pixels.shape[:2]
-    top, left = round((height - size) / 2), round((width - size) / 2)
     if height >= size and width >= size:
+        top, left = round((height - size) / 2), round((width - size) / 2)
         return pixels[top : top + size, left : left + size]
+    top, left = (size - height) // 2, (size - width) // 2
     canvas = np.full((size, size, 3), fill, dtype=np.uint8)
-    canvas[-top : -top + height, -left : -left + width] = pixels
+    canvas[top : top + height, left : left + width] = pixels
     return canvas
 
 

@@ -45,6 +45,13 @@ class ImageSet:
         """The same images under another name."""
         return replace(self, name=name)
 
+    def relabelled(self, classes: ClassSpace) -> ImageSet:
+        """The same images, labelled in another class space by class id."""
+        if classes.ids == self.classes.ids:
+            return self
+        labels = classes.labels_of([self.classes.ids[label] for label in self.labels], self.name)
+        return replace(self, classes=classes, labels=labels)
+
     def subset(self, positions: Sequence[int]) -> ImageSet:
         """The images at the given positions, in their order."""
         chosen = list(positions)
@@ -124,11 +131,14 @@ def _csv_entries(path: Path) -> list[tuple[Path, str, str]]:
     """(path, class, id) of every row; paths are relative to the CSV's folder."""
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         if not {"filepath", "label"} <= set(rows.fieldnames or ()):
             raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'label'.")
-        entries = [(path.parent / row["filepath"], row["label"], row["filepath"]) for row in rows]
+        read = list(rows)
+        if short := next((i for i, row in enumerate(read, 2) if not (row["filepath"] and row["label"])), None):
+            raise InputError(f"row {short} of {path} lacks its filepath or its label. Fill it in or take it out.")
+        entries = [(path.parent / row["filepath"], row["label"], row["filepath"]) for row in read]
     if not entries:
         raise InputError(f"{path} holds no row. It needs one a labelled image.")
     if len({sample for _, _, sample in entries}) < len(entries):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,8 @@ from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set
 from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
-from shiftproof.storage import write_atomically
 
+VALIDATION = "validation"
 SHIFT_KINDS = ("natural", "synthetic")
 EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for fold in range(1, 5)))
 EMOJI_SIZE = 64
@@ -29,7 +31,7 @@ EMOJI_SIZE = 64
 # saturating, so that fine-tuning has something to gain on it.
 EMOJI_GEOMETRY = ViewGeometry(scale=(0.3, 0.8))
 EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
-_EMOJI_SEED = 20260  # of every held-out view; the run's seed moves the training views only
+_HELD_OUT_SEED = 20260  # of every held-out view and corruption; the run's seed moves the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
 _HELD_OUT_SHARE = 0.2
@@ -70,13 +72,26 @@ class ShiftSuite:
 
     def __post_init__(self) -> None:
         names = [self.reference.name, *(shift.name for shift in self.shifts)]
-        if len(set(names)) < len(names):
-            raise InputError(f"the suite's sets {names} share a name. Give every set its own.")
+        if len({VALIDATION, *names}) <= len(names):
+            raise InputError(f"the suite's sets {names} must have names of their own, other than {VALIDATION!r}.")
 
     @property
     def test_sets(self) -> dict[str, ImageSet]:
         """The reference's test split and every shift, by name."""
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
+
+    def relabelled(self, classes: ClassSpace) -> ShiftSuite:
+        """The same suite in another class space, matched by class id."""
+        if classes.ids == self.classes.ids:
+            return self
+        reference = Reference(
+            self.reference.name,
+            self.reference.train.relabelled(classes),
+            self.reference.validation.relabelled(classes),
+            self.reference.test.relabelled(classes),
+        )
+        shifts = tuple(replace(shift, data=shift.data.relabelled(classes)) for shift in self.shifts)
+        return ShiftSuite(self.name, classes, reference, shifts)
 
 
 def load_suite(name: str, seed: int = 0) -> ShiftSuite:
@@ -95,7 +110,7 @@ def load_suite(name: str, seed: int = 0) -> ShiftSuite:
     classes = ClassSpace(tuple(n.replace(" ", "_") for n in names), names)
 
     def view(split: str, views: int, rendition: str = "colour", background: str = "white") -> ImageSet:
-        own = seed if split == "train" else _EMOJI_SEED
+        own = seed if split == "train" else _HELD_OUT_SEED
         return _emoji_set(split, name, classes, positions, views, rendition, background, own)
 
     test = view("test", _TEST_VIEWS)
@@ -153,9 +168,7 @@ def load_data(
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
     if kind in EMOJI_SUITES:
         found: ImageSet = getattr(load_suite(kind, seed).reference, split)
-        if classes is not None and classes != found.classes:
-            raise InputError(f"the classes of {kind} are not those of the reference. Use a set of the same classes.")
-        return found
+        return found if classes is None else found.relabelled(classes)
     return load_set(spec, classes, partial=partial)
 
 
@@ -165,33 +178,45 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
     name = f"{corruption}-{severity}"
 
     def change(i: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return corrupt(pixels, corruption, severity, child_generator(_EMOJI_SEED, name, images.ids[i]))
+        return corrupt(pixels, corruption, severity, child_generator(_HELD_OUT_SEED, name, images.ids[i]))
 
     return Shift(name, "synthetic", images.mapped(change, name))
 
 
-def export_suite(suite: ShiftSuite, out: Path) -> Path:
-    """Writes ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/`` as PNG files."""
+def export_suite(suite: ShiftSuite, out: Path) -> int:
+    """Writes ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/`` as PNG files.
+
+    The folder appears whole or not at all; it must not exist, or be empty. Returns the number of images.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty. Choose another --out, or delete it.")
     reference = suite.reference
     folders = {
-        f"reference/{split}": images
-        for split, images in zip(
-            ("train", "validation", "test"),
-            (reference.train, reference.validation, reference.test),
-            strict=True,
-        )
+        "reference/train": reference.train,
+        "reference/validation": reference.validation,
+        "reference/test": reference.test,
+        **{f"shifts/{shift.name}": shift.data for shift in suite.shifts},
     }
-    folders |= {f"shifts/{shift.name}": shift.data for shift in suite.shifts}
     total, done = sum(len(images) for images in folders.values()), 0
-    for folder, images in folders.items():
-        for i, label in enumerate(images.labels):
-            # Ids may hold slashes, as those of folder sets do; the class folder comes from the label.
-            file = out / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
-            image = Image.fromarray(images.read(i))
-            write_atomically(file, image.save)
-            done += 1
-            progress.report("export", done, total)
-    return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for folder, images in folders.items():
+            for i, label in enumerate(images.labels):
+                # Ids may hold slashes, as those of folder sets do; the class folder comes from the label.
+                file = temporary / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
+                file = file.with_stem(f"{file.stem}-{i}") if file.exists() else file
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(images.read(i)).save(file)
+                done += 1
+                progress.report("export", done, total)
+        if out.exists():
+            out.rmdir()
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return total
 
 
 def _belongs(concept: Concept, suite: str) -> bool:

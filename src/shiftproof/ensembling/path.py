@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once
-from shiftproof.data.suites import ShiftSuite
+from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.errors import InputError, require_between, require_choice
 from shiftproof.evaluation.intervals import accuracy_interval
@@ -17,7 +17,6 @@ from shiftproof.models.classifier import Classifier
 from shiftproof.records import PathPoint, PathRecord
 
 RULES = ("fixed", "reference", "tolerance")
-VALIDATION = "validation"
 # What a sweep hands on for every model it ran: alpha, the set's name, the sample ids, the compact predictions.
 Keep: TypeAlias = Callable[[float, str, tuple[str, ...], Scores], object]
 

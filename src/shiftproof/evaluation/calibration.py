@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.errors import require_at_least, require_equal_length
+from shiftproof.errors import InputError, require_at_least, require_equal_length
 
 
 def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:
@@ -21,6 +21,8 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
     require_equal_length("confidence and correct", confidence, correct)
     require_at_least("the number of samples", len(confidence), 1)
     require_at_least("bins", bins, 1)
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise InputError("a confidence lies outside 0 to 1; it must be a probability, no percentage and no logit.")
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gap = np.zeros(bins)
     np.add.at(gap, index, correct.astype(np.float64) - confidence.astype(np.float64))

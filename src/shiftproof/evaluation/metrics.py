@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.errors import InputError, require_equal_length
+from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.calibration import calibration_error
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records import AccuracyRecord, GroupRecord
@@ -96,10 +96,11 @@ def _require_logits(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise InputError(f"logits have the shape {logits.shape}; they must be (N, K) with two classes at least.")
     require_equal_length("logits and labels", logits, labels)
+    require_at_least("the number of samples", len(logits), 1)
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
         raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken; train it anew.")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+    if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise InputError(
             f"labels range from {labels.min()} to {labels.max()}; they must be in 0..{logits.shape[1] - 1}."
         )

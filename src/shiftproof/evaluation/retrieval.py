@@ -8,12 +8,12 @@ from torch import Tensor
 def recall_at(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
     """The fraction of queries whose own gallery entry (same row) is among the k most similar.
 
-    ``queries`` and ``gallery`` are (N, D), normalised. Ties count against the query.
+    ``queries`` and ``gallery`` are (N, D), normalised. Ties and NaN count against the query.
 
     >>> recall_at(torch.eye(3), torch.eye(3), ks=(1,))
     {1: 1.0}
     """
     similarity = queries @ gallery.T
     own = similarity.diagonal()[:, None]
-    ahead = (similarity >= own).sum(1) - 1
+    ahead = (~(similarity < own)).sum(1) - 1
     return {k: float((ahead < k).float().mean()) for k in ks}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import InputError, TrainingError
+from shiftproof.errors import InputError, ShiftproofError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.settings import FinetuneSettings
@@ -67,8 +66,13 @@ def finetune(
             raise _stopped(error, step, good, history, keep) from error
         losses.append(loss.item())
         if _ends_epoch(step, steps, settings.batch_size, len(train)):
-            good = _snapshot(start, network, settings, seed, history)
-            score = _validate(good, validation, device)
+            reached = _snapshot(start, network, settings, seed, history)
+            try:
+                found = predict(reached, validation, device=device, stage="validate")
+                score = accuracy(found.logits, found.labels)
+            except InputError as error:  # weights that no longer give finite logits
+                raise _stopped(error, step, good, history, keep) from error
+            good = reached
             history.append({"step": step + 1, "loss": sum(losses) / len(losses), "validation": score})
             losses = []
         progress.report("fine-tune", step + 1, steps, loss=loss.item(), **_last(history, "validation"))
@@ -109,17 +113,8 @@ def _snapshot(
     )
 
 
-def _validate(classifier: Classifier, validation: Any, device: str) -> float:
-    """NaN where the weights no longer give finite logits; the next step's loss then stops the training."""
-    try:
-        predictions = predict(classifier, validation, device=device, stage="validate")
-        return accuracy(predictions.logits, predictions.labels)
-    except InputError:
-        return float("nan")
-
-
 def _stopped(
-    error: TrainingError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
+    error: ShiftproofError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
 ) -> TrainingError:
     since = f"step {int(history[-1]['step'])}" if history else "the start"
     kept = f"The weights of {since} are kept in {save_classifier(good, keep)}. " if keep else ""

@@ -114,6 +114,8 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
         fill=cfg["fill_color"],
     )
     config = model_config(architecture)
+    if "multimodal_cfg" in config:
+        raise InputError(f"{name!r} is a captioning model (CoCa), whose image tower is none of CLIP's. Choose another.")
     described = {
         "library": "open_clip",
         "name": architecture,

@@ -56,10 +56,11 @@ def load_classifier(directory: str | Path) -> Classifier:
     if stored.get("format") != FORMAT:
         raise InputError(f"{directory} has the format {stored.get('format')!r}; this version reads {FORMAT}.")
     try:
+        written_with = stored["fingerprint"]
         classifier = rebuild(_fields(stored), read_state_dict(directory / "model.safetensors"))
     except KeyError as error:
         raise InputError(f"{directory}/classifier.json lacks {error}. Restore it or write it anew.") from error
-    if fingerprint(classifier) != stored["fingerprint"]:
+    if fingerprint(classifier) != written_with:
         raise InputError(
             f"the weights in {directory} are not those that its classifier.json was written with. "
             "Restore both files from one source."

@@ -31,6 +31,8 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
     ('a sketch of a {}',)
     """
     if not isinstance(prompts, str):
+        if not prompts:
+            raise InputError("there is no prompt template. Give one, e.g. 'a photo of a {}.'.")
         return tuple(_checked(template) for template in prompts)
     if "{" in prompts:
         return (_checked(prompts),)
@@ -46,6 +48,6 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
 
 def _checked(template: str) -> str:
     plain = template.replace("{c}", "{}")
-    if plain.count("{}") != 1:
-        raise InputError(f"the prompt template {template!r} must hold {{}} or {{c}} exactly once, for the class name.")
+    if plain.count("{}") != 1 or set("{}") & set(plain.replace("{}", "")):
+        raise InputError(f"the prompt template {template!r} must hold {{}} or {{c}} once, for the class name, and no other brace.")
     return plain

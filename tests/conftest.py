@@ -1,0 +1,63 @@
+"""What every test shares: offline hubs, a seeded torch, the shipped model and a small data set of one's own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image, ImageDraw
+
+import shiftproof as sp
+
+settings.register_profile("shiftproof", deadline=None, max_examples=40)
+settings.load_profile("shiftproof")
+
+COLOURS = {"lemon": (240, 210, 40), "red_apple": (200, 30, 40), "pear": (120, 190, 60)}
+IMAGES_PER_CLASS = {"train": 6, "validation": 3, "test": 3, "sketch": 3}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """pytest-randomly seeds random and numpy; torch is seeded here."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> sp.Clip:
+    """The shipped model; treat it as immutable."""
+    return sp.load_clip("tiny")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, validation, test and sketch, each ``class/image.png`` of 40 x 32 px; read only."""
+    root = tmp_path_factory.mktemp("fruit")
+    draw_from = random.Random("fruit")
+    for split, count in IMAGES_PER_CLASS.items():
+        for name, colour in COLOURS.items():
+            for number in range(count):
+                path = root / split / name / f"{name}-{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _drawing(name, None if split == "sketch" else colour, draw_from).save(path)
+    return root
+
+
+def _drawing(name: str, colour: tuple[int, int, int] | None, draw_from: random.Random) -> Image.Image:
+    """An outline of the fruit's own shape, filled unless it is a sketch."""
+    image = Image.new("RGB", (40, 32), "white")
+    x, y, half = draw_from.randint(14, 26), draw_from.randint(13, 19), draw_from.randint(8, 12)
+    pen = ImageDraw.Draw(image)
+    if name == "lemon":
+        pen.ellipse((x - half, y - half // 2, x + half, y + half // 2), fill=colour, outline="black")
+    elif name == "red_apple":
+        pen.ellipse((x - half, y - half, x + half, y + half), fill=colour, outline="black")
+    else:
+        pen.polygon([(x, y - half), (x + half // 2, y + half), (x - half // 2, y + half)], colour, "black")
+    return image
