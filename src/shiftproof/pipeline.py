@@ -21,7 +21,7 @@ from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import choose_alpha, sweep_alpha
 from shiftproof.errors import InputError, listed
 from shiftproof.evaluation.intervals import LEVEL, METHOD
-from shiftproof.evaluation.metrics import Scores, evaluate, scores
+from shiftproof.evaluation.metrics import evaluate, scores
 from shiftproof.evaluation.predictions import (
     Predictions,
     load_predictions,
@@ -40,6 +40,7 @@ from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.sampling import write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
 
+_ENDS = {0.0: "zero_shot", 1.0: "fine_tuned"}
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
@@ -150,10 +151,12 @@ class _Run:
         )
 
     def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:
-        """Sweeps alpha and keeps the compact predictions of every alpha."""
+        """Sweeps alpha and keeps the compact predictions of every alpha, and the ends' logits."""
 
-        def keep(alpha: float, set_name: str, ids: tuple[str, ...], kept: Scores) -> None:
-            save_scores(kept, ids, self.along_path(alpha, set_name))
+        def keep(alpha: float, set_name: str, found: Predictions) -> None:
+            save_scores(scores(found.logits, found.labels), found.ids, self.along_path(alpha, set_name))
+            if alpha in _ENDS and set_name != VALIDATION:
+                save_predictions(found, self.out / "predictions" / _ENDS[alpha] / f"{set_name}.npz")
 
         def sweep() -> None:
             path = sweep_alpha(zero_shot, fine_tuned, suite, self.asked.alphas, device=self.device, keep=keep)
@@ -169,7 +172,7 @@ class _Run:
         return self.out / "predictions" / f"alpha-{digits}" / f"{set_name}.npz"
 
     def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, Predictions]]:
-        """The logits of the three models on every test set, each run once."""
+        """The logits of the three models on every test set; what the sweep has kept is not run again."""
         folder = self.out / "predictions"
 
         def run_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from copy import deepcopy
@@ -166,8 +167,16 @@ def _state(history: list[dict[str, float]], started: float) -> dict[str, Any]:
 
 
 def _machine(device: str) -> str:
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """Linux tells the model in a file only; elsewhere the platform module knows it."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return platform.processor() or platform.machine()
 
 
 def _save_open_clip(clip: Clip, folder: Path) -> None:

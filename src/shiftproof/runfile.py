@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,8 @@ class RunFile(_Frozen):
             raise InputError(_explained(error)) from error
         alpha_grid(resolved.alphas)
         prompt_templates(resolved.prompts)
+        if resolved.pretrain:
+            resolved.pretrain.settings()
         return resolved
 
     @classmethod
@@ -154,25 +157,36 @@ def _override(plain: dict[str, Any], override: str) -> None:
 
 _SECTIONS: Mapping[str, Any] = {
     "": RunFile.model_fields,
-    "finetune": FinetuneSettings.__dataclass_fields__,
+    "finetune": [entry.name for entry in fields(FinetuneSettings)],
     "pretrain": PretrainFile.model_fields,
     "suite": SuiteFile.model_fields,
     "suite.reference": ReferenceFile.model_fields,
 }
 
 
+_BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]")
+
+
 def _explained(error: ValidationError) -> str:
     """Pydantic's findings as sentences, each with the key's full name."""
     sentences = []
     for found in error.errors():
-        # A union's branch stands in the location as a type name; to the reader it is no key.
-        location = [str(part) for part in found["loc"] if str(part) not in ("str", "SuiteFile", "int", "list[float]")]
+        # A union's branch stands in the location as a type name; to the reader it is no key, and where the input is
+        # plainly of another branch (a section where a name could stand), neither is its complaint one.
+        location = [str(part) for part in found["loc"]]
+        branch = location.pop(1) if location[1:] and location[1] in _BRANCHES else ""
+        if branch in ("str", "int") and isinstance(found["input"], (dict, list)):
+            continue
         key, section = ".".join(location), ".".join(location[:-1])
         if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = ShiftFile.model_fields if section.startswith("suite.shifts") else _SECTIONS.get(section, {})
             sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], known)}")
         elif found["type"] == "missing":
             sentences.append(f"the run-file key {key!r} is missing. Add it.")
+        elif found["type"] in ("model_type", "dataclass_type", "dict_type"):
+            sentences.append(
+                f"the run-file key {key!r} is {found['input']!r}; it must be a section of keys and values."
+            )
         elif found["type"] == "value_error":
             sentences.append(found["msg"].removeprefix("Value error, "))
         else:

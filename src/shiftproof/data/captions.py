@@ -159,7 +159,9 @@ def _from_csv(path: Path) -> dict[Path, list[str]]:
             raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'caption'.")
         for number, row in enumerate(rows, 2):
             if not (row["filepath"] and row["caption"]):
-                raise InputError(f"row {number} of {path} lacks its filepath or its caption. Fill it in or take it out.")
+                raise InputError(
+                    f"row {number} of {path} lacks its filepath or its caption. Fill it in or take it out."
+                )
             entries.setdefault(path.parent / row["filepath"], []).append(row["caption"])
     return entries
 

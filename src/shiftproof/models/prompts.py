@@ -49,5 +49,7 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
 def _checked(template: str) -> str:
     plain = template.replace("{c}", "{}")
     if plain.count("{}") != 1 or set("{}") & set(plain.replace("{}", "")):
-        raise InputError(f"the prompt template {template!r} must hold {{}} or {{c}} once, for the class name, and no other brace.")
+        raise InputError(
+            f"the prompt template {template!r} must hold {{}} or {{c}} once, for the class name, and no other brace."
+        )
     return plain

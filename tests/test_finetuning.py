@@ -1,0 +1,438 @@
+"""Fine-tuning: what it moves, what it leaves, what it records, and how it stops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import shiftproof as sp
+from shiftproof import progress
+from shiftproof.data.loading import Preprocessing
+from shiftproof.data.sets import array_set
+from shiftproof.errors import TrainingError
+from shiftproof.finetuning import loop
+from shiftproof.models.classifier import Network
+from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
+
+CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
+COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def squares(name: str, views: int, seed: int, *, noise: float = 25, classes: sp.ClassSpace = CLASSES) -> sp.ImageSet:
+    """A noisy square in the class's colour, anywhere on white; without noise, the whole image in that colour."""
+    labels = np.repeat(np.arange(len(classes)), views)
+
+    def draw() -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        images = np.full((len(labels), 32, 32, 3), 255, dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            if not noise:
+                image[:] = COLOURS[label]
+                continue
+            y, x = generator.integers(0, 16, 2)
+            drawn = COLOURS[label] + generator.normal(0, noise, (16, 16, 3))
+            image[y : y + 16, x : x + 16] = drawn.clip(0, 255)
+        return images
+
+    return array_set(name, classes, [f"{name}-{i}" for i in range(len(labels))], labels, draw)
+
+
+def unreadable(name: str) -> sp.ImageSet:
+    def read(_: int) -> np.ndarray:
+        raise AssertionError(f"{name} was read")
+
+    return replace(squares(name, 2, 0), read=read)
+
+
+def suite_of(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
+    """What fine-tuning may read, beside a test split and a shift that must stay closed."""
+    reference = sp.Reference("photo", train, validation, unreadable("test"))
+    return sp.ShiftSuite("squares", CLASSES, reference, (sp.Shift("sketch", "natural", unreadable("sketch")),))
+
+
+SUITE = suite_of(squares("train", 6, 0), squares("validation", 4, 1))
+
+
+def toy(seed: int = 0, **changes: Any) -> sp.Classifier:
+    """A convolution with batch norm under a linear head: fast, and with statistics that could move."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        )
+        head = nn.Linear(32, len(CLASSES))
+    made = sp.Classifier(
+        network=Network(encoder, head).eval(),
+        classes=CLASSES,
+        preprocessing=Preprocessing(size=16),
+        architecture={"name": "toy"},
+        source="toy",
+        prompts=("a {}.",),
+        head="zero-shot",
+        logit_scale=1.0,
+    )
+    return replace(made, **changes)
+
+
+def settings(**changes: Any) -> sp.FinetuneSettings:
+    given_ones = {"epochs": 2, "lr": 1e-2, "batch_size": 12, "warmup_steps": 0, **changes}
+    return sp.FinetuneSettings(**given_ones)
+
+
+def bits(classifier: sp.Classifier) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
+
+
+def fraction_right(classifier: sp.Classifier, images: sp.ImageSet) -> float:
+    found = sp.predict(classifier, images)
+    right = 0
+    for row, label in zip(found.logits.tolist(), found.labels.tolist(), strict=True):
+        right += row.index(max(row)) == label
+    return right / len(images)
+
+
+# What moves and what does not.
+
+
+def test_head_only_keeps_every_bit_of_the_encoder() -> None:
+    start = toy()
+    tuned = sp.finetune(start, SUITE, settings(recipe="head-only"))
+    before, after = bits(start), bits(tuned)
+    moved = {name for name in before if before[name] != after[name]}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_end_to_end_moves_the_encoder_and_its_statistics() -> None:
+    start = toy()
+    tuned = sp.finetune(start, SUITE, settings())
+    before, after = bits(start), bits(tuned)
+    assert {name for name in before if before[name] == after[name]} == set()
+
+
+def test_end_to_end_learns_the_reference(tiny: sp.Clip) -> None:
+    start = sp.zero_shot_classifier(tiny, CLASSES)
+    tuned = sp.finetune(start, SUITE, settings(epochs=6, lr=1e-3))
+    train, validation = SUITE.reference.train, SUITE.reference.validation
+    assert fraction_right(tuned, train) >= fraction_right(start, train) + 0.2
+    assert fraction_right(tuned, validation) >= 0.9
+
+
+@pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
+def test_the_start_stays_as_it_was(recipe: str) -> None:
+    start = toy()
+    before, network = bits(start), start.network
+    trainable = [p.requires_grad for p in network.parameters()]
+    sp.finetune(start, SUITE, settings(recipe=recipe))
+    assert bits(start) == before
+    assert start.network is network
+    assert [p.requires_grad for p in network.parameters()] == trainable
+    assert all(p.grad is None for p in network.parameters())
+    assert not any(module.training for module in network.modules())
+    # A frozen start could not be trained again; this one can.
+    network.train()
+    assert all(module.training for module in network.modules())
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, again, other = (sp.finetune(toy(), SUITE, settings(), seed=seed) for seed in (0, 0, 1))
+    assert bits(first) == bits(again)
+    assert first.training == again.training
+    assert bits(first)["head.weight"] != bits(other)["head.weight"]
+
+
+def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    first = sp.finetune(toy(), SUITE, settings())
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    second = sp.finetune(toy(), SUITE, settings())
+    assert bits(first) == bits(second)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_it_is_returned_ready_to_predict_and_says_where_it_comes_from() -> None:
+    start = toy()
+    tuned = sp.finetune(start, SUITE, settings(), seed=3)
+    assert not any(module.training for module in tuned.network.modules())
+    assert tuned.head == "trained"
+    assert tuned.alpha is None
+    assert tuned.training["seed"] == 3
+    assert tuned.training["settings"]["lr"] == 1e-2
+    assert [(p["role"], p["fingerprint"]) for p in tuned.parents] == [("start", sp.fingerprint(start))]
+
+
+def test_neither_a_shift_nor_the_test_split_is_read() -> None:
+    for images in SUITE.test_sets.values():
+        with pytest.raises(AssertionError, match="was read"):
+            sp.predict(toy(), images)
+    sp.finetune(toy(), SUITE, settings())
+
+
+# Weight decay.
+
+
+def test_only_matrices_decay(tiny: sp.Clip) -> None:
+    model = tiny.model
+    decaying, steady = parameter_groups(model, 0.3)
+    assert (decaying["weight_decay"], steady["weight_decay"]) == (0.3, 0.0)
+    exempt = {id(model.logit_scale)}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, NORMS) or "bias" in name:
+                exempt.add(id(parameter))
+    assert len(exempt) > 20
+    assert {id(p) for p in steady["params"]} == exempt
+    everything = [id(p) for group in (decaying, steady) for p in group["params"]]
+    assert sorted(everything) == sorted(id(p) for p in model.parameters())
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    network = toy().network
+    network.encoder.requires_grad_(False)
+    groups = parameter_groups(network, 0.1)
+    assert [id(p) for group in groups for p in group["params"]] == [id(network.head.weight), id(network.head.bias)]
+
+
+def test_decay_shrinks_matrices_and_nothing_else() -> None:
+    network = toy().network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.5), lr=0.0)
+    loss = sum(0 * p.sum() for p in network.parameters())
+    assert isinstance(loss, Tensor)
+    optimisation_step(loss, list(network.parameters()), optimizer, lr=0.1, clip_norm=1.0)
+    for name, parameter in network.named_parameters():
+        kept = 0.95 if name in ("encoder.0.weight", "head.weight") else 1.0
+        torch.testing.assert_close(parameter.detach(), kept * before[name], msg=name)
+
+
+# The loss.
+
+
+def smoothed_loss(rows: list[list[float]], labels: list[int], smoothing: float) -> float:
+    """Mean over the rows of -sum_k q_k log p_k with q = (1 - s) onehot + s / K."""
+    total = 0.0
+    for row, label in zip(rows, labels, strict=True):
+        high = max(row)
+        log_sum = high + math.log(sum(math.exp(x - high) for x in row))
+        for k, x in enumerate(row):
+            target = smoothing / len(row) + (1 - smoothing if k == label else 0)
+            total -= target * (x - log_sum)
+    return total / len(rows)
+
+
+@given(
+    rows=st.lists(st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
+    smoothing=st.floats(0, 1),
+    data=st.data(),
+)
+def test_label_smoothing_spreads_its_share_over_all_classes(
+    rows: list[list[float]], smoothing: float, data: st.DataObject
+) -> None:
+    labels = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    found = loop.classification_loss(torch.tensor(rows), torch.tensor(labels), smoothing)
+    assert found.item() == pytest.approx(smoothed_loss(rows, labels, smoothing), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_first_loss_is_that_of_the_start(tiny: sp.Clip, smoothing: float) -> None:
+    # Images of one colour look the same under every crop, and the first step is taken from the start's weights.
+    train = squares("train", 3, 0, noise=0)
+    start = sp.zero_shot_classifier(tiny, CLASSES)
+    asked = settings(epochs=1, batch_size=len(train), label_smoothing=smoothing)
+    tuned = sp.finetune(start, suite_of(train, SUITE.reference.validation), asked)
+    found = sp.predict(start, train)
+    expected = smoothed_loss(found.logits.tolist(), found.labels.tolist(), smoothing)
+    assert tuned.training["history"][0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# The history.
+
+
+@pytest.mark.parametrize("batch_size", [5, 7, 12, 24, 40])
+def test_validation_is_scored_after_every_epoch(batch_size: int) -> None:
+    epochs, images = 3, len(SUITE.reference.train)
+    tuned = sp.finetune(toy(), SUITE, settings(epochs=epochs, batch_size=batch_size))
+    # An epoch ends with the step at which every image has been drawn once more on average.
+    ends, seen, step = [], 0, 0
+    while seen < epochs * images:
+        before, seen, step = seen, seen + batch_size, step + 1
+        if seen // images > before // images:
+            ends.append(step)
+    history = tuned.training["history"]
+    assert [entry["step"] for entry in history] == ends
+    assert history[-1]["validation"] == fraction_right(tuned, SUITE.reference.validation)
+
+
+def test_progress_is_reported_for_every_step() -> None:
+    seen: list[progress.Event] = []
+    with progress.listening(seen.append):
+        tuned = sp.finetune(toy(), SUITE, settings())
+    steps = [event for event in seen if event.stage == "fine-tune"]
+    assert [(event.done, event.total) for event in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    losses = [event.values["loss"] for event in steps]
+    history = tuned.training["history"]
+    assert [entry["loss"] for entry in history] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+
+
+# The schedule.
+
+
+@given(steps=st.integers(1, 3000), asked=st.integers(0, 3000))
+def test_warm_up_takes_a_tenth_at_most(steps: int, asked: int) -> None:
+    warmup = sp.FinetuneSettings(warmup_steps=asked).warmup(steps)
+    assert warmup <= asked
+    assert 10 * warmup <= steps
+    assert warmup == asked or 10 * (warmup + 1) > steps
+
+
+@given(total=st.integers(1, 400), warmup=st.integers(0, 400))
+def test_the_rate_rises_to_its_peak_and_falls(total: int, warmup: int) -> None:
+    rates = [cosine_with_warmup(step, total, warmup) for step in range(total)]
+    top = min(warmup, total)
+    for step, rate in enumerate(rates):
+        if step < top:
+            assert rate == pytest.approx((step + 1) / top)
+        else:
+            assert rate == pytest.approx(math.cos(math.pi / 2 * (step - top) / (total - top)) ** 2)
+    assert max(rates) == pytest.approx(1)
+    assert min(rates) > 0
+
+
+def test_a_long_warm_up_is_capped_in_the_training_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def recorded(loss: Tensor, parameters: Any, optimizer: Any, lr: float, clip_norm: float) -> None:
+        rates.append(lr)
+        optimisation_step(loss, parameters, optimizer, lr, clip_norm)
+
+    monkeypatch.setattr(loop, "optimisation_step", recorded)
+    sp.finetune(toy(), SUITE, settings(epochs=10, warmup_steps=500))
+    assert len(rates) == 20
+    assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 3))
+def test_every_epoch_shows_every_image_once(images: int, batch_size: int, seed: int) -> None:
+    drawn = [i for step in range(images) for i in positions_at(step, batch_size, images, seed)]
+    assert len(drawn) == images * batch_size
+    for epoch in range(batch_size):
+        assert sorted(drawn[epoch * images : (epoch + 1) * images]) == list(range(images))
+
+
+# How it stops.
+
+
+def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.Clip, tmp_path: Path) -> None:
+    start = sp.zero_shot_classifier(tiny, CLASSES)
+    with pytest.raises(TrainingError, match=r"stopped at step 1: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
+        sp.finetune(start, SUITE, settings(lr=1e20), keep=tmp_path / "kept")
+    assert str(tmp_path / "kept") in str(caught.value)
+    kept = sp.load_classifier(tmp_path / "kept")
+    assert sp.fingerprint(kept) == sp.fingerprint(start)
+
+
+def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.Clip, tmp_path: Path) -> None:
+    # One step in all: no later loss could tell.
+    start = sp.zero_shot_classifier(tiny, CLASSES)
+    with pytest.raises(TrainingError, match="step 0"):
+        sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), keep=tmp_path / "kept")
+    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == sp.fingerprint(start)
+
+
+def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(epochs=3, lr=1e-3)
+    reached: list[str] = []
+
+    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.Predictions:
+        reached.append(sp.fingerprint(classifier))
+        return sp.predict(classifier, images, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "predict", watched)
+        sp.finetune(start, SUITE, asked)
+    assert len(set(reached)) == 3
+
+    calls = 0
+
+    def broken(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return smoothed(logits, labels, smoothing) * (math.inf if calls == 6 else 1)
+
+    smoothed = loop.classification_loss
+    monkeypatch.setattr(loop, "classification_loss", broken)
+    with pytest.raises(TrainingError, match=r"stopped at step 5: the loss is inf.*weights of step 4"):
+        sp.finetune(start, SUITE, asked, keep=tmp_path / "kept")
+    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == reached[1]
+
+
+def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:
+    broken = toy(preprocessing=Preprocessing(size=16, std=(0.0, 1.0, 1.0)))
+    with pytest.raises(TrainingError, match="stopped at step 0") as caught:
+        sp.finetune(broken, SUITE, settings())
+    assert "kept" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_step_leaves_the_weights_alone(value: float) -> None:
+    layer = nn.Linear(2, 1)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(layer, 0.1), lr=0.0)
+    parameters = list(layer.parameters())
+    with pytest.raises(TrainingError, match="the loss is"):
+        optimisation_step(layer(torch.ones(1, 2)).sum() * value, parameters, optimizer, 0.1, 1.0)
+    # A finite loss with an infinite slope.
+    with pytest.raises(TrainingError, match="gradient's norm"):
+        optimisation_step((0 * layer(torch.ones(1, 2))).abs().sqrt().sum(), parameters, optimizer, 0.1, 1.0)
+    assert all(torch.equal(p.detach(), before[name]) for name, p in layer.named_parameters())
+
+
+def test_gradients_are_clipped_to_their_global_norm() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    optimisation_step((layer(torch.tensor([[300.0, 400.0]]))).sum(), list(layer.parameters()), optimizer, 1.0, 2.0)
+    torch.testing.assert_close(before - layer.weight.detach(), torch.tensor([[1.2, 1.6]]), rtol=1e-4, atol=1e-4)
+
+
+def test_other_classes_are_refused() -> None:
+    other = sp.ClassSpace.from_ids(["lemon", "red_apple", "plum", "pear"])
+    with pytest.raises(sp.InputError, match="classes"):
+        sp.finetune(toy(classes=other), SUITE, settings())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("recipe", "end_to_end"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", -1e-3),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("lr", 1e38),
+        ("weight_decay", -0.1),
+        ("warmup_steps", -1),
+        ("clip_norm", -1.0),
+        ("clip_norm", math.inf),
+        ("label_smoothing", 1.5),
+        ("crop_scale", (0.9, 0.5)),
+        ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", (0.5, 1.5)),
+        ("mixing", "smothmix"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(sp.InputError, match=rf"finetune\.{key}"):
+        sp.FinetuneSettings(**{key: value})
