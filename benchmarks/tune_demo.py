@@ -29,7 +29,6 @@ from shiftproof import (
 CANDIDATES = {
     "20 epochs, lr 1e-3": FinetuneSettings(epochs=20, lr=1e-3, batch_size=128, warmup_steps=20),
     "20 epochs, lr 2e-3": FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20),
-    "30 epochs, lr 1e-3": FinetuneSettings(epochs=30, lr=1e-3, batch_size=128, warmup_steps=20),
 }
 
 

@@ -131,10 +131,7 @@ class Page(HTMLParser):
 def test_verdict_of_the_usual_picture_names_every_difference() -> None:
     text = verdict(make_run())
     assert "keeps the fine-tuned accuracy (−0.5 points, the intervals overlap)" in text
-    assert (
-        "On the mean of the 2 natural shifts fine-tuning alone cost 15.0 points (from 70.0 % to 55.0 %)"
-        in text
-    )
+    assert "On the mean of the 2 natural shifts fine-tuning alone cost 15.0 points (from 70.0 % to 55.0 %)" in text
     assert "the ensemble reaches 72.0 %, 17.0 points above fine-tuned and 2.0 points above zero-shot" in text
 
 
@@ -157,15 +154,11 @@ def test_verdict_says_that_fine_tuning_did_not_hurt_and_the_ensemble_did_not_hel
 
 def test_verdict_calls_a_gain_within_the_intervals_unclear() -> None:
     text = verdict(make_run(fine_tuned=(0.97, 0.79, 0.60), ensemble=(0.97, 0.80, 0.61)))
-    assert (
-        "did not clearly change" in text and "no clear gain" in text and "with overlapping intervals" in text
-    )
+    assert "did not clearly change" in text and "no clear gain" in text and "with overlapping intervals" in text
 
 
 def test_verdict_falls_back_to_all_shifts_and_then_to_the_reference() -> None:
-    assert "mean of the 2 synthetic shifts" in verdict(
-        make_run(kinds={"noise": "synthetic", "blur": "synthetic"})
-    )
+    assert "mean of the 2 synthetic shifts" in verdict(make_run(kinds={"noise": "synthetic", "blur": "synthetic"}))
     assert "the synthetic shift noise" in verdict(make_run(kinds={"noise": "synthetic"}))
     assert "says nothing about robustness" in verdict(make_run(kinds={}))
 
@@ -188,9 +181,7 @@ def test_interval_of_a_mean_is_narrower_than_the_mean_of_intervals() -> None:
 
 def test_accuracy_table_holds_the_numbers_in_per_cent() -> None:
     kinds = {**NATURAL, "noise": "synthetic"}
-    table = accuracy_table(
-        make_run((0.9, 0.8, 0.6, 0.5), (0.97, 0.6, 0.5, 0.4), (0.96, 0.8, 0.6, 0.5), kinds=kinds)
-    )
+    table = accuracy_table(make_run((0.9, 0.8, 0.6, 0.5), (0.97, 0.6, 0.5, 0.4), (0.96, 0.8, 0.6, 0.5), kinds=kinds))
     natural = ("sketch (natural)", "painting (natural)", "mean of natural")
     assert table.header == ("model", "photo (reference)", *natural, "noise (synthetic)")
     assert table.rows[0] == (
@@ -266,9 +257,7 @@ def test_figures_cover_runs_without_shifts_and_with_many() -> None:
     names = {f"shift {i}": "natural" for i in range(4)}
     figure = shift_figure(make_run(*((0.9, 0.8, 0.7, 0.6, 0.5),) * 3, kinds=names))
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes if axes.axison] == [
-        f"{name} (natural)" for name in names
-    ]
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == [f"{name} (natural)" for name in names]
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
@@ -292,9 +281,8 @@ def test_page_is_one_offline_file_with_every_picture_inside(tmp_path: Path) -> N
     assert all(image["src"].startswith("data:image/") and image["alt"] for image in page.images)
     assert all(value.startswith("data:") for value in page.loaded)
     assert "script" not in page.tags and not re.search(r"@import|url\(", text)
-    assert (
-        "All emojis designed by OpenMoji" in text
-        and "Colour drawings of every class were seen" in " ".join(text.split())
+    assert "All emojis designed by OpenMoji" in text and "Colour drawings of every class were seen" in " ".join(
+        text.split()
     )
 
 
@@ -397,9 +385,7 @@ def test_text_that_is_no_json_is_named(tmp_path: Path) -> None:
         (make_sample(answers={}), PIXEL, r"samples\.json is damaged"),
     ],
 )
-def test_damaged_samples_are_named(
-    tmp_path: Path, sample: dict[str, Any], content: bytes | None, message: str
-) -> None:
+def test_damaged_samples_are_named(tmp_path: Path, sample: dict[str, Any], content: bytes | None, message: str) -> None:
     run = write_run(tmp_path / "run", make_run(), [sample])
     thumbnail = run / "samples" / "sketch-00.png"
     if content is None:

@@ -41,6 +41,12 @@ from shiftproof.sampling import write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
 
 _ENDS = {0.0: "zero_shot", 1.0: "fine_tuned"}
+# What --overwrite may delete.
+_WRITTEN = {
+    *MODELS,
+    *("run.yaml", "stages.json", "path.json", "results.jsonl", "summary.json", "report.html", "diagnosis.json"),
+    *("checkpoints", "predictions", "samples", "maps", "figures"),
+}
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
@@ -105,19 +111,26 @@ class _Run:
         """Makes the directory this run's own."""
         settings = self.out / "run.yaml"
         occupied = sorted(p.name for p in self.out.iterdir() if p.name != ".lock")
-        if occupied and not settings.is_file():
+        # A run that finished no stage, for its data were misnamed, say, has nothing to lose.
+        begun = (self.out / "stages.json").is_file()
+        if occupied and not _is_run_record(settings):
             raise InputError(
-                f"{self.out} holds {listed(occupied, 5)} but no run.yaml, so it is no run. Choose another --out."
+                f"{self.out} holds {listed(occupied, 5)} and no run.yaml of a run. Choose another --out."
+            )
+        if foreign := sorted(set(occupied) - _WRITTEN) if overwrite else []:
+            raise InputError(
+                f"{self.out} holds {listed(foreign, 5)}, which no run wrote, and --overwrite would delete it. "
+                "Move it away, or choose another --out."
             )
         if occupied and overwrite:
             for path in (self.out / name for name in occupied):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif occupied and not resume:
+        elif begun and not resume:
             raise InputError(
                 f"{self.out} already holds a run. Choose another --out, add --resume to go on with that run, "
                 "or --overwrite to delete it."
             )
-        elif occupied and RunFile.read(settings) != self.asked:
+        elif begun and RunFile.read(settings) != self.asked:
             raise InputError(
                 f"{settings} asks for other settings than this run. Resume it with its own run file "
                 f"(shiftproof run {settings} --out {self.out} --resume), or choose another --out."
@@ -239,6 +252,11 @@ class _Run:
                     )
                 )
         return records
+
+
+def _is_run_record(settings: Path) -> bool:
+    """Tells the run.yaml of a run directory, which notes its versions, from a run file that a user wrote."""
+    return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
 
 
 def _record(suite: ShiftSuite, found: Predictions, model: str, alpha: float, name: str) -> AccuracyRecord:

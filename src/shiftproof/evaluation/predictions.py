@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from shiftproof.errors import InputError
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.models.classifier import Classifier
 from shiftproof.storage import write_atomically
+
+# What numpy raises for files that are absent, cut, damaged or of other content.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
 def load_predictions(path: Path) -> Predictions:
     """Reads what ``save_predictions`` wrote; an error names the file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             groups = tuple(file["groups"].tolist()) if "groups" in file else None
             return Predictions(tuple(file["ids"].tolist()), file["labels"], file["logits"], groups)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error
 
 
@@ -96,7 +101,7 @@ def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
 def load_scores(path: Path) -> Scores:
     """Reads what ``save_scores`` wrote; an error names the file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return Scores(**{name: file[name] for name in file.files if name != "ids"})
-    except (OSError, ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error

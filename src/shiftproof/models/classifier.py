@@ -120,6 +120,8 @@ def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[s
 
 def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
     """A classifier from its stored fields and tensors."""
+    if "head.weight" not in tensors:
+        raise IncompatibleWeightsError("the weights hold no 'head.weight'. They must be those of a classifier.")
     encoder = build_encoder(fields["architecture"])
     head = nn.Linear(tensors["head.weight"].shape[1], len(fields["classes"]))
     network = Network(encoder, head)
