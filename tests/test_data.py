@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ from shiftproof.data import emoji
 from shiftproof.data.batches import decoded_once, evaluation_batches, training_batches
 from shiftproof.data.corruptions import CORRUPTIONS
 from shiftproof.data.emoji import RENDITIONS, concepts, render, sprites
-from shiftproof.data.loading import Preprocessing, decode
+from shiftproof.data.loading import Preprocessing, decode, random_resized_crop
 from shiftproof.data.suites import corrupted
 from shiftproof.data.views import BACKGROUNDS, ViewGeometry, compose, draw_backgrounds, draw_placements
 
@@ -189,11 +188,6 @@ def test_batches_do_not_depend_on_what_is_kept_in_memory(folders: Path) -> None:
     wanted = Preprocessing(size=24)
     kept = decoded_once(images, wanted)
     assert decoded_once(images, wanted, limit=10) is images
-    for first, second in zip(
-        evaluation_batches(images, wanted, 5), evaluation_batches(kept, wanted, 7), strict=False
-    ):
-        assert torch.equal(first[:5], second[:5])
-        break
     whole = torch.cat(list(evaluation_batches(images, wanted, 5)))
     assert whole.shape == (18, 3, 24, 24)
     assert torch.equal(whole, torch.cat(list(evaluation_batches(kept, wanted, 7))))
@@ -214,8 +208,6 @@ def test_training_crops_depend_on_seed_and_batch_alone(folders: Path) -> None:
 
 @given(seed=st.integers(0, 100), height=st.integers(1, 50), width=st.integers(1, 50))
 def test_a_crop_of_everything_shows_nothing_but_the_image(seed: int, height: int, width: int) -> None:
-    from shiftproof.data.loading import random_resized_crop
-
     pixels = np.full((height, width, 3), (10, 200, 90), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
     found = random_resized_crop(pixels, Preprocessing(size=16), (0.2, 1.0), generator)
@@ -242,7 +234,7 @@ def test_without_validation_data_a_fifth_of_every_class_is_held_out(uneven: Path
     data = {"train": f"folder:{uneven}", "test": f"folder:{uneven}"}
     first, again, other = (sp.own_suite(data, {}, seed=seed).reference for seed in (0, 0, 1))
     whole = sp.load_set(f"folder:{uneven}")
-    counts = Counter(first.classes_of if False else [whole.classes.ids[k] for k in first.validation.labels])
+    counts = Counter(whole.classes.ids[label] for label in first.validation.labels)
     assert counts == {"lemon": 2, "pear": 1, "plum": 1}
     assert not set(first.train.ids) & set(first.validation.ids)
     assert sorted(first.train.ids + first.validation.ids) == sorted(whole.ids)
@@ -264,7 +256,10 @@ def test_too_few_images_to_hold_out_are_an_error(tmp_path: Path) -> None:
 
 def test_ones_own_suite_labels_everything_in_the_training_classes(folders: Path) -> None:
     suite = sp.own_suite(
-        {"name": "photo", **{split: f"folder:{folders / split}" for split in ("train", "validation", "test")}},
+        {
+            "name": "photo",
+            **{split: f"folder:{folders / split}" for split in ("train", "validation", "test")},
+        },
         {
             "sketch": {"data": f"folder:{folders / 'sketch'}"},
             "noise": {"data": f"corrupted:noise:3:folder:{folders / 'test'}", "kind": "synthetic"},
@@ -272,14 +267,21 @@ def test_ones_own_suite_labels_everything_in_the_training_classes(folders: Path)
     )
     assert list(suite.test_sets) == ["photo", "sketch", "noise"]
     assert [shift.kind for shift in suite.shifts] == ["natural", "synthetic"]
-    assert (len(suite.reference.train), len(suite.reference.validation), len(suite.reference.test)) == (18, 9, 9)
+    assert (len(suite.reference.train), len(suite.reference.validation), len(suite.reference.test)) == (
+        18,
+        9,
+        9,
+    )
     assert all(images.classes == suite.classes for images in suite.test_sets.values())
     assert not same_pixels(suite.shifts[1].data, suite.reference.test)
 
 
 def test_a_shift_of_some_classes_must_be_marked_partial(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "sketch" / "pear", tmp_path / "pear")
-    reference: dict[str, str | None] = {"train": f"folder:{folders / 'train'}", "test": f"folder:{folders / 'test'}"}
+    reference: dict[str, str | None] = {
+        "train": f"folder:{folders / 'train'}",
+        "test": f"folder:{folders / 'test'}",
+    }
     with pytest.raises(sp.InputError, match="'lemon', 'red_apple'.*partial: true"):
         sp.own_suite(reference, {"sketch": {"data": f"folder:{tmp_path}"}})
     suite = sp.own_suite(reference, {"sketch": {"data": f"folder:{tmp_path}", "partial": True}})
@@ -292,10 +294,22 @@ def test_a_shift_of_some_classes_must_be_marked_partial(folders: Path, tmp_path:
     [
         ({"train": "folder:{}"}, {}, "has no test data"),
         ({"test": "folder:{}"}, {}, "has no train data"),
-        ({"train": "folder:{}", "test": "folder:{}"}, {"reference": {"data": "folder:{}"}}, "names of their own"),
-        ({"train": "folder:{}", "test": "folder:{}"}, {"validation": {"data": "folder:{}"}}, "names of their own"),
+        (
+            {"train": "folder:{}", "test": "folder:{}"},
+            {"reference": {"data": "folder:{}"}},
+            "names of their own",
+        ),
+        (
+            {"train": "folder:{}", "test": "folder:{}"},
+            {"validation": {"data": "folder:{}"}},
+            "names of their own",
+        ),
         ({"train": "folder:{}", "test": "folder:{}"}, {"a/b": {"data": "folder:{}"}}, "must consist of"),
-        ({"train": "folder:{}", "test": "folder:{}"}, {"s": {"data": "folder:{}", "kind": "wild"}}, "shift kind"),
+        (
+            {"train": "folder:{}", "test": "folder:{}"},
+            {"s": {"data": "folder:{}", "kind": "wild"}},
+            "shift kind",
+        ),
         ({"train": "foldr:{}", "test": "folder:{}"}, {}, "Did you mean 'folder'"),
         ({"train": "folder:{}", "test": "corrupted:noise:9:folder:{}"}, {}, "severity of 1 to 5"),
         ({"train": "folder:{}", "test": "corrupted:nois:1:folder:{}"}, {}, "Did you mean 'noise'"),
@@ -322,10 +336,14 @@ def emoji_suite() -> sp.ShiftSuite:
 def test_the_suite_has_the_sets_and_sizes_that_it_says(emoji_suite: sp.ShiftSuite) -> None:
     reference = emoji_suite.reference
     assert len(emoji_suite.classes) == 267
-    assert (len(reference.train), len(reference.validation), len(reference.test)) == (267 * 5, 267 * 4, 267 * 8)
+    assert (len(reference.train), len(reference.validation), len(reference.test)) == (
+        267 * 5,
+        267 * 4,
+        267 * 8,
+    )
     sizes = {shift.name: (shift.kind, len(shift.data)) for shift in emoji_suite.shifts}
     assert sizes == {
-        **{name: ("natural", 267 * 8) for name in ("sketch", "painting", "monochrome", "clutter")},
+        **dict.fromkeys(("sketch", "painting", "monochrome", "clutter"), ("natural", 267 * 8)),
         **{f"{name}-3": ("synthetic", 267 * 2) for name in ("noise", "blur", "contrast", "pixelation", "jpeg")},
     }
     for images in (reference.train, reference.validation, *emoji_suite.test_sets.values()):
@@ -366,7 +384,9 @@ def test_renditions_are_split_into_seen_and_withheld(emoji_suite: sp.ShiftSuite)
     for name in ("sketch", "painting", "monochrome"):
         images = by_name[name]
         assert images.groups is not None
-        told = {emoji_suite.classes.ids[k] for k, g in zip(images.labels, images.groups, strict=True) if g == "withheld"}
+        told = {
+            emoji_suite.classes.ids[k] for k, g in zip(images.labels, images.groups, strict=True) if g == "withheld"
+        }
         assert told == withheld
     assert by_name["clutter"].groups is None  # a colour drawing of every concept was seen
     assert emoji_suite.reference.test.groups is None
@@ -381,7 +401,7 @@ def test_what_is_tuned_and_what_is_tested_share_no_concept() -> None:
     assert len(set().union(*folds)) == 4 * 267
     assert set().union(*folds) <= set(development)
     assert len(development) + len(task) == len(concepts())
-    with pytest.raises(sp.InputError, match="Did you mean 'emoji-development-4'|Did you mean 'emoji-development"):
+    with pytest.raises(sp.InputError, match=r"Did you mean 'emoji-development-4'\?"):
         sp.load_suite("emoji-developmnt-4")
 
 
@@ -414,9 +434,7 @@ def test_a_sketch_has_the_lines_and_a_painting_has_the_fill() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", "cut", "other"])
-def test_a_damaged_cache_is_rendered_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str
-) -> None:
+def test_a_damaged_cache_is_rendered_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str) -> None:
     pinned = sprites()
     position = {(int(c.codepoint, 16), r): (i, k) for i, c in enumerate(concepts()) for k, r in enumerate(RENDITIONS)}
     monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path))
@@ -565,16 +583,21 @@ def test_blur_spreads_an_edge_as_wide_as_the_image_is_large() -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@settings(max_examples=8)
-@given(seed=st.integers(0, 50))
-def test_each_severity_is_farther_from_the_image(name: str, seed: int) -> None:
-    pixels = drawing(seed, 64)
+@pytest.mark.parametrize("seed", range(3))
+def test_each_severity_is_farther_from_the_images(name: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.randperm(len(concepts()), generator=generator)[:24]
+    drawings = torch.tensor(sprites()[some.numpy(), 0]).permute(0, 3, 1, 2).float() / 255
+    views, _ = compose(
+        drawings, draw_placements(24, ViewGeometry(), generator), draw_backgrounds("busy", 24, 64, generator)
+    )
+    images = (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     distances = []
     for severity in range(1, 6):
-        found = sp.corrupt(pixels, name, severity, torch.Generator().manual_seed(seed))
-        assert found.shape == pixels.shape
+        found = np.stack([sp.corrupt(image, name, severity, generator) for image in images])
+        assert found.shape == images.shape
         assert found.dtype == np.uint8
-        distances.append(float(((found.astype(float) - pixels) ** 2).mean()))
+        distances.append(float(((found.astype(float) - images) ** 2).mean()))
     assert distances[0] > 0
     assert distances == sorted(distances)
     assert distances[4] > 1.3 * distances[0]
@@ -604,7 +627,12 @@ def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Pa
 
 @pytest.mark.parametrize(
     ("name", "severity", "said"),
-    [("blurr", 3, "Did you mean 'blur'"), ("noise", 0, "severity 0"), ("noise", 6, "severity 6"), ("noise", 2.5, "2.5")],
+    [
+        ("blurr", 3, "Did you mean 'blur'"),
+        ("noise", 0, "severity 0"),
+        ("noise", 6, "severity 6"),
+        ("noise", 2.5, "2.5"),
+    ],
 )
 def test_an_unknown_corruption_or_severity_is_refused(name: str, severity: int, said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
@@ -711,7 +739,3 @@ def test_backgrounds_are_what_they_are_called(kind: str) -> None:
     assert (found == 1).all() if kind == "white" else not torch.equal(found[0], found[1])
     with pytest.raises(sp.InputError, match="Did you mean"):
         draw_backgrounds(kind + "s", 1, 8, torch.Generator())
-
-
-def test_nothing_here_reads_the_network() -> None:
-    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -78,7 +78,9 @@ def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: f
     assert covered >= level - 1e-9
 
 
-@pytest.mark.parametrize(("correct", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (0, 0, 0.95), (1, 2, 1.5), (1, 2, math.nan)])
+@pytest.mark.parametrize(
+    ("correct", "n", "level"), [(-1, 5, 0.95), (6, 5, 0.95), (0, 0, 0.95), (1, 2, 1.5), (1, 2, math.nan)]
+)
 def test_an_impossible_count_or_level_is_refused(correct: int, n: int, level: float) -> None:
     with pytest.raises(sp.InputError, match="must lie between"):
         sp.accuracy_interval(correct, n, level)
@@ -110,7 +112,9 @@ def test_the_calibration_error_over_batches_would_be_biased_upward() -> None:
     confidence = draw_from.uniform(0, 1, 20_000)
     right = draw_from.uniform(0, 1, 20_000) < confidence  # calibrated by construction
     whole = sp.calibration_error(confidence, right)
-    batches = np.mean([sp.calibration_error(c, r) for c, r in zip(*(np.split(a, 400) for a in (confidence, right)), strict=True)])
+    batches = np.mean(
+        [sp.calibration_error(c, r) for c, r in zip(*(np.split(a, 400) for a in (confidence, right)), strict=True)]
+    )
     assert whole < 0.015
     assert batches > 5 * whole
 
@@ -189,9 +193,7 @@ def test_an_evaluation_counts_by_class_and_by_group(seed: int, count: int) -> No
     confidence = np.array([draw_from.random() for _ in range(count)], dtype=np.float32)
     unused = np.zeros(count, dtype=np.float32)
     kept = Scores(np.array(predicted), confidence, unused, unused, unused)
-    found = evaluate(
-        kept, np.array(labels), ids, model="ensemble", alpha=0.5, set_name="sketch", groups=groups
-    )
+    found = evaluate(kept, np.array(labels), ids, model="ensemble", alpha=0.5, set_name="sketch", groups=groups)
     right = [p == label for p, label in zip(predicted, labels, strict=True)]
     assert (found.model, found.alpha, found.set, found.n) == ("ensemble", 0.5, "sketch", count)
     assert found.accuracy == pytest.approx(sum(right) / count)

@@ -74,7 +74,9 @@ def test_folders_are_made_and_the_mode_is_that_of_an_ordinary_file(tmp_path: Pat
     assert made.stat().st_mode == ordinary.stat().st_mode
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff", "not valid")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff", "not valid")]
+)
 def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
     path = tmp_path / "summary.json"
     if content is not None:

@@ -29,7 +29,7 @@ EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for 
 EMOJI_SIZE = 64
 # Things in a picture stand small and anywhere, drawings large on their page. The small ones keep the reference from
 # saturating, so that fine-tuning has something to gain on it.
-EMOJI_GEOMETRY = ViewGeometry(scale=(0.28, 0.65))
+EMOJI_GEOMETRY = ViewGeometry(scale=(0.26, 0.62))
 EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
 _HELD_OUT_SEED = 20260  # of every held-out view and corruption; the run's seed moves the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2

@@ -10,6 +10,7 @@ def recall_at(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)
 
     ``queries`` and ``gallery`` are (N, D), normalised. Ties and NaN count against the query.
 
+    >>> import torch
     >>> recall_at(torch.eye(3), torch.eye(3), ks=(1,))
     {1: 1.0}
     """

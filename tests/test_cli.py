@@ -1,0 +1,573 @@
+"""The command line as a user meets it: what it prints, what it writes, how it exits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer.main
+import yaml
+from PIL import Image
+
+import shiftproof as sp
+from shiftproof import cli
+from shiftproof.runfile import DEMO_FILE
+
+COMMANDS = {
+    "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
+}  # fmt: skip
+EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def process(*arguments: str | Path, cwd: Path) -> Ended:
+    """A command in a fresh process."""
+    command = [sys.executable, "-m", "shiftproof.cli", *map(str, arguments)]
+    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+Call = Callable[..., Ended]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
+    """A command in this process, in an empty directory: the same ``main``, without the seconds that imports take."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["shiftproof", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run
+
+
+def own_data(folders: Path, *, shift: bool = True) -> list[str]:
+    flags = ["--reference", f"folder:{folders}/train", "--validation", f"folder:{folders}/validation"]
+    flags += ["--test", f"folder:{folders}/test"]
+    return [*flags, "--shift", f"sketch=folder:{folders}/sketch"] if shift else flags
+
+
+def softmax(logits: list[float]) -> list[float]:
+    powers = np.exp(np.array(logits, dtype=np.float64) - max(logits))
+    return list(powers / powers.sum())
+
+
+# The whole way, each step in a process of its own.
+
+
+def test_a_run_and_then_predictions_from_what_it_saved(folders: Path, tmp_path: Path, call: Call) -> None:
+    shutil.copytree(folders, tmp_path / "fruit")
+    (tmp_path / "run.yaml").write_text(
+        """
+model: open_clip:shiftproof-tiny
+suite:
+  reference: {train: "folder:fruit/train", validation: "folder:fruit/validation", test: "folder:fruit/test"}
+  shifts: {sketch: {data: "folder:fruit/sketch"}}
+finetune: {epochs: 2, batch_size: 9, lr: 1e-3}
+alphas: 3
+"""
+    )
+    ended = process("run", "run.yaml", "--set", "finetune.epochs=3", "--seed", "5", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    out = tmp_path / "runs" / "run"
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["seed"] == 5
+    assert sp.RunFile.read(out / "run.yaml").finetune.epochs == 3
+    assert Path("runs", "run", "report.html").as_posix() in ended.out
+    for model in ("zero_shot", "fine_tuned", "ensemble"):
+        for entry in summary["models"][model].values():
+            assert f"{100 * entry['accuracy']:.1f}" in ended.out
+
+    # Nothing but the classifier's own directory is left.
+    shutil.move(out / "ensemble", tmp_path / "mine")
+    shutil.rmtree(tmp_path / "runs")
+    images = ["fruit/test/lemon/lemon-0.png", "fruit/sketch/pear/pear-1.png"]
+    classifier = sp.load_classifier(tmp_path / "mine")
+    data = sp.load_set(f"folder:{tmp_path}/fruit/test", classifier.classes)
+    logits = sp.predict(classifier, data).logits[data.ids.index("lemon/lemon-0.png")].tolist()
+    expected = sorted(zip(softmax(logits), ["lemon", "pear", "red apple"], strict=True), reverse=True)
+
+    told = process("predict", "mine", *images, "--json", cwd=tmp_path)
+    assert (told.code, told.err) == (0, "")
+    answers = json.loads(told.out)
+    assert [answer["image"] for answer in answers] == images
+    assert [entry["class"] for entry in answers[0]["top"]] == [name for _, name in expected]
+    assert [entry["probability"] for entry in answers[0]["top"]] == pytest.approx([p for p, _ in expected], rel=1e-4)
+    assert sum(entry["probability"] for entry in answers[1]["top"]) == pytest.approx(1)
+
+    plain = call("predict", "mine", *images, "--top", "2")
+    assert (plain.code, plain.err) == (0, "")
+    lines = plain.out.splitlines()
+    assert (lines[0], lines[3], len(lines)) == (*images, 6)
+    for line, (probability, name) in zip(lines[1:3], expected, strict=False):
+        assert line.split(maxsplit=2) == [f"{100 * probability:.1f}", "%", name]
+
+
+def test_a_mistake_in_a_fresh_process(tmp_path: Path) -> None:
+    ended = process("zeroshot", "tiny", "--reference", "folder:fotos", "--test", "folder:fotos", cwd=tmp_path)
+    assert ended == Ended(2, "", "shiftproof: the folder fotos does not exist. Check the path after 'folder:'.\n")
+
+
+# Stage by stage.
+
+
+def test_every_stage_works_on_one_s_own_folders(folders: Path, tmp_path: Path, call: Call) -> None:
+    data, quick = own_data(folders), ["--set", "finetune.epochs=2", "--set", "finetune.batch_size=9"]
+    zero = call("zeroshot", "tiny", *data, "--corrupt", "noise:3", "--out", "zero")
+    assert (zero.code, zero.out.splitlines()[-1]) == (0, "the classifier is zero")
+    assert all(name in zero.out for name in ("reference", "sketch", "noise-3"))
+    tuned = call("finetune", "zero", *data, *quick, "--out", "tuned")
+    assert (tuned.code, tuned.out.splitlines()[-1]) == (0, "the classifier is tuned")
+    swept = call("sweep", "zero", "tuned", *data, "--alphas", "0.25,0.5", "--rule", "reference", "--out", "swept")
+    assert swept.code == 0, swept.err
+
+    first, second = sp.load_classifier("zero"), sp.load_classifier("tuned")
+    assert second.parents[0]["fingerprint"] == sp.fingerprint(first)
+    assert second.training["settings"]["epochs"] == 2
+    path = json.loads(Path("swept/path.json").read_text(encoding="utf-8"))
+    assert [point["alpha"] for point in path] == [0.25, 0.5]
+    best = max(path, key=lambda point: (point["validation"], -point["alpha"]))["alpha"]
+    assert sp.load_classifier("swept/ensemble").alpha == best
+    assert f"alpha {best:g} by the rule 'reference'" in swept.out
+
+    # Evaluated alone, the ensemble has the accuracy that the sweep says, and so have both others.
+    told = call("evaluate", "swept/ensemble", *data[4:], "--out", "scored")
+    assert told.code == 0
+    lines = [json.loads(line) for line in Path("scored/results.jsonl").read_text(encoding="utf-8").splitlines()]
+    point = next(point for point in path if point["alpha"] == best)
+    assert {line["set"]: line["accuracy"] for line in lines} == {
+        "test": point["accuracy"]["reference"],
+        "sketch": point["accuracy"]["sketch"],
+    }
+    assert {line["alpha"] for line in lines} == {best}
+    for line in lines:
+        assert f"{100 * line['accuracy']:.1f}" in told.out
+    for folder, classifier in (("zero", first), ("tuned", second)):
+        for text in Path(folder, "results.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            if line["set"] == "sketch":
+                images = sp.load_set(f"folder:{folders}/sketch", classifier.classes)
+                assert line["accuracy"] == sp.accuracy(sp.predict(classifier, images).logits, images.labels)
+
+
+def test_a_model_is_fine_tuned_from_its_name_as_from_its_directory(folders: Path, tmp_path: Path, call: Call) -> None:
+    data = [*own_data(folders, shift=False), "--set", "finetune.epochs=1", "--set", "finetune.batch_size=18"]
+    assert call("finetune", "tiny", *data, "--out", "a").code == 0
+    assert call("zeroshot", "tiny", *own_data(folders, shift=False), "--out", "zero").code == 0
+    assert call("finetune", "zero", *data, "--out", "b").code == 0
+    assert sp.fingerprint(sp.load_classifier("a")) == sp.fingerprint(sp.load_classifier("b"))
+
+
+def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: Path, call: Call) -> None:
+    asked = {
+        "model": "open_clip:ViT-S-32-alt",
+        "suite": {
+            "reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")},
+            "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}},
+        },
+        "finetune": {"recipe": "head-only", "epochs": 1, "batch_size": 18, "lr": 1e-2},
+        "alphas": 2,
+    }
+    Path("vit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    ended = call("run", "vit.yaml")
+    assert ended.code == 0, ended.err
+    ensemble = sp.load_classifier("runs/vit/ensemble")
+    assert (ensemble.source, ensemble.preprocessing.size) == ("open_clip:ViT-S-32-alt", 224)
+    answers = json.loads(call("predict", "runs/vit/ensemble", folders / "test/pear/pear-0.png", "--json").out)
+    assert {entry["class"] for entry in answers[0]["top"]} == {"lemon", "pear", "red apple"}
+
+
+def test_pretraining_makes_a_model_that_loads(folders: Path, tmp_path: Path, call: Call) -> None:
+    with Path("pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "caption"])
+        for path in sorted((folders / "train").rglob("*.png")):
+            rows.writerow([path, f"a drawing of a {path.parent.name.replace('_', ' ')}"])
+    asked = {"model": "open_clip:shiftproof-tiny", "pretrain": {"data": "csv:pairs.csv", "steps": 2, "batch_size": 6}}
+    Path("pre.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    ended = call("pretrain", "pre.yaml", "--out", "pre")
+    assert ended.code == 0, ended.err
+    card = json.loads(Path("pre/card.json").read_text(encoding="utf-8"))
+    assert (card["pairs_seen"], card["settings"]["steps"], card["seed"]) == (12, 2, 0)
+    assert f"loss {card['final_loss']:.3f} after 12 pairs" in ended.out
+    for direction in ("image_to_text", "text_to_image"):
+        recalls = card["recall"][direction]
+        assert 0 <= recalls["recall@1"] <= recalls["recall@5"] <= recalls["recall@10"] <= 1
+        assert f"recall@1 {recalls['recall@1']:.3f}" in ended.out
+    assert call("zeroshot", "local-dir:pre/model", *own_data(folders), "--out", "zero").code == 0
+    trained = sp.load_classifier("zero").state_dict()
+    start = sp.zero_shot_classifier(sp.load_clip("open_clip:shiftproof-tiny"), sp.load_classifier("zero").classes)
+    assert any(not bool((trained[name] == tensor).all()) for name, tensor in start.state_dict().items())
+    # A finished pretraining is neither lost nor changed.
+    before = Path("pre/model/open_clip_model.safetensors").read_bytes()
+    assert_mistake(call("pretrain", "pre.yaml", "--out", "pre"), "pre already holds")
+    assert_mistake(call("pretrain", "pre.yaml", "--out", "pre", "--resume", "--seed", "1"), "other settings")
+    assert call("pretrain", "pre.yaml", "--out", "pre", "--resume").code == 0
+    assert Path("pre/model/open_clip_model.safetensors").read_bytes() == before
+
+
+def test_the_report_is_written_anew_and_for_several_seeds(folders: Path, tmp_path: Path, call: Call) -> None:
+    asked = {
+        "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
+        "finetune": {"epochs": 1, "batch_size": 18},
+        "alphas": 2,
+    }
+    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    for seed in ("0", "1"):
+        assert call("run", "fruit.yaml", "--seed", seed, "--out", f"seed-{seed}").code == 0
+    page = Path("seed-0/report.html")
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert call("report", "seed-0") == Ended(0, f"{page}\n", "")
+    assert page.read_text(encoding="utf-8") == before
+    assert call("report", "seed-0", "seed-1", "--out", "seeds.html") == Ended(0, "seeds.html\n", "")
+    assert "<html" in Path("seeds.html").read_text(encoding="utf-8")
+
+
+# The embedded suite, cut down.
+
+
+@pytest.fixture(scope="session")
+def few_emoji() -> sp.ShiftSuite:
+    """Four classes of the emoji suite, with two of its shifts."""
+    suite = sp.load_suite("emoji")
+    classes = sp.ClassSpace(EMOJI, tuple(name.replace("_", " ") for name in EMOJI))
+
+    def cut(images: sp.ImageSet) -> sp.ImageSet:
+        kept = [i for i, label in enumerate(images.labels) if images.classes.ids[label] in EMOJI]
+        return images.subset(kept).relabelled(classes)
+
+    reference = sp.Reference(
+        suite.reference.name, *(cut(getattr(suite.reference, split)) for split in ("train", "validation", "test"))
+    )
+    shifts = tuple(
+        replace(shift, data=cut(shift.data)) for shift in suite.shifts if shift.name in ("sketch", "noise-3")
+    )
+    return sp.ShiftSuite("emoji", classes, reference, shifts)
+
+
+def test_an_exported_suite_runs_as_folders(
+    few_emoji: sp.ShiftSuite, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, tiny: sp.Clip
+) -> None:
+    monkeypatch.setattr("shiftproof.stages.load_suite", lambda name, seed: few_emoji)
+    told = call("export-suite", "emoji", "--out", "exported")
+    sets = [few_emoji.reference.train, few_emoji.reference.validation, *few_emoji.test_sets.values()]
+    total = sum(map(len, sets))
+    assert (told.code, told.out) == (0, f"{total} images under exported\n")
+    assert {p.relative_to("exported").as_posix() for p in Path("exported").glob("*/*")} == {
+        *(f"reference/{split}" for split in ("train", "validation", "test")),
+        "shifts/sketch",
+        "shifts/noise-3",
+    }
+    again = call("export-suite", "emoji", "--out", "exported")
+    assert again.code == 2
+    assert "exported is not empty" in again.err
+
+    asked = {
+        "suite": {
+            "reference": {split: f"folder:exported/reference/{split}" for split in ("train", "validation", "test")},
+            "shifts": {
+                "sketch": {"data": "folder:exported/shifts/sketch"},
+                "noise-3": {"data": "folder:exported/shifts/noise-3", "kind": "synthetic"},
+            },
+        },
+        "finetune": {"epochs": 2, "batch_size": 10},
+        "alphas": 2,
+    }
+    Path("emoji.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    assert call("run", "emoji.yaml").code == 0
+    summary = json.loads(Path("runs/emoji/summary.json").read_text(encoding="utf-8"))
+    # The files hold the very pixels: the zero-shot model is as right on them as on the suite itself.
+    zero = sp.zero_shot_classifier(tiny, few_emoji.classes)
+    names = {"colour": "reference", "sketch": "sketch", "noise-3": "noise-3"}
+    for name, images in few_emoji.test_sets.items():
+        entry = summary["models"]["zero_shot"][names[name]]
+        assert entry["n"] == len(images)
+        assert entry["accuracy"] == sp.accuracy(sp.predict(zero, images).logits, images.labels)
+
+
+def test_the_demo_runs_its_own_file_with_the_seed_asked_for(
+    few_emoji: sp.ShiftSuite, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shiftproof.pipeline.load_suite", lambda name, seed: few_emoji)
+    told = call("demo", "--seed", "3")
+    assert told.code == 0, told.err
+    out = Path("runs/demo-3")
+    assert sp.RunFile.read(out / "run.yaml") == sp.RunFile.read(DEMO_FILE, ["seed=3"])
+    assert (out / "report.html").is_file()
+    assert f"report: {out / 'report.html'}" in told.out
+    # The groups of the renditions that pretraining saw and did not see are told apart.
+    assert "withheld" in told.out
+    assert_mistake(call("demo", "--seed", "3"), "already holds a run")
+    assert call("demo", "--seed", "3", "--overwrite", "--set", "alphas=[0.5]", "--set", "finetune.epochs=1").code == 0
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["alpha_path"][0]["alpha"] == 0.5
+
+
+# Mistakes: one message on stderr, no traceback, exit code 2.
+
+
+def broken_copies(folders: Path) -> None:
+    """Beside the test: an empty folder, and copies of the sketches that each break one rule."""
+    Path("nothing").mkdir()
+    for name in ("extra", "lacking", "hollow", "damaged"):
+        shutil.copytree(folders / "sketch", name)
+    shutil.copytree("extra/pear", "extra/plum")
+    shutil.rmtree("lacking/pear")
+    for image in Path("hollow/pear").iterdir():
+        image.unlink()
+    Path("damaged/lemon/lemon-1.png").write_bytes(Path("damaged/lemon/lemon-1.png").read_bytes()[:40])
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "missing folder": (["--reference", "folder:absent"], "the folder absent does not exist"),
+    "empty folder": (["--reference", "folder:nothing"], "nothing holds no class folder"),
+    "missing csv": (["--test", "csv:absent.csv"], "the file absent.csv does not exist"),
+    "class folder without images": (["--shift", "sketch=folder:hollow"], "hollow/pear holds no image"),
+    "class that a shift lacks": (["--shift", "sketch=folder:lacking"], "lacks classes of the reference: 'pear'"),
+    "class that a shift has too many": (["--shift", "sketch=folder:extra"], "the reference lacks: 'plum'"),
+    "image that does not decode": (["--shift", "s=folder:damaged"], "damaged/lemon/lemon-1.png does not decode"),
+    "shift without a name": (["--shift", "folder:extra"], "must look like sketch=folder:PATH"),
+    "two sets of one name": (["--shift", "reference=folder:{folders}/sketch"], "'reference'"),
+    "set kind": (["--test", "foldr:x"], "'foldr'. Did you mean 'folder'?"),
+    "corruption": (["--corrupt", "noice:3"], "corruption 'noice'. Did you mean 'noise'?"),
+    "severity": (["--corrupt", "noise:6"], "severity of 1 to 5"),
+    "prompt set": (["--prompts", "foto"], "prompt set 'foto'. Did you mean 'photo'?"),
+    "template": (["--prompts", "a {} of {}"], "'a {} of {}'"),
+    "run-file key": (["--set", "finetune.epoch=3"], "key 'finetune.epoch'. Did you mean 'epochs'?"),
+    "run-file value": (["--set", "finetune.lr=fast"], "'finetune.lr' is 'fast'"),
+    "device": (["--device", "gpu"], "the device 'gpu' cannot be used here"),
+    "suite": (["--suite", "emojy"], "leave it out"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistake: str) -> None:
+    broken_copies(folders)
+    changes, said = MISTAKES[mistake]
+    flags = own_data(folders, shift=False)
+    for flag, value in zip(changes[::2], changes[1::2], strict=True):
+        filled = value.replace("{folders}", str(folders))
+        if flag in flags:
+            flags[flags.index(flag) + 1] = filled
+        else:
+            flags += [flag, filled]
+    ended = call("zeroshot", "tiny", *flags, "--out", "out")
+    assert_mistake(ended, said)
+
+
+def assert_mistake(ended: Ended, said: str) -> None:
+    assert (ended.code, ended.out) == (2, "")
+    messages = [line for line in ended.err.splitlines() if not line.endswith(" done")]
+    assert messages[0].startswith("shiftproof: ")
+    assert ended.err.count("shiftproof: ") == 1
+    assert said in messages[0]
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["zeroshot", "tinny", "--suite", "emoji"], "unknown model 'tinny'. Did you mean 'tiny'?"),
+        (["zeroshot", "open_clip:ViT-B-33", "--suite", "emoji"], "'ViT-B-33'. Did you mean 'ViT-B-32'?"),
+        (["zeroshot", "open_clip:ViT-B-32/opena", "--suite", "emoji"], "tag 'opena'. Did you mean 'openai'?"),
+        (["zeroshot", "local-dir:absent", "--suite", "emoji"], "'local-dir:absent' cannot be loaded"),
+        (["zeroshot", "tiny", "--suite", "emojy"], "unknown suite 'emojy'. Did you mean 'emoji'?"),
+        (["zeroshot", "tiny"], "no data"),
+        (["zeroshot", "tiny", "--reference", "folder:a"], "no data"),
+        (["run", "absent.yaml"], "the run file absent.yaml does not exist"),
+        (["pretrain", "plain.yaml"], "no pretrain section"),
+        (["predict", "absent", "x.png"], "absent is no classifier directory"),
+        (["evaluate", "absent", "--suite", "emoji"], "absent is no classifier directory"),
+        (["sweep", "absent", "other", "--suite", "emoji"], "absent is no classifier directory"),
+        (["report", "absent"], "absent/summary.json does not exist"),
+        (["export-suite", "emojis", "--out", "x"], "unknown suite 'emojis'. Did you mean 'emoji'?"),
+    ],
+)
+def test_a_mistake_in_a_name(call: Call, arguments: list[str], said: str) -> None:
+    Path("plain.yaml").write_text("model: tiny\n", encoding="utf-8")
+    assert_mistake(call(*arguments), said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["zeroshoot"], "Did you mean 'zeroshot'?"),
+        (["zeroshot"], "Missing argument"),
+        (["predict", "x"], "Missing argument"),
+        (["predict", "x", "y.png", "--top", "0"], "--top"),
+        (["zeroshot", "tiny", "--seed", "-1"], "--seed"),
+        (["demo", "--sede", "1"], "--seed"),
+    ],
+)
+def test_a_mistake_in_the_usage(call: Call, arguments: list[str], said: str) -> None:
+    ended = call(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_run_file_s_mistakes_are_told_before_anything_is_written(folders: Path, call: Call) -> None:
+    asked = {"modell": "tiny", "suite": {"reference": {"trian": "folder:a", "test": "folder:b"}}, "alphas": 1}
+    Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    ended = call("run", "run.yaml", "--out", "out")
+    assert_mistake(ended, "suite.reference.train")
+    for said in ("'modell'. Did you mean 'model'?", "'suite.reference.trian'. Did you mean 'train'?"):
+        assert said in ended.err
+    assert sorted(path.name for path in Path().iterdir()) == ["run.yaml"]
+
+
+@pytest.mark.parametrize("command", ["zeroshot", "finetune", "sweep", "evaluate"])
+def test_an_occupied_folder_is_left_alone(folders: Path, call: Call, tiny: sp.Clip, command: str) -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("do not lose me", encoding="utf-8")
+    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
+    sp.save_classifier(zero, "zero")
+    operands = {"zeroshot": ["tiny"], "finetune": ["zero"], "sweep": ["zero", "zero"], "evaluate": ["zero"]}[command]
+    flags = own_data(folders, shift=False)
+    ended = call(command, *operands, *(flags[4:] if command == "evaluate" else flags), "--out", "out")
+    assert_mistake(ended, "out already holds notes.txt")
+    assert [path.name for path in Path("out").iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+def test_an_image_that_cannot_be_predicted_is_named(folders: Path, call: Call, tiny: sp.Clip) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
+    Path("notes.png").write_text("no picture", encoding="utf-8")
+    good = folders / "test/pear/pear-0.png"
+    assert_mistake(call("predict", "zero", good, "notes.png"), "the image notes.png does not decode")
+    assert_mistake(call("predict", "zero", good, "absent.png"), "the image absent.png does not exist")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
+def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.Clip, mode: str) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
+    Image.new("RGB", (50, 20), (240, 210, 40)).convert(mode).save("image.tif")
+    ended = call("predict", "zero", "image.tif", "--json")
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)[0]["top"]) == 2
+
+
+def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, call: Call) -> None:
+    broken = ["--set", "finetune.lr=1e20", "--set", "finetune.batch_size=9"]
+    ended = call("finetune", "tiny", *own_data(folders), *broken, "--out", "out")
+    assert_mistake(ended, "fine-tuning stopped at step 1")
+    assert "out/last_good" in ended.err
+    assert call("predict", "out/last_good", folders / "test/pear/pear-0.png").code == 0
+
+
+def test_a_fault_of_ours_is_not_passed_off_as_the_user_s(
+    folders: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("shiftproof.stages.run_zero_shot", faulty)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("zeroshot", "tiny", *own_data(folders))
+
+
+# Help.
+
+GROUP = typer.main.get_command(cli.app)
+
+
+def test_the_commands_are_those_promised() -> None:
+    assert set(GROUP.commands) == COMMANDS  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_s_help_shows_an_example_that_parses(call: Call, name: str) -> None:
+    for flag in ("--help", "-h"):
+        told = call(name, flag)
+        assert (told.code, told.err) == (0, "")
+        assert f"Example: shiftproof {name}" in told.out
+    command = GROUP.commands[name]  # type: ignore[attr-defined]
+    example = next(line for line in command.help.splitlines() if line.startswith("Example: "))
+    program, called, *arguments = shlex.split(example.removeprefix("Example: "))
+    assert (program, called) == ("shiftproof", name)
+    # Parsed, not run: an unknown option or a missing argument would raise.
+    command.make_context(name, arguments)
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    from importlib.metadata import version
+
+    assert call("--version") == Ended(0, version("shiftproof") + "\n", "")
+
+
+# A light start.
+
+LIGHT = """
+import sys
+import shiftproof
+assert set(shiftproof.__all__) <= set(dir(shiftproof))
+heavy = {"torch", "torchvision", "open_clip", "timm", "matplotlib", "scipy", "numpy"}
+print(sorted(heavy & set(sys.modules)))
+from shiftproof import cli
+for arguments in ARGUMENTS:
+    sys.argv = ["shiftproof", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_neither_the_package_nor_its_help_loads_torch(tmp_path: Path) -> None:
+    asked = [["--help"], ["--version"], *([name, "--help"] for name in sorted(COMMANDS))]
+    code = LIGHT.replace("ARGUMENTS", repr(asked))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("[]", "[]")
+
+
+def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
+    def seconds() -> float:
+        """Of the processor's time, which a busy machine does not stretch as it does the clock's."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert process("--help", cwd=tmp_path).code == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_every_public_name_resolves_and_is_listed() -> None:
+    assert len(set(sp.__all__)) == len(sp.__all__)
+    for name in sp.__all__:
+        found = getattr(sp, name)
+        assert found.__name__ == name
+        assert found.__module__.startswith("shiftproof.")
+        assert found.__doc__
+    assert set(sp.__all__) <= set(dir(sp))
+    with pytest.raises(AttributeError, match="has no attribute 'wise_fit'"):
+        sp.wise_fit  # noqa: B018
