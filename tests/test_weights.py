@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -131,10 +132,10 @@ class Lazy(Mapping[str, Tensor]):
     """Reads every tensor anew at each access, as a wrapper of a file does."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.stored = {name: tensor.tolist() for name, tensor in tensors.items()}
+        self.stored = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.tensor(self.stored[name])
+        return torch.from_numpy(np.frombuffer(self.stored[name], dtype=np.float32).copy())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)

@@ -18,7 +18,7 @@ import yaml
 
 from shiftproof.data.suites import VALIDATION, ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, sweep_alpha
 from shiftproof.errors import InputError, listed
 from shiftproof.evaluation.intervals import LEVEL, METHOD
 from shiftproof.evaluation.metrics import evaluate, scores
@@ -40,7 +40,6 @@ from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.sampling import write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
 
-_ENDS = {0.0: "zero_shot", 1.0: "fine_tuned"}
 # What --overwrite may delete.
 _WRITTEN = {
     *MODELS,
@@ -114,9 +113,7 @@ class _Run:
         # A run that finished no stage, for its data were misnamed, say, has nothing to lose.
         begun = (self.out / "stages.json").is_file()
         if occupied and not _is_run_record(settings):
-            raise InputError(
-                f"{self.out} holds {listed(occupied, 5)} and no run.yaml of a run. Choose another --out."
-            )
+            raise InputError(f"{self.out} holds {listed(occupied, 5)} and no run.yaml of a run. Choose another --out.")
         if foreign := sorted(set(occupied) - _WRITTEN) if overwrite else []:
             raise InputError(
                 f"{self.out} holds {listed(foreign, 5)}, which no run wrote, and --overwrite would delete it. "
@@ -164,12 +161,15 @@ class _Run:
         )
 
     def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:
-        """Sweeps alpha and keeps the compact predictions of every alpha, and the ends' logits."""
+        """Sweeps alpha and keeps the compact predictions of every alpha, and the logits of the three models."""
+        named = {0.0: "zero_shot", 1.0: "fine_tuned"}
+        if self.asked.alpha_rule == "fixed":  # the one rule that knows the ensemble before the sweep
+            named[FIXED_ALPHA] = "ensemble"
 
         def keep(alpha: float, set_name: str, found: Predictions) -> None:
             save_scores(scores(found.logits, found.labels), found.ids, self.along_path(alpha, set_name))
-            if alpha in _ENDS and set_name != VALIDATION:
-                save_predictions(found, self.out / "predictions" / _ENDS[alpha] / f"{set_name}.npz")
+            if alpha in named and set_name != VALIDATION:
+                save_predictions(found, self.out / "predictions" / named[alpha] / f"{set_name}.npz")
 
         def sweep() -> None:
             path = sweep_alpha(zero_shot, fine_tuned, suite, self.asked.alphas, device=self.device, keep=keep)

@@ -31,7 +31,7 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
         return normalise(to_unit_range(pixels), preprocessing)
 
     starts = range(0, len(images), batch_size)
-    yield from _ahead(make, [range(start, min(start + batch_size, len(images))) for start in starts])
+    yield from _made(images, make, [range(start, min(start + batch_size, len(images))) for start in starts])
 
 
 def training_batches(
@@ -52,7 +52,7 @@ def training_batches(
         pixels = [random_resized_crop(images.read(i), preprocessing, crop_scale, generator) for i in positions]
         return normalise(to_unit_range(pixels), preprocessing)
 
-    yield from _ahead(make, enumerate(batches))
+    yield from _made(images, make, enumerate(batches))
 
 
 def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
@@ -67,7 +67,12 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
         return resize(images.read(i), preprocessing)
 
     pixels = list(_ahead(make, range(len(images))))
-    return replace(images, read=lambda i: pixels[i])
+    return replace(images, read=lambda i: pixels[i], in_memory=True)
+
+
+def _made(images: ImageSet, make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
+    # Beside a model that uses every core, threads cost more than stacking bytes that are in memory already.
+    return map(make, jobs) if images.in_memory else _ahead(make, jobs)
 
 
 def _ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:

@@ -24,6 +24,7 @@ class ImageSet:
 
     ``ids`` are unique and name the samples in kept predictions; ``labels`` are (N,) positions in
     ``classes``; ``groups``, where given, splits the samples for reporting (seen and withheld renditions, say).
+    ``in_memory`` says that reading costs nothing, so that no threads are spent on it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     read: Callable[[int], NDArray[np.uint8]] = field(repr=False, compare=False)
     groups: tuple[str, ...] | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -65,7 +67,7 @@ class ImageSet:
 
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
         """The same samples with pixels changed by ``change(position, pixels)``."""
-        return replace(self, name=name, read=lambda i: change(i, self.read(i)))
+        return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
 
 
 def array_set(
@@ -87,7 +89,7 @@ def array_set(
         pixels_of_one: NDArray[np.uint8] = made[0][i]
         return pixels_of_one
 
-    return ImageSet(name, classes, tuple(ids), labels, read, None if groups is None else tuple(groups))
+    return ImageSet(name, classes, tuple(ids), labels, read, None if groups is None else tuple(groups), in_memory=True)
 
 
 def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = False) -> ImageSet:

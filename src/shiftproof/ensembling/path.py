@@ -16,6 +16,7 @@ from shiftproof.evaluation.predictions import Predictions, predict
 from shiftproof.models.classifier import Classifier
 from shiftproof.records import PathPoint, PathRecord
 
+FIXED_ALPHA = 0.5
 RULES = ("fixed", "reference", "tolerance")
 # What a sweep hands on for every model it ran: alpha, the set's name, the predictions.
 Keep: TypeAlias = Callable[[float, str, Predictions], object]
@@ -78,7 +79,7 @@ def choose_alpha(path: PathRecord, rule: str = "fixed", *, tolerance: float = 0.
     """
     require_choice("alpha rule", rule, RULES)
     if rule == "fixed":
-        return 0.5
+        return FIXED_ALPHA
     best = max(point.validation for point in path.points)
     allowed = require_between("tolerance", tolerance, 0, 1) if rule == "tolerance" else 0.0
     # 0.8 - 0.1 exceeds 0.7 in floating point; no two accuracies lie as close as the slack.
