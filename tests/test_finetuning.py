@@ -150,6 +150,14 @@ def test_the_seed_decides_the_weights() -> None:
     assert bits(first)["head.weight"] != bits(other)["head.weight"]
 
 
+def test_the_seed_decides_the_order() -> None:
+    # Crops of an image of one colour are all alike, so that nothing but the order is left to differ.
+    suite = suite_of(squares("train", 6, 0, noise=0), SUITE.reference.validation)
+    first, other = (sp.finetune(toy(), suite, settings(batch_size=5), seed=seed) for seed in (0, 1))
+    moved = first.state_dict()["head.weight"] - other.state_dict()["head.weight"]
+    assert moved.abs().max() > 1e-4
+
+
 def test_the_global_random_state_is_neither_read_nor_moved() -> None:
     torch.manual_seed(1)
     first = sp.finetune(toy(), SUITE, settings())

@@ -96,6 +96,21 @@ def test_the_ensemble_inside_is_that_of_the_two_others(finished: Path) -> None:
     assert sp.fingerprint(zero) != sp.fingerprint(tuned)
 
 
+@pytest.mark.parametrize("rule", ["fixed", "reference"])
+def test_the_kept_logits_are_those_of_the_classifier_beside_them(folders: Path, tmp_path: Path, rule: str) -> None:
+    asked, out = run_file(folders, alpha_rule=rule, alphas=[0.0, 0.5, 0.9]), tmp_path / "run"
+    sp.run_pipeline(asked, out)
+    kept: dict[str, np.ndarray] = {}
+    for name, images in pipeline.suite_of(asked).test_sets.items():
+        for model in MODELS:
+            found = sp.predict(sp.load_classifier(out / model), images).logits
+            with np.load(out / "predictions" / model / f"{name}.npz", allow_pickle=False) as file:
+                kept[model] = file["logits"]
+            np.testing.assert_allclose(kept[model], found, rtol=1e-5, atol=1e-5)
+        assert abs(kept["zero_shot"] - kept["fine_tuned"]).max() > 0.1
+        assert abs(kept["fine_tuned"] - kept["ensemble"]).max() > 0.01
+
+
 def test_samples_show_what_the_models_say(finished: Path) -> None:
     entries = json.loads((finished / "samples" / "samples.json").read_text(encoding="utf-8"))["samples"]
     assert {entry["set"] for entry in entries} == set(SETS)

@@ -56,7 +56,7 @@ def test_the_shipped_model_s_file_reads() -> None:
     asked = sp.RunFile.read(DEMO_FILE.with_name("shiftproof-tiny.yaml"))
     assert asked.model == "open_clip:shiftproof-tiny"
     assert asked.pretrain is not None
-    settings = asked.pretrain.settings()
+    settings = asked.pretrain
     assert (settings.precision, settings.steps) == (asked.pretrain.precision, asked.pretrain.steps)
     assert not hasattr(settings, "data")
 

@@ -42,7 +42,7 @@ def publish(run: Path) -> None:
         "seen": "colour drawings of every concept, on white, plain and busy backgrounds",
         "withheld_renditions": ["sketch", "painting", "monochrome"],
         "withheld_concepts": [concept.name for concept in concepts() if concept.withheld],
-        "recall_on": "one new view of every concept with its caption; withheld renditions are not among them",
+        "recall_on": EmojiCaptions.held_out,
         "attribution": ATTRIBUTION,
     }
     write_json(TINY_CARD, card)

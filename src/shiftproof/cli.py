@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,7 @@ Set = Annotated[
     typer.Option("--set", help="Overrides a run-file key, e.g. finetune.lr=1e-5. May be repeated."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished stages are skipped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in --out first.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out first.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -57,7 +58,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def demo(
-    seed: Seed = 0,
+    seed: Seed = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; else runs/demo-SEED.")] = None,
     device: Device = None,
     settings: Set = None,
@@ -71,7 +72,7 @@ def demo(
     from shiftproof.runfile import DEMO_FILE, RunFile
 
     asked = RunFile.read(DEMO_FILE, _overrides(settings, seed, device))
-    _run(asked, out or Path(f"runs/demo-{seed}"), resume, overwrite)
+    _run(asked, out or Path(f"runs/demo-{asked.seed}"), resume, overwrite)
 
 
 @app.command()
@@ -113,7 +114,7 @@ def pretrain(
 
     with live_progress():
         card = run_pretrain(RunFile.read(run_file, _overrides(settings, seed, device)), out, resume=resume)
-    print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on held-out views:")
+    print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on {card['recall_on']}:")
     for direction, recall in card["recall"].items():
         print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))
     print(f"the model is {out / 'model'}; load it as local-dir:{out / 'model'}")
@@ -133,6 +134,7 @@ def zeroshot(
     device: Device = None,
     settings: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where the classifier goes.")] = Path("runs/zeroshot"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Build a model's zero-shot classifier for a suite and score it on every test set.
 
@@ -145,7 +147,7 @@ def zeroshot(
     data = _suite(suite, reference, validation, test, shift, corrupt)
     asked = _resolve(model, data, prompts, settings, seed, device)
     with live_progress():
-        records = run_zero_shot(asked, out)
+        records = run_zero_shot(asked, out, overwrite=overwrite)
     print_table(records_table(records))
     print(f"the classifier is {out}")
 
@@ -164,6 +166,7 @@ def finetune(
     device: Device = None,
     settings: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where the classifier goes.")] = Path("runs/finetune"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a zero-shot model, or a classifier directory, on the reference and score it on every test set.
 
@@ -171,13 +174,12 @@ def finetune(
     """
     from shiftproof.console import live_progress, print_table
     from shiftproof.report.tables import records_table
-    from shiftproof.stages import model_or_directory, run_finetune
+    from shiftproof.stages import run_finetune
 
-    model, directory = model_or_directory(start)
     data = _suite(suite, reference, validation, test, shift, corrupt)
-    asked = _resolve(model, data, prompts, settings, seed, device)
+    asked = _resolve(start, data, prompts, settings, seed, device)
     with live_progress():
-        records = run_finetune(asked, directory, out)
+        records = run_finetune(asked, out, overwrite=overwrite)
     print_table(records_table(records))
     print(f"the classifier is {out}")
 
@@ -194,9 +196,11 @@ def sweep(
     corrupt: Corrupt = None,
     alphas: Annotated[str, typer.Option("--alphas", "--alpha", help="How many, or a list such as 0.3,0.5.")] = "11",
     rule: Annotated[str, typer.Option("--rule", help="fixed, reference or tolerance.")] = "fixed",
+    seed: Seed = None,
     device: Device = None,
     settings: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where path.json and ensemble/ go.")] = Path("runs/sweep"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Interpolate two classifiers' weights at every alpha and measure each; save the ensemble at the chosen alpha.
 
@@ -212,11 +216,11 @@ def sweep(
         data,
         "photo",
         [f"alphas={_alphas(alphas)}", f"alpha_rule={rule}", *(settings or [])],
-        None,
+        seed,
         device,
     )
     with live_progress():
-        path, alpha = run_sweep(asked, zero_shot, fine_tuned, out)
+        path, alpha = run_sweep(asked, zero_shot, fine_tuned, out, overwrite=overwrite)
     print_table(sweep_table(path))
     print(f"alpha {alpha:g} by the rule {rule!r}; the ensemble is {out / 'ensemble'}")
 
@@ -230,6 +234,7 @@ def evaluate(
     corrupt: Corrupt = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="Where results.jsonl goes, if anywhere.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a classifier directory on a suite or on one's own data; labels are matched by class name.
 
@@ -239,10 +244,11 @@ def evaluate(
     from shiftproof.report.tables import records_table
     from shiftproof.stages import run_evaluate
 
-    sets = {"test": test} if test else {}
-    sets |= {name: entry["data"] for name, entry in _shifts(shift, corrupt, test).items()}
+    sets = {name: entry["data"] for name, entry in _shifts(shift, corrupt, test).items()}
+    if test:
+        sets = {_free("test", sets): test, **sets}
     with live_progress():
-        records = run_evaluate(classifier, sets, suite, device, out)
+        records = run_evaluate(classifier, sets, suite, device, out, overwrite=overwrite)
     print_table(records_table(records))
 
 
@@ -314,6 +320,9 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        print(f"shiftproof: {error.filename}: {error.strerror}. Choose another path.", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
@@ -387,15 +396,23 @@ def _shifts(shift: list[str] | None, corrupt: list[str] | None, test: str | None
         name, equals, data = text.partition("=")
         if not equals or not name or not data:
             raise InputError(f"--shift {text!r} must look like sketch=folder:PATH.")
-        found[name] = {"data": data, "kind": "natural"}
+        found[_free(name, found)] = {"data": data, "kind": "natural"}
     for text in corrupt or []:
         name, colon, severity = text.partition(":")
         if not colon:
             raise InputError(f"--corrupt {text!r} must look like noise:3.")
         if not test:
             raise InputError("--corrupt changes the images of --test; give that too.")
-        found[f"{name}-{severity}"] = {"data": f"corrupted:{name}:{severity}:{test}", "kind": "synthetic"}
+        found[_free(f"{name}-{severity}", found)] = {"data": f"corrupted:{name}:{severity}:{test}", "kind": "synthetic"}
     return found
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    from shiftproof.errors import InputError
+
+    if name in taken:
+        raise InputError(f"two sets are named {name!r}. Give every set a name of its own.")
+    return name
 
 
 def _alphas(text: str) -> str:

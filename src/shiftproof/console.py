@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
@@ -24,14 +25,14 @@ def output_console() -> Console:
 
 def print_table(table: Table) -> None:
     """Prints a table with its note."""
-    shown = RichTable(title=table.title, title_justify="left", title_style="bold", caption_justify="left")
+    shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", caption_justify="left")
     for number, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if number == 0 else "right")
+        shown.add_column(escape(name), justify="left" if number == 0 else "right")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     output_console().print(shown)
     if table.note:
-        output_console().print(table.note, style="dim")
+        output_console().print(table.note, style="dim", markup=False)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "Did you mean 'sketch'?"
     """
     known = [str(option) for option in known]
+    if not known:
+        return "There is none."
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {matches[0]!r}?" if matches else f"Known: {listed(known)}."
 

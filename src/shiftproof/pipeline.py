@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, sweep_alpha
@@ -55,12 +56,17 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
     A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file
     must be the same) or ``overwrite`` (the old run is deleted).
     """
+    if resume and overwrite:
+        raise InputError("--resume goes on with the run that --overwrite deletes. Give one of the two.")
+    # Data and model are found before anything is written, so that a misspelt name costs no older run.
+    suite, device = suite_of(asked), choose_device(asked.device)
+    start = build_start(asked, suite)
+    suite = suite.relabelled(start.classes)
     with locked(out):
-        run = _Run(asked, out, choose_device(asked.device))
+        run = _Run(asked, out, device)
         run.open(resume=resume, overwrite=overwrite)
-        suite = suite_of(asked)
 
-        zero_shot = run.classifier("zero_shot", lambda: build_zero_shot(asked, suite))
+        zero_shot = run.classifier("zero_shot", lambda: start)
         fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
         path = run.path(zero_shot, fine_tuned, suite)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
@@ -92,8 +98,10 @@ def suite_of(asked: RunFile) -> ShiftSuite:
     return load_suite(asked.suite, asked.seed)
 
 
-def build_zero_shot(asked: RunFile, suite: ShiftSuite) -> Classifier:
-    """The start: the model's text tower writes the head for the suite's classes."""
+def build_start(asked: RunFile, suite: ShiftSuite) -> Classifier:
+    """The start: a classifier directory, or a model whose text tower writes the head for the suite's classes."""
+    if (Path(asked.model) / "classifier.json").is_file():
+        return load_classifier(asked.model)
     return zero_shot_classifier(load_clip(asked.model, asked.seed), suite.classes, asked.prompts)
 
 
@@ -120,7 +128,8 @@ class _Run:
                 "Move it away, or choose another --out."
             )
         if occupied and overwrite:
-            for path in (self.out / name for name in occupied):
+            # The record goes last: an interrupted deletion still leaves a run that can be overwritten.
+            for path in sorted((self.out / name for name in occupied), key=lambda path: path == settings):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif begun and not resume:
             raise InputError(
@@ -196,7 +205,11 @@ class _Run:
                         save_predictions(predict(classifier, images, device=self.device), file)
 
         self.stage("predict", run_all)
-        return {m: {name: load_predictions(folder / m / f"{name}.npz") for name in suite.test_sets} for m in models}
+        found = {m: {name: load_predictions(folder / m / f"{name}.npz") for name in suite.test_sets} for m in models}
+        for of_sets in found.values():
+            for name, images in suite.test_sets.items():
+                _require_same_samples(of_sets[name].ids, images)
+        return found
 
     def conclude(
         self,
@@ -239,7 +252,8 @@ class _Run:
         records = []
         for alpha in path.alphas:
             for name, images in sets.items():
-                kept = load_scores(self.along_path(alpha, name))
+                ids, kept = load_scores(self.along_path(alpha, name))
+                _require_same_samples(ids, images)
                 records.append(
                     evaluate(
                         kept,
@@ -257,6 +271,14 @@ class _Run:
 def _is_run_record(settings: Path) -> bool:
     """Tells the run.yaml of a run directory, which notes its versions, from a run file that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
+
+
+def _require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
+    if ids != images.ids:
+        raise InputError(
+            f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
+            "with --overwrite."
+        )
 
 
 def _record(suite: ShiftSuite, found: Predictions, model: str, alpha: float, name: str) -> AccuracyRecord:

@@ -8,7 +8,7 @@ import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from shiftproof import progress
 from shiftproof.augmentation.photometric import photometric
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.errors import TrainingError, require_at_least, require_choice
+from shiftproof.errors import InputError, TrainingError, require_at_least, require_between, require_choice
 from shiftproof.evaluation.retrieval import recall_at
 from shiftproof.models.checkpoints import write_state_dict
 from shiftproof.models.clip import Clip, model_config
-from shiftproof.seeding import child_generator
+from shiftproof.seeding import child_generator, global_draws
 from shiftproof.storage import write_json
 from shiftproof.training import (
+    LARGEST,
     MAX_LOGIT_SCALE,
     cosine_with_warmup,
     load_checkpoint,
@@ -45,6 +46,9 @@ class PretrainSettings:
     ``photometric`` changes colour and sharpness of the training images at random.
     """
 
+    # A dictionary is all that pydantic needs to refuse unknown keys of a run file.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     steps: int = 3000
     batch_size: int = 256
     lr: float = 1e-3
@@ -58,7 +62,10 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         require_at_least("pretrain.steps", self.steps, 1)
         require_at_least("pretrain.batch_size", self.batch_size, 2)
-        require_at_least("pretrain.lr", self.lr, 0)
+        require_between("pretrain.lr", self.lr, 0, LARGEST)
+        require_between("pretrain.weight_decay", self.weight_decay, 0, LARGEST)
+        require_between("pretrain.clip_norm", self.clip_norm, 0, LARGEST)
+        require_at_least("pretrain.warmup_steps", self.warmup_steps, 0)
         require_at_least("pretrain.checkpoint_every", self.checkpoint_every, 1)
         require_choice("pretrain.precision", self.precision, PRECISIONS)
 
@@ -81,6 +88,11 @@ def pretrain(
     Goes on from the last checkpoint in ``out/checkpoints``, if there is one, with the same data order and
     the same random views as if it had never stopped. Returns the card.
     """
+    if len(data) < settings.batch_size:
+        raise InputError(
+            f"{data.name} holds {len(data)} images, fewer than pretrain.batch_size {settings.batch_size}: a batch "
+            "would hold an image twice, as its own negative. Lower pretrain.batch_size or add images."
+        )
     model = deepcopy(clip.model).to(device).train()
     trained = replace(clip, model=model)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
@@ -91,11 +103,17 @@ def pretrain(
         "history": [],
     }
     history: list[dict[str, float]] = state["history"]
+    if state["step"] == 0:  # so that a failure before the first checkpoint leaves good weights, too
+        save_checkpoint(out / "checkpoints", 0, model, optimizer, {"seconds": 0.0, "history": []})
     loss_average = history[-1]["loss"] if history else 0.0
     started = time.perf_counter() - state["seconds"]
     for step in range(state["step"], settings.steps):
         images, texts = _batch(clip, data, settings, seed, step)
-        with torch.autocast(device, PRECISIONS[settings.precision], enabled=settings.precision != "float32"):
+        low = settings.precision != "float32"
+        with (
+            global_draws(seed, "stochastic layers", step),
+            torch.autocast(device, PRECISIONS[settings.precision], enabled=low),
+        ):
             image_features = model.encode_image(images.to(device), normalize=True)  # type: ignore[operator]
             text_features = model.encode_text(texts.to(device), normalize=True)  # type: ignore[operator]
         scale = model.logit_scale.exp()  # type: ignore[operator]
@@ -105,8 +123,8 @@ def pretrain(
             optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
         except TrainingError as error:
             raise TrainingError(
-                f"pretraining stopped at step {step}: {error}. The last good weights are in {out / 'checkpoints'}. "
-                "Lower pretrain.lr, or set pretrain.precision to float32."
+                f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {out / 'checkpoints'}. "
+                "Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
             ) from error
         with torch.no_grad():
             model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator]
@@ -126,6 +144,7 @@ def pretrain(
         "machine": _machine(device),
         "final_loss": history[-1]["loss"],
         "history": history,
+        "recall_on": data.held_out,
         "recall": held_out_recall(trained, data, seed=seed),
     }
     _save_open_clip(trained, out / "model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from shiftproof.errors import InputError, nearest
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining import PretrainSettings
+from shiftproof.storage import read_json
 
 # Fine-tuning settings where the run file is silent: tuned on the development suite for the tiny model; every other
 # model takes the paper's.
@@ -55,23 +56,11 @@ class SuiteFile(_Frozen):
     shifts: dict[str, ShiftFile] = Field(default_factory=dict)
 
 
-class PretrainFile(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class PretrainFile(PretrainSettings):
     """Data and settings of ``shiftproof pretrain``."""
 
     data: str
-    steps: int = PretrainSettings.steps
-    batch_size: int = PretrainSettings.batch_size
-    lr: float = PretrainSettings.lr
-    weight_decay: float = PretrainSettings.weight_decay
-    warmup_steps: int = PretrainSettings.warmup_steps
-    clip_norm: float = PretrainSettings.clip_norm
-    precision: str = PretrainSettings.precision
-    photometric: bool = PretrainSettings.photometric
-    checkpoint_every: int = PretrainSettings.checkpoint_every
-
-    def settings(self) -> PretrainSettings:
-        """The settings without the data's name."""
-        return PretrainSettings(**self.model_dump(exclude={"data"}))
 
 
 class RunFile(_Frozen):
@@ -101,17 +90,14 @@ class RunFile(_Frozen):
         plain = _copied(asked)
         for override in overrides:
             _override(plain, override)
-        model = plain.get("model", "tiny")
         if isinstance(finetune := plain.get("finetune", {}), dict):
-            plain["finetune"] = {**MODEL_SETTINGS.get(str(model), {}), **finetune}
+            plain["finetune"] = {**MODEL_SETTINGS.get(_source(str(plain.get("model", "tiny"))), {}), **finetune}
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
             raise InputError(_explained(error)) from error
         alpha_grid(resolved.alphas)
         prompt_templates(resolved.prompts)
-        if resolved.pretrain:
-            resolved.pretrain.settings()
         return resolved
 
     @classmethod
@@ -132,6 +118,12 @@ class RunFile(_Frozen):
     def to_yaml(self) -> str:
         """All settings as resolved, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def _source(model: str) -> str:
+    """The model that a classifier directory came from, or the name itself."""
+    file = Path(model) / "classifier.json"
+    return str(read_json(file).get("source", model)) if file.is_file() else model
 
 
 def _copied(value: Any) -> Any:
@@ -158,7 +150,7 @@ def _override(plain: dict[str, Any], override: str) -> None:
 _SECTIONS: Mapping[str, Any] = {
     "": RunFile.model_fields,
     "finetune": [entry.name for entry in fields(FinetuneSettings)],
-    "pretrain": PretrainFile.model_fields,
+    "pretrain": [entry.name for entry in fields(PretrainFile)],
     "suite": SuiteFile.model_fields,
     "suite.reference": ReferenceFile.model_fields,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -17,6 +19,17 @@ def child_seed(seed: int, *path: str | int) -> int:
     """
     text = "/".join([str(int(seed)), *(str(part) for part in path)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextlib.contextmanager
+def global_draws(seed: int, *path: str | int) -> Iterator[None]:
+    """Seeds torch's global state inside the block and restores it after.
+
+    Layers such as dropout and stochastic depth take no generator; this makes their draws repeatable.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(child_seed(seed, *path))
+        yield
 
 
 def child_generator(seed: int, *path: str | int) -> torch.Generator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,21 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import export_suite, load_data, load_suite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import choose_alpha, sweep_alpha
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, listed
 from shiftproof.evaluation.metrics import evaluate, scores
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.pipeline import build_zero_shot, choose_device, suite_of
+from shiftproof.pipeline import build_start, choose_device, suite_of
 from shiftproof.pretraining import pretrain
 from shiftproof.records import AccuracyRecord, PathRecord
-from shiftproof.runfile import RunFile
+from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.storage import locked, write_json, write_text
+
+# What --overwrite may delete.
+_WRITTEN = ("classifier.json", "model.safetensors", "results.jsonl", "path.json", "ensemble", "last_good")
 
 
 @dataclass(frozen=True)
@@ -43,41 +48,44 @@ def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str
     """Pretrains as the run file's ``pretrain`` section asks; returns the card."""
     if asked.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
+    # Data and model are found first, so that a misspelt name leaves no directory behind.
+    clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
     with locked(out if resume else _empty(out)):
         settings = out / "run.yaml"
         if resume and settings.is_file() and RunFile.read(settings) != asked:
             raise InputError(f"{settings} asks for other settings than this run. Choose another --out.")
         write_text(settings, asked.to_yaml())
-        clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
-        device = choose_device(asked.device)
-        return pretrain(clip, data, asked.pretrain.settings(), seed=asked.seed, out=out, device=device)
+        return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=choose_device(asked.device))
 
 
-def run_zero_shot(asked: RunFile, out: Path) -> tuple[AccuracyRecord, ...]:
+def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
     """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
-    with locked(_empty(out)):
-        suite = suite_of(asked)
-        classifier = build_zero_shot(asked, suite)
+    suite, device = suite_of(asked), choose_device(asked.device)
+    classifier = build_start(asked, suite)
+    with locked(_empty(out, overwrite=overwrite)):
         save_classifier(classifier, out)
-        return score(classifier, suite.test_sets, "zero_shot", choose_device(asked.device), out)
+        return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
 
 
-def run_finetune(asked: RunFile, start: Path | None, out: Path) -> tuple[AccuracyRecord, ...]:
-    """Fine-tunes a classifier directory, or the run file's model, saves it to ``out`` and scores it."""
-    with locked(_empty(out)):
-        suite, device = suite_of(asked), choose_device(asked.device)
-        begin = load_classifier(start) if start else build_zero_shot(asked, suite)
-        suite = suite.relabelled(begin.classes)
-        tuned = finetune(begin, suite, asked.finetune, seed=asked.seed, device=device, keep=out / "last_good")
+def run_finetune(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
+    """Fine-tunes the run file's model, or classifier directory, saves it to ``out`` and scores it."""
+    suite, device = suite_of(asked), choose_device(asked.device)
+    start = build_start(asked, suite)
+    suite = suite.relabelled(start.classes)
+    with locked(_empty(out, overwrite=overwrite)):
+        tuned = finetune(start, suite, asked.finetune, seed=asked.seed, device=device, keep=out / "last_good")
         save_classifier(tuned, out)
         return score(tuned, suite.test_sets, "fine_tuned", device, out)
 
 
-def run_sweep(asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path) -> tuple[PathRecord, float]:
+def run_sweep(
+    asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path, *, overwrite: bool = False
+) -> tuple[PathRecord, float]:
     """Sweeps alpha between two classifier directories; writes ``path.json`` and the ensemble at the chosen alpha."""
-    with locked(_empty(out)):
-        ends = load_classifier(zero_shot), load_classifier(fine_tuned)
-        suite = suite_of(asked).relabelled(ends[0].classes)
+    ends = load_classifier(zero_shot), load_classifier(fine_tuned)
+    _require_unseen_validation(asked, ends[1])
+    suite = suite_of(asked).relabelled(ends[0].classes)
+    with locked(_empty(out, overwrite=overwrite)):
         path = sweep_alpha(*ends, suite, asked.alphas, device=choose_device(asked.device))
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
         write_json(out / "path.json", path.to_json())
@@ -86,15 +94,31 @@ def run_sweep(asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path) -> t
 
 
 def run_evaluate(
-    directory: Path, sets: Mapping[str, str], suite: str | None, device: str, out: Path | None
+    directory: Path,
+    sets: Mapping[str, str],
+    suite: str | None,
+    device: str,
+    out: Path | None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``."""
+    """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``.
+
+    A set may lack classes of the classifier; a warning names them.
+    """
     classifier = load_classifier(directory)
     found: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
     if not found:
         raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
-    return score(classifier, found, directory.name, choose_device(device), None if out is None else _empty(out))
+    for name, images in found.items():
+        lacking = [i for label, i in enumerate(classifier.classes.ids) if label not in set(images.labels.tolist())]
+        if lacking:
+            warnings.warn(
+                f"{name} has no image of {listed(lacking, 5)}; its accuracy is over the others.", stacklevel=2
+            )
+    target = None if out is None else _empty(out, overwrite=overwrite)
+    return score(classifier, found, directory.name, choose_device(device), target)
 
 
 def score(
@@ -126,13 +150,6 @@ def run_export(suite: str, out: Path, seed: int) -> int:
     return export_suite(load_suite(suite, seed), out)
 
 
-def model_or_directory(start: str) -> tuple[str, Path | None]:
-    """Tells a model's name from a classifier directory: (name, None) or (the directory's source, its path)."""
-    if (Path(start) / "classifier.json").is_file():
-        return load_classifier(start).source, Path(start)
-    return start, None
-
-
 def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
     """The ``top`` most probable classes of each image file, from a classifier directory alone."""
     classifier = load_classifier(directory)
@@ -156,9 +173,23 @@ def _top(row: np.ndarray, classes: ClassSpace, top: int) -> tuple[tuple[str, flo
     return tuple((classes.names[k], float(row[k])) for k in order)
 
 
-def _empty(out: Path) -> Path:
-    """Makes the directory that a stage writes to; nothing that another wrote is touched."""
+def _require_unseen_validation(asked: RunFile, fine_tuned: Classifier) -> None:
+    """A validation split held out with another seed than the training's would hold images trained on."""
+    seed = fine_tuned.training.get("seed", asked.seed)
+    if isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None and seed != asked.seed:
+        raise InputError(
+            f"the fine-tuned classifier held out its validation images with seed {seed}, this sweep with {asked.seed}: "
+            f"most of them were trained on. Add --seed {seed}, or name --validation data."
+        )
+
+
+def _empty(out: Path, *, overwrite: bool = False) -> Path:
+    """Makes the directory that a stage writes to; only what stages write is ever deleted, and only if asked."""
     out.mkdir(parents=True, exist_ok=True)
-    if occupied := sorted(path.name for path in out.iterdir() if path.name != ".lock"):
-        raise InputError(f"{out} already holds {', '.join(occupied[:5])}. Choose another --out, or delete it.")
+    occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+    if foreign := [name for name in occupied if not overwrite or name not in _WRITTEN]:
+        way_out = "--overwrite deletes only what this command writes" if overwrite else "add --overwrite to delete it"
+        raise InputError(f"{out} already holds {listed(foreign, 5)}. Choose another --out; {way_out}.")
+    for path in (out / name for name in occupied):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return out

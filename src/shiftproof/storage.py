@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, listed
 
 
 def cache_directory() -> Path:
@@ -58,6 +59,25 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} does not exist. Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}). Write it anew or restore it.") from error
+
+
+def read_rows(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
+    """Two columns of a CSV file with a header, every field filled; an error names file, columns or row."""
+    if not path.is_file():
+        raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            if not set(columns) <= set(rows.fieldnames or ()):
+                raise InputError(f"{path} has the columns {rows.fieldnames}; it needs {listed(columns)}.")
+            found = [(row[columns[0]], row[columns[1]]) for row in rows]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    if unfilled := [number for number, row in enumerate(found, 2) if not all(row)]:
+        raise InputError(
+            f"row {unfilled[0]} of {path} lacks its {' or its '.join(columns)}. Fill it in or take it out."
+        )
+    return found
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shiftproof.errors import InputError, TrainingError
+from shiftproof.models.checkpoints import read_state_dict, write_state_dict
 from shiftproof.seeding import child_generator
 from shiftproof.storage import read_json, write_json
 
 MAX_LOGIT_SCALE = math.log(100)
+LARGEST = 1e30  # of a setting: no infinity, which JSON cannot hold, and nothing that overflows a float32 step
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -89,16 +90,17 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".step-"))
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
-    save_file(
-        {f"{i}.{key}": value for i, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()},
+    write_state_dict(model.state_dict(), temporary / "model.safetensors")
+    moments = optimizer.state_dict()["state"]
+    write_state_dict(
+        {f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items()},
         temporary / "optimizer.safetensors",
     )
     write_json(temporary / "state.json", {"step": step, **state})
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    for old in sorted(folder.glob("step-*"))[:-1]:
+    for old in [*sorted(folder.glob("step-*"))[:-1], *folder.glob(".step-*")]:  # also what an interruption left
         shutil.rmtree(old)
 
 
@@ -108,11 +110,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     if not found:
         return None
     try:
-        model.load_state_dict(load_file(found[-1] / "model.safetensors"))
+        model.load_state_dict(read_state_dict(found[-1] / "model.safetensors"))
     except RuntimeError as error:
         raise InputError(f"the checkpoint {found[-1]} is of another model ({error}). Choose another --out.") from error
     entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(found[-1] / "optimizer.safetensors").items():
+    for name, value in read_state_dict(found[-1] / "optimizer.safetensors").items():
         index, key = name.split(".", 1)
         entries.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

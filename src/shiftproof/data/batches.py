@@ -26,12 +26,12 @@ _MEMORY_LIMIT = 4 << 30
 def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
     """(B, 3, size, size) inputs of all images in order; the last batch may be smaller."""
 
-    def make(positions: range) -> Tensor:
-        pixels = [resize(images.read(i), preprocessing) for i in positions]
-        return normalise(to_unit_range(pixels), preprocessing)
+    def make(positions: range) -> NDArray[np.uint8]:
+        return np.stack([resize(images.read(i), preprocessing) for i in positions])
 
     starts = range(0, len(images), batch_size)
-    yield from _made(images, make, [range(start, min(start + batch_size, len(images))) for start in starts])
+    for pixels in _made(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
+        yield normalise(to_unit_range(pixels), preprocessing)
 
 
 def training_batches(
@@ -46,13 +46,14 @@ def training_batches(
     The crops depend on the seed, the batch's number and the place in it, not on the threads.
     """
 
-    def make(job: tuple[int, Sequence[int]]) -> Tensor:
+    def make(job: tuple[int, Sequence[int]]) -> NDArray[np.uint8]:
         number, positions = job
         generator = child_generator(seed, "crops", number)
-        pixels = [random_resized_crop(images.read(i), preprocessing, crop_scale, generator) for i in positions]
-        return normalise(to_unit_range(pixels), preprocessing)
+        crops = [random_resized_crop(images.read(i), preprocessing, crop_scale, generator) for i in positions]
+        return np.stack(crops)
 
-    yield from _made(images, make, enumerate(batches))
+    for pixels in _made(images, make, enumerate(batches)):
+        yield normalise(to_unit_range(pixels), preprocessing)
 
 
 def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
@@ -76,14 +77,14 @@ def _made(images: ImageSet, make: Callable[[Job], Made], jobs: Iterable[Job]) ->
 
 
 def _ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
-    """Makes the jobs' results in order, a few ahead of the one who takes them."""
+    """Makes the jobs' results in order, a few ahead of the one who takes them: bytes, so that they stay small."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Made]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(make, job))
-                if len(pending) >= workers * _AHEAD:
+                if len(pending) >= workers + _AHEAD:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from shiftproof.data.loading import (
 )
 from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
+from shiftproof.storage import read_rows
 
 _CROP_SCALE = (0.5, 1.0)
 _GENERIC_CAPTIONS = (
@@ -52,6 +52,8 @@ class CaptionedSet(ABC):
     """Images that each have one or more captions; a batch is drawn with an explicit generator."""
 
     name: str
+    # What a batch that is not for training shows, in a sentence of the card.
+    held_out: str
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -70,6 +72,7 @@ class CaptionedFiles(CaptionedSet):
         if not entries:
             raise InputError(f"{name} holds no image with a caption. Check the path and the column names.")
         self.name = name
+        self.held_out = "the training files themselves, uncropped, each with its first caption"
         self.paths = tuple(entries)
         self.captions = tuple(tuple(captions) for captions in entries.values())
 
@@ -98,6 +101,7 @@ class EmojiCaptions(CaptionedSet):
     """
 
     name = "emoji-captions"
+    held_out = "one new view of every concept with its caption; withheld renditions are not among them"
     _geometry = ViewGeometry(scale=(0.4, 1.0), degrees=25, spill=0.2)
     _rendition_weights = (0.25, 0.25, 0.25, 0.25)
     _background_weights = (0.5, 0.2, 0.3)
@@ -150,19 +154,9 @@ def load_captioned_set(spec: str) -> CaptionedSet:
 
 def _from_csv(path: Path) -> dict[Path, list[str]]:
     """Rows that name the same file give one image several captions."""
-    if not path.is_file():
-        raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
     entries: dict[Path, list[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"filepath", "caption"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'caption'.")
-        for number, row in enumerate(rows, 2):
-            if not (row["filepath"] and row["caption"]):
-                raise InputError(
-                    f"row {number} of {path} lacks its filepath or its caption. Fill it in or take it out."
-                )
-            entries.setdefault(path.parent / row["filepath"], []).append(row["caption"])
+    for file, caption in read_rows(path, ("filepath", "caption")):
+        entries.setdefault(path.parent / file, []).append(caption)
     return entries
 
 
@@ -175,7 +169,11 @@ def _from_folder(path: Path) -> dict[Path, list[str]]:
         text = image.with_suffix(".txt")
         if not text.is_file():
             raise InputError(f"{image} has no captions. Write them, one a line, to {text}.")
-        if captions := [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]:
+        try:
+            lines = text.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{text} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+        if captions := [line.strip() for line in lines if line.strip()]:
             entries[image] = captions
     return entries
 

@@ -14,7 +14,7 @@ from torch import Generator
 from shiftproof.errors import InputError, require_choice
 
 SEVERITIES = (1, 2, 3, 4, 5)
-_NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
+_NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 _BLUR = (1 / 224, 2 / 224, 3 / 224, 4 / 224, 6 / 224)
 _CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
 _PIXELATION = (0.6, 0.5, 0.4, 0.3, 0.25)

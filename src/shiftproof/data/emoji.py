@@ -23,6 +23,11 @@ from shiftproof.storage import cache_directory, write_atomically
 
 CONCEPTS_FILE = Path(__file__).with_name("emoji_concepts.csv")
 SPRITE_SIZE = 64
+EMOJI_ATTRIBUTION = (
+    "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0 "
+    "(https://creativecommons.org/licenses/by-sa/4.0/). Monochrome drawings: Noto Emoji, SIL Open Font License 1.1. "
+    "The pictures made from them are shared under CC BY-SA 4.0."
+)
 SPRITES_SHA256 = "00f2d8d990dd46ac55802f8ac6e15e4d0ee89274027c3f701a5322aa725654f4"
 RENDITIONS = ("colour", "sketch", "painting", "monochrome")
 _HIDDEN = {

@@ -23,6 +23,8 @@ class ClassSpace:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if unfit := [i for i in self.ids if not i or "/" in i or "\\" in i or i in (".", "..")]:
+            raise InputError(f"class ids {listed(unfit)} cannot name a folder. Use names without slashes.")
         if len(self.ids) != len(self.names):
             raise InputError(f"{len(self.ids)} class ids and {len(self.names)} names; every class needs both.")
         if doubled := sorted(

@@ -82,7 +82,7 @@ def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint
     height, width = pixels.shape[:2]
     if height >= size and width >= size:
         top, left = round((height - size) / 2), round((width - size) / 2)
-        return pixels[top : top + size, left : left + size]
+        return pixels[top : top + size, left : left + size].copy()  # not a view that keeps the whole alive
     top, left = (size - height) // 2, (size - width) // 2
     canvas = np.full((size, size, 3), fill, dtype=np.uint8)
     canvas[top : top + height, left : left + width] = pixels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import IMAGE_SUFFIXES, decode
 from shiftproof.errors import InputError, require_choice, require_equal_length
+from shiftproof.storage import read_rows
 
 SET_KINDS = ("folder", "csv")
 
@@ -106,7 +106,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
         classes = ClassSpace.from_ids(sorted(set(class_ids)))
     labels = classes.labels_of(class_ids, spec)
     if not partial:
-        classes.require_all(class_ids, spec, "Add them, or mark the shift as partial: true in the run file.")
+        classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
     paths = [path for path, _, _ in entries]
     ids = tuple(sample for _, _, sample in entries)
     return ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]))
@@ -131,16 +131,7 @@ def _folder_entries(root: Path) -> list[tuple[Path, str, str]]:
 
 def _csv_entries(path: Path) -> list[tuple[Path, str, str]]:
     """(path, class, id) of every row; paths are relative to the CSV's folder."""
-    if not path.is_file():
-        raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"filepath", "label"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{path} has the columns {rows.fieldnames}; it needs 'filepath' and 'label'.")
-        read = list(rows)
-        if short := next((i for i, row in enumerate(read, 2) if not (row["filepath"] and row["label"])), None):
-            raise InputError(f"row {short} of {path} lacks its filepath or its label. Fill it in or take it out.")
-        entries = [(path.parent / row["filepath"], row["label"], row["filepath"]) for row in read]
+    entries = [(path.parent / file, label, file) for file, label in read_rows(path, ("filepath", "label"))]
     if not entries:
         raise InputError(f"{path} holds no row. It needs one a labelled image.")
     if len({sample for _, _, sample in entries}) < len(entries):

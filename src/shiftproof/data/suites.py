@@ -16,7 +16,7 @@ from PIL import Image
 
 from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from shiftproof.data.emoji import RENDITIONS, Concept, concepts, sprites
+from shiftproof.data.emoji import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set
 from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
@@ -47,8 +47,7 @@ class Shift:
 
     def __post_init__(self) -> None:
         require_choice("shift kind", self.kind, SHIFT_KINDS)
-        if not re.fullmatch(r"[\w.+-]+", self.name):
-            raise InputError(f"the shift name {self.name!r} must consist of letters, digits and . _ + - only.")
+        _require_set_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ class Reference:
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+
+    def __post_init__(self) -> None:
+        _require_set_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,11 @@ def own_suite(
     """
     train = load_data(_required(reference, "train"), split="train", seed=seed)
     classes = train.classes
+    if len(classes) < 2:
+        raise InputError(
+            f"{train.name} has the one class {classes.ids[0]!r}; a classifier needs two. "
+            "A folder must look like class/image.jpg."
+        )
     if held_out := reference.get("validation"):
         validation = load_data(held_out, classes, split="validation")
     else:
@@ -167,6 +174,8 @@ def load_data(
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
     if kind in EMOJI_SUITES:
+        if rest:
+            raise InputError(f"{spec!r} has something behind {kind!r}; the name stands alone.")
         found: ImageSet = getattr(load_suite(kind, seed).reference, split)
         return found if classes is None else found.relabelled(classes)
     return load_set(spec, classes, partial=partial)
@@ -188,8 +197,8 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
 
     The folder appears whole or not at all; it must not exist, or be empty. Returns the number of images.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty. Choose another --out, or delete it.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is no empty folder. Choose another --out, or delete it.")
     reference = suite.reference
     folders = {
         "reference/train": reference.train,
@@ -210,6 +219,8 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
                 Image.fromarray(images.read(i)).save(file)
                 done += 1
                 progress.report("export", done, total)
+        if suite.name in EMOJI_SUITES:
+            (temporary / "ATTRIBUTION.txt").write_text(EMOJI_ATTRIBUTION + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
         temporary.chmod(0o755)
@@ -217,6 +228,14 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return total
+
+
+def _require_set_name(name: str) -> None:
+    """Sets name files."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise InputError(
+            f"the set name {name!r} must begin with a letter or digit and hold no others than . _ + - beside."
+        )
 
 
 def _belongs(concept: Concept, suite: str) -> bool:

@@ -8,13 +8,13 @@ from typing import TypeAlias
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.suites import VALIDATION, ShiftSuite
-from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.errors import InputError, require_between, require_choice
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import Predictions, predict
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, require_same_task
 from shiftproof.records import PathPoint, PathRecord
+from shiftproof.weights import interpolate_weights
 
 FIXED_ALPHA = 0.5
 RULES = ("fixed", "reference", "tolerance")
@@ -56,10 +56,13 @@ def sweep_alpha(
     correct: dict[str, list[tuple[int, int]]] = {name: [] for name in sets}
     total = len(grid) * sum(len(images) for images in sets.values())
     done = 0
-    models = [wise_ft(zero_shot, fine_tuned, alpha) for alpha in grid]
+    require_same_task(zero_shot, fine_tuned)
+    ends = zero_shot.state_dict(), fine_tuned.state_dict()
     for name, images in sets.items():
         decoded = decoded_once(images, zero_shot.preprocessing)
-        for alpha, model in zip(grid, models, strict=True):
+        for alpha in grid:
+            # One interpolated model at a time: eleven of a large one would not fit.
+            model = zero_shot.with_weights(interpolate_weights(*ends, alpha))
             predictions = predict(model, decoded, device=device)
             right = round(accuracy(predictions.logits, predictions.labels) * len(images))
             correct[name].append((right, len(images)))

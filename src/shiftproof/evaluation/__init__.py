@@ -1,1 +1,1 @@
-"""Predictions, metrics and intervals; loaded lazily, so that reading a run needs no torch."""
+"""Predictions, metrics and intervals; importing the package loads none of them."""

@@ -98,10 +98,10 @@ def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
     return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))  # type: ignore[arg-type]
 
 
-def load_scores(path: Path) -> Scores:
-    """Reads what ``save_scores`` wrote; an error names the file."""
+def load_scores(path: Path) -> tuple[tuple[str, ...], Scores]:
+    """The ids and the compact form that ``save_scores`` wrote; an error names the file."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return Scores(**{name: file[name] for name in file.files if name != "ids"})
+            return tuple(file["ids"].tolist()), Scores(**{n: file[n] for n in file.files if n != "ids"})
     except _UNREADABLE as error:
         raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error

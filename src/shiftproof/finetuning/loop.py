@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,13 +16,13 @@ from torch.nn import functional
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import InputError, ShiftproofError, TrainingError
+from shiftproof.errors import InputError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier, Network, fingerprint
 from shiftproof.models.directories import save_classifier
-from shiftproof.seeding import child_seed
+from shiftproof.seeding import child_seed, global_draws
 from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
 
 
@@ -48,35 +50,36 @@ def finetune(
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
     steps, warmup = settings.steps(len(train)), settings.warmup(settings.steps(len(train)))
-    batches = [
-        positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune")) for step in range(steps)
-    ]
-    pixels = training_batches(train, start.preprocessing, batches, settings.crop_scale, seed)
+
+    def positions(step: int) -> list[int]:
+        return positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune"))
+
+    pixels = training_batches(train, start.preprocessing, map(positions, range(steps)), settings.crop_scale, seed)
     validation = decoded_once(validation, start.preprocessing)
-    good = start
-    history: list[dict[str, float]] = []
-    losses: list[float] = []
-    for step, (positions, images) in enumerate(zip(batches, pixels, strict=True)):
-        labels = torch.as_tensor(train.labels[positions], device=device)
-        loss = classification_loss(network(images.to(device)), labels, settings.label_smoothing)
-        lr = settings.lr * cosine_with_warmup(step, steps, warmup)
+    training = {"settings": asdict(settings), "seed": seed}
+    parent = {"role": "start", "fingerprint": fingerprint(start), "source": start.source}
+    good, history, losses = start, list[dict[str, float]](), list[float]()
+    for step, images in enumerate(pixels):
+        labels = torch.as_tensor(train.labels[positions(step)], device=device)
+        with global_draws(seed, "stochastic layers", step):
+            logits = network(images.to(device))
+        loss = classification_loss(logits, labels, settings.label_smoothing)
         try:
+            lr = settings.lr * cosine_with_warmup(step, steps, warmup)
             optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
         except TrainingError as error:
             raise _stopped(error, step, good, history, keep) from error
         losses.append(loss.item())
         if _ends_epoch(step, steps, settings.batch_size, len(train)):
-            reached = _snapshot(start, network, settings, seed, history)
-            try:
-                found = predict(reached, validation, device=device, stage="validate")
-                score = accuracy(found.logits, found.labels)
-            except InputError as error:  # weights that no longer give finite logits
-                raise _stopped(error, step, good, history, keep) from error
-            good = reached
+            reached = _snapshot(start, network, parent, training | {"history": [dict(entry) for entry in history]})
+            found = predict(reached, validation, device=device, stage="validate")
+            if not np.isfinite(found.logits).all():
+                raise _stopped(TrainingError("the validation logits are not finite"), step, good, history, keep)
+            score = accuracy(found.logits, found.labels)
             history.append({"step": step + 1, "loss": sum(losses) / len(losses), "validation": score})
-            losses = []
+            good, losses = reached, []
         progress.report("fine-tune", step + 1, steps, loss=loss.item(), **_last(history, "validation"))
-    return _snapshot(start, network, settings, seed, history)
+    return replace(good, training=training | {"history": history})
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -98,27 +101,20 @@ def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
 
 
 def _snapshot(
-    start: Classifier,
-    network: Network,
-    settings: FinetuneSettings,
-    seed: int,
-    history: Sequence[dict[str, float]],
+    start: Classifier, network: Network, parent: Mapping[str, str], training: Mapping[str, Any]
 ) -> Classifier:
-    training = {"settings": asdict(settings), "seed": seed, "history": [dict(entry) for entry in history]}
-    return start.with_weights(
-        {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()},
-        head="trained",
-        parents=({"role": "start", "fingerprint": fingerprint(start), "source": start.source},),
-        training=training,
-    )
+    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    return start.with_weights(weights, head="trained", alpha=None, parents=(parent,), training=training)
 
 
 def _stopped(
-    error: ShiftproofError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
+    error: TrainingError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
 ) -> TrainingError:
     since = f"step {int(history[-1]['step'])}" if history else "the start"
     kept = f"The weights of {since} are kept in {save_classifier(good, keep)}. " if keep else ""
-    return TrainingError(f"fine-tuning stopped at step {step}: {error}. {kept}Lower finetune.lr or finetune.clip_norm.")
+    return TrainingError(
+        f"fine-tuning stopped at step {step + 1}: {error}. {kept}Lower finetune.lr or finetune.clip_norm."
+    )
 
 
 def _last(history: Sequence[dict[str, float]], key: str) -> dict[str, float]:

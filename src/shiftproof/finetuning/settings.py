@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shiftproof.errors import InputError, require_at_least, require_between, require_choice
+from shiftproof.training import LARGEST
 
 RECIPES = ("end-to-end", "head-only")
 MIXINGS = ("none",)
-_LARGEST = 1e30  # no infinity, which JSON cannot hold, and nothing that overflows in a float32 step
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class FinetuneSettings:
         require_choice("finetune.mixing", self.mixing, MIXINGS)
         require_at_least("finetune.epochs", self.epochs, 1)
         require_at_least("finetune.batch_size", self.batch_size, 1)
-        require_between("finetune.lr", self.lr, 0, _LARGEST)
-        require_between("finetune.weight_decay", self.weight_decay, 0, _LARGEST)
+        require_between("finetune.lr", self.lr, 0, LARGEST)
+        require_between("finetune.weight_decay", self.weight_decay, 0, LARGEST)
         require_at_least("finetune.warmup_steps", self.warmup_steps, 0)
-        require_between("finetune.clip_norm", self.clip_norm, 0, _LARGEST)
+        require_between("finetune.clip_norm", self.clip_norm, 0, LARGEST)
         require_between("finetune.label_smoothing", self.label_smoothing, 0, 1)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"finetune.crop_scale is {self.crop_scale}; it must be two rising shares in (0, 1].")

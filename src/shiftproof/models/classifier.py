@@ -154,12 +154,18 @@ def fingerprint(classifier: Classifier) -> str:
 
 
 def require_same_task(first: Classifier, second: Classifier) -> None:
-    """Raises an IncompatibleWeightsError unless two classifiers share class space and preprocessing."""
+    """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
     if first.classes.ids != second.classes.ids:
         only = sorted(set(first.classes.ids) ^ set(second.classes.ids))
         told = f"these are in one only: {listed(only)}" if only else "they stand in another order"
         raise IncompatibleWeightsError(
             f"the two classifiers have other classes; {told}. Fine-tune from the classifier that you ensemble with."
+        )
+    keys = ("embed_dim", "vision_cfg", "quick_gelu")
+    if differing := [key for key in keys if first.architecture.get(key) != second.architecture.get(key)]:
+        raise IncompatibleWeightsError(
+            f"the two classifiers differ in architecture ({', '.join(differing)}). "
+            "Fine-tune from the classifier that you ensemble with."
         )
     if first.preprocessing != second.preprocessing:
         raise IncompatibleWeightsError(

@@ -61,7 +61,7 @@ def load_clip(name: str, seed: int = 0) -> Clip:
     if not name.startswith(SCHEMES):
         raise InputError(
             f"unknown model {name!r}. {nearest(name, ['tiny', *SCHEMES])} "
-            "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH."
+            "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, or a classifier directory."
         )
     if not name.startswith("open_clip:"):
         return _build(name, name, None, seed)
