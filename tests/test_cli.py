@@ -186,6 +186,23 @@ def test_a_model_is_fine_tuned_from_its_name_as_from_its_directory(folders: Path
     assert sp.fingerprint(sp.load_classifier("a")) == sp.fingerprint(sp.load_classifier("b"))
 
 
+def test_classes_are_matched_by_name_where_a_classifier_has_its_own_order(
+    folders: Path, tmp_path: Path, call: Call, tiny: sp.Clip
+) -> None:
+    order = ("red_apple", "lemon", "pear")  # folders come sorted
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(order)), "zero")
+    quick = ["--set", "finetune.epochs=6", "--set", "finetune.batch_size=9", "--set", "finetune.lr=1e-3"]
+    assert call("finetune", "zero", *own_data(folders), *quick, "--out", "tuned").code == 0
+    tuned = sp.load_classifier("tuned")
+    assert tuned.classes.ids == order
+    train = sp.load_set(f"folder:{folders}/train", tuned.classes)
+    assert sp.accuracy(sp.predict(tuned, train).logits, train.labels) > 0.9
+    assert call("sweep", "zero", "tuned", *own_data(folders), "--alphas", "2", "--out", "swept").code == 0
+    path = json.loads(Path("swept/path.json").read_text(encoding="utf-8"))
+    scored = [json.loads(line) for line in Path("tuned/results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert path[-1]["accuracy"] == {line["set"]: line["accuracy"] for line in scored}
+
+
 def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: Path, call: Call) -> None:
     asked = {
         "model": "open_clip:ViT-S-32-alt",
@@ -453,7 +470,7 @@ def test_an_occupied_folder_is_left_alone(folders: Path, call: Call, tiny: sp.Cl
     operands = {"zeroshot": ["tiny"], "finetune": ["zero"], "sweep": ["zero", "zero"], "evaluate": ["zero"]}[command]
     flags = own_data(folders, shift=False)
     ended = call(command, *operands, *(flags[4:] if command == "evaluate" else flags), "--out", "out")
-    assert_mistake(ended, "out already holds notes.txt")
+    assert_mistake(ended, "out already holds 'notes.txt'")
     assert [path.name for path in Path("out").iterdir() if path.name != ".lock"] == ["notes.txt"]
 
 
@@ -477,7 +494,7 @@ def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.Clip, mod
 def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, call: Call) -> None:
     broken = ["--set", "finetune.lr=1e20", "--set", "finetune.batch_size=9"]
     ended = call("finetune", "tiny", *own_data(folders), *broken, "--out", "out")
-    assert_mistake(ended, "fine-tuning stopped at step 1")
+    assert_mistake(ended, "fine-tuning stopped at step 2")
     assert "out/last_good" in ended.err
     assert call("predict", "out/last_good", folders / "test/pear/pear-0.png").code == 0
 
@@ -571,3 +588,50 @@ def test_every_public_name_resolves_and_is_listed() -> None:
     assert set(sp.__all__) <= set(dir(sp))
     with pytest.raises(AttributeError, match="has no attribute 'wise_fit'"):
         sp.wise_fit  # noqa: B018
+
+
+def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.Clip) -> None:
+    asked = {"suite": {"reference": {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}}}
+    quick = ["--set", "finetune.epochs=1", "--set", "finetune.batch_size=9", "--set", "alphas=2", "--out", "old"]
+    Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    assert call("run", "run.yaml", *quick).code == 0
+    summary = Path("old/summary.json").read_bytes()
+    missing = ["--set", "suite.reference.test=folder:nowhere"]
+    for wrong, said in (
+        (missing, "nowhere"),
+        (["--set", "model=tinny"], "tiny"),
+        (["--resume"], "Give one of the two"),
+    ):
+        ended = call("run", "run.yaml", *quick, *wrong, "--overwrite")
+        assert_mistake(ended, said)
+        assert Path("old/summary.json").read_bytes() == summary
+
+
+def test_a_stage_overwrites_what_a_stage_wrote(folders: Path, call: Call) -> None:
+    data = own_data(folders, shift=False)
+    assert call("zeroshot", "tiny", *data, "--out", "out").code == 0
+    assert_mistake(call("zeroshot", "tiny", *data, "--out", "out"), "add --overwrite")
+    assert call("zeroshot", "tiny", *data, "--prompts", "short", "--out", "out", "--overwrite").code == 0
+    assert len(sp.load_classifier("out").prompts) == 7
+
+
+def test_a_sweep_refuses_to_validate_on_images_that_were_trained_on(folders: Path, call: Call, tiny: sp.Clip) -> None:
+    data = ["--reference", f"folder:{folders}/train", "--test", f"folder:{folders}/test"]
+    quick = ["--set", "finetune.epochs=1", "--set", "finetune.batch_size=9"]
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])), "zero")
+    assert call("finetune", "zero", *data, *quick, "--seed", "1", "--out", "tuned").code == 0
+    assert_mistake(call("sweep", "zero", "tuned", *data, "--alphas", "2", "--out", "swept"), "--seed 1")
+    assert call("sweep", "zero", "tuned", *data, "--alphas", "2", "--seed", "1", "--out", "swept").code == 0
+
+
+def test_sets_of_one_name_are_refused(folders: Path, call: Call, tiny: sp.Clip) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])), "zero")
+    twice = ["--shift", f"a=folder:{folders}/test", "--shift", f"a=folder:{folders}/sketch"]
+    assert_mistake(call("evaluate", "zero", *twice), "two sets are named 'a'")
+
+
+def test_markup_in_a_name_is_shown_as_it_stands(folders: Path, call: Call, tiny: sp.Clip) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])), "zero")
+    ended = call("evaluate", "zero", "--shift", f"[/x]=folder:{folders}/test")
+    assert ended.code == 0
+    assert "[/x]" in ended.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import replace
@@ -292,7 +293,7 @@ def test_exactly_the_tolerance_is_good_enough() -> None:
             for below in range(best + 1):
                 path = path_of([(best - below) / n, best / n])
                 assert sp.choose_alpha(path, "tolerance", tolerance=below / n) == 0
-                if 1 <= below:
+                if below >= 1:
                     assert sp.choose_alpha(path, "tolerance", tolerance=(below - 0.5) / n) == 1
 
 
@@ -327,3 +328,10 @@ def test_the_oracle_is_the_best_on_each_set(values: list[float]) -> None:
     path = path_of([0.5] * len(values), values)
     best = max(range(len(values)), key=lambda i: (values[i], -i))
     assert path.oracle() == {"photo": path.alphas[best], "sketch": path.alphas[best]}
+
+
+def test_another_activation_is_another_architecture(tiny: sp.Clip) -> None:
+    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
+    other = dataclasses.replace(zero, architecture={**zero.architecture, "quick_gelu": True})
+    with pytest.raises(sp.IncompatibleWeightsError, match="quick_gelu"):
+        sp.wise_ft(zero, other, 0.5)

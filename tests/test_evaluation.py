@@ -282,7 +282,8 @@ def test_predictions_come_back_from_a_file_without_pickle(tmp_path: Path, groups
 
 def test_the_compact_form_comes_back_from_a_file(tmp_path: Path) -> None:
     kept = scores(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), np.zeros(5, dtype=int))
-    found = load_scores(save_scores(kept, tuple("abcde"), tmp_path / "photo.npz"))
+    ids, found = load_scores(save_scores(kept, tuple("abcde"), tmp_path / "photo.npz"))
+    assert ids == tuple("abcde")
     for field in dataclasses.fields(Scores):
         assert np.array_equal(getattr(found, field.name), getattr(kept, field.name))
 

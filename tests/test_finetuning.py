@@ -343,7 +343,7 @@ def test_every_epoch_shows_every_image_once(images: int, batch_size: int, seed: 
 
 def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    with pytest.raises(TrainingError, match=r"stopped at step 1: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
+    with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
         sp.finetune(start, SUITE, settings(lr=1e20), keep=tmp_path / "kept")
     assert str(tmp_path / "kept") in str(caught.value)
     kept = sp.load_classifier(tmp_path / "kept")
@@ -353,7 +353,7 @@ def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.Clip, tm
 def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.Clip, tmp_path: Path) -> None:
     # One step in all: no later loss could tell.
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    with pytest.raises(TrainingError, match="step 0"):
+    with pytest.raises(TrainingError, match="step 1"):
         sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), keep=tmp_path / "kept")
     assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == sp.fingerprint(start)
 
@@ -380,14 +380,14 @@ def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch:
 
     smoothed = loop.classification_loss
     monkeypatch.setattr(loop, "classification_loss", broken)
-    with pytest.raises(TrainingError, match=r"stopped at step 5: the loss is inf.*weights of step 4"):
+    with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
         sp.finetune(start, SUITE, asked, keep=tmp_path / "kept")
     assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == reached[1]
 
 
 def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:
     broken = toy(preprocessing=Preprocessing(size=16, std=(0.0, 1.0, 1.0)))
-    with pytest.raises(TrainingError, match="stopped at step 0") as caught:
+    with pytest.raises(TrainingError, match="stopped at step 1") as caught:
         sp.finetune(broken, SUITE, settings())
     assert "kept" not in str(caught.value)
 
@@ -444,3 +444,17 @@ def test_other_classes_are_refused() -> None:
 def test_settings_out_of_range_are_refused_by_name(key: str, value: Any) -> None:
     with pytest.raises(sp.InputError, match=rf"finetune\.{key}"):
         sp.FinetuneSettings(**{key: value})
+
+
+def test_layers_that_draw_at_random_are_seeded_and_leave_the_caller_s_state_alone() -> None:
+    start = toy()
+    dropping = Network(nn.Sequential(start.network.encoder, nn.Dropout(0.5)), start.network.head)
+    start = replace(start, network=dropping.eval())
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        expected = torch.rand(1)
+        torch.manual_seed(state)
+        found.append(bits(sp.finetune(start, SUITE, settings())))
+        assert torch.equal(torch.rand(1), expected)
+    assert found[0] == found[1]

@@ -452,7 +452,7 @@ class Poisoned(CaptionedSet):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
     captioned: CaptionedSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match=r"stopped at step 4: the loss is nan.*checkpoints") as caught:
+    with pytest.raises(TrainingError, match=r"stopped at step 5: the loss is nan.*checkpoints") as caught:
         trained(Poisoned(captioned, good=4), tmp_path)
     assert str(tmp_path / "checkpoints") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

@@ -76,7 +76,8 @@ def make_run(
     path = PathRecord("photo", tuple(kinds), points)
     versions, seconds = {"shiftproof": "0.1.0"}, {"fine_tune": 12.5}
     return RunRecord(
-        suite, "photo", tuple(kinds), kinds, models, alpha, "fixed", path, 0.95, "clopper-pearson", seconds, seed, versions
+        suite, "photo", tuple(kinds), kinds, models, alpha, "fixed", path, 0.95, "clopper-pearson", seconds, seed,
+        versions,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,11 @@ def test_the_shipped_model_s_file_reads() -> None:
     asked = sp.RunFile.read(DEMO_FILE.with_name("shiftproof-tiny.yaml"))
     assert asked.model == "open_clip:shiftproof-tiny"
     assert asked.pretrain is not None
-    settings = asked.pretrain
-    assert (settings.precision, settings.steps) == (asked.pretrain.precision, asked.pretrain.steps)
-    assert not hasattr(settings, "data")
+    assert (asked.pretrain.data, asked.pretrain.precision) == ("emoji-captions", "bfloat16")
+    # The shipped model's card says that it was made by this very run file.
+    card = json.loads(DEMO_FILE.with_name("shiftproof-tiny.card.json").read_text(encoding="utf-8"))
+    asked_for = {**dataclasses.asdict(asked.pretrain), "seed": asked.seed}
+    assert {**card["settings"], "data": card["data"], "seed": card["seed"]} == asked_for
 
 
 def test_a_full_file_is_read_as_it_stands(tmp_path: Path) -> None:

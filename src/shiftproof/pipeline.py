@@ -60,13 +60,13 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
         raise InputError("--resume goes on with the run that --overwrite deletes. Give one of the two.")
     # Data and model are found before anything is written, so that a misspelt name costs no older run.
     suite, device = suite_of(asked), choose_device(asked.device)
-    start = build_start(asked, suite)
-    suite = suite.relabelled(start.classes)
+    start = None if resume else build_start(asked, suite)
     with locked(out):
         run = _Run(asked, out, device)
         run.open(resume=resume, overwrite=overwrite)
 
-        zero_shot = run.classifier("zero_shot", lambda: start)
+        zero_shot = run.classifier("zero_shot", lambda: start or build_start(asked, suite))
+        suite = suite.relabelled(zero_shot.classes)
         fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
         path = run.path(zero_shot, fine_tuned, suite)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)

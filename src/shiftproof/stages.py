@@ -187,9 +187,12 @@ def _empty(out: Path, *, overwrite: bool = False) -> Path:
     """Makes the directory that a stage writes to; only what stages write is ever deleted, and only if asked."""
     out.mkdir(parents=True, exist_ok=True)
     occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
-    if foreign := [name for name in occupied if not overwrite or name not in _WRITTEN]:
-        way_out = "--overwrite deletes only what this command writes" if overwrite else "add --overwrite to delete it"
-        raise InputError(f"{out} already holds {listed(foreign, 5)}. Choose another --out; {way_out}.")
+    if foreign := [name for name in occupied if name not in _WRITTEN]:
+        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no stage wrote. Choose another --out.")
+    if occupied and not overwrite:
+        raise InputError(
+            f"{out} already holds {listed(occupied, 5)}. Choose another --out, or add --overwrite to delete that."
+        )
     for path in (out / name for name in occupied):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return out

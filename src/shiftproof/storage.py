@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shiftproof.errors import InputError, listed
+from shiftproof.errors import InputError
 
 
 def cache_directory() -> Path:
@@ -69,7 +69,9 @@ def read_rows(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if not set(columns) <= set(rows.fieldnames or ()):
-                raise InputError(f"{path} has the columns {rows.fieldnames}; it needs {listed(columns)}.")
+                raise InputError(
+                    f"{path} has the columns {rows.fieldnames}; it needs {' and '.join(map(repr, columns))}."
+                )
             found = [(row[columns[0]], row[columns[1]]) for row in rows]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error

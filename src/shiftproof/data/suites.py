@@ -197,8 +197,8 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
 
     The folder appears whole or not at all; it must not exist, or be empty. Returns the number of images.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is no empty folder. Choose another --out, or delete it.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # a file is no less in the way
+        raise InputError(f"{out} is not empty. Choose another --out, or delete it.")
     reference = suite.reference
     folders = {
         "reference/train": reference.train,
@@ -234,7 +234,7 @@ def _require_set_name(name: str) -> None:
     """Sets name files."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise InputError(
-            f"the set name {name!r} must begin with a letter or digit and hold no others than . _ + - beside."
+            f"the set name {name!r} must consist of letters, digits and . _ + -, and not begin with a dot or sign."
         )
 
 
