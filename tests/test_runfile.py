@@ -373,3 +373,8 @@ def test_what_is_written_is_complete() -> None:
         assert written["finetune"][key] == value
     assert written["finetune"]["weight_decay"] == sp.FinetuneSettings().weight_decay
     assert written["suite"]["shifts"]["sketch"] == {"data": "folder:d", "kind": "natural", "partial": False}
+
+
+def test_a_list_on_the_command_line_is_separated_by_commas() -> None:
+    assert sp.RunFile.resolve({}, ["alphas=0.3,0.5"]).alphas == [0.3, 0.5]
+    assert sp.RunFile.resolve({}, ["alphas=[0.3, 0.5]"]).alphas == [0.3, 0.5]

@@ -86,7 +86,9 @@ def choose_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {device!r} cannot be used here ({error}). Use auto, cpu or cuda.") from error
+        raise InputError(
+            f"the device {device!r} cannot be used here. Use auto, cpu or, where there is one, cuda."
+        ) from error
     return device
 
 

@@ -64,7 +64,7 @@ class PretrainSettings:
         require_at_least("pretrain.batch_size", self.batch_size, 2)
         require_between("pretrain.lr", self.lr, 0, LARGEST)
         require_between("pretrain.weight_decay", self.weight_decay, 0, LARGEST)
-        require_between("pretrain.clip_norm", self.clip_norm, 0, LARGEST)
+        require_between("pretrain.clip_norm", self.clip_norm, 1e-12, LARGEST)
         require_at_least("pretrain.warmup_steps", self.warmup_steps, 0)
         require_at_least("pretrain.checkpoint_every", self.checkpoint_every, 1)
         require_choice("pretrain.precision", self.precision, PRECISIONS)

@@ -92,6 +92,8 @@ class RunFile(_Frozen):
             _override(plain, override)
         if isinstance(finetune := plain.get("finetune", {}), dict):
             plain["finetune"] = {**MODEL_SETTINGS.get(_source(str(plain.get("model", "tiny"))), {}), **finetune}
+        if isinstance(alphas := plain.get("alphas"), str) and "," in alphas:  # a list as the command line writes it
+            plain["alphas"] = [alpha.strip() for alpha in alphas.split(",")]
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:

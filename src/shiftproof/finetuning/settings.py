@@ -44,7 +44,7 @@ class FinetuneSettings:
         require_between("finetune.lr", self.lr, 0, LARGEST)
         require_between("finetune.weight_decay", self.weight_decay, 0, LARGEST)
         require_at_least("finetune.warmup_steps", self.warmup_steps, 0)
-        require_between("finetune.clip_norm", self.clip_norm, 0, LARGEST)
+        require_between("finetune.clip_norm", self.clip_norm, 1e-12, LARGEST)
         require_between("finetune.label_smoothing", self.label_smoothing, 0, 1)
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"finetune.crop_scale is {self.crop_scale}; it must be two rising shares in (0, 1].")

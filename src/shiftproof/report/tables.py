@@ -30,7 +30,7 @@ class Table:
 
 def accuracy_table(run: RunRecord) -> Table:
     """The three models on the reference, on every shift, and on the means over each kind of shift."""
-    columns: list[tuple[str, Callable[[str], str]]] = [(f"{run.reference} (reference)", _cell(run, run.reference))]
+    columns: list[tuple[str, Callable[[str], str]]] = [(reference_name(run.reference), _cell(run, run.reference))]
     for kind in ("natural", "synthetic"):
         shifts = run.shifts_of(kind)
         columns += [(f"{name} ({kind})", _cell(run, name)) for name in shifts]
@@ -66,7 +66,7 @@ def path_table(run: RunRecord) -> Table:
     """Every alpha of the path, the chosen one marked, and last the oracle alphas, which read the shifts."""
     shifts = headline_shifts(run)
     with_mean = len(shifts) > 1
-    header = ("alpha", "validation", f"{run.reference} (reference)", *run.shifts)
+    header = ("alpha", "validation", reference_name(run.reference), *run.shifts)
     rows = [_path_row(run, point, shifts if with_mean else ()) for point in run.path.points]
     oracle = run.path.oracle()
     best = (f"{per_cent(run.path.at(oracle[name]).accuracy[name])} at {oracle[name]:g}" for name in run.sets)
@@ -91,7 +91,7 @@ def sweep_table(path: PathRecord) -> Table:
         )
         for point in path.points
     )
-    header = ("alpha", "validation", f"{path.reference} (reference)", *path.shifts)
+    header = ("alpha", "validation", reference_name(path.reference), *path.shifts)
     return Table("The alpha path: accuracy in per cent", header, rows, "In brackets the 95 % Clopper-Pearson interval.")
 
 
@@ -161,6 +161,15 @@ def transposed(table: Table) -> Table:
     lines = [table.header, *table.rows]
     header, *rows = zip(*lines, strict=True)
     return Table(table.title, ("set", *header[1:]), tuple(rows), table.note)
+
+
+def reference_name(name: str) -> str:
+    """A reference's name with the word beside it, unless that is its name.
+
+    >>> reference_name("photo"), reference_name("reference")
+    ('photo (reference)', 'reference')
+    """
+    return name if name == "reference" else f"{name} (reference)"
 
 
 def interval_name(run: RunRecord) -> str:
