@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional
 
 from shiftproof import FinetuneSettings, finetune, interpolate_weights, load_clip, load_suite, predict
-from shiftproof.data.batches import decoded_once
+from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.training import parameter_groups
 
@@ -55,7 +55,7 @@ def measure(ours: Callable[[], object], floor: Callable[[], object], rounds: int
 def bench_evaluate(zero: Classifier, rounds: int) -> dict[str, float]:
     """Images per second of `predict` against the network alone."""
     images = decoded_once(load_suite("emoji").reference.test, zero.preprocessing)
-    batch = torch.randn(256, 3, 64, 64)
+    batch = next(evaluation_batches(images, zero.preprocessing, 256))
 
     def bare() -> None:
         with torch.inference_mode():

@@ -71,9 +71,12 @@ def _interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     if start.is_complex():
         return torch.lerp(start.detach(), end.detach(), alpha)
     wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-    # lerp and not (1 - a) x + a y: equal ends stay equal to the last bit; equal infinities (masks) do too.
+    # lerp and not (1 - a) x + a y: equal ends stay equal to the last bit.
     x, y = start.detach().to(wide), end.detach().to(wide)
-    return torch.where(x.isinf() & (x == y), x, torch.lerp(x, y, alpha)).to(start.dtype)
+    mixed = torch.lerp(x, y, alpha)
+    if not mixed.sum().isfinite():  # one cheap pass tells whether infinities need care: equal ones (masks) stay
+        mixed = torch.where(x.isinf() & (x == y), x, mixed)
+    return mixed.to(start.dtype)
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
