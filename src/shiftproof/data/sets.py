@@ -43,10 +43,6 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def renamed(self, name: str) -> ImageSet:
-        """The same images under another name."""
-        return replace(self, name=name)
-
     def relabelled(self, classes: ClassSpace) -> ImageSet:
         """The same images, labelled in another class space by class id."""
         if classes.ids == self.classes.ids:
