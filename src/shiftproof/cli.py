@@ -10,6 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftproof.diagnose_cli import diagnose
+from shiftproof.options import (
+    Corrupt,
+    Device,
+    Mixing,
+    Model,
+    Overwrite,
+    Prompts,
+    Resume,
+    Seed,
+    Set,
+    Shifts,
+    Suite,
+    Test,
+    Train,
+    Validation,
+)
+
 if TYPE_CHECKING:
     from shiftproof.records import RunRecord
     from shiftproof.runfile import RunFile
@@ -24,27 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Argument(help="A model: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME, local-dir:PATH.")]
-Suite = Annotated[str | None, typer.Option("--suite", help="An embedded suite: emoji, emoji-development.")]
-Train = Annotated[str | None, typer.Option("--reference", help="Training data of one's own, e.g. folder:PATH.")]
-Validation = Annotated[
-    str | None, typer.Option("--validation", help="Validation data; else a fifth of --reference is held out.")
-]
-Test = Annotated[str | None, typer.Option("--test", help="The reference's test data.")]
-Shifts = Annotated[list[str] | None, typer.Option("--shift", help="A natural shift, NAME=DATA. May be repeated.")]
-Corrupt = Annotated[
-    list[str] | None,
-    typer.Option("--corrupt", help="A synthetic shift of the test data, NAME:SEVERITY. May be repeated."),
-]
-Prompts = Annotated[str, typer.Option("--prompts", help="photo, short, openai, or a template with {}.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The run's seed.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Overrides a run-file key, e.g. finetune.lr=1e-5. May be repeated."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished stages are skipped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out first.")]
+app.add_typer(diagnose)
 
 
 @app.callback(invoke_without_command=True)
@@ -60,6 +58,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def demo(
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; else runs/demo-SEED.")] = None,
+    mixing: Mixing = None,
     device: Device = None,
     settings: Set = None,
     resume: Resume = False,
@@ -67,11 +66,12 @@ def demo(
 ) -> None:
     """The whole method on the emoji suite in a few minutes.
 
-    Example: shiftproof demo --seed 0 --out runs/demo
+    Example: shiftproof demo --seed 0 --out runs/demo --mixing smoothmix-circle
     """
     from shiftproof.runfile import DEMO_FILE, RunFile
 
-    asked = RunFile.read(DEMO_FILE, _overrides(settings, seed, device))
+    mixed = [f"finetune.mixing={mixing}"] if mixing else []
+    asked = RunFile.read(DEMO_FILE, [*mixed, *_overrides(settings, seed, device)])
     _run(asked, out or Path(f"runs/demo-{asked.seed}"), resume, overwrite)
 
 

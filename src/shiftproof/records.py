@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shiftproof.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA = 1
 MODELS = ("zero_shot", "fine_tuned", "ensemble")
@@ -191,6 +195,147 @@ class RunRecord:
             seed=value["seed"],
             versions=value["versions"],
         )
+
+
+@dataclass(frozen=True)
+class BackgroundRecord:
+    """One model on objects and backgrounds put together anew: accuracy by variant, and the background gap.
+
+    ``gap`` is accuracy on mixed-same minus mixed-random, a fraction of the ``gap_n`` samples that both have;
+    ``gap_interval`` comes from resampling whole classes.
+    """
+
+    variants: Mapping[str, GroupRecord]
+    gap: float
+    gap_interval: tuple[float, float]
+    gap_n: int
+
+
+@dataclass(frozen=True)
+class BackgroundStudy:
+    """How much models lean on the background of one set.
+
+    ``chance`` is 1 / classes, what only-background gives to a model that draws nothing from the background; ``level``
+    is that of every interval.
+    """
+
+    set: str
+    chance: float
+    seed: int
+    level: float
+    models: Mapping[str, BackgroundRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return dict(_plain(asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> BackgroundStudy:
+        """The inverse of ``to_json``."""
+        models = {
+            name: BackgroundRecord(
+                variants={variant: _group(part) for variant, part in entry["variants"].items()},
+                gap=entry["gap"],
+                gap_interval=_pair(entry["gap_interval"]),
+                gap_n=entry["gap_n"],
+            )
+            for name, entry in value["models"].items()
+        }
+        return cls(**{**value, "models": models})
+
+
+@dataclass(frozen=True)
+class MeanRecord:
+    """A mean over ``n`` samples with its interval; None where no sample has a value."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """One model under one kind of window (all None: without one): the mean of every measure."""
+
+    content: str | None
+    edge: float | None
+    side: float | None
+    place: str | None
+    means: Mapping[str, MeanRecord]
+
+
+@dataclass(frozen=True)
+class WindowSummary:
+    """One model, or the difference of two: every measure's mean over the windows of one place and edge.
+
+    ``second`` is None for one model's own means; else they are ``model`` minus ``second``, image by image.
+    """
+
+    model: str
+    second: str | None
+    place: str
+    edge: float
+    means: Mapping[str, MeanRecord]
+
+
+@dataclass(frozen=True)
+class StrongEdgeStudy:
+    """What pasted windows do to models: ``models[name][window]``, ``summaries`` over windows, and ``contrasts``.
+
+    ``kinds`` says which method made a model's maps.
+    """
+
+    set: str
+    seed: int
+    level: float
+    kinds: Mapping[str, str]
+    models: Mapping[str, Mapping[str, WindowRecord]]
+    summaries: tuple[WindowSummary, ...]
+    contrasts: tuple[WindowSummary, ...]
+
+    def summary(self, model: str, place: str, edge: float) -> WindowSummary:
+        """A model's summary over the windows of a place and edge."""
+        return next(s for s in self.summaries if (s.model, s.place, s.edge) == (model, place, edge))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return dict(_plain(asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StrongEdgeStudy:
+        """The inverse of ``to_json``."""
+        models = {
+            model: {name: WindowRecord(**{**entry, "means": _means(entry["means"])}) for name, entry in windows.items()}
+            for model, windows in value["models"].items()
+        }
+        summaries, contrasts = (
+            tuple(WindowSummary(**{**entry, "means": _means(entry["means"])}) for entry in value[part])
+            for part in ("summaries", "contrasts")
+        )
+        return cls(**{**value, "models": models, "summaries": summaries, "contrasts": contrasts})
+
+
+@dataclass(frozen=True)
+class WindowExample:
+    """One test image with a window, and every model's map of the class it names; what the figure shows.
+
+    ``image`` and ``windowed`` are (S, S, 3) bytes; ``maps[model]`` (S, S) is scaled to a maximum of 1;
+    ``answers[model]`` is the named class, its probability, and whether it is the true one.
+    """
+
+    label: str
+    window: str
+    image: NDArray[np.uint8]
+    windowed: NDArray[np.uint8]
+    maps: Mapping[str, NDArray[np.float32]]
+    answers: Mapping[str, tuple[str, float, bool]]
+
+
+def _means(value: Mapping[str, Mapping[str, Any]]) -> dict[str, MeanRecord]:
+    return {
+        name: MeanRecord(mean["value"], None if mean["interval"] is None else _pair(mean["interval"]), mean["n"])
+        for name, mean in value.items()
+    }
 
 
 def _summary_entry(record: AccuracyRecord) -> dict[str, Any]:

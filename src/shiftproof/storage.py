@@ -61,8 +61,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}). Write it anew or restore it.") from error
 
 
-def read_rows(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
-    """Two columns of a CSV file with a header, every field filled; an error names file, columns or row."""
+def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Columns of a CSV file with a header, every field filled; an error names file, columns or row.
+
+    Those of the ``optional`` columns that the file has follow the others in every row.
+    """
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
     try:
@@ -72,7 +75,8 @@ def read_rows(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
                 raise InputError(
                     f"{path} has the columns {rows.fieldnames}; it needs {' and '.join(map(repr, columns))}."
                 )
-            found = [(row[columns[0]], row[columns[1]]) for row in rows]
+            columns = (*columns, *(name for name in optional if name in (rows.fieldnames or ())))
+            found = [tuple(row[name] for name in columns) for row in rows]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     if unfilled := [number for number, row in enumerate(found, 2) if not all(row)]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftproof.data.loading import Preprocessing, normalise, random_resized_crop, resize, to_unit_range
+from shiftproof.data.loading import Preprocessing, normalise, random_resized_crop, resize, resize_mask, to_unit_range
 from shiftproof.data.sets import ImageSet
 from shiftproof.seeding import child_generator
 
@@ -60,6 +60,7 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
     """The set with its resized pixels in memory, for several passes; as it was where they exceed ``limit`` bytes.
 
     Models see exactly what they would see otherwise, since resized images are rounded to bytes either way.
+    Masks are resized as the pixels are, each when it is read.
     """
     if len(images) * 3 * preprocessing.size**2 > limit:
         return images
@@ -68,7 +69,9 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
         return resize(images.read(i), preprocessing)
 
     pixels = list(_ahead(make, range(len(images))))
-    return replace(images, read=lambda i: pixels[i], in_memory=True)
+    masks = images.mask
+    mask = None if masks is None else lambda i: resize_mask(masks(i), preprocessing)
+    return replace(images, read=lambda i: pixels[i], in_memory=True, mask=mask)
 
 
 def _made(images: ImageSet, make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from shiftproof.errors import InputError, require_at_least, require_choice
+from shiftproof.errors import InputError, require_at_least, require_between, require_choice
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_OBJECT = 128  # from here on a mask's pixel is more object than background
 _RESIZE_MODES = ("shortest", "squash", "longest")
 
 
@@ -28,7 +29,8 @@ class Preprocessing:
 
     ``resize_mode``: "shortest" scales the shorter side to ``size`` and crops the centre, "squash" ignores
     the aspect, "longest" scales the longer side and pads with ``fill`` (0 to 255). Resizing is
-    antialiased; ``mean`` and ``std`` are in units of [0, 1] pixels.
+    antialiased; ``mean`` and ``std`` are in units of [0, 1] pixels. ``crop_share`` below 1 scales to
+    floor(size / crop_share) instead, so that the centre of that share is kept (timm's crop_pct).
     """
 
     size: int = 224
@@ -37,29 +39,49 @@ class Preprocessing:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill: int = 0
+    crop_share: float = 1.0
 
     def __post_init__(self) -> None:
         require_at_least("preprocessing.size", self.size, 1)
         require_choice("preprocessing.interpolation", self.interpolation, _FILTERS)
         require_choice("preprocessing.resize_mode", self.resize_mode, _RESIZE_MODES)
+        require_between("preprocessing.crop_share", self.crop_share, 0.1, 2)  # timm has a few above 1: they pad
 
 
 def decode(path: str | Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB pixels of an image file; an error names the file."""
+    return _decoded(path, "image", "RGB")
+
+
+def decode_mask(path: str | Path) -> NDArray[np.uint8]:
+    """(H, W) coverage of the object, 0 to 255, from a grey image file whose white is object; an error names the file.
+
+    A mask without a bright pixel is refused: most of them hold class numbers or 0 and 1.
+    """
+    mask = _decoded(path, "mask", "L")
+    if (brightest := int(mask.max())) < _OBJECT:
+        raise InputError(
+            f"the brightest pixel of the mask {path} is {brightest}; an object must be white, 255, on black, 0. "
+            "Multiply a mask of 0 and 1 by 255; take an image without an object out."
+        )
+    return mask
+
+
+def _decoded(path: str | Path, what: str, mode: str) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert(mode))
     except FileNotFoundError as error:
-        raise InputError(f"the image {path} does not exist. Check the path.") from error
+        raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the image {path} does not decode ({error}). Mend it or take it out.") from error
+        raise InputError(f"the {what} {path} does not decode ({error}). Mend it or take it out.") from error
 
 
 def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """(H, W, 3) to (size, size, 3), as the model's evaluation transform does it."""
-    size, mode = preprocessing.size, preprocessing.resize_mode
+    size, mode = math.floor(preprocessing.size / preprocessing.crop_share), preprocessing.resize_mode
     height, width = pixels.shape[:2]
-    if height == width == size:
+    if height == width == size == preprocessing.size:
         return pixels
     if mode == "squash":
         new_height = new_width = size
@@ -74,19 +96,29 @@ def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
     image = Image.fromarray(pixels).resize(
         (max(new_width, 1), max(new_height, 1)), _FILTERS[preprocessing.interpolation]
     )
-    return _centred(np.asarray(image), size, preprocessing.fill)
+    return _centred(np.asarray(image), preprocessing.size, preprocessing.fill)
+
+
+def resize_mask(mask: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """(H, W) to (size, size), pixel by pixel where ``resize`` puts the image; what is padded is background.
+
+    >>> resize_mask(np.full((2, 4), 255, np.uint8), Preprocessing(size=4, resize_mode="longest", fill=255)).tolist()
+    [[0, 0, 0, 0], [255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0]]
+    """
+    # Three equal channels go through the very code that the pixels go through.
+    return resize(np.repeat(mask[:, :, None], 3, axis=2), replace(preprocessing, fill=0))[:, :, 0].copy()
 
 
 def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint8]:
-    """Crops or pads around the centre to (size, size, 3)."""
+    """Pads, then crops around the centre to (size, size, 3), each side as it needs."""
     height, width = pixels.shape[:2]
-    if height >= size and width >= size:
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        return pixels[top : top + size, left : left + size].copy()  # not a view that keeps the whole alive
-    top, left = (size - height) // 2, (size - width) // 2
-    canvas = np.full((size, size, 3), fill, dtype=np.uint8)
-    canvas[top : top + height, left : left + width] = pixels
-    return canvas
+    if height < size or width < size:
+        top, left = max(size - height, 0) // 2, max(size - width, 0) // 2
+        canvas = np.full((max(height, size), max(width, size), 3), fill, dtype=np.uint8)
+        canvas[top : top + height, left : left + width] = pixels
+        pixels, (height, width) = canvas, canvas.shape[:2]
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pixels[top : top + size, left : left + size].copy()  # not a view that keeps the whole alive
 
 
 def random_resized_crop(

@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.loading import IMAGE_SUFFIXES, decode
-from shiftproof.errors import InputError, require_choice, require_equal_length
+from shiftproof.data.loading import IMAGE_SUFFIXES, decode, decode_mask
+from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.storage import read_rows
 
 SET_KINDS = ("folder", "csv")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class ImageSet:
 
     ``ids`` are unique and name the samples in kept predictions; ``labels`` are (N,) positions in
     ``classes``; ``groups``, where given, splits the samples for reporting (seen and withheld renditions, say).
-    ``in_memory`` says that reading costs nothing, so that no threads are spent on it.
+    ``in_memory`` says that reading costs nothing, so that no threads are spent on it. ``mask(i)``, where given, is the
+    (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 object.
     """
 
     name: str
@@ -34,6 +37,7 @@ class ImageSet:
     read: Callable[[int], NDArray[np.uint8]] = field(repr=False, compare=False)
     groups: tuple[str, ...] | None = None
     in_memory: bool = False
+    mask: Callable[[int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -53,17 +57,38 @@ class ImageSet:
     def subset(self, positions: Sequence[int]) -> ImageSet:
         """The images at the given positions, in their order."""
         chosen = list(positions)
+        mask = self.mask
         return replace(
             self,
             ids=tuple(self.ids[i] for i in chosen),
             labels=self.labels[chosen],
             read=lambda i: self.read(chosen[i]),
             groups=None if self.groups is None else tuple(self.groups[i] for i in chosen),
+            mask=None if mask is None else lambda i: mask(chosen[i]),
         )
 
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
-        """The same samples with pixels changed by ``change(position, pixels)``."""
+        """The same samples with pixels changed by ``change(position, pixels)``; their masks stay."""
         return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
+
+
+def once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """A function that calls ``make`` when it is first called, and gives that result ever after; threads may share it.
+
+    >>> made = once(lambda: [])
+    >>> made() is made()
+    True
+    """
+    made: list[Made] = []
+    lock = threading.Lock()
+
+    def get() -> Made:
+        with lock:
+            if not made:
+                made.append(make())
+        return made[0]
+
+    return get
 
 
 def array_set(
@@ -73,43 +98,112 @@ def array_set(
     labels: NDArray[np.int64],
     pixels: Callable[[], NDArray[np.uint8]],
     groups: Sequence[str] | None = None,
+    masks: Callable[[], NDArray[np.uint8]] | None = None,
 ) -> ImageSet:
-    """A set whose (N, H, W, 3) pixels are made in one go when the first is read."""
-    made: list[NDArray[np.uint8]] = []
-    lock = threading.Lock()
+    """A set whose (N, H, W, 3) pixels are made in one go when the first is read, and so its (N, H, W) masks.
 
-    def read(i: int) -> NDArray[np.uint8]:
-        with lock:
-            if not made:
-                made.append(pixels())
-        pixels_of_one: NDArray[np.uint8] = made[0][i]
-        return pixels_of_one
-
-    return ImageSet(name, classes, tuple(ids), labels, read, None if groups is None else tuple(groups), in_memory=True)
+    >>> squares = lambda: np.zeros((1, 8, 8, 3), np.uint8)
+    >>> array_set("mine", ClassSpace.from_ids(["square"]), ["a"], np.array([0]), squares).read(0).shape
+    (8, 8, 3)
+    """
+    images = once(pixels)
+    covers = None if masks is None else once(masks)
+    return ImageSet(
+        name,
+        classes,
+        tuple(ids),
+        labels,
+        lambda i: images()[i],
+        None if groups is None else tuple(groups),
+        in_memory=True,
+        mask=None if covers is None else lambda i: covers()[i],
+    )
 
 
 def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = False) -> ImageSet:
-    """``folder:PATH`` (``class/image``) or ``csv:PATH`` (``filepath,label``).
+    """``folder:PATH`` (``class/image``) or ``csv:PATH`` (``filepath,label`` and, where there are masks, ``mask``).
 
     With ``classes``, labels are matched to that space by name: a class that it lacks is an error, and so is one that
-    the set lacks, unless ``partial``. Without, the classes are the set's own, sorted.
+    the set lacks, unless ``partial``. Without, the classes are the set's own, sorted. A mask is a grey image whose
+    white is the object; a folder's are given by ``with_masks``.
     """
     kind, _, path = spec.partition(":")
     require_choice("data name", kind, SET_KINDS)
     entries = _folder_entries(Path(path)) if kind == "folder" else _csv_entries(Path(path))
-    class_ids = [class_id for _, class_id, _ in entries]
+    class_ids = [entry.class_id for entry in entries]
     if classes is None:
         classes = ClassSpace.from_ids(sorted(set(class_ids)))
     labels = classes.labels_of(class_ids, spec)
     if not partial:
         classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
-    paths = [path for path, _, _ in entries]
-    ids = tuple(sample for _, _, sample in entries)
-    return ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]))
+    paths = [entry.path for entry in entries]
+    ids = tuple(entry.sample for entry in entries)
+    images = ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]))
+    masks = [entry.mask for entry in entries if entry.mask is not None]
+    return _masked(images, masks) if masks else images
 
 
-def _folder_entries(root: Path) -> list[tuple[Path, str, str]]:
-    """(path, class, id) of every image under ``root/class/``, sorted."""
+def with_masks(images: ImageSet, root: Path) -> ImageSet:
+    """The set with object masks from a folder parallel to its own: ``root/CLASS/NAME.png`` for ``CLASS/NAME.jpg``.
+
+    A mask is found by the sample's id without its suffix; it is a grey image of any kind, as large as its image, whose
+    white is the object. An InputError names masks that are missing at once, and one of another size when it is read.
+    """
+    if not root.is_dir():
+        raise InputError(f"the folder {root} does not exist. It must hold the masks, as root/CLASS/NAME.png.")
+    found: dict[PurePosixPath, Path] = {}
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+        place = _without_suffix(path.relative_to(root).as_posix())
+        if place in found:
+            raise InputError(f"{found[place]} and {path} are masks of the same image. Take one of them out.")
+        found[place] = path
+    if lacking := [sample for sample in images.ids if _without_suffix(sample) not in found]:
+        missing = root / f"{_without_suffix(lacking[0])}.png"
+        raise InputError(f"the mask {missing} does not exist. These samples lack theirs: {listed(lacking, 5)}.")
+    return _masked(images, [found[_without_suffix(sample)] for sample in images.ids])
+
+
+def require_masks(images: ImageSet) -> Callable[[int], NDArray[np.uint8]]:
+    """The set's ``mask``, or an InputError that says how to give one.
+
+    >>> from shiftproof.data.suites import load_data
+    >>> require_masks(load_data("emoji"))(0).shape
+    (64, 64)
+    """
+    if images.mask is None:
+        raise InputError(
+            f"{images.name} has no object masks, and these tell object and background apart. Give csv: data a column "
+            "'mask', or folder: data a parallel folder of masks by with_masks(images, root). The emoji sets have them."
+        )
+    return images.mask
+
+
+class _Entry(NamedTuple):
+    path: Path
+    class_id: str
+    sample: str
+    mask: Path | None = None
+
+
+def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
+    def mask(i: int) -> NDArray[np.uint8]:
+        cover, pixels = decode_mask(paths[i]), images.read(i)
+        if cover.shape != pixels.shape[:2]:
+            raise InputError(
+                f"the mask {paths[i]} is {cover.shape[1]} x {cover.shape[0]} pixels, its image {images.ids[i]} "
+                f"{pixels.shape[1]} x {pixels.shape[0]}; they must be equal. Draw it anew."
+            )
+        return cover
+
+    return replace(images, mask=mask)
+
+
+def _without_suffix(sample: str) -> PurePosixPath:
+    return PurePosixPath(sample).with_suffix("")
+
+
+def _folder_entries(root: Path) -> list[_Entry]:
+    """Every image under ``root/class/``, sorted."""
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. Check the path after 'folder:'.")
     entries = []
@@ -119,17 +213,20 @@ def _folder_entries(root: Path) -> list[tuple[Path, str, str]]:
             raise InputError(
                 f"the class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}). Fill it or take it out."
             )
-        entries += [(image, folder.name, image.relative_to(root).as_posix()) for image in images]
+        entries += [_Entry(image, folder.name, image.relative_to(root).as_posix()) for image in images]
     if not entries:
         raise InputError(f"the folder {root} holds no class folder with images. It must look like class/image.jpg.")
     return entries
 
 
-def _csv_entries(path: Path) -> list[tuple[Path, str, str]]:
-    """(path, class, id) of every row; paths are relative to the CSV's folder."""
-    entries = [(path.parent / file, label, file) for file, label in read_rows(path, ("filepath", "label"))]
+def _csv_entries(path: Path) -> list[_Entry]:
+    """Every row; paths are relative to the CSV's folder."""
+    entries = [
+        _Entry(path.parent / file, label, file, path.parent / mask[0] if mask else None)
+        for file, label, *mask in read_rows(path, ("filepath", "label"), ("mask",))
+    ]
     if not entries:
         raise InputError(f"{path} holds no row. It needs one a labelled image.")
-    if len({sample for _, _, sample in entries}) < len(entries):
+    if len({entry.sample for entry in entries}) < len(entries):
         raise InputError(f"{path} names a file twice. Every image may stand in it once.")
     return entries

@@ -18,7 +18,7 @@ from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from shiftproof.data.emoji import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set
+from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set, once
 from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
@@ -255,10 +255,10 @@ def _emoji_set(
     background: str,
     seed: int,
 ) -> ImageSet:
-    def render() -> NDArray[np.uint8]:
+    def render() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         generator = child_generator(seed, "emoji", suite, split)
         geometry = EMOJI_GEOMETRY if rendition == "colour" else EMOJI_DRAWN_GEOMETRY
-        made = []
+        made, covers = [], []
         every = np.repeat(np.arange(len(positions)), views)
         for start in range(0, len(every), 256):
             some = every[start : start + 256]
@@ -266,17 +266,19 @@ def _emoji_set(
             drawings = torch.tensor(drawn).permute(0, 3, 1, 2).float() / 255
             placements = draw_placements(len(some), geometry, generator)
             backgrounds = draw_backgrounds(background, len(some), EMOJI_SIZE, generator)
-            images, _ = compose(drawings, placements, backgrounds)
+            images, masks = compose(drawings, placements, backgrounds)
             made.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
-        return np.concatenate(made)
+            covers.append((masks * 255).round().to(torch.uint8).numpy())
+        return np.concatenate(made), np.concatenate(covers)
 
+    rendered = once(render)
     labels = np.repeat(np.arange(len(positions), dtype=np.int64), views)
     ids = [f"{classes.ids[label]}-{split}-{i % views}" for i, label in enumerate(labels)]
     groups = None
     if rendition != "colour":
         seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
         groups = [seen[label] for label in labels]
-    return array_set(split, classes, ids, labels, render, groups)
+    return array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
 
 
 def _hold_out(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

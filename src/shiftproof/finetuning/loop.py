@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shiftproof import progress
+from shiftproof.augmentation.plans import mix_images
+from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import InputError, TrainingError
@@ -22,7 +24,7 @@ from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier, Network, fingerprint
 from shiftproof.models.directories import save_classifier
-from shiftproof.seeding import child_seed, global_draws
+from shiftproof.seeding import child_generator, child_seed, global_draws
 from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
 
 
@@ -58,11 +60,16 @@ def finetune(
     validation = decoded_once(validation, start.preprocessing)
     training = {"settings": asdict(settings), "seed": seed}
     parent = {"role": "start", "fingerprint": fingerprint(start), "source": start.source}
+    mixer = settings.mixer
     good, history, losses = start, list[dict[str, float]](), list[float]()
     for step, images in enumerate(pixels):
-        labels = torch.as_tensor(train.labels[positions(step)], device=device)
+        inputs, labels = images.to(device), torch.as_tensor(train.labels[positions(step)], device=device)
+        if mixer and settings.mixes_at(step, len(train)):
+            plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), child_generator(seed, "mixing", step))
+            inputs = mix_images(inputs, plan)
+            labels = mix_targets(labels, plan, len(train.classes))
         with global_draws(seed, "stochastic layers", step):
-            logits = network(images.to(device))
+            logits = network(inputs)
         loss = classification_loss(logits, labels, settings.label_smoothing)
         try:
             lr = settings.lr * cosine_with_warmup(step, steps, warmup)

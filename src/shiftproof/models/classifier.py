@@ -16,21 +16,28 @@ from torch.nn import functional
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import IncompatibleWeightsError, listed
-from shiftproof.models.clip import Clip, build_encoder
+from shiftproof.models.clip import Clip
+from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
 from shiftproof.models.prompts import prompt_templates
 
 
 class Network(nn.Module):
-    """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x)))."""
+    """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x))).
 
-    def __init__(self, encoder: nn.Module, head: nn.Linear) -> None:
+    ``normalised`` says whether features get length 1, as CLIP's do; the head that a timm model came with wants
+    them as they are.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Linear, normalised: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.normalised = normalised
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, D) features of length 1."""
-        return functional.normalize(self.encoder(images), dim=-1)
+        """(B, D) features as the head reads them, of length 1 where ``normalised``."""
+        found = self.encoder(images)
+        return functional.normalize(found, dim=-1) if self.normalised else found
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # type: ignore[no-any-return]
@@ -40,9 +47,9 @@ class Network(nn.Module):
 class Classifier:
     """A network with its class space, preprocessing and provenance; treated as immutable.
 
-    ``architecture`` rebuilds the encoder; ``head`` says what the head's rows are: "zero-shot" (text embeddings)
-    or "trained"; ``logit_scale`` is the factor already folded into the head; ``alpha`` and ``parents`` tell
-    where an ensemble comes from, ``training`` how it was fine-tuned.
+    ``architecture`` rebuilds the encoder; ``head`` says what the head's rows are: "zero-shot" (text embeddings),
+    "own" (what the encoder came with) or "trained"; ``logit_scale`` is the factor already folded into the head;
+    ``alpha`` and ``parents`` tell where an ensemble comes from, ``training`` how it was fine-tuned.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -109,6 +116,31 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     )
 
 
+def own_head_classifier(encoder: Encoder) -> Classifier:
+    """The classifier that a timm model is by itself: its logits are timm's, its classes those of its head.
+
+    An InputError says so where the model has no linear head right behind its features.
+
+    >>> from shiftproof.models.encoders import load_encoder
+    >>> own = own_head_classifier(load_encoder("timm:resnet18"))
+    >>> own.head, own.classes.ids[0], own.classes.names[0]
+    ('own', 'n01440764', 'tench, Tinca tinca')
+    """
+    features, head = split_head(encoder)
+    network = Network(features, head, normalised=False)
+    network.requires_grad_(True)
+    return Classifier(
+        network=network.eval(),
+        classes=own_class_space(head.out_features),
+        preprocessing=encoder.preprocessing,
+        architecture={**encoder.architecture, "normalised": False},
+        source=encoder.name,
+        prompts=(),
+        head="own",
+        logit_scale=1.0,
+    )
+
+
 def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """(K, D) class embeddings of length 1: templates embedded, normalised, averaged, normalised."""
     rows = []
@@ -124,7 +156,7 @@ def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classif
         raise IncompatibleWeightsError("the weights hold no 'head.weight'. They must be those of a classifier.")
     encoder = build_encoder(fields["architecture"])
     head = nn.Linear(tensors["head.weight"].shape[1], len(fields["classes"]))
-    network = Network(encoder, head)
+    network = Network(encoder, head, fields["architecture"].get("normalised", True))
     try:
         network.load_state_dict(dict(tensors))
     except RuntimeError as error:
@@ -140,12 +172,9 @@ def fingerprint(classifier: Classifier) -> str:
     Two classifiers with the same fingerprint give the same logits; their provenance may differ.
     """
     digest = hashlib.sha256()
-    said = [
-        classifier.classes.ids,
-        classifier.preprocessing,
-        sorted(classifier.architecture.items(), key=str),
-    ]
-    digest.update(repr(said).encode())
+    architecture = sorted(classifier.architecture.items(), key=str)
+    said = f"[{classifier.classes.ids!r}, {_told(classifier.preprocessing)}, {architecture!r}]"
+    digest.update(said.encode())
     for name, tensor in sorted(classifier.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
@@ -161,7 +190,9 @@ def require_same_task(first: Classifier, second: Classifier) -> None:
         raise IncompatibleWeightsError(
             f"the two classifiers have other classes; {told}. Fine-tune from the classifier that you ensemble with."
         )
-    keys = ("embed_dim", "vision_cfg", "quick_gelu")
+    keys = ["library", "embed_dim", "vision_cfg", "quick_gelu", "normalised"]
+    if first.architecture.get("library") == "timm":
+        keys += ["name", "tag"]  # open_clip's name tells no more than its config
     if differing := [key for key in keys if first.architecture.get(key) != second.architecture.get(key)]:
         raise IncompatibleWeightsError(
             f"the two classifiers differ in architecture ({', '.join(differing)}). "
@@ -172,6 +203,12 @@ def require_same_task(first: Classifier, second: Classifier) -> None:
             f"the two classifiers want other images: {first.preprocessing} and {second.preprocessing}. "
             "Fine-tune with the start's preprocessing."
         )
+
+
+def _told(preprocessing: Preprocessing) -> str:
+    # Without a crop it reads as it did before there was one, so that older fingerprints hold.
+    crop = f", crop_share={preprocessing.crop_share!r}"
+    return repr(preprocessing).replace(crop, "") if preprocessing.crop_share == 1 else repr(preprocessing)
 
 
 def _warn_of_equal_names(classes: ClassSpace) -> None:

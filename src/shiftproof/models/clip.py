@@ -58,6 +58,11 @@ def load_clip(name: str, seed: int = 0) -> Clip:
     open_clip.add_model_config(TINY_CONFIG)
     if name == "tiny":
         return _build(name, TINY_ARCHITECTURE, str(TINY_WEIGHTS), seed)
+    if name.startswith("timm:"):
+        raise InputError(
+            f"{name!r} has no text tower, so it writes no zero-shot head. "
+            "Take the head it came with: own_head_classifier(load_encoder(NAME))."
+        )
     if not name.startswith(SCHEMES):
         raise InputError(
             f"unknown model {name!r}. {nearest(name, ['tiny', *SCHEMES])} "

@@ -1,0 +1,203 @@
+"""The diagnoses that commands ask for: which models, on which images, and where what was found is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shiftproof.data.sets import ImageSet, with_masks
+from shiftproof.data.suites import load_data, load_suite
+from shiftproof.diagnosis.backgrounds import measure_backgrounds
+from shiftproof.diagnosis.baselines import train_from_scratch
+from shiftproof.diagnosis.strong_edge import WindowMeasurements, measure_windows, strong_edge_study, window_examples
+from shiftproof.diagnosis.windows import Window, WindowSettings
+from shiftproof.errors import InputError, listed, require_at_least, require_choice
+from shiftproof.finetuning.loop import finetune
+from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.models.classifier import Classifier, own_head_classifier, zero_shot_classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.models.encoders import load_encoder
+from shiftproof.pipeline import choose_device
+from shiftproof.records import BackgroundStudy, StrongEdgeStudy
+from shiftproof.report.figures import save_figure
+from shiftproof.report.windows import window_figure
+from shiftproof.runfile import MODEL_SETTINGS
+from shiftproof.seeding import child_generator
+from shiftproof.storage import locked, write_atomically, write_json
+
+HEADS = ("zero-shot", "own")
+# What the study trains: plainly, with hard edges, with soft edges.
+STUDY_MIXINGS = ("none", "cutmix", "smoothmix-square", "smoothmix-circle")
+STUDY_STARTS = ("scratch", "tuned")
+SCRATCH_SETTINGS = FinetuneSettings(epochs=40, lr=2e-3, batch_size=128, warmup_steps=50)
+_EXAMPLES = 4
+_EXAMPLE_WINDOW = Window("image", 0.0, 0.35, "away")
+# What --overwrite may delete.
+_WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
+
+
+@dataclass(frozen=True)
+class DiagnosisFile:
+    """Which models to diagnose on which images.
+
+    ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
+    its text tower writes for the data's classes, or keeps its own. With neither, the study trains networks of its own
+    on ``suite``. ``data`` is a data name, else the suite's reference test split; ``masks`` a folder of object masks
+    parallel to it. ``images`` is how many, spread over the classes.
+    """
+
+    classifiers: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    head: str = "zero-shot"
+    prompts: str = "photo"
+    suite: str = "emoji"
+    data: str | None = None
+    masks: Path | None = None
+    images: int = 534
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_choice("head", self.head, HEADS)
+        require_at_least("the number of images", self.images, 2)
+
+
+def run_strong_edge(
+    asked: DiagnosisFile, out: Path, *, settings: WindowSettings | None = None, overwrite: bool = False
+) -> StrongEdgeStudy:
+    """Measures models under pasted windows; writes ``strong_edge.json``, ``measurements.npz`` and ``figures/``.
+
+    Without models, networks are trained first and kept in ``networks/``; those that an interrupted study left there
+    are not trained again.
+    """
+    device = choose_device(asked.device)
+    images = _images(asked)
+    with locked(_prepared(out, overwrite=overwrite)):
+        own = not (asked.classifiers or asked.models)
+        models = _study_networks(asked, out, device) if own else _models(asked, images)
+        measured = {
+            name: measure_windows(
+                model, images.relabelled(model.classes), settings or WindowSettings(), seed=asked.seed, device=device
+            )
+            for name, model in models.items()
+        }
+        pairs = _study_pairs() if own else [(name, next(iter(models))) for name in list(models)[1:]]
+        study = strong_edge_study(measured, pairs, set_name=images.name, seed=asked.seed)
+        _save_measurements(measured, images, out / "measurements.npz")
+        for name, members in _figures(tuple(models), own).items():
+            chosen = {member: models[member] for member in members}
+            window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
+            examples = window_examples(chosen, images, window, _EXAMPLES, seed=asked.seed)
+            save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
+        write_json(out / "strong_edge.json", study.to_json())
+        return study
+
+
+def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
+    """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
+    if not (asked.classifiers or asked.models):
+        raise InputError("no model to diagnose. Name a classifier directory, or --model NAME.")
+    images = _images(asked)
+    with locked(_prepared(out, overwrite=overwrite)):
+        study = measure_backgrounds(_models(asked, images), images, seed=asked.seed, device=choose_device(asked.device))
+        write_json(out / "backgrounds.json", study.to_json())
+        return study
+
+
+def _images(asked: DiagnosisFile) -> ImageSet:
+    """So many images, as many of every class as can be, drawn with the seed."""
+    found = load_data(asked.data) if asked.data else load_suite(asked.suite, asked.seed).reference.test
+    found = found if asked.masks is None else with_masks(found, asked.masks)
+    if asked.images >= len(found):
+        return found
+    order = torch.randperm(len(found), generator=child_generator(asked.seed, "diagnosed images")).numpy()
+    turn = np.empty(len(found), dtype=np.int64)  # the how-maniest of its class an image is, in that order
+    for label in np.unique(found.labels):
+        own = order[found.labels[order] == label]
+        turn[own] = np.arange(len(own))
+    ranked = order[np.argsort(turn[order], kind="stable")]
+    return found.subset(sorted(ranked[: asked.images].tolist()))
+
+
+def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
+    """The named models and classifier directories, by a short name each."""
+    found: dict[str, Classifier] = {}
+    for directory in asked.classifiers:
+        name = directory.name if directory.name not in found else f"{directory.parent.name}-{directory.name}"
+        found[name] = load_classifier(directory)
+    for name in asked.models:
+        if asked.head == "own":
+            found[name] = own_head_classifier(load_encoder(name, asked.seed))
+        else:
+            found[name] = zero_shot_classifier(load_clip(name, asked.seed), images.classes, asked.prompts)
+    if len(found) < len(asked.classifiers) + len(asked.models):
+        raise InputError("two of the models have one name. Name every model once, or rename a directory.")
+    return found
+
+
+def _study_networks(asked: DiagnosisFile, out: Path, device: str) -> dict[str, Classifier]:
+    """The tiny network trained with each mixing, from scratch on the reference and from its zero-shot start."""
+    suite = load_suite(asked.suite, asked.seed)
+    start = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    tuned = FinetuneSettings(**MODEL_SETTINGS["tiny"])
+    trainings: dict[str, Callable[[FinetuneSettings], Classifier]] = {
+        "scratch": lambda settings: train_from_scratch(start, suite, settings, seed=asked.seed, device=device),
+        "tuned": lambda settings: finetune(start, suite, settings, seed=asked.seed, device=device),
+    }
+    networks = {}
+    for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, tuned), strict=True):
+        for mixing in STUDY_MIXINGS:
+            folder = out / "networks" / f"{begun}-{mixing}"
+            if not (folder / "classifier.json").is_file():
+                save_classifier(train(replace(settings, mixing=mixing)), folder)
+            networks[folder.name] = load_classifier(folder)
+    return networks
+
+
+def _study_pairs() -> list[tuple[str, str]]:
+    """Hard edges against soft ones and against none, for each start."""
+    return [
+        (f"{start}-cutmix", f"{start}-{other}")
+        for start in STUDY_STARTS
+        for other in ("smoothmix-square", "smoothmix-circle", "none")
+    ]
+
+
+def _figures(models: tuple[str, ...], own: bool) -> dict[str, tuple[str, ...]]:
+    """The figures' names and the models in each."""
+    if not own:
+        return {"strong-edge": models}
+    return {f"strong-edge-{start}": tuple(m for m in models if m.startswith(start)) for start in STUDY_STARTS}
+
+
+def _save_measurements(measured: Mapping[str, WindowMeasurements], images: ImageSet, path: Path) -> None:
+    """Every measure of every image, as ``MODEL|WINDOW|MEASURE`` (N,), with the images' ids and class ids."""
+    arrays: dict[str, Any] = {
+        "ids": np.array(images.ids),
+        "classes": np.array([images.classes.ids[label] for label in images.labels]),
+    }
+    for model, found in measured.items():
+        for window, measures in found.values.items():
+            arrays |= {f"{model}|{window}|{name}": values.astype(np.float32) for name, values in measures.items()}
+    write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
+
+def _prepared(out: Path, *, overwrite: bool) -> Path:
+    """The directory, made or emptied of an earlier diagnosis; an interrupted one keeps its networks."""
+    out.mkdir(parents=True, exist_ok=True)
+    occupied = {path.name for path in out.iterdir() if path.name != ".lock"}
+    if foreign := sorted(occupied - _WRITTEN):
+        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no diagnosis wrote. Choose another --out.")
+    if occupied - {"networks"} and not overwrite:
+        raise InputError(f"{out} already holds a diagnosis. Choose another --out, or add --overwrite to delete it.")
+    if overwrite:
+        for path in (out / name for name in occupied):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return out

@@ -1,0 +1,1 @@
+"""Why a model does what it does: maps, windows, backgrounds."""

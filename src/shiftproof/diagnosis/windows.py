@@ -1,0 +1,128 @@
+"""Square windows pasted into images: where they stand, what is in them, how sharp their edge is."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from shiftproof.augmentation.masks import soft_mask
+from shiftproof.errors import InputError, require_between, require_choice
+
+CONTENTS = ("grey", "noise", "image")
+PLACES = ("away", "over", "anywhere")
+_CANDIDATES = 64
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """One kind of window: its content, edge, side and place.
+
+    ``edge`` is that of ``soft_mask``: 0 is hard, above it the border falls off over that part of half the side beyond
+    the window. ``side`` is a fraction of the image's. ``place``: away from the object as far as the image allows, over
+    it, or anywhere, which needs no object masks.
+    """
+
+    content: str
+    edge: float
+    side: float
+    place: str
+
+    def __post_init__(self) -> None:
+        require_choice("window content", self.content, CONTENTS)
+        require_choice("window place", self.place, PLACES)
+        require_between("a window's edge", self.edge, 0, 1)
+        if not 0 < self.side < 1:
+            raise InputError(f"a window's side is {self.side}; it must lie between 0 and 1.")
+
+    @property
+    def name(self) -> str:
+        """How tables and files call it."""
+        return f"{self.content}-{'hard' if self.edge == 0 else 'soft'}-{self.side:g}-{self.place}"
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """Every combination of contents, edges, sides and places is one kind of window.
+
+    >>> len(WindowSettings().windows(with_masks=True)), len(WindowSettings().windows(with_masks=False))
+    (36, 18)
+    """
+
+    contents: tuple[str, ...] = CONTENTS
+    edges: tuple[float, ...] = (0.0, 0.5)
+    sides: tuple[float, ...] = (0.2, 0.35, 0.5)
+    places: tuple[str, ...] = field(default=("away", "over"))
+
+    def windows(self, *, with_masks: bool) -> tuple[Window, ...]:
+        """The kinds in a fixed order; without object masks they can only stand anywhere."""
+        places = self.places if with_masks else ("anywhere",)
+        return tuple(Window(*combined) for combined in itertools.product(self.contents, self.edges, self.sides, places))
+
+
+def place_windows(
+    count: int, size: int, window: Window, generator: Generator, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(N, 2) centres and half sides, in pixels, of one window in each of N square images of ``size`` pixels.
+
+    Of 64 random places inside the image, "away" takes the one that covers least of the (N, size, size) object masks,
+    "over" the one that covers most; "anywhere" takes the first.
+    """
+    half = max(round(window.side * size / 2), 1)
+    room = size - 2 * half
+    corners = (torch.rand(count, _CANDIDATES, 2, generator=generator) * (room + 1)).long()
+    if window.place == "anywhere":
+        chosen = torch.zeros(count, dtype=torch.long)
+    elif masks is None:
+        raise InputError(f"windows {window.place} the object need object masks. Give masks, or use place 'anywhere'.")
+    else:
+        covered = _covered(masks, corners, 2 * half)
+        chosen = covered.argmin(1) if window.place == "away" else covered.argmax(1)
+    corner = corners[torch.arange(count), chosen]
+    return (corner + half).float(), torch.full((count, 2), float(half))
+
+
+def paste_windows(
+    images: Tensor, window: Window, centres: Tensor, halves: Tensor, others: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """(N, 3, S, S) images in [0, 1] with a window each, and the (N, S, S) weights of the windows.
+
+    Grey is 0.5, noise uniform for every pixel and channel, and "image" shows the whole of ``others`` (N, 3, S, S),
+    shrunk to the window.
+    """
+    size = (images.shape[2], images.shape[3])
+    weights = soft_mask("square", size, centres, halves, window.edge)
+    if window.content == "grey":
+        content = torch.full_like(images, 0.5)
+    elif window.content == "noise":
+        content = torch.rand(images.shape, generator=generator)
+    else:
+        content = _shrunk(others, window, centres, halves)
+    return torch.lerp(images, content, weights[:, None]), weights
+
+
+def _shrunk(others: Tensor, window: Window, centres: Tensor, halves: Tensor) -> Tensor:
+    """The other images where the windows stand, large enough to fill their soft border, too."""
+    content = torch.zeros_like(others)
+    size = others.shape[-1]
+    for i, (centre, half) in enumerate(zip(centres, halves[:, 0].tolist(), strict=True)):
+        reach = round(half * (1 + window.edge))
+        small = functional.interpolate(others[i : i + 1], (2 * reach, 2 * reach), mode="bilinear", antialias=True)[0]
+        top, left = (centre - reach).long().tolist()
+        first, last = (max(top, 0), max(left, 0)), (min(top + 2 * reach, size), min(left + 2 * reach, size))
+        content[i, :, first[0] : last[0], first[1] : last[1]] = small[
+            :, first[0] - top : last[0] - top, first[1] - left : last[1] - left
+        ]
+    return content
+
+
+def _covered(masks: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(N, candidates) sums of the masks inside the candidate squares, from running sums."""
+    sums = functional.pad(masks.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+    rows = torch.arange(len(masks))[:, None]
+    top, left = corners[..., 0], corners[..., 1]
+    bottom, right = top + side, left + side
+    return sums[rows, bottom, right] - sums[rows, top, right] - sums[rows, bottom, left] + sums[rows, top, left]

@@ -1,0 +1,182 @@
+"""Image models without a text tower, through timm: features and the head they came with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import Tensor, nn
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.loading import Preprocessing
+from shiftproof.errors import InputError, nearest
+from shiftproof.models.clip import build_encoder as build_image_tower
+
+_SCHEME = "timm:"
+_RESIZE_MODES = {"center": "shortest", "squash": "squash"}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A timm model with its own head; treated as immutable.
+
+    ``model`` maps images to the logits of that head, or to features where it has none. ``architecture`` is
+    what rebuilds the features without the head.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False, compare=False)
+    preprocessing: Preprocessing
+    architecture: Mapping[str, Any]
+
+
+def load_encoder(name: str, seed: int = 0) -> Encoder:
+    """A timm model by its name, in evaluation mode on the CPU.
+
+    ``timm:NAME.TAG`` has the pretrained weights of that tag, from the cache or the network; ``timm:NAME`` has
+    random weights, drawn from ``seed``. Raises an InputError for an unknown name or tag and where the weights
+    cannot be had.
+
+    >>> load_encoder("timm:resnet18").preprocessing.size
+    224
+    """
+    if not name.startswith(_SCHEME):
+        raise InputError(f"unknown encoder {name!r}. It must be timm:NAME.TAG, e.g. timm:resnet18.a1_in1k.")
+    architecture, _, tag = name.removeprefix(_SCHEME).partition(".")
+    if architecture not in (known := timm.list_models()):
+        raise InputError(f"unknown timm architecture {architecture!r}. {nearest(architecture, known)}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
+    if tag and tag not in tags:
+        raise InputError(f"{architecture} has no pretrained tag {tag!r}. {nearest(tag, tags)}")
+    try:
+        model = _create(architecture, tag, bool(tag), seed)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"the model {name!r} cannot be loaded ({error}). "
+            "Check the network, or leave the tag out for random weights."
+        ) from error
+    described = {"library": "timm", "name": architecture, "tag": model.pretrained_cfg.get("tag") or ""}
+    return Encoder(name, model.eval(), _preprocessing(name, model), described)
+
+
+def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
+    """The encoder that an ``architecture`` describes, whichever library it is from, with weights still to be loaded."""
+    library = architecture["library"]
+    if library == "open_clip":
+        return build_image_tower(architecture)
+    if library == "timm":
+        return _headless(_create(architecture["name"], architecture["tag"], False, 0))
+    raise InputError(f"unknown library {library!r} of an encoder. {nearest(str(library), ['open_clip', 'timm'])}")
+
+
+def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:
+    """Copies of a model's features, (B, 3, size, size) to (B, D), and of its linear head, (B, D) to (B, K).
+
+    Their composition gives the model's own logits, which is tried on two random images. Raises an InputError
+    where the head is none or no single linear map of the features.
+
+    >>> features, head = split_head(load_encoder("timm:resnet18"))
+    >>> head.in_features, head.out_features
+    (512, 1000)
+    """
+    whole = deepcopy(encoder.model)
+    own = whole.get_classifier()  # type: ignore[operator]
+    if not isinstance(own, nn.Linear):
+        raise _no_linear_head(encoder, f"it ends in {_kind(own)}")
+    # torch's plain layer, bias included, is what a classifier directory is read into.
+    head = nn.Linear(own.in_features, own.out_features)
+    with torch.no_grad():
+        head.weight.copy_(own.weight)
+        head.bias.copy_(torch.zeros_like(head.bias) if own.bias is None else own.bias)
+    size = encoder.preprocessing.size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        read, logits = _watched(whole, own, images)
+        features = _headless(whole)
+        found = features(images)
+        fits = len(read) == 1 and _close(found, read[0]) and _close(head(read[0]), logits)
+    if not fits:
+        raise _no_linear_head(encoder, "its linear layer does not end it, or reads other features")
+    return features, head
+
+
+def own_class_space(outputs: int) -> ClassSpace:
+    """The classes of a head with so many outputs: WordNet ids and names where timm knows such an ImageNet subset.
+
+    Otherwise they are numbers.
+
+    >>> own_class_space(3).ids
+    ('0', '1', '2')
+    """
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    if subset is None:
+        return ClassSpace.from_ids([str(number) for number in range(outputs)])
+    known = ImageNetInfo(subset)
+    return ClassSpace(tuple(known.label_names()), tuple(known.label_descriptions()))
+
+
+def _create(architecture: str, tag: str, pretrained: bool, seed: int) -> Any:
+    # The tag decides more than weights, e.g. the image size, so it is named in a rebuild too.
+    name = f"{architecture}.{tag}" if tag else architecture
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # timm draws random weights from the global state
+        return timm.create_model(name, pretrained=pretrained)
+
+
+def _headless(model: Any) -> nn.Module:
+    """The model itself, from now on without its head."""
+    model.reset_classifier(0)
+    return model  # type: ignore[no-any-return]
+
+
+def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
+    cfg = resolve_model_data_config(model)
+    channels, height, width = cfg["input_size"]
+    if channels != 3 or height != width:
+        raise InputError(f"{name!r} wants images of {channels} x {height} x {width}; they must be RGB and square.")
+    if cfg["crop_mode"] not in _RESIZE_MODES:
+        raise InputError(
+            f"{name!r} crops its images by {cfg['crop_mode']!r}; only {' and '.join(_RESIZE_MODES)} are known. "
+            "Choose another model."
+        )
+    return Preprocessing(
+        size=height,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        interpolation=cfg["interpolation"],
+        resize_mode=_RESIZE_MODES[cfg["crop_mode"]],
+        crop_share=float(cfg["crop_pct"]),
+    )
+
+
+def _watched(model: nn.Module, head: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What the head reads, each time it is called, and what the model says."""
+    read: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        return read, model(images)
+    finally:
+        handle.remove()
+
+
+def _close(first: Any, second: Any) -> bool:
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape
+    return tensors and torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def _kind(head: object) -> str:
+    if isinstance(head, tuple | list):
+        return "several heads: " + ", ".join(type(part).__name__ for part in head)
+    return "features, without a head" if isinstance(head, nn.Identity) else f"a {type(head).__name__}"
+
+
+def _no_linear_head(encoder: Encoder, why: str) -> InputError:
+    return InputError(
+        f"{encoder.name!r} has no linear head of its own: {why}. "
+        "Choose a model that ends in one, or start from a linear probe on its features."
+    )

@@ -1,0 +1,181 @@
+"""The strong-edge study in tables, in words and in a figure like the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftproof.records import BackgroundStudy, MeanRecord, StrongEdgeStudy, WindowExample
+from shiftproof.report.comparisons import per_cent, signed_points
+from shiftproof.report.figures import STYLE
+from shiftproof.report.tables import ABSENT, Table
+
+_WINDOWED = {
+    "window_share": "map in window",
+    "share_before": "there before",
+    "object_share": "map on object",
+    "width": "width of map",
+    "score_drop": "score drop",
+    "accuracy_drop": "accuracy drop",
+}
+_CLEAN = {"correct": "accuracy", "score": "score of the true class", "object_share": "map on object", "width": "width"}
+
+
+def clean_table(study: StrongEdgeStudy) -> Table:
+    """Every model on the images without a window."""
+    shown = [name for name in _CLEAN if any(name in windows["clean"].means for windows in study.models.values())]
+    rows = [
+        (model, study.kinds[model], *(_cell(windows["clean"].means.get(name)) for name in shown))
+        for model, windows in study.models.items()
+    ]
+    header = ("model", "maps", *(_CLEAN[name] for name in shown))
+    return Table(f"Without a window, on {study.set}, in per cent", header, tuple(rows), _note(study))
+
+
+def window_table(study: StrongEdgeStudy) -> Table:
+    """Every model under the windows of each place and edge, over contents and sizes."""
+    first = study.summaries[0].means
+    shown = [name for name in _WINDOWED if name in first]
+    rows = [
+        (s.model, f"{s.place}, {edge_name(s.edge)}", *(_cell(s.means.get(name)) for name in ("area", *shown)))
+        for s in study.summaries
+    ]
+    header = ("model", "windows", "area", *(_WINDOWED[name] for name in shown))
+    note = (
+        "Shares of the map's sum, drops in points. “There before” is the share of the clean image's map in the same "
+        "place: what a window gains over it, it drew to itself. " + _note(study)
+    )
+    return Table(f"With a window, on {study.set}, in per cent", header, tuple(rows), note)
+
+
+def contrast_table(study: StrongEdgeStudy) -> Table | None:
+    """Differences between pairs of models, in points; None where none was asked for."""
+    if not study.contrasts:
+        return None
+    shown = [name for name in _WINDOWED if name in study.contrasts[0].means and name != "share_before"]
+    rows = [
+        (f"{c.model} - {c.second}", f"{c.place}, {edge_name(c.edge)}", *(_points(c.means[name]) for name in shown))
+        for c in study.contrasts
+    ]
+    header = ("models", "windows", *(_WINDOWED[name] for name in shown))
+    return Table("Paired differences between models, in points", header, tuple(rows), _note(study))
+
+
+def strong_edge_verdict(study: StrongEdgeStudy) -> str:
+    """Whether the first model of every pair attends hard windows more than the second, and by how much.
+
+    One sentence a pair, on windows with a hard edge away from the object (or anywhere); "more" and "less" where the
+    interval excludes 0.
+    """
+    sentences = []
+    for contrast in study.contrasts:
+        if contrast.edge == 0 and contrast.place != "over":
+            first = study.summary(contrast.model, contrast.place, 0).means["window_share"]
+            second = study.summary(contrast.second or "", contrast.place, 0).means["window_share"]
+            difference = contrast.means["window_share"]
+            sentences.append(
+                f"{contrast.model} puts {_percent(first.value)} % of its map into a hard window {contrast.place} "
+                f"{'the object ' if contrast.place == 'anywhere' else 'from the object '}"
+                f"and {contrast.second} {_percent(second.value)} %: {_judged(difference)}."
+            )
+    return "\n".join(sentence.replace("anywhere the object ", "anywhere ") for sentence in sentences)
+
+
+def background_table(study: BackgroundStudy) -> Table:
+    """Accuracy of every model in every variant, and the background gap."""
+    variants = list(next(iter(study.models.values())).variants)
+    rows = []
+    for model, record in study.models.items():
+        cells = []
+        for variant in variants:
+            found = record.variants[variant]
+            cells.append(f"{per_cent(found.accuracy)} ({per_cent(found.interval[0])}–{per_cent(found.interval[1])})")
+        low, high = record.gap_interval
+        cells.append(f"{signed_points(record.gap)} ({signed_points(low)} to {signed_points(high)})")
+        rows.append((model, *cells))
+    note = (
+        f"Only-background at chance is {per_cent(study.chance)} %. The gap is mixed-same minus mixed-random in points, "
+        f"paired: how much a background of the right class helps. In brackets {100 * study.level:g} % intervals."
+    )
+    return Table(
+        f"Objects and backgrounds apart, on {study.set}, in per cent", ("model", *variants, "gap"), tuple(rows), note
+    )
+
+
+def window_figure(examples: Sequence[WindowExample], models: Sequence[str]) -> Figure:
+    """One row an example: the image, the image with its window, and each model's map, named class and probability."""
+    columns = 2 + len(models)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.55 * columns, 1.95 * len(examples) + 0.3), layout="constrained")
+        grid = figure.subplots(len(examples), columns, squeeze=False)
+        for row, example in zip(grid, examples, strict=True):
+            _show(row[0], example.image, example.label, "#1f262d")
+            _show(row[1], example.windowed, example.window, "#5f6b76")
+            for axes, model in zip(row[2:], models, strict=True):
+                named, probability, right = example.answers[model]
+                _show(
+                    axes,
+                    example.windowed,
+                    f"{_short(named)} {100 * probability:.0f} %",
+                    "#1a7f37" if right else "#b42318",
+                )
+                axes.imshow(example.maps[model], cmap="jet", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear")
+        for axes, name in zip(grid[0], ("image", "with a window", *models), strict=True):
+            axes.set_title(name, fontsize=9, parse_math=False)
+    return figure
+
+
+def edge_name(edge: float) -> str:
+    """How tables call an edge.
+
+    >>> edge_name(0), edge_name(0.5)
+    ('hard', 'soft 0.5')
+    """
+    return "hard" if edge == 0 else f"soft {edge:g}"
+
+
+def _show(axes: Axes, image: Any, caption: str, colour: str) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xlabel(_short(caption), fontsize=7.5, color=colour, parse_math=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+
+
+def _short(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _judged(difference: MeanRecord) -> str:
+    if difference.value is None or difference.interval is None:
+        return "no difference could be measured"
+    low, high = difference.interval
+    told = f"{signed_points(difference.value)} points ({signed_points(low)} to {signed_points(high)})"
+    if low <= 0 <= high:
+        return f"no difference beyond chance, {told}"
+    return f"it attends the window {'more' if low > 0 else 'less'}, {told}"
+
+
+def _note(study: StrongEdgeStudy) -> str:
+    return f"In brackets {100 * study.level:g} % bootstrap intervals that resample whole classes."
+
+
+def _cell(mean: MeanRecord | None) -> str:
+    if mean is None or mean.value is None or mean.interval is None:
+        return ABSENT
+    return f"{_percent(mean.value)} ({_percent(mean.interval[0])}–{_percent(mean.interval[1])})"
+
+
+def _points(mean: MeanRecord) -> str:
+    if mean.value is None or mean.interval is None:
+        return ABSENT
+    low, high = mean.interval
+    return f"{signed_points(mean.value)} ({signed_points(low)} to {signed_points(high)})"
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else per_cent(value)
