@@ -37,10 +37,12 @@ CANDIDATES = {
     "smoothmix-circle, probability 0.25": replace(CIRCLE, mixing_probability=0.25),
     "none, 10 epochs": replace(BASE, epochs=10),
     "smoothmix-circle, probability 0.5, 10 epochs": replace(CIRCLE, epochs=10),
-    "smoothmix-circle, probability 0.5, smoothing 0.1": replace(CIRCLE, label_smoothing=0.1),
     "smoothmix-circle, probability 0.5, off for 10 epochs": replace(CIRCLE, mixing_off_epochs=10),
     "mixup, probability 0.5": replace(CIRCLE, mixing="mixup"),
-    "smoothmix-circle, probability 1": replace(CIRCLE, mixing_probability=1.0),
+    "smoothmix-circle, probability 0.25, smoothing 0.1": replace(CIRCLE, mixing_probability=0.25, label_smoothing=0.1),
+    "smoothmix-circle, probability 0.25, smoothing 0.1, off for 10 epochs": replace(
+        CIRCLE, mixing_probability=0.25, label_smoothing=0.1, mixing_off_epochs=10
+    ),
 }
 
 

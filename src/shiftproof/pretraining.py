@@ -70,12 +70,24 @@ class PretrainSettings:
         require_choice("pretrain.precision", self.precision, PRECISIONS)
 
 
-def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, targets: Tensor | None = None
+) -> Tensor:
     """Symmetric cross-entropy over the N x N similarities; the pair on the diagonal is the right one.
 
     Both features are (N, D) and normalised; ``logit_scale`` is the factor itself, not its logarithm.
+    ``targets`` (N, N), as ``contrastive_targets`` makes them, say instead how much of caption j is in image i. Rows
+    are the targets from image to text, columns those from text to image, each divided by its sum; one that sums to 0,
+    as that of a caption in no image, is left out of the mean.
     """
     logits = logit_scale * image_features @ text_features.T
+    if targets is not None:
+        if targets.shape != logits.shape:
+            raise InputError(
+                f"targets have the shape {tuple(targets.shape)}; they must be {tuple(logits.shape)}: images, captions."
+            )
+        targets = targets.to(logits)
+        return (_shared_cross_entropy(logits, targets) + _shared_cross_entropy(logits.T, targets.T)) / 2
     own = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
 
@@ -150,6 +162,13 @@ def pretrain(
     _save_open_clip(trained, out / "model")
     write_json(out / "card.json", card)
     return card
+
+
+def _shared_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with rows of targets that need not sum to 1."""
+    sums = targets.sum(1)
+    counted = sums > 0
+    return functional.cross_entropy(logits[counted], targets[counted] / sums[counted, None])
 
 
 @torch.inference_mode()

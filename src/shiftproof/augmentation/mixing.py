@@ -179,7 +179,7 @@ class Cutout(Mixing):
         extents = torch.full((count, 2), float(round(self.side * min(size) / 2)))
         centres = _pixel_corners(count, size, generator)
         plan = _with_shape("square", centres, extents, self.edge, size, generator, anchor_inside=False)
-        seeds = torch.randint(2**62, (count,), generator=generator)
+        seeds = torch.randint(2**62, (count,), generator=generator, device=_device(generator)).cpu()
         return replace(plan, fillings=(self.fill,) * count, noise_seeds=seeds, weights=torch.ones(count))
 
 
@@ -216,8 +216,11 @@ class MixChoice(Mixing):
 
 
 def _uniform(generator: Generator | None, *shape: int) -> Tensor:
-    device = generator.device if generator is not None else "cpu"
-    return torch.rand(*shape, generator=generator, device=device).cpu()
+    return torch.rand(*shape, generator=generator, device=_device(generator)).cpu()
+
+
+def _device(generator: Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
 
 
 def _partners(count: int, generator: Generator | None) -> Tensor:

@@ -47,9 +47,9 @@ def mixing_from(asked: str | Mapping[str, Any] | Mixing) -> Mixing | None:
     settings = {key: value for key, value in asked.items() if key != "method"}
     for key in settings:
         require_choice(f"setting of {asked['method']}", key, [entry.name for entry in fields(method)])
-    if "mixings" in settings:
-        settings["mixings"] = [m for m in map(mixing_from, settings["mixings"]) if m]
     try:
+        if "mixings" in settings:
+            settings["mixings"] = [_member(entry) for entry in settings["mixings"]]
         return method(**settings)
     except TypeError as error:
         raise InputError(f"mixing {dict(asked)!r} has a value of the wrong type ({error}).") from error
@@ -74,6 +74,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mixing):
         return mixing_settings(value)
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _member(asked: Any) -> Mixing:
+    if (mixing := mixing_from(asked)) is None:
+        raise InputError("a choice has no member 'none'. Lower its probability instead.")
+    return mixing
 
 
 def _number(value: Any, what: str) -> float:

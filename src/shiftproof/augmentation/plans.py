@@ -77,7 +77,8 @@ def mix_images(images: Tensor, plan: MixPlan, *, out: Tensor | None = None) -> T
 
     Floating images of any range, normalised or not, are mixed in their own dtype, uint8 ones in float32 and rounded.
     Memory layout (channels-last too) and device are the input's. ``out`` must have the shape, dtype and device of
-    ``images`` and share no memory with them. The same images and plan give the same bits.
+    ``images`` and share no memory with them. The same images and plan give the same bits. Gradients flow back to
+    images that require them.
 
     >>> from shiftproof.augmentation.mixing import CutMix
     >>> images = torch.rand(4, 3, 8, 8)
@@ -87,17 +88,18 @@ def mix_images(images: Tensor, plan: MixPlan, *, out: Tensor | None = None) -> T
     """
     _require_images(images, plan)
     mixed = torch.empty_like(images) if out is None else _checked_buffer(images, out)
-    (_mix_in_runs if images.device.type == "cpu" else _mix_together)(images, plan, mixed)
+    differentiated = images.requires_grad and torch.is_grad_enabled()
+    (_mix_in_runs if images.device.type == "cpu" and not differentiated else _mix_together)(images, plan, mixed)
     return mixed
 
 
 def _mix_together(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
-    """The whole batch in a few operations, as a GPU wants it."""
+    """The whole batch in a few operations, as a GPU wants it; autograd can go back through them."""
     working = images.dtype if images.is_floating_point() else torch.float32
     others = images[plan.partners.to(images.device)].to(working)
     for i, filling in enumerate(plan.fillings):
         if filling != "partner":
-            others[i] = _filled(images[i].to(working), filling, int(plan.noise_seeds[i]))
+            others[i] = _filled(images[i], filling, int(plan.noise_seeds[i]))
     weights = anchor_weights(plan)[:, None].to(images.device, working)
     blended = torch.lerp(others, images.to(working), weights)
     mixed.copy_(blended if images.is_floating_point() else blended.round_())
@@ -121,7 +123,7 @@ def _mix_in_runs(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
         others = planes[run.partner : run.partner + run.stop - run.start]
         if run.way == "fill":
             filling, seed = plan.fillings[run.start], int(plan.noise_seeds[run.start])
-            others = _filled(anchors[0].to(working), filling, seed, repeat)[None]
+            others = _filled(anchors[0], filling, seed, repeat)[None]
         outside, inside = (others, anchors) if run.anchor_inside else (anchors, others)
         if floating:
             torch.lerp(outside, inside, masks.of(run), out=target[here])
@@ -217,14 +219,16 @@ def _channels_last(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last)
 
 
-def _filled(anchor: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
-    """(C, H, W) zeros, the anchor's mean colour, or Gaussian noise with its mean and deviation per channel.
+def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
+    """(C, H, W) zeros, the image's mean colour, or Gaussian noise with its mean and deviation per channel.
 
-    With ``repeat`` channels interleaved, anchor and result are planes of (1, H, W * repeat).
+    The result is floating; bytes' noise ends at 0 and 255. With ``repeat`` channels interleaved, image and result are
+    planes of (1, H, W * repeat).
     """
     if repeat > 1:
-        channels = anchor.view(anchor.shape[1], -1, repeat).permute(2, 0, 1)
+        channels = image.view(image.shape[1], -1, repeat).permute(2, 0, 1)
         return _filled(channels, filling, seed).permute(1, 2, 0).flatten(1)[None]
+    anchor = image if image.is_floating_point() else image.float()
     if filling == "zero":
         return torch.zeros_like(anchor)
     mean = anchor.mean((1, 2), keepdim=True)
@@ -232,7 +236,8 @@ def _filled(anchor: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
         return mean.expand_as(anchor).clone()
     # Drawn on the CPU, so that a plan says the same on every device.
     noise = torch.randn(anchor.shape, generator=torch.Generator().manual_seed(seed)).to(anchor)
-    return mean + anchor.std((1, 2), keepdim=True, correction=0) * noise
+    noise = mean + anchor.std((1, 2), keepdim=True, correction=0) * noise
+    return noise if image.is_floating_point() else noise.clamp_(0, 255)
 
 
 def _require_images(images: Tensor, plan: MixPlan) -> None:
@@ -240,6 +245,8 @@ def _require_images(images: Tensor, plan: MixPlan) -> None:
         raise InputError(f"images have the shape {tuple(images.shape)}; they must be (B, C, H, W).")
     if not (images.is_floating_point() or images.dtype == torch.uint8):
         raise InputError(f"images are {images.dtype}; they must be floating or uint8. Convert them first.")
+    if 0 in images.shape[2:]:
+        raise InputError(f"images are {images.shape[2]} x {images.shape[3]}; they must have a pixel at least.")
     if (len(images), *images.shape[2:]) != (len(plan), *plan.size):
         raise InputError(
             f"the plan is for {len(plan)} images of {plan.size[0]} x {plan.size[1]}, the batch holds {len(images)} of "
@@ -253,6 +260,15 @@ def _checked_buffer(images: Tensor, out: Tensor) -> Tensor:
             f"out is {tuple(out.shape)} {out.dtype} on {out.device}; it must be as the images: "
             f"{tuple(images.shape)} {images.dtype} on {images.device}. Make it with torch.empty_like(images)."
         )
-    if out.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
+    (start, stop), (first, last) = _span(images), _span(out)
+    if start < last and first < stop:
         raise InputError("out shares its memory with images, which would be changed. Make it a tensor of its own.")
     return out
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's first byte and of the one behind its last; the storage may be larger."""
+    if not tensor.numel():
+        return 0, 0
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -25,7 +25,7 @@ def mix_targets(
             [0.7500, 0.2500]])
     """
     require_between("label_smoothing", label_smoothing, 0, 1)
-    if len(labels) != len(plan):
+    if labels.ndim and len(labels) != len(plan):
         raise InputError(f"{len(labels)} labels for a plan of {len(plan)} images; they must be equally many.")
     weights = plan.weights.to(labels.device)[:, None] * (1 - label_smoothing)
     partners = plan.partners.to(labels.device)

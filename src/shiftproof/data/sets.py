@@ -67,9 +67,39 @@ class ImageSet:
             mask=None if mask is None else lambda i: mask(chosen[i]),
         )
 
+    def of_classes(self, classes: ClassSpace) -> ImageSet:
+        """The images of some of the classes, labelled in their smaller space."""
+        wanted = set(classes.ids)
+        return self.subset([i for i, k in enumerate(self.labels) if self.classes.ids[k] in wanted]).relabelled(classes)
+
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
         """The same samples with pixels changed by ``change(position, pixels)``; their masks stay."""
         return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
+
+
+def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
+    """Several sets of one class space, one after the other; each sample's id gets its set's number.
+
+    Masks are kept where every set has them. Raises an InputError where the class spaces differ.
+    """
+    classes = sets[0].classes
+    if any(part.classes.ids != classes.ids for part in sets):
+        raise InputError(f"the parts of {name} are labelled in different class spaces. Relabel them first.")
+    places = [(part, i) for part in sets for i in range(len(part))]
+
+    def mask(i: int) -> NDArray[np.uint8]:
+        part, position = places[i]
+        return require_masks(part)(position)
+
+    return ImageSet(
+        name,
+        classes,
+        tuple(f"{number}/{sample}" for number, part in enumerate(sets) for sample in part.ids),
+        np.concatenate([part.labels for part in sets]),
+        lambda i: places[i][0].read(places[i][1]),
+        in_memory=all(part.in_memory for part in sets),
+        mask=mask if all(part.mask for part in sets) else None,
+    )
 
 
 def once(make: Callable[[], Made]) -> Callable[[], Made]:

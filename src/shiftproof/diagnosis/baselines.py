@@ -15,24 +15,27 @@ from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.encoders import build_encoder
 from shiftproof.seeding import global_draws
 
+_HEAD_LENGTH = 16.0
+
 
 def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
     """A classifier of the start's architecture, classes and preprocessing with random weights.
 
-    The head's rows are random directions as long as the start's logit scale, so that its logits are as wide.
+    The head's rows are random directions of one length, so that its first logits are neither flat nor sure.
     """
     with global_draws(seed, "untrained"):
         encoder = build_encoder(start.architecture)
         rows = functional.normalize(torch.randn_like(start.network.head.weight), dim=1)
     head = nn.Linear(rows.shape[1], rows.shape[0])
     with torch.no_grad():
-        head.weight.copy_(start.logit_scale * rows)
+        head.weight.copy_(_HEAD_LENGTH * rows)
         head.bias.zero_()
     network = Network(encoder, head, start.network.normalised)
     network.requires_grad_(True)
     return replace(
         start,
         network=network.eval(),
+        logit_scale=_HEAD_LENGTH,
         source=f"untrained {start.source}",
         head="trained",
         alpha=None,

@@ -277,7 +277,8 @@ def _token_grid(count: int, hints: Any, image_size: torch.Size) -> tuple[int, in
     """How many tokens stand before the patches, and the patches' rows and columns."""
     embed = getattr(hints, "patch_embed", hints)
     for prefix in (getattr(hints, "num_prefix_tokens", 0), 0, 1, 2):
-        places = count - prefix
+        if (places := count - prefix) < 2:  # a class token alone is no map
+            continue
         grids = [getattr(embed, "grid_size", None), _proportioned(places, image_size)]
         if isinstance(patch := getattr(embed, "patch_size", None), tuple):  # of this image, not of the usual one
             grids.insert(0, (image_size[0] // patch[0], image_size[1] // patch[1]))

@@ -1,0 +1,184 @@
+"""The robustness table: fine-tuning with each augmentation, alone and ensembled, on the emoji task, three seeds.
+
+    python benchmarks/robustness.py --runs runs/robustness --out docs/results/robustness.json
+
+About 35 minutes on two CPU cores. The regime was set on the development suite (benchmarks/tune_mixing.py); the task is
+run once per seed. Each run is measured fine-tuned, at alpha 0.5 and at the alpha that the reference's validation split
+picks: on the reference, natural shifts, and five corruptions at severities 1, 3 and 5 (500 images a set). What every
+model said of every image is kept in --runs; a run that is there already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof import (
+    Classifier,
+    FinetuneSettings,
+    ImageSet,
+    ShiftSuite,
+    accuracy,
+    accuracy_interval,
+    calibration_error,
+    finetune,
+    load_clip,
+    load_suite,
+    predict,
+    wise_ft,
+    zero_shot_classifier,
+)
+from shiftproof.data.batches import decoded_once
+from shiftproof.data.corruptions import CORRUPTIONS
+from shiftproof.data.suites import corrupted
+from shiftproof.ensembling.path import alpha_grid
+from shiftproof.evaluation.intervals import bootstrap_interval
+from shiftproof.evaluation.metrics import scores
+
+BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)
+REGIME = replace(BASE, mixing="cutout", mixing_probability=0.25, label_smoothing=0.1)
+SETTINGS = {
+    "none": BASE,
+    "none, smoothing 0.1": replace(BASE, label_smoothing=0.1),
+    **{
+        name: replace(REGIME, mixing=name)
+        for name in ("cutout", "mixup", "cutmix", "smoothmix-circle", "smoothmix-square")
+    },
+}
+MODELS = ("fine-tuned", "alpha 0.5", "alpha by reference")
+SEVERITIES = (1, 3, 5)
+CORRUPTED_IMAGES = 500
+
+Kept = dict[str, NDArray[np.generic]]
+
+
+def test_sets(suite: ShiftSuite, start: Classifier) -> dict[str, ImageSet]:
+    """The reference, the natural shifts and every corruption and severity, decoded once."""
+    test = suite.reference.test
+    few = test.subset(np.linspace(0, len(test) - 1, CORRUPTED_IMAGES).round().astype(int).tolist())
+    sets = {"reference": test} | {shift.name: shift.data for shift in suite.shifts if shift.kind == "natural"}
+    for name in CORRUPTIONS:
+        for severity in SEVERITIES:
+            sets[f"{name}-{severity}"] = corrupted(few, name, severity).data
+    return {name: decoded_once(images, start.preprocessing) for name, images in sets.items()}
+
+
+def look(classifier: Classifier, sets: Mapping[str, ImageSet], model: str) -> Kept:
+    """Whether each image is named right, and the confidence."""
+    found: Kept = {}
+    for name, images in sets.items():
+        predictions = predict(classifier, images)
+        kept = scores(predictions.logits, predictions.labels)
+        found[f"{model}|{name}|correct"] = kept.prediction == predictions.labels
+        found[f"{model}|{name}|confidence"] = kept.confidence.astype(np.float16)
+    return found
+
+
+def reference_alpha(zero: Classifier, tuned: Classifier, validation: ImageSet) -> float:
+    """The alpha that is best on the validation split, ties toward zero-shot."""
+
+    def score(alpha: float) -> float:
+        found = predict(wise_ft(zero, tuned, alpha), validation)
+        return accuracy(found.logits, found.labels)
+
+    return max(alpha_grid(11), key=lambda alpha: (score(alpha), -alpha))
+
+
+def run(name: str, seed: int, file: Path) -> None:
+    """Fine-tunes once and keeps what the three models say of every image."""
+    suite = load_suite("emoji", seed)
+    zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    sets = test_sets(suite, zero)
+    tuned = finetune(zero, suite, SETTINGS[name], seed=seed)
+    alpha = reference_alpha(zero, tuned, decoded_once(suite.reference.validation, zero.preprocessing))
+    found = look(tuned, sets, "fine-tuned") | look(wise_ft(zero, tuned, 0.5), sets, "alpha 0.5")
+    found |= look(wise_ft(zero, tuned, alpha), sets, "alpha by reference")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    labels = {f"labels|{set_name}": images.labels for set_name, images in sets.items()}
+    np.savez_compressed(file, alpha=np.array(alpha), **found, **labels)
+
+
+def summary(kept: Mapping[str, NDArray[np.generic]], model: str) -> dict[str, object]:
+    """Accuracy with its interval a set, and means with intervals that resample whole classes."""
+    names = [key.split("|")[1] for key in kept if key.startswith(f"{model}|") and key.endswith("correct")]
+    corruptions = [name for name in names if name.split("-")[0] in CORRUPTIONS]
+    natural = [name for name in names if name not in corruptions and name != "reference"]
+    sets = {}
+    for name in names:
+        correct = kept[f"{model}|{name}|correct"].astype(bool)
+        sets[name] = {
+            "accuracy": round(float(correct.mean()), 4),
+            "interval": [round(x, 4) for x in accuracy_interval(int(correct.sum()), len(correct))],
+            "n": len(correct),
+            "calibration_error": round(calibration_error(kept[f"{model}|{name}|confidence"].astype(float), correct), 4),
+        }
+    means = {}
+    for what, some in {"natural": natural, "corruptions": corruptions}.items():
+        means[what] = mean_with_interval([per_image(kept, model, name) for name in some], kept[f"labels|{some[0]}"])
+        means[what]["calibration_error"] = round(float(np.mean([sets[name]["calibration_error"] for name in some])), 4)
+    return {"sets": sets, "means": means}
+
+
+def per_image(kept: Mapping[str, NDArray[np.generic]], model: str, name: str) -> NDArray[np.float64]:
+    """1 where an image is named right, else 0."""
+    return kept[f"{model}|{name}|correct"].astype(float)
+
+
+def mean_with_interval(values: list[NDArray[np.float64]], labels: NDArray[np.generic]) -> dict[str, object]:
+    """The mean over sets of one size and one order of classes, its interval from resampling whole classes."""
+    over_sets = np.mean(values, axis=0)
+    low, high = bootstrap_interval(over_sets, labels)
+    return {"mean": round(float(over_sets.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
+
+
+def against_none(
+    kept: Mapping[str, NDArray[np.generic]], none: Mapping[str, NDArray[np.generic]], model: str
+) -> dict[str, object]:
+    """Paired differences to fine-tuning without augmentation, of the same seed and model."""
+    groups = {
+        "reference": ["reference"],
+        "natural": ["sketch", "painting", "monochrome", "clutter"],
+        "corruptions": [f"{name}-{severity}" for name in CORRUPTIONS for severity in SEVERITIES],
+    }
+    return {
+        what: mean_with_interval(
+            [per_image(kept, model, name) - per_image(none, model, name) for name in some], kept[f"labels|{some[0]}"]
+        )
+        for what, some in groups.items()
+    }
+
+
+def main() -> None:
+    """Runs what is missing and writes the table's numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/robustness"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/robustness.json"))
+    options = parser.parse_args()
+    entries = []
+    for seed in map(int, options.seeds.split(",")):
+        loaded = {}
+        for name, settings in SETTINGS.items():
+            file = options.runs / f"seed-{seed}-{name.replace(', ', '-').replace(' ', '-')}.npz"
+            if not file.is_file():
+                run(name, seed, file)
+            with np.load(file, allow_pickle=False) as stored:
+                loaded[name] = {key: stored[key] for key in stored.files}
+            for model in MODELS:
+                found = summary(loaded[name], model)
+                entry = {"augmentation": name, "seed": seed, "model": model, "settings": asdict(settings)}
+                entry["alpha"] = {"fine-tuned": 1.0, "alpha 0.5": 0.5}.get(model, float(loaded[name]["alpha"]))
+                entries.append(entry | found | {"minus none": against_none(loaded[name], loaded["none"], model)})
+                shown = [found["sets"]["reference"]["accuracy"], *(m["mean"] for m in found["means"].values())]
+                print(seed, name, model, entry["alpha"], *shown, flush=True)
+            options.out.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
