@@ -106,7 +106,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 
 def raw(tensor: Tensor) -> bytes:
     plain = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    return plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
 def same_plan(first: MixPlan, second: MixPlan) -> bool:

@@ -1,68 +1,162 @@
-"""Writes the README's tables from the committed summaries of the demo's three seeds (docs/results/).
+"""Writes the tables of README and docs from the committed results (docs/results, benchmarks/results).
 
-shiftproof demo --seed 0 --out runs/demo-0        (and 1, 2)
-python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2
-python tools/results.py --check                   fail if the README differs from docs/results
+python tools/results.py                           after a result has changed
+python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2      copy the demo's summaries first
+python tools/results.py --check                   fail if a page differs from the results
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from shiftproof.records import MODELS, RunRecord
+from shiftproof.records import MODELS, RunRecord, StrongEdgeStudy
+from shiftproof.report.comparisons import signed_points
+from shiftproof.report.tables import Table
+from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-README = ROOT / "README.md"
-START, END = "<!-- results: python tools/results.py -->", "<!-- end of results -->"
 NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "WiSE-FT, alpha 0.5"}
 
 
-def block(runs: Sequence[RunRecord]) -> str:
-    """Both tables, in per cent: all seeds, and seen and withheld renditions apart."""
+def demo_tables() -> str:
+    """The demo's seeds, in per cent: every set, and seen and withheld renditions apart."""
+    runs = [RunRecord.from_json(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
     natural = runs[0].shifts_of("natural")
-    lines = [
-        "| seed | model | reference | "
-        + " | ".join(natural)
-        + f" | mean of the {len(natural)} | mean of corruptions |",
-        "|" + "---|" * (len(natural) + 5),
-    ]
+    rows = []
     for run in runs:
         synthetic = run.shifts_of("synthetic")
         for model in MODELS:
             sets = [run.models[model][name] for name in (run.reference, *natural)]
-            cells = [f"{100 * r.accuracy:.1f} ({100 * r.interval[0]:.1f}–{100 * r.interval[1]:.1f})" for r in sets]
+            cells = [_per_cent(r.accuracy, r.interval) for r in sets]
             means = [f"{100 * (run.mean_accuracy(model, some) or 0):.1f}" for some in (natural, synthetic)]
-            lines.append(f"| {run.seed} | {NAMES[model]} | " + " | ".join([*cells, *means]) + " |")
+            rows.append((str(run.seed), NAMES[model], *cells, *means))
+    header = ("seed", "model", "reference", *natural, f"mean of the {len(natural)}", "mean of corruptions")
     grouped = [name for name in natural if runs[0].models["ensemble"][name].groups]
-    lines += ["", "Seen / withheld renditions:", ""]
-    lines += ["| seed | model | " + " | ".join(grouped) + " |", "|" + "---|" * (len(grouped) + 2)]
-    for run in runs:
-        for model in MODELS:
-            lines.append(
-                f"| {run.seed} | {NAMES[model]} | " + " | ".join(_groups(run, model, s) for s in grouped) + " |"
-            )
-    return "\n".join(lines)
+    groups = [
+        (str(run.seed), NAMES[model], *(_groups(run, model, name) for name in grouped))
+        for run in runs
+        for model in MODELS
+    ]
+    apart = _markdown(("seed", "model", *grouped), groups)
+    return f"{_markdown(header, rows)}\n\nSeen / withheld renditions:\n\n{apart}"
+
+
+def robustness_tables() -> str:
+    """Every augmentation, model and seed, and the paired differences to fine-tuning without one."""
+    entries = read_json(RESULTS / "robustness.json")
+    rows, differences = [], []
+    for augmentation, model in dict.fromkeys((e["augmentation"], e["model"]) for e in entries):
+        some = [e for e in entries if (e["augmentation"], e["model"]) == (augmentation, model)]
+        rows.append((augmentation, model, *(" / ".join(cells) for cells in zip(*map(_numbers, some), strict=True))))
+        if augmentation != "none":
+            cells = zip(*([_difference(e["minus none"][w]) for w in e["minus none"]] for e in some), strict=True)
+            differences.append((augmentation, model, *("<br>".join(cell) for cell in cells)))
+    header = ("augmentation", "model", "alpha", "reference", "natural shifts", "corruptions", *_ERRORS)
+    full = [
+        (e["augmentation"], e["model"], str(e["seed"]), *(_per_cent(*value) for value in _values(e))) for e in entries
+    ]
+    return "\n\n".join(
+        [
+            "Seeds 0 / 1 / 2, in per cent:",
+            _markdown(header, rows),
+            "Minus fine-tuning without augmentation, same seed and model, in points (a line a seed; 95 % paired "
+            "bootstrap intervals that resample whole classes):",
+            _markdown(("augmentation", "model", "reference", "natural shifts", "corruptions"), differences),
+            "<details><summary>Every seed with its intervals</summary>",
+            _markdown(("augmentation", "model", "seed", "reference", "natural shifts", "corruptions"), full),
+            "</details>",
+        ]
+    )
+
+
+_ERRORS = ("calibration error, reference", "natural", "corruptions")
+
+
+def _numbers(entry: dict[str, Any]) -> tuple[str, ...]:
+    errors = [entry["sets"]["reference"]["calibration_error"]]
+    errors += [entry["means"][what]["calibration_error"] for what in ("natural", "corruptions")]
+    numbers = [*(value for value, _ in _values(entry)), *errors]
+    return (f"{entry['alpha']:g}", *(f"{100 * number:.1f}" for number in numbers))
+
+
+def _values(entry: dict[str, Any]) -> list[tuple[float, Sequence[float]]]:
+    reference, means = entry["sets"]["reference"], entry["means"]
+    return [
+        (reference["accuracy"], reference["interval"]),
+        *((means[what]["mean"], means[what]["interval"]) for what in ("natural", "corruptions")),
+    ]
+
+
+def _difference(entry: dict[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{signed_points(entry['mean'])} ({signed_points(low)} to {signed_points(high)})"
+
+
+def speed_table() -> str:
+    """What mixing costs, as ratios within one run of the benchmark."""
+    found = read_json(ROOT / "benchmarks" / "results" / "mixing.json")
+    return _markdown(*found["table"]) if "table" in found else ""
+
+
+def strong_edge_tables() -> str:
+    """The study's verdict and tables, seed by seed."""
+    parts = []
+    for path in sorted(RESULTS.glob("strong-edge-seed-*.json")):
+        study = StrongEdgeStudy.from_json(read_json(path))
+        verdict = "\n".join(f"- {sentence}" for sentence in strong_edge_verdict(study).splitlines())
+        parts += [f"### Seed {study.seed}", verdict]
+        tables = [clean_table(study)]
+        for kind in window_kinds(study):
+            tables += [table for table in (window_table(study, *kind), contrast_table(study, *kind)) if table]
+        parts += [f"{table.title}:\n\n{_of_table(table)}" for table in tables]
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"results": demo_tables},
+    "docs/mixing.md": {"robustness": robustness_tables, "speed": speed_table},
+    "docs/strong-edge.md": {"strong-edge": strong_edge_tables},
+}
+
+
+def updated(page: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """The page's text with its blocks made anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        start, end = f"<!-- {name}: python tools/results.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{block()}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def _groups(run: RunRecord, model: str, name: str) -> str:
     groups = run.models[model][name].groups
-    return " / ".join(
-        f"{100 * groups[g].accuracy:.1f} ({100 * groups[g].interval[0]:.1f}–{100 * groups[g].interval[1]:.1f})"
-        for g in ("seen", "withheld")
-    )
+    return " / ".join(_per_cent(groups[g].accuracy, groups[g].interval) for g in ("seen", "withheld"))
 
 
-def updated(readme: str) -> str:
-    """The README with its block made anew from the committed summaries."""
-    runs = [RunRecord.from_json(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
-    before, rest = readme.split(START)
-    after = rest.split(END)[1]
-    return f"{before}{START}\n{block(runs)}\n{END}{after}"
+def _per_cent(value: float, interval: Sequence[float]) -> str:
+    return f"{100 * value:.1f} ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})"
+
+
+def _of_table(table: Table) -> str:
+    return _markdown(table.header, table.rows) + (f"\n\n{table.note}" if table.note else "")
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _differing() -> Iterator[str]:
+    for page, blocks in PAGES.items():
+        if updated(page, blocks) != (ROOT / page).read_text(encoding="utf-8"):
+            yield page
 
 
 if __name__ == "__main__":
@@ -71,7 +165,8 @@ if __name__ == "__main__":
         for folder in map(Path, sys.argv[sys.argv.index("--take") + 1 :]):
             seed = read_json(folder / "summary.json")["seed"]
             shutil.copyfile(folder / "summary.json", RESULTS / f"demo-seed-{seed}.json")
-    text = README.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit("README and docs/results differ; run python tools/results.py" if updated(text) != text else 0)
-    README.write_text(updated(text), encoding="utf-8")
+        pages = list(_differing())
+        sys.exit(f"{', '.join(pages)} differ from the results; run python tools/results.py" if pages else 0)
+    for page, blocks in PAGES.items():
+        (ROOT / page).write_text(updated(page, blocks), encoding="utf-8")

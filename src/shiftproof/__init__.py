@@ -10,9 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shiftproof.augmentation.masks import hard_mask, soft_mask
+    from shiftproof.augmentation.mixing import CutMix, Cutout, MixChoice, MixUp, SmoothMix
+    from shiftproof.augmentation.plans import MixPlan, anchor_weights, mix_images
+    from shiftproof.augmentation.targets import contrastive_targets, mix_targets, one_hot, soft_cross_entropy
     from shiftproof.data.corruptions import corrupt
     from shiftproof.data.labels import ClassSpace
-    from shiftproof.data.sets import ImageSet, load_set
+    from shiftproof.data.sets import ImageSet, load_set, with_masks
     from shiftproof.data.suites import (
         Reference,
         Shift,
@@ -22,18 +26,24 @@ if TYPE_CHECKING:
         load_suite,
         own_suite,
     )
+    from shiftproof.diagnosis.backgrounds import background_sets, measure_backgrounds
+    from shiftproof.diagnosis.baselines import train_from_scratch
+    from shiftproof.diagnosis.cam import class_activation_map, class_evidence
+    from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
+    from shiftproof.diagnosis.windows import WindowSettings
     from shiftproof.ensembling.ensembles import wise_ft
     from shiftproof.ensembling.path import choose_alpha, sweep_alpha
     from shiftproof.errors import IncompatibleWeightsError, InputError, ShiftproofError
     from shiftproof.evaluation.calibration import calibration_error
-    from shiftproof.evaluation.intervals import accuracy_interval
+    from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.evaluation.predictions import Predictions, predict
     from shiftproof.finetuning.loop import finetune
     from shiftproof.finetuning.settings import FinetuneSettings
-    from shiftproof.models.classifier import Classifier, fingerprint, zero_shot_classifier
+    from shiftproof.models.classifier import Classifier, fingerprint, own_head_classifier, zero_shot_classifier
     from shiftproof.models.clip import Clip, load_clip
     from shiftproof.models.directories import load_classifier, save_classifier
+    from shiftproof.models.encoders import Encoder, load_encoder
     from shiftproof.pipeline import run_pipeline
     from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
     from shiftproof.records import AccuracyRecord, PathRecord, RunRecord
@@ -43,9 +53,49 @@ if TYPE_CHECKING:
     from shiftproof.weights import interpolate_weights
 
 _MODULES = {
+    "augmentation.masks": (
+        "hard_mask",
+        "soft_mask",
+    ),
+    "augmentation.mixing": (
+        "Cutout",
+        "CutMix",
+        "MixChoice",
+        "MixUp",
+        "SmoothMix",
+    ),
+    "augmentation.plans": (
+        "MixPlan",
+        "anchor_weights",
+        "mix_images",
+    ),
+    "augmentation.targets": (
+        "contrastive_targets",
+        "mix_targets",
+        "one_hot",
+        "soft_cross_entropy",
+    ),
+    "diagnosis.backgrounds": (
+        "background_sets",
+        "measure_backgrounds",
+    ),
+    "diagnosis.baselines": ("train_from_scratch",),
+    "diagnosis.cam": (
+        "class_activation_map",
+        "class_evidence",
+    ),
+    "diagnosis.strong_edge": (
+        "measure_windows",
+        "strong_edge_study",
+    ),
+    "diagnosis.windows": ("WindowSettings",),
+    "models.encoders": (
+        "Encoder",
+        "load_encoder",
+    ),
     "data.corruptions": ("corrupt",),
     "data.labels": ("ClassSpace",),
-    "data.sets": ("ImageSet", "load_set"),
+    "data.sets": ("ImageSet", "load_set", "with_masks"),
     "data.suites": (
         "Reference",
         "Shift",
@@ -59,12 +109,12 @@ _MODULES = {
     "ensembling.path": ("choose_alpha", "sweep_alpha"),
     "errors": ("IncompatibleWeightsError", "InputError", "ShiftproofError"),
     "evaluation.calibration": ("calibration_error",),
-    "evaluation.intervals": ("accuracy_interval",),
+    "evaluation.intervals": ("accuracy_interval", "bootstrap_interval"),
     "evaluation.metrics": ("accuracy",),
     "evaluation.predictions": ("Predictions", "predict"),
     "finetuning.loop": ("finetune",),
     "finetuning.settings": ("FinetuneSettings",),
-    "models.classifier": ("Classifier", "fingerprint", "zero_shot_classifier"),
+    "models.classifier": ("Classifier", "fingerprint", "own_head_classifier", "zero_shot_classifier"),
     "models.clip": ("Clip", "load_clip"),
     "models.directories": ("load_classifier", "save_classifier"),
     "pipeline": ("run_pipeline",),
@@ -81,10 +131,16 @@ __all__ = [
     "ClassSpace",
     "Classifier",
     "Clip",
+    "CutMix",
+    "Cutout",
+    "Encoder",
     "FinetuneSettings",
     "ImageSet",
     "IncompatibleWeightsError",
     "InputError",
+    "MixChoice",
+    "MixPlan",
+    "MixUp",
     "PathRecord",
     "Predictions",
     "PretrainSettings",
@@ -94,30 +150,51 @@ __all__ = [
     "Shift",
     "ShiftSuite",
     "ShiftproofError",
+    "SmoothMix",
+    "WindowSettings",
     "accuracy",
     "accuracy_interval",
+    "anchor_weights",
+    "background_sets",
+    "bootstrap_interval",
     "calibration_error",
     "child_generator",
     "choose_alpha",
+    "class_activation_map",
+    "class_evidence",
     "contrastive_loss",
+    "contrastive_targets",
     "corrupt",
     "export_suite",
     "finetune",
     "fingerprint",
+    "hard_mask",
     "interpolate_weights",
     "load_classifier",
     "load_clip",
     "load_data",
+    "load_encoder",
     "load_set",
     "load_suite",
+    "measure_backgrounds",
+    "measure_windows",
+    "mix_images",
+    "mix_targets",
+    "one_hot",
+    "own_head_classifier",
     "own_suite",
     "predict",
     "pretrain",
     "render_report",
     "run_pipeline",
     "save_classifier",
+    "soft_cross_entropy",
+    "soft_mask",
+    "strong_edge_study",
     "sweep_alpha",
+    "train_from_scratch",
     "wise_ft",
+    "with_masks",
     "zero_shot_classifier",
 ]
 

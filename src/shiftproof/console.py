@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from shiftproof import progress
 from shiftproof.report.tables import Table
 
-_WIDTH_IN_FILES = 110
+_WIDTH_IN_FILES = 150
 
 
 def output_console() -> Console:

@@ -49,7 +49,7 @@ def strong_edge(
     suite: Suite = "emoji",
     data: Data = None,
     masks: Masks = None,
-    images: Images = 534,
+    images: Images = 402,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="Where numbers and figures go.")] = Path("runs/strong-edge"),
@@ -65,14 +65,15 @@ def strong_edge(
     """
     from shiftproof.console import live_progress, print_table
     from shiftproof.diagnosing import run_strong_edge
-    from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_table
+    from shiftproof.report.windows import clean_table, strong_edge_verdict, window_kinds, window_table
 
     asked = _asked(classifiers, model, head, prompts, suite, data, masks, images, seed, device)
     with live_progress():
         study = run_strong_edge(asked, out, overwrite=overwrite)
-    for table in (clean_table(study), window_table(study), contrast_table(study)):
-        if table:
-            print_table(table)
+    print_table(clean_table(study))
+    for place, edge in window_kinds(study):
+        if edge == 0:  # the question is about hard edges; the file holds the soft ones, too
+            print_table(window_table(study, place, edge))
     print(strong_edge_verdict(study))
     print(f"numbers: {out / 'strong_edge.json'}; figures: {out / 'figures'}")
 

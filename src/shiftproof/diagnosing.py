@@ -39,9 +39,10 @@ STUDY_STARTS = ("scratch", "tuned")
 # From scratch, five views of a class teach nothing: a quarter of the classes is seen in four draws of views each.
 STUDY_CLASSES, STUDY_DRAWS = 4, 4
 SCRATCH_SETTINGS = FinetuneSettings(epochs=25, lr=2e-3, batch_size=64, warmup_steps=100, weight_decay=0.05)
+STUDY_PROBABILITY = 0.5  # of a sample to be mixed
 TUNED_SETTINGS = FinetuneSettings(epochs=15, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
-_EXAMPLE_WINDOW = Window("image", 0.0, 0.35, "away")
+_EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
 # What --overwrite may delete.
 _WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
 
@@ -63,7 +64,7 @@ class DiagnosisFile:
     suite: str = "emoji"
     data: str | None = None
     masks: Path | None = None
-    images: int = 534
+    images: int = 402
     seed: int = 0
     device: str = "auto"
 
@@ -173,7 +174,8 @@ def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: 
         for mixing in STUDY_MIXINGS:
             folder = out / "networks" / f"{begun}-{mixing}"
             if not (folder / "classifier.json").is_file():
-                save_classifier(train(replace(settings, mixing=mixing)), folder)
+                probability = None if mixing == "none" else STUDY_PROBABILITY
+                save_classifier(train(replace(settings, mixing=mixing, mixing_probability=probability)), folder)
             networks[folder.name] = load_classifier(folder)
     return networks
 

@@ -22,7 +22,8 @@ from shiftproof.storage import read_json
 MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"epochs": 20, "lr": 2e-3, "batch_size": 128, "warmup_steps": 20},
 }
-
+# The regime in which mixing does most for so small a network, found on the development suite (docs/mixing.md).
+MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
 
 DEMO_FILE = Path(__file__).parent / "assets" / "demo.yaml"
 
@@ -91,7 +92,9 @@ class RunFile(_Frozen):
         for override in overrides:
             _override(plain, override)
         if isinstance(finetune := plain.get("finetune", {}), dict):
-            plain["finetune"] = {**MODEL_SETTINGS.get(_source(str(plain.get("model", "tiny"))), {}), **finetune}
+            source = _source(str(plain.get("model", "tiny")))
+            mixed = MIXED_SETTINGS.get(source, {}) if finetune.get("mixing", "none") != "none" else {}
+            plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **mixed, **finetune}
         if isinstance(alphas := plain.get("alphas"), str) and "," in alphas:  # a list as the command line writes it
             plain["alphas"] = [alpha.strip() for alpha in alphas.split(",")]
         try:

@@ -216,7 +216,7 @@ def _explained(network: Network, layer: str | None) -> tuple[nn.Module, Any]:
     encoder: Any = network.encoder
     trunk, _ = _trunk(encoder)
     if layer is not None:
-        modules = {name: module for name, module in network.named_modules() if name}
+        modules = {name: module for name, module in network.named_modules(remove_duplicate=False) if name}
         if layer not in modules:
             raise InputError(f"the network has no layer {layer!r}. {nearest(layer, modules)}")
         return modules[layer], trunk or encoder
@@ -288,9 +288,10 @@ def _token_grid(count: int, hints: Any, image_size: torch.Size) -> tuple[int, in
     raise InputError(f"{count} tokens fill no grid of the image's proportions. Name a layer that gives a map.")
 
 
-def _proportioned(places: int, image_size: torch.Size) -> tuple[int, int]:
+def _proportioned(places: int, image_size: torch.Size) -> tuple[int, int] | None:
     rows = max(round(math.sqrt(places * image_size[0] / image_size[1])), 1)
-    return rows, places // rows
+    columns = places // rows
+    return (rows, columns) if rows * image_size[1] == columns * image_size[0] else None
 
 
 # ---- the caller's things, left as they are

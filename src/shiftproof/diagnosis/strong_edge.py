@@ -33,6 +33,7 @@ MEASURES = (
     "area",
     "window_share",
     "share_before",
+    "share_drawn",
     "object_share",
     "width",
     "score",
@@ -176,6 +177,7 @@ def _measures(
         found["area"] = weights.mean((1, 2))
         found["window_share"] = _share(seen.maps, weights)
         found["share_before"] = _share(clean.maps, weights)
+        found["share_drawn"] = found["window_share"] - found["share_before"]
         found["score_drop"] = clean.score - seen.score
         found["accuracy_drop"] = clean.correct.double() - seen.correct.double()
     return {name: found[name].double().numpy() for name in MEASURES if name in found}

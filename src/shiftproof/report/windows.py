@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,13 @@ from shiftproof.report.tables import ABSENT, Table
 
 _WINDOWED = {
     "window_share": "map in window",
-    "share_before": "there before",
+    "share_drawn": "drawn there",
     "object_share": "map on object",
     "width": "width of map",
     "score_drop": "score drop",
     "accuracy_drop": "accuracy drop",
 }
+_PLACED = {"away": "away from the object", "over": "over the object", "anywhere": "anywhere"}
 _CLEAN = {"correct": "accuracy", "score": "score of the true class", "object_share": "map on object", "width": "width"}
 
 
@@ -36,33 +38,33 @@ def clean_table(study: StrongEdgeStudy) -> Table:
     return Table(f"Without a window, on {study.set}, in per cent", header, tuple(rows), _note(study))
 
 
-def window_table(study: StrongEdgeStudy) -> Table:
-    """Every model under the windows of each place and edge, over contents and sizes."""
-    first = study.summaries[0].means
-    shown = [name for name in _WINDOWED if name in first]
-    rows = [
-        (s.model, f"{s.place}, {edge_name(s.edge)}", *(_cell(s.means.get(name)) for name in ("area", *shown)))
-        for s in study.summaries
-    ]
-    header = ("model", "windows", "area", *(_WINDOWED[name] for name in shown))
+def window_table(study: StrongEdgeStudy, place: str, edge: float) -> Table:
+    """Every model under the windows of one place and edge, over contents and sizes."""
+    some = [s for s in study.summaries if (s.place, s.edge) == (place, edge)]
+    shown = ["area", *(name for name in _WINDOWED if name in some[0].means)]
+    rows = [(s.model, *(_cell(s.means[name]) for name in shown)) for s in some]
     note = (
-        "Shares of the map's sum, drops in points. “There before” is the share of the clean image's map in the same "
-        "place: what a window gains over it, it drew to itself. " + _note(study)
+        "Shares of the map's sum, drops in points. “Drawn there” is the map in the window minus the share of the clean "
+        "image's map in the same place, in points. " + _note(study)
     )
-    return Table(f"With a window, on {study.set}, in per cent", header, tuple(rows), note)
+    title = f"{edge_name(edge).capitalize()} windows {_PLACED[place]}, on {study.set}, in per cent"
+    return Table(title, ("model", "area", *(_WINDOWED[name] for name in shown[1:])), tuple(rows), note)
 
 
-def contrast_table(study: StrongEdgeStudy) -> Table | None:
-    """Differences between pairs of models, in points; None where none was asked for."""
-    if not study.contrasts:
+def window_kinds(study: StrongEdgeStudy) -> tuple[tuple[str, float], ...]:
+    """The places and edges that the study has, in order."""
+    return tuple(dict.fromkeys((s.place, s.edge) for s in study.summaries))
+
+
+def contrast_table(study: StrongEdgeStudy, place: str, edge: float) -> Table | None:
+    """Differences between pairs of models under the windows of one place and edge; None where none was asked for."""
+    some = [c for c in study.contrasts if (c.place, c.edge) == (place, edge)]
+    if not some:
         return None
-    shown = [name for name in _WINDOWED if name in study.contrasts[0].means and name != "share_before"]
-    rows = [
-        (f"{c.model} - {c.second}", f"{c.place}, {edge_name(c.edge)}", *(_points(c.means[name]) for name in shown))
-        for c in study.contrasts
-    ]
-    header = ("models", "windows", *(_WINDOWED[name] for name in shown))
-    return Table("Paired differences between models, in points", header, tuple(rows), _note(study))
+    shown = [name for name in _WINDOWED if name in some[0].means]
+    rows = [(f"{c.model} − {c.second}", *(_points(c.means[name]) for name in shown)) for c in some]
+    title = f"Paired differences under {edge_name(edge)} windows {_PLACED[place]}, in points"
+    return Table(title, ("models", *(_WINDOWED[name] for name in shown)), tuple(rows), _note(study))
 
 
 def strong_edge_verdict(study: StrongEdgeStudy) -> str:
@@ -74,15 +76,15 @@ def strong_edge_verdict(study: StrongEdgeStudy) -> str:
     sentences = []
     for contrast in study.contrasts:
         if contrast.edge == 0 and contrast.place != "over":
-            first = study.summary(contrast.model, contrast.place, 0).means["window_share"]
-            second = study.summary(contrast.second or "", contrast.place, 0).means["window_share"]
-            difference = contrast.means["window_share"]
+            first = study.summary(contrast.model, contrast.place, 0).means
+            second = study.summary(contrast.second or "", contrast.place, 0).means
             sentences.append(
-                f"{contrast.model} puts {_percent(first.value)} % of its map into a hard window {contrast.place} "
-                f"{'the object ' if contrast.place == 'anywhere' else 'from the object '}"
-                f"and {contrast.second} {_percent(second.value)} %: {_judged(difference)}."
+                f"{contrast.model} puts {_percent(first['window_share'].value)} % of its map into a hard window "
+                f"{_PLACED[contrast.place]}, {contrast.second} {_percent(second['window_share'].value)} %: it attends the "
+                f"window {_judged(contrast.means['window_share'])}. Beyond what lay there before, it is drawn "
+                f"{_judged(contrast.means['share_drawn'])}."
             )
-    return "\n".join(sentence.replace("anywhere the object ", "anywhere ") for sentence in sentences)
+    return "\n".join(sentences)
 
 
 def background_table(study: BackgroundStudy) -> Table:
@@ -107,25 +109,24 @@ def background_table(study: BackgroundStudy) -> Table:
 
 
 def window_figure(examples: Sequence[WindowExample], models: Sequence[str]) -> Figure:
-    """One row an example: the image, the image with its window, and each model's map, named class and probability."""
+    """One row an example: the image, the image with its window, and each model's map, named class and probability.
+
+    The maps are scaled to their maximum; a right answer is written in green, a wrong one in red.
+    """
     columns = 2 + len(models)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.55 * columns, 1.95 * len(examples) + 0.3), layout="constrained")
+        figure = Figure(figsize=(1.62 * columns, 2.02 * len(examples) + 0.2), layout="constrained")
         grid = figure.subplots(len(examples), columns, squeeze=False)
         for row, example in zip(grid, examples, strict=True):
-            _show(row[0], example.image, example.label, "#1f262d")
+            _show(row[0], example.image, _short(example.label), "#1f262d")
             _show(row[1], example.windowed, example.window, "#5f6b76")
             for axes, model in zip(row[2:], models, strict=True):
                 named, probability, right = example.answers[model]
-                _show(
-                    axes,
-                    example.windowed,
-                    f"{_short(named)} {100 * probability:.0f} %",
-                    "#1a7f37" if right else "#b42318",
-                )
+                colour = "#1a7f37" if right else "#b42318"
+                _show(axes, example.windowed, f"{_short(named)}\n{100 * probability:.0f} %", colour)
                 axes.imshow(example.maps[model], cmap="jet", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear")
         for axes, name in zip(grid[0], ("image", "with a window", *models), strict=True):
-            axes.set_title(name, fontsize=9, parse_math=False)
+            axes.set_title(textwrap.fill(name.replace("-", " "), 18), fontsize=9, parse_math=False)
     return figure
 
 
@@ -140,7 +141,8 @@ def edge_name(edge: float) -> str:
 
 def _show(axes: Axes, image: Any, caption: str, colour: str) -> None:
     axes.imshow(image, interpolation="nearest")
-    axes.set_xlabel(_short(caption), fontsize=7.5, color=colour, parse_math=False)
+    axes.set_xlabel(caption, fontsize=7.5, color=colour, parse_math=False)
+    axes.spines[:].set_visible(False)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)
@@ -152,12 +154,12 @@ def _short(text: str, limit: int = 22) -> str:
 
 def _judged(difference: MeanRecord) -> str:
     if difference.value is None or difference.interval is None:
-        return "no difference could be measured"
+        return "by an amount that could not be measured"
     low, high = difference.interval
     told = f"{signed_points(difference.value)} points ({signed_points(low)} to {signed_points(high)})"
     if low <= 0 <= high:
-        return f"no difference beyond chance, {told}"
-    return f"it attends the window {'more' if low > 0 else 'less'}, {told}"
+        return f"neither more nor less beyond chance, {told}"
+    return f"{'more' if low > 0 else 'less'}, {told}"
 
 
 def _note(study: StrongEdgeStudy) -> str:
