@@ -80,8 +80,8 @@ def strong_edge_verdict(study: StrongEdgeStudy) -> str:
             second = study.summary(contrast.second or "", contrast.place, 0).means
             sentences.append(
                 f"{contrast.model} puts {_percent(first['window_share'].value)} % of its map into a hard window "
-                f"{_PLACED[contrast.place]}, {contrast.second} {_percent(second['window_share'].value)} %: it attends the "
-                f"window {_judged(contrast.means['window_share'])}. Beyond what lay there before, it is drawn "
+                f"{_PLACED[contrast.place]}, {contrast.second} {_percent(second['window_share'].value)} %: it attends "
+                f"the window {_judged(contrast.means['window_share'])}. Beyond what lay there before, it is drawn "
                 f"{_judged(contrast.means['share_drawn'])}."
             )
     return "\n".join(sentences)
