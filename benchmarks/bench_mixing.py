@@ -3,7 +3,8 @@
     python benchmarks/bench_mixing.py --out benchmarks/results/mixing.json
 
 Each round times every contender once, one right after the other, and begins with another one than the round before;
-what counts are the medians of the rounds' ratios. A call mixes images and labels of 1000 classes and frees what it made.
+what counts are the medians of the rounds' ratios. A call mixes images and labels of 1000 classes, and what it made is
+freed within its time.
 
 - floor: `torch.lerp(x, y, 0.5, out=buffer)` (bytes: `torch.add`), one read of each input and one write, no labels.
 - rolled grid: SmoothMix as it is mostly written, with one mask a batch from a grid of integers that is rolled.
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from shiftproof.augmentation.mixing import CutMix, Cutout, MixUp, SmoothMix
+from shiftproof.augmentation.mixing import CutMix, Cutout, Mixing, MixUp, SmoothMix
 
 CLASSES = 1000
 TARGETS = (
@@ -38,7 +39,7 @@ TARGETS = (
     ("SmoothMix-C", "rolled grid", 0.35),
     ("SmoothMix-C, out=", "floor", 1.5),
 )
-OURS = {
+OURS: Mapping[str, Mixing] = {
     "SmoothMix-C": SmoothMix(num_classes=CLASSES),
     "SmoothMix-S": SmoothMix(kind="square", num_classes=CLASSES),
     "CutMix": CutMix(num_classes=CLASSES),
@@ -81,8 +82,8 @@ def contenders(images: Tensor) -> dict[str, Contender]:
             return torch.add(given, other, out=buffer)
         return torch.lerp(given, other, 0.5, out=buffer)
 
-    def buffered(mixing: Contender) -> Contender:
-        return lambda given, labels: mixing(given, labels, out=buffer)  # type: ignore[call-arg]
+    def buffered(mixing: Mixing) -> Contender:
+        return lambda given, labels: mixing(given, labels, out=buffer)
 
     found: dict[str, Contender] = {"floor": floor, "torchvision CutMix": v2.CutMix(num_classes=CLASSES)}
     if images.is_floating_point():
@@ -180,8 +181,8 @@ def main() -> None:
     }
     tables, targets = {}, []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for name, images in variants.items():
-            images = images.to(device)
+        for name, variant in variants.items():
+            images = variant.to(device)
             seconds = measure(contenders(images), images, labels.to(device), options.rounds)
             tables[f"{device} {name}"] = table(seconds)
             if (device, name) == ("cpu", "float32"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import shiftproof as sp
@@ -45,6 +46,20 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert source
     exec(source[1], {})
     assert sp.load_classifier(tmp_path / "ensemble").alpha == 0.5
+
+
+def test_the_mixing_examples_run() -> None:
+    page = (ROOT / "docs" / "mixing.md").read_text(encoding="utf-8")
+    (own,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(own, names)
+    assert names["targets"].shape == (8, 1000)
+    in_readme = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert "SmoothMix" in in_readme
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    names = {"sp": sp, "images": images, "labels": labels, "model": lambda x: torch.zeros(len(x), 1000)}
+    exec(in_readme, names)
+    assert torch.isclose(names["loss"], torch.tensor(1000.0).log())
 
 
 def test_the_run_file_of_the_readme_is_one() -> None:

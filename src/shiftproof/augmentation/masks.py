@@ -62,12 +62,11 @@ def profiles(
     """(B, H) rows and (B, W) columns whose outer product is the mask: any square, or a circle of edge 1."""
     if kind == "circle":
         down, across = _squared(size, centres, extents)
-        return torch.exp(-down), torch.exp(-across)
-    rows, columns = (
-        _trapezoid(distance, extents[:, axis, None], edges[:, None])
-        for axis, distance in enumerate(_distances(size, centres))
+        return down.neg_().exp_(), across.neg_().exp_()
+    down, across = _offsets(size, centres)
+    return _trapezoid(down.abs_(), extents[:, :1], edges[:, None]), _trapezoid(
+        across.abs_(), extents[:, 1:], edges[:, None]
     )
-    return rows, columns
 
 
 def mask_means(kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor, edges: Tensor) -> Tensor:
@@ -85,15 +84,15 @@ def _trapezoid(distance: Tensor, half: Tensor, edge: Tensor) -> Tensor:
 
 
 def _squared(size: tuple[int, int], centres: Tensor, extents: Tensor) -> tuple[Tensor, Tensor]:
-    down, across = _distances(size, centres)
-    return (down / extents[:, :1]) ** 2 / 2, (across / extents[:, 1:]) ** 2 / 2
+    """(B, H) and (B, W) halves of the squared offsets in deviations."""
+    down, across = _offsets(size, centres)
+    return down.div_(extents[:, :1]).square_().mul_(0.5), across.div_(extents[:, 1:]).square_().mul_(0.5)
 
 
-def _distances(size: tuple[int, int], centres: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H) and (B, W) distances of the pixels' centres from the shape's, along y and along x."""
+def _offsets(size: tuple[int, int], centres: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H) and (B, W) offsets of the pixels' centres from the shape's, along y and along x."""
     down, across = (
-        (torch.arange(length, device=centres.device) + 0.5 - centres[:, axis, None]).abs()
-        for axis, length in enumerate(size)
+        torch.arange(length, device=centres.device) + 0.5 - centres[:, axis, None] for axis, length in enumerate(size)
     )
     return down, across
 
