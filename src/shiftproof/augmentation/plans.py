@@ -54,7 +54,7 @@ class MixPlan:
         return torch.tensor([i for i, shape in enumerate(self.shapes) if shape in shapes], dtype=torch.long)
 
 
-def anchor_weights(plan: MixPlan) -> Tensor:
+def anchor_weights(plan: MixPlan, device: torch.device | str = "cpu") -> Tensor:
     """(B, H, W) float32: every pixel's weight of the anchor. Their means are the labels' weights, but for Cutout's.
 
     >>> from shiftproof.augmentation.mixing import MixUp
@@ -62,13 +62,14 @@ def anchor_weights(plan: MixPlan) -> Tensor:
     >>> bool((anchor_weights(plan).mean((1, 2)) == plan.weights).all())
     True
     """
-    found = torch.ones(len(plan), *plan.size)
+    found = torch.ones(len(plan), *plan.size, device=device)
     even = plan.rows_of("even")
-    found[even] = plan.weights[even, None, None]
+    found[even] = plan.weights[even, None, None].to(device)
     for kind in KINDS:
         rows = plan.rows_of(kind)
-        inside = soft_mask(kind, plan.size, plan.centres[rows], plan.extents[rows], plan.edges[rows])
-        found[rows] = torch.where(plan.anchor_inside[rows, None, None], inside, 1 - inside)
+        geometry = (part[rows].to(device) for part in (plan.centres, plan.extents, plan.edges))
+        inside = soft_mask(kind, plan.size, *geometry)
+        found[rows] = torch.where(plan.anchor_inside[rows, None, None].to(device), inside, 1 - inside)
     return found
 
 
@@ -100,7 +101,7 @@ def _mix_together(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
     for i, filling in enumerate(plan.fillings):
         if filling != "partner":
             others[i] = _filled(images[i], filling, int(plan.noise_seeds[i]))
-    weights = anchor_weights(plan)[:, None].to(images.device, working)
+    weights = anchor_weights(plan, images.device)[:, None].to(working)
     blended = torch.lerp(others, images.to(working), weights)
     mixed.copy_(blended if images.is_floating_point() else blended.round_())
 
