@@ -179,7 +179,8 @@ def main() -> None:
                 entries.append(entry | found | {"minus none": against_none(loaded[name], loaded["none"], model)})
                 shown = [found["sets"]["reference"]["accuracy"], *(m["mean"] for m in found["means"].values())]
                 print(seed, name, model, entry["alpha"], *shown, flush=True)
-            options.out.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+            lines = ",\n".join(json.dumps(entry) for entry in entries)
+            options.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

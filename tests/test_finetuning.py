@@ -29,6 +29,7 @@ from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError
 from shiftproof.finetuning import loop
 from shiftproof.models.classifier import Network
+from shiftproof.runfile import MIXED_SETTINGS
 from shiftproof.seeding import child_generator, child_seed
 from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
 
@@ -471,6 +472,10 @@ def test_layers_that_draw_at_random_are_seeded_and_leave_the_caller_s_state_alon
 
 # Mixing.
 
+# A batch norm follows the bias, so that its gradient is rounding alone, and the running mean goes where it goes.
+UNDETERMINED = ("encoder.0.bias", "encoder.1.running_mean")
+ELSEWHERE = "open_clip:ViT-B-32/openai"  # a model without settings of its own
+
 
 def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing | None, off: int = 0) -> sp.Classifier:
     """The loop without anything around it; the last ``off`` steps do not mix."""
@@ -505,7 +510,7 @@ def test_with_mixing_it_is_the_bare_loop_on_mixed_images_and_labels(name: str, s
     mixing = replace(MIXINGS[name], probability=0.75)
     expected = bare_loop(toy(), asked, mixing, off=2).state_dict()
     for key, tensor in found.items():
-        if key != "encoder.0.bias":  # a batch norm follows it, so that its gradient is rounding alone
+        if key not in UNDETERMINED:
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4, msg=key)
     # A wrong twin would not pass: without mixing the weights are elsewhere.
     plain = bare_loop(toy(), asked, None).state_dict()
@@ -534,7 +539,7 @@ def test_mixing_that_is_off_in_all_epochs_is_none(name: str) -> None:
     assert bits(off) == plain
     never = sp.finetune(toy(), SUITE, settings(mixing=name, mixing_probability=0.0)).state_dict()
     for key, tensor in sp.finetune(toy(), SUITE, settings()).state_dict().items():
-        if key != "encoder.0.bias":
+        if key not in UNDETERMINED:
             torch.testing.assert_close(never[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
 
@@ -610,7 +615,7 @@ def test_a_mixing_that_makes_no_sense_is_refused(changes: dict[str, Any], said: 
         sp.FinetuneSettings(**changes)
     if not isinstance(changes.get("mixing"), Mixing):
         with pytest.raises(sp.InputError, match=said):
-            sp.RunFile.resolve({"finetune": {"epochs": 10, **changes}})
+            sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"epochs": 10, **changes}})
 
 
 @pytest.mark.parametrize(
@@ -626,7 +631,26 @@ def test_a_mixing_that_makes_no_sense_is_refused(changes: dict[str, Any], said: 
     ],
 )
 def test_the_command_line_asks_for_a_mixing(overrides: list[str], mixer: Mixing | None) -> None:
-    assert sp.RunFile.resolve({}, overrides).finetune.mixer == mixer
+    assert sp.RunFile.resolve({"model": ELSEWHERE}, overrides).finetune.mixer == mixer
+
+
+def test_the_tiny_model_mixes_as_was_found_best_for_it_unless_told_otherwise() -> None:
+    found, other = MIXED_SETTINGS["tiny"], {"mixing_probability": 0.75, "label_smoothing": 0.0}
+    assert set(found) == set(other)
+    for given_ones, expected in (
+        ({"mixing": "cutmix"}, found),
+        ({"mixing": "cutmix", **other}, other),
+        (
+            {"mixing": {"method": "cutmix", "probability": 0.5}},
+            {"mixer": CutMix(probability=0.5), "label_smoothing": 0.1},
+        ),
+        ({"mixing": "none"}, {"mixing_probability": None, "label_smoothing": 0.0}),
+        ({}, {"mixing_probability": None, "label_smoothing": 0.0}),
+    ):
+        asked = sp.RunFile.resolve({"model": "tiny", "finetune": given_ones}).finetune
+        assert {key: getattr(asked, key) for key in expected} == expected
+    elsewhere = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"mixing": "cutmix"}}).finetune
+    assert elsewhere.mixing_probability is None
 
 
 MEMBER = st.sampled_from(
@@ -654,7 +678,7 @@ def test_a_mixing_survives_the_way_to_disk(
 ) -> None:
     asked = sp.FinetuneSettings(epochs=3, mixing=mixing, mixing_probability=probability, mixing_off_epochs=off)
     changes = {"mixing": asked.mixing, "mixing_probability": probability, "mixing_off_epochs": off, "epochs": 3}
-    resolved = sp.RunFile.resolve({"finetune": changes})
+    resolved = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": changes})
     assert resolved.finetune.mixer == asked.mixer
     file = tmp_path_factory.mktemp("mixing", numbered=True) / "run.yaml"
     file.write_text(resolved.to_yaml(), encoding="utf-8")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ STUDY_PROBABILITY = 0.5  # of a sample to be mixed
 TUNED_SETTINGS = FinetuneSettings(epochs=15, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
 _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
-# What --overwrite may delete.
+# What --overwrite may delete, and what is written last.
 _WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
+_RESULTS = {"strong_edge.json", "backgrounds.json"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ def run_strong_edge(
         raise InputError("--data needs a model to look at it. Name classifier directories, or --model NAME.")
     suite = _study_suite(asked.suite, asked.seed) if own else None
     images = _images(asked, suite)
-    with locked(_prepared(out, overwrite=overwrite)):
-        models = _study_networks(suite, asked, out, device) if suite else _models(asked, images)
+    models = {} if own else _models(asked, images)
+    with locked(out):
+        _prepare(out, overwrite=overwrite)
+        models = _study_networks(suite, asked, out, device) if suite else models
         measured = {
             name: measure_windows(
                 model, images.relabelled(model.classes), settings or WindowSettings(), seed=asked.seed, device=device
@@ -111,9 +115,12 @@ def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False)
     """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
     if not (asked.classifiers or asked.models):
         raise InputError("no model to diagnose. Name a classifier directory, or --model NAME.")
-    images = _images(asked)
-    with locked(_prepared(out, overwrite=overwrite)):
-        study = measure_backgrounds(_models(asked, images), images, seed=asked.seed, device=choose_device(asked.device))
+    images, device = _images(asked), choose_device(asked.device)
+    models = _models(asked, images)
+    images = images.relabelled(next(iter(models.values())).classes)
+    with locked(out):
+        _prepare(out, overwrite=overwrite)
+        study = measure_backgrounds(models, images, seed=asked.seed, device=device)
         write_json(out / "backgrounds.json", study.to_json())
         return study
 
@@ -134,9 +141,9 @@ def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
 
 
 def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
-    """The named models and classifier directories, by a short name each."""
+    """The named models and classifier directories, by a short name each; they must know the images' classes."""
     found: dict[str, Classifier] = {}
-    for directory in asked.classifiers:
+    for directory in (path.absolute() for path in asked.classifiers):  # "." has no name
         name = directory.name if directory.name not in found else f"{directory.parent.name}-{directory.name}"
         found[name] = load_classifier(directory)
     for name in asked.models:
@@ -146,6 +153,8 @@ def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
             found[name] = zero_shot_classifier(load_clip(name, asked.seed), images.classes, asked.prompts)
     if len(found) < len(asked.classifiers) + len(asked.models):
         raise InputError("two of the models have one name. Name every model once, or rename a directory.")
+    for model in found.values():
+        images.relabelled(model.classes)
     return found
 
 
@@ -173,11 +182,25 @@ def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: 
     for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
         for mixing in STUDY_MIXINGS:
             folder = out / "networks" / f"{begun}-{mixing}"
+            probability = None if mixing == "none" else STUDY_PROBABILITY
+            mixed = replace(settings, mixing=mixing, mixing_probability=probability)
             if not (folder / "classifier.json").is_file():
-                probability = None if mixing == "none" else STUDY_PROBABILITY
-                save_classifier(train(replace(settings, mixing=mixing, mixing_probability=probability)), folder)
+                save_classifier(train(mixed), folder)
             networks[folder.name] = load_classifier(folder)
+            _require_of_study(networks[folder.name], suite, mixed, asked.seed, folder)
     return networks
+
+
+def _require_of_study(
+    network: Classifier, suite: ShiftSuite, settings: FinetuneSettings, seed: int, folder: Path
+) -> None:
+    """Raises an InputError where a network that was there already is of another seed, suite or setting."""
+    trained = network.training.get("seed"), network.training.get("settings"), network.classes.ids
+    if trained != (seed, json.loads(json.dumps(asdict(settings))), suite.classes.ids):
+        raise InputError(
+            f"{folder} holds a network that was trained with another seed, suite or setting. "
+            "Choose another --out, or add --overwrite to train anew."
+        )
 
 
 def _study_pairs() -> list[tuple[str, str]]:
@@ -208,15 +231,13 @@ def _save_measurements(measured: Mapping[str, WindowMeasurements], images: Image
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
 
 
-def _prepared(out: Path, *, overwrite: bool) -> Path:
-    """The directory, made or emptied of an earlier diagnosis; an interrupted one keeps its networks."""
-    out.mkdir(parents=True, exist_ok=True)
+def _prepare(out: Path, *, overwrite: bool) -> None:
+    """Empties the directory of an earlier diagnosis where that is asked for; an interrupted one keeps its networks."""
     occupied = {path.name for path in out.iterdir() if path.name != ".lock"}
     if foreign := sorted(occupied - _WRITTEN):
         raise InputError(f"{out} already holds {listed(foreign, 5)}, which no diagnosis wrote. Choose another --out.")
-    if occupied - {"networks"} and not overwrite:
+    if occupied & _RESULTS and not overwrite:
         raise InputError(f"{out} already holds a diagnosis. Choose another --out, or add --overwrite to delete it.")
     if overwrite:
         for path in (out / name for name in occupied):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return out

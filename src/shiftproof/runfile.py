@@ -93,8 +93,7 @@ class RunFile(_Frozen):
             _override(plain, override)
         if isinstance(finetune := plain.get("finetune", {}), dict):
             source = _source(str(plain.get("model", "tiny")))
-            mixed = MIXED_SETTINGS.get(source, {}) if finetune.get("mixing", "none") != "none" else {}
-            plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **mixed, **finetune}
+            plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **_mixed_settings(source, finetune), **finetune}
         if isinstance(alphas := plain.get("alphas"), str) and "," in alphas:  # a list as the command line writes it
             plain["alphas"] = [alpha.strip() for alpha in alphas.split(",")]
         try:
@@ -123,6 +122,14 @@ class RunFile(_Frozen):
     def to_yaml(self) -> str:
         """All settings as resolved, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def _mixed_settings(source: str, finetune: Mapping[str, Any]) -> dict[str, Any]:
+    mixing = finetune.get("mixing", "none")
+    found = {} if mixing == "none" else dict(MIXED_SETTINGS.get(source, {}))
+    if isinstance(mixing, Mapping) and "probability" in mixing:  # which is as much of a request
+        found.pop("mixing_probability", None)
+    return found
 
 
 def _source(model: str) -> str:

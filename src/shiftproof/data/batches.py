@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof.data.loading import Preprocessing, normalise, random_resized_crop, resize, resize_mask, to_unit_range
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_masks
 from shiftproof.seeding import child_generator
 
 Job = TypeVar("Job")
@@ -27,7 +27,7 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
     """(B, 3, size, size) inputs of all images in order; the last batch may be smaller."""
 
     def make(positions: range) -> NDArray[np.uint8]:
-        return np.stack([resize(images.read(i), preprocessing) for i in positions])
+        return np.stack([read_resized(images, i, preprocessing) for i in positions])
 
     starts = range(0, len(images), batch_size)
     for pixels in _made(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
@@ -66,12 +66,32 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
         return images
 
     def make(i: int) -> NDArray[np.uint8]:
-        return resize(images.read(i), preprocessing)
+        return read_resized(images, i, preprocessing)
+
+    def mask(i: int) -> NDArray[np.uint8]:
+        return read_resized_mask(images, i, preprocessing)
 
     pixels = list(_ahead(make, range(len(images))))
-    masks = images.mask
-    mask = None if masks is None else lambda i: resize_mask(masks(i), preprocessing)
-    return replace(images, read=lambda i: pixels[i], in_memory=True, mask=mask)
+    return replace(
+        images,
+        read=lambda i: pixels[i],
+        in_memory=True,
+        mask=mask if images.mask else None,
+        resized_for=preprocessing,
+    )
+
+
+def read_resized(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The i-th image, (size, size, 3), as the model's evaluation transform makes it."""
+    pixels = images.read(i)
+    # A transform that keeps the centre of an image would keep the centre's centre.
+    return pixels if images.resized_for == preprocessing else resize(pixels, preprocessing)
+
+
+def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The i-th image's object mask, (size, size), where ``read_resized`` puts the object."""
+    cover = require_masks(images)(i)
+    return cover if images.resized_for == preprocessing else resize_mask(cover, preprocessing)
 
 
 def _made(images: ImageSet, make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:

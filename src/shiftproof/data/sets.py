@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.loading import IMAGE_SUFFIXES, decode, decode_mask
+from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, decode_mask
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.storage import read_rows
 
@@ -27,7 +27,8 @@ class ImageSet:
     ``ids`` are unique and name the samples in kept predictions; ``labels`` are (N,) positions in
     ``classes``; ``groups``, where given, splits the samples for reporting (seen and withheld renditions, say).
     ``in_memory`` says that reading costs nothing, so that no threads are spent on it. ``mask(i)``, where given, is the
-    (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 object.
+    (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 object. ``resized_for`` is the
+    preprocessing whose resizing pixels and masks have been through already, so that none does it twice.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ImageSet:
     groups: tuple[str, ...] | None = None
     in_memory: bool = False
     mask: Callable[[int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
+    resized_for: Preprocessing | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof import progress
-from shiftproof.data.batches import decoded_once
-from shiftproof.data.loading import normalise, resize, to_unit_range
+from shiftproof.data.batches import decoded_once, read_resized, read_resized_mask
+from shiftproof.data.loading import normalise, to_unit_range
 from shiftproof.data.sets import ImageSet
 from shiftproof.diagnosis.cam import class_activation_map, map_kind, scale_to_one
 from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, place_windows
@@ -127,10 +127,12 @@ class _Scene:
 
     @classmethod
     def of(cls, classifier: Classifier, images: ImageSet, seed: int) -> _Scene:
-        ready = decoded_once(images, classifier.preprocessing)
-        pixels = to_unit_range(np.stack([resize(ready.read(i), classifier.preprocessing) for i in range(len(ready))]))
-        masks = ready.mask
-        covers = None if masks is None else torch.tensor(np.stack([masks(i) for i in range(len(ready))])).float() / 255
+        wanted, every = classifier.preprocessing, range(len(images))
+        ready = decoded_once(images, wanted)
+        pixels = to_unit_range([read_resized(ready, i, wanted) for i in every])
+        covers = None
+        if ready.mask:
+            covers = torch.tensor(np.stack([read_resized_mask(ready, i, wanted) for i in every])).float() / 255
         labels = torch.tensor(images.labels)
         return cls(pixels, covers, labels, torch.tensor(_of_other_classes(images.labels, seed)), seed)
 
@@ -196,6 +198,9 @@ def _width(maps: Tensor) -> Tensor:
 
 def _of_other_classes(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """(N,) positions of images of another class, any with equal chances, whose pixels fill the windows."""
+    # Numbered as they come, classes have one order in every class space, and so a model's own moves no partner.
+    _, come, which = np.unique(labels, return_index=True, return_inverse=True)
+    labels = come[which]
     order = np.argsort(labels, kind="stable")
     ranked = labels[order]
     first, last = np.searchsorted(ranked, labels, "left"), np.searchsorted(ranked, labels, "right")
@@ -260,7 +265,7 @@ def window_examples(
     parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in order]
     for model, classifier in classifiers.items():
         # The whole set is placed, so that an example's window is the one that was measured.
-        scene = _Scene.of(classifier, images, seed)
+        scene = _Scene.of(classifier, images.relabelled(classifier.classes), seed)
         pasted, _ = scene.with_window(window)
         inputs = normalise(pasted[order], classifier.preprocessing)
         with torch.inference_mode():

@@ -41,7 +41,8 @@ class Window:
     @property
     def name(self) -> str:
         """How tables and files call it."""
-        return f"{self.content}-{'hard' if self.edge == 0 else 'soft'}-{self.side:g}-{self.place}"
+        edge = "hard" if self.edge == 0 else f"soft{self.edge:g}"
+        return f"{self.content}-{edge}-{self.side:g}-{self.place}"
 
 
 @dataclass(frozen=True)

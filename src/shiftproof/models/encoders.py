@@ -70,7 +70,7 @@ def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
     if library == "open_clip":
         return build_image_tower(architecture)
     if library == "timm":
-        return _headless(_create(architecture["name"], architecture["tag"], False, 0))
+        return _headless(_create(architecture["name"], architecture["tag"], False, None))
     raise InputError(f"unknown library {library!r} of an encoder. {nearest(str(library), ['open_clip', 'timm'])}")
 
 
@@ -120,11 +120,12 @@ def own_class_space(outputs: int) -> ClassSpace:
     return ClassSpace(tuple(known.label_names()), tuple(known.label_descriptions()))
 
 
-def _create(architecture: str, tag: str, pretrained: bool, seed: int) -> Any:
+def _create(architecture: str, tag: str, pretrained: bool, seed: int | None) -> Any:
     # The tag decides more than weights, e.g. the image size, so it is named in a rebuild too.
     name = f"{architecture}.{tag}" if tag else architecture
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # timm draws random weights from the global state
+        if seed is not None:
+            torch.manual_seed(seed)  # timm draws random weights from the global state
         return timm.create_model(name, pretrained=pretrained)
 
 

@@ -23,6 +23,7 @@ _WINDOWED = {
     "score_drop": "score drop",
     "accuracy_drop": "accuracy drop",
 }
+_SIGNED = ("share_drawn", "score_drop", "accuracy_drop")
 _PLACED = {"away": "away from the object", "over": "over the object", "anywhere": "anywhere"}
 _CLEAN = {"correct": "accuracy", "score": "score of the true class", "object_share": "map on object", "width": "width"}
 
@@ -42,7 +43,7 @@ def window_table(study: StrongEdgeStudy, place: str, edge: float) -> Table:
     """Every model under the windows of one place and edge, over contents and sizes."""
     some = [s for s in study.summaries if (s.place, s.edge) == (place, edge)]
     shown = ["area", *(name for name in _WINDOWED if name in some[0].means)]
-    rows = [(s.model, *(_cell(s.means[name]) for name in shown)) for s in some]
+    rows = [(s.model, *((_points if name in _SIGNED else _cell)(s.means[name]) for name in shown)) for s in some]
     note = (
         "Shares of the map's sum, drops in points. “Drawn there” is the map in the window minus the share of the clean "
         "image's map in the same place, in points. " + _note(study)
