@@ -27,7 +27,8 @@ def print_table(table: Table) -> None:
     """Prints a table with its note."""
     shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", caption_justify="left")
     for number, name in enumerate(table.header):
-        shown.add_column(escape(name), justify="left" if number == 0 else "right")
+        # Folded, not cut: what differs in two long names may stand at their ends.
+        shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     output_console().print(shown)

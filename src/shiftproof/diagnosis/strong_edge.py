@@ -274,7 +274,7 @@ def window_examples(
         maps = scale_to_one(class_activation_map(classifier, inputs, top))
         for place, part in enumerate(parts):
             part.setdefault("image", _to_bytes(scene.images[order[place]]))
-            part.setdefault("windowed", _to_bytes(pasted[place]))
+            part.setdefault("windowed", _to_bytes(pasted[order[place]]))
             part["maps"][model] = maps[place].numpy()
             named = int(top[place])
             right = named == int(scene.labels[order[place]])
