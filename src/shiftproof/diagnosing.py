@@ -37,11 +37,11 @@ HEADS = ("zero-shot", "own")
 # What the study trains: plainly, with hard edges, with soft edges.
 STUDY_MIXINGS = ("none", "cutmix", "smoothmix-square", "smoothmix-circle")
 STUDY_STARTS = ("scratch", "tuned")
-# From scratch, five views of a class teach nothing: a quarter of the classes is seen in four draws of views each.
-STUDY_CLASSES, STUDY_DRAWS = 4, 4
-SCRATCH_SETTINGS = FinetuneSettings(epochs=25, lr=2e-3, batch_size=64, warmup_steps=100, weight_decay=0.05)
+# From scratch, five views of a class teach nothing: an eighth of the classes is seen in eight draws of views each.
+STUDY_CLASSES, STUDY_DRAWS = 8, 8
+SCRATCH_SETTINGS = FinetuneSettings(epochs=22, lr=1e-3, batch_size=32, warmup_steps=100, weight_decay=0.05)
 STUDY_PROBABILITY = 0.5  # of a sample to be mixed
-TUNED_SETTINGS = FinetuneSettings(epochs=15, lr=2e-3, batch_size=128, warmup_steps=20)
+TUNED_SETTINGS = FinetuneSettings(epochs=12, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
 _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
 # What --overwrite may delete, and what is written last.
@@ -127,7 +127,11 @@ def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False)
 
 def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
     """So many images, as many of every class as can be, drawn with the seed."""
-    found = load_data(asked.data) if asked.data else (suite or load_suite(asked.suite, asked.seed)).reference.test
+    if asked.data:
+        found = load_data(asked.data)
+    else:
+        suite = suite or load_suite(asked.suite, asked.seed)
+        found = replace(suite.reference.test, name=f"the reference of {suite.name}")
     found = found if asked.masks is None else with_masks(found, asked.masks)
     if asked.images >= len(found):
         return found
@@ -159,7 +163,7 @@ def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
 
 
 def _study_suite(name: str, seed: int) -> ShiftSuite:
-    """Every fourth class of an embedded suite, with the training views of four seeds."""
+    """Every eighth class of an embedded suite, with the training views of eight seeds."""
     draws = [load_suite(name, STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
     every = draws[0].classes
     classes = ClassSpace(every.ids[::STUDY_CLASSES], every.names[::STUDY_CLASSES])

@@ -231,10 +231,10 @@ def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
         return _filled(channels, filling, seed).permute(1, 2, 0).flatten(1)[None]
     anchor = image if image.is_floating_point() else image.float()
     if filling == "zero":
-        return torch.zeros_like(anchor)
+        return anchor.new_zeros(()).expand_as(anchor)
     mean = anchor.mean((1, 2), keepdim=True)
     if filling == "mean":
-        return mean.expand_as(anchor).clone()
+        return mean.expand_as(anchor)
     # Drawn on the CPU, so that a plan says the same on every device.
     noise = torch.randn(anchor.shape, generator=torch.Generator().manual_seed(seed)).to(anchor)
     noise = mean + anchor.std((1, 2), keepdim=True, correction=0) * noise
