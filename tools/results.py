@@ -2,6 +2,7 @@
 
 python tools/results.py                           after a result has changed
 python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2      copy the demo's summaries first
+python tools/results.py --take runs/strong-edge   copy a strong-edge study's numbers and figures first
 python tools/results.py --check                   fail if a page differs from the results
 """
 
@@ -17,7 +18,7 @@ from shiftproof.records import MODELS, RunRecord, StrongEdgeStudy
 from shiftproof.report.comparisons import signed_points
 from shiftproof.report.tables import Table
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
-from shiftproof.storage import read_json
+from shiftproof.storage import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -171,6 +172,21 @@ def updated(page: str, blocks: dict[str, Callable[[], str]]) -> str:
     return text
 
 
+def take(folder: Path) -> None:
+    """Copies a demo's summary; or a strong-edge study's, without the single windows, and its figures."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if (folder / "summary.json").is_file():
+        seed = read_json(folder / "summary.json")["seed"]
+        shutil.copyfile(folder / "summary.json", RESULTS / f"demo-seed-{seed}.json")
+        return
+    study = read_json(folder / "strong_edge.json")
+    study["models"] = {model: {"clean": windows["clean"]} for model, windows in study["models"].items()}
+    write_json(RESULTS / f"strong-edge-seed-{study['seed']}.json", study)
+    if study["seed"] == 0:
+        for figure in (folder / "figures").glob("*.png"):
+            shutil.copyfile(figure, ROOT / "docs" / "images" / figure.name)
+
+
 def _groups(run: RunRecord, model: str, name: str) -> str:
     groups = run.models[model][name].groups
     return " / ".join(_per_cent(groups[g].accuracy, groups[g].interval) for g in ("seen", "withheld"))
@@ -197,10 +213,8 @@ def _differing() -> Iterator[str]:
 
 if __name__ == "__main__":
     if "--take" in sys.argv:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         for folder in map(Path, sys.argv[sys.argv.index("--take") + 1 :]):
-            seed = read_json(folder / "summary.json")["seed"]
-            shutil.copyfile(folder / "summary.json", RESULTS / f"demo-seed-{seed}.json")
+            take(folder)
     if "--check" in sys.argv:
         pages = list(_differing())
         sys.exit(f"{', '.join(pages)} differ from the results; run python tools/results.py" if pages else 0)
