@@ -45,6 +45,14 @@ def tower(**changes: Any) -> sp.Classifier:
     return classifier_of(made, 16)
 
 
+def two_layers() -> sp.Classifier:
+    """Two linear maps with biases between the mean and the features."""
+    made = tower(proj_bias=True)
+    made.network.encoder.trunk.reset_classifier(192)
+    nn.init.normal_(made.network.encoder.trunk.fc.bias)
+    return made
+
+
 def vit(**changes: Any) -> VisionTransformer:
     given = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 3, "heads": 2, "mlp_ratio": 2, "output_dim": 16}
     return VisionTransformer(**(given | changes))
@@ -131,6 +139,7 @@ def test_the_map_is_the_papers_formula(zero: sp.Classifier) -> None:
         lambda: tower(proj_bias=True),
         lambda: tower(drop=0.5),
         lambda: tower(proj=""),
+        lambda: two_layers(),
         lambda: own("resnet18"),
         lambda: own("swin_tiny_patch4_window7_224"),
         lambda: own("test_efficientnet"),
@@ -513,6 +522,16 @@ def test_an_unknown_architecture_wants_a_layer() -> None:
     found = class_activation_map(classifier, images, CLASSES, layer="encoder.1")
     body[1] = nn.ReLU()
     expected = by_hand(classifier, body[1], images, lambda places: places)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_is_explained_as_it_was_before_the_next_one_changed_it() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveMaxPool2d(2), nn.Flatten())
+    classifier = classifier_of(body, 32, 16)
+    images = images_of(classifier)
+    found = class_activation_map(classifier, images, CLASSES, layer="encoder.0")
+    body[1] = nn.ReLU()
+    expected = by_hand(classifier, body[0], images, lambda places: places)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -26,6 +26,7 @@ from shiftproof.runfile import DEMO_FILE
 
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
+    "diagnose strong-edge", "diagnose backgrounds",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 
@@ -515,20 +516,29 @@ def test_a_fault_of_ours_is_not_passed_off_as_the_user_s(
 GROUP = typer.main.get_command(cli.app)
 
 
+def commands() -> dict[str, Any]:
+    """Every command by what one types, those of groups too."""
+    found: dict[str, Any] = {}
+    for name, command in GROUP.commands.items():  # type: ignore[attr-defined]
+        parts = getattr(command, "commands", None)
+        found |= {f"{name} {part}": inner for part, inner in parts.items()} if parts else {name: command}
+    return found
+
+
 def test_the_commands_are_those_promised() -> None:
-    assert set(GROUP.commands) == COMMANDS  # type: ignore[attr-defined]
+    assert set(commands()) == COMMANDS
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_s_help_shows_an_example_that_parses(call: Call, name: str) -> None:
     for flag in ("--help", "-h"):
-        told = call(name, flag)
+        told = call(*name.split(), flag)
         assert (told.code, told.err) == (0, "")
         assert f"Example: shiftproof {name}" in told.out
-    command = GROUP.commands[name]  # type: ignore[attr-defined]
+    command = commands()[name]
     example = next(line for line in command.help.splitlines() if line.startswith("Example: "))
-    program, called, *arguments = shlex.split(example.removeprefix("Example: "))
-    assert (program, called) == ("shiftproof", name)
+    assert example.startswith(f"Example: shiftproof {name}")
+    arguments = shlex.split(example.removeprefix(f"Example: shiftproof {name}"))
     # Parsed, not run: an unknown option or a missing argument would raise.
     command.make_context(name, arguments)
 

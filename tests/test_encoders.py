@@ -182,6 +182,12 @@ def test_preprocessing_is_timms_own(
     assert torch.equal(found, theirs(Image.fromarray(pixels)))
 
 
+def test_an_image_of_the_size_before_the_crop_is_cropped_still() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    found = resize(pixels, Preprocessing(size=224, crop_share=0.875))
+    assert np.array_equal(found, pixels[16:240, 16:240])
+
+
 def test_an_encoders_pixels_are_timms_own() -> None:
     encoder = load_encoder("timm:test_resnet")
     pixels = np.random.default_rng(0).integers(0, 256, (90, 200, 3), dtype=np.uint8)
@@ -305,6 +311,19 @@ def test_a_head_that_reads_other_features_is_refused_though_its_weights_are_zero
     with pytest.raises(sp.InputError, match="reads other features"):
         split_head(small(nn.ReLU()))
     split_head(small(nn.Identity()))
+
+
+class Doubled(Small):
+    """Its logits are not yet its head's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * (1 if isinstance(self.fc, nn.Identity) else 2)
+
+
+def test_a_head_that_does_not_end_the_model_is_refused() -> None:
+    doubled = dataclasses.replace(small(nn.Identity()), model=Doubled(nn.Identity()).eval())
+    with pytest.raises(sp.InputError, match="its linear layer does not end it"):
+        split_head(doubled)
 
 
 def test_a_head_without_a_bias_gets_one_of_zeros() -> None:

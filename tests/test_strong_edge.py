@@ -1352,7 +1352,7 @@ def test_backgrounds_on_emoji(tiny: sp.Clip, call: Callable[..., Ended], monkeyp
     ended = call("diagnose", "backgrounds", "whole", "--images", "12", "--seed", "2", "--out", "found")
     assert ended.code == 0, ended.err
     study = background_in("found")
-    assert (study.set, study.seed) == (test.name, 2)
+    assert (study.set, study.seed) == ("the reference of emoji", 2)
     record = study.models["whole"]
     assert {variant.n for variant in record.variants.values()} == {12}
     assert record.variants["original"].accuracy > 0.7

@@ -31,6 +31,7 @@ Head = Annotated[
 ]
 Prompts = Annotated[str, typer.Option("--prompts", help="Of a zero-shot head: photo, short, openai, or a template.")]
 Suite = Annotated[str, typer.Option("--suite", help="An embedded suite, whose reference test images are used.")]
+Shift = Annotated[str | None, typer.Option("--shift", help="One of the suite's shifts instead, e.g. clutter.")]
 Data = Annotated[str | None, typer.Option("--data", help="Images of one's own instead, e.g. folder:PATH or csv:PATH.")]
 Masks = Annotated[
     Path | None, typer.Option("--masks", help="Object masks: a folder with CLASS/NAME.png, white on black.")
@@ -47,6 +48,7 @@ def strong_edge(
     head: Head = "zero-shot",
     prompts: Prompts = "photo",
     suite: Suite = "emoji",
+    shift: Shift = None,
     data: Data = None,
     masks: Masks = None,
     images: Images = 402,
@@ -59,15 +61,15 @@ def strong_edge(
 
     Without a model, networks are trained plainly, with hard and with soft edges (about ten minutes on two CPU cores).
 
-    Examples: shiftproof diagnose strong-edge --out runs/strong-edge
+    Example: shiftproof diagnose strong-edge --out runs/strong-edge
 
-    shiftproof diagnose strong-edge --model timm:resnet50.a1_in1k --head own --data folder:photos
+    On one's own: shiftproof diagnose strong-edge --model timm:resnet50.a1_in1k --head own --data folder:photos
     """
     from shiftproof.console import live_progress, print_table
     from shiftproof.diagnosing import run_strong_edge
     from shiftproof.report.windows import clean_table, strong_edge_verdict, window_kinds, window_table
 
-    asked = _asked(classifiers, model, head, prompts, suite, data, masks, images, seed, device)
+    asked = _asked(classifiers, model, head, prompts, suite, shift, data, masks, images, seed, device)
     with live_progress():
         study = run_strong_edge(asked, out, overwrite=overwrite)
     print_table(clean_table(study))
@@ -85,6 +87,7 @@ def backgrounds(
     head: Head = "zero-shot",
     prompts: Prompts = "photo",
     suite: Suite = "emoji",
+    shift: Shift = None,
     data: Data = None,
     masks: Masks = None,
     images: Images = 2136,
@@ -97,13 +100,13 @@ def backgrounds(
 
     The images need object masks: --masks, a CSV's mask column, or the emoji.
 
-    Example: shiftproof diagnose backgrounds runs/demo/zero_shot runs/demo/fine_tuned
+    Example: shiftproof diagnose backgrounds runs/demo/zero_shot runs/demo/fine_tuned --shift clutter
     """
     from shiftproof.console import live_progress, print_table
     from shiftproof.diagnosing import run_backgrounds
     from shiftproof.report.windows import background_table
 
-    asked = _asked(classifiers, model, head, prompts, suite, data, masks, images, seed, device)
+    asked = _asked(classifiers, model, head, prompts, suite, shift, data, masks, images, seed, device)
     with live_progress():
         study = run_backgrounds(asked, out, overwrite=overwrite)
     print_table(background_table(study))
@@ -116,6 +119,7 @@ def _asked(
     head: str,
     prompts: str,
     suite: str,
+    shift: str | None,
     data: str | None,
     masks: Path | None,
     images: int,
@@ -130,6 +134,7 @@ def _asked(
         head=head,
         prompts=prompts,
         suite=suite,
+        shift=shift,
         data=data,
         masks=masks,
         images=images,

@@ -55,8 +55,8 @@ class DiagnosisFile:
 
     ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
     its text tower writes for the data's classes, or keeps its own. With neither, the study trains networks of its own
-    on ``suite``. ``data`` is a data name, else the suite's reference test split; ``masks`` a folder of object masks
-    parallel to it. ``images`` is how many, spread over the classes.
+    on ``suite``. ``data`` is a data name, else the suite's ``shift`` or, without one, its reference's test split;
+    ``masks`` is a folder of object masks parallel to it. ``images`` is how many, spread over the classes.
     """
 
     classifiers: tuple[Path, ...] = ()
@@ -64,6 +64,7 @@ class DiagnosisFile:
     head: str = "zero-shot"
     prompts: str = "photo"
     suite: str = "emoji"
+    shift: str | None = None
     data: str | None = None
     masks: Path | None = None
     images: int = 402
@@ -85,8 +86,8 @@ def run_strong_edge(
     """
     device = choose_device(asked.device)
     own = not (asked.classifiers or asked.models)
-    if own and asked.data:
-        raise InputError("--data needs a model to look at it. Name classifier directories, or --model NAME.")
+    if own and (asked.data or asked.shift):
+        raise InputError("--data and --shift need a model to look at it. Name classifier directories, or --model NAME.")
     suite = _study_suite(asked.suite, asked.seed) if own else None
     images = _images(asked, suite)
     models = {} if own else _models(asked, images)
@@ -131,7 +132,9 @@ def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
         found = load_data(asked.data)
     else:
         suite = suite or load_suite(asked.suite, asked.seed)
-        found = replace(suite.reference.test, name=f"the reference of {suite.name}")
+        shift = suite.reference.name if asked.shift is None else require_choice("shift", asked.shift, suite.test_sets)
+        shown = "the reference" if asked.shift is None else shift
+        found = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
     found = found if asked.masks is None else with_masks(found, asked.masks)
     if asked.images >= len(found):
         return found

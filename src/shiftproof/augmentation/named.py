@@ -25,7 +25,7 @@ _METHODS: Mapping[str, type[Mixing]] = {
 }
 
 
-def mixing_from(asked: str | Mapping[str, Any] | Mixing) -> Mixing | None:
+def mixing_from(asked: str | Mapping[str, Any] | Mixing, what: str = "mixing") -> Mixing | None:
     """The mixing that a run file asks for; None for "none".
 
     A name (``smoothmix-circle``), names with weights (``{smoothmix-circle: 2, cutmix: 1}``: a choice among them), or a
@@ -37,7 +37,7 @@ def mixing_from(asked: str | Mapping[str, Any] | Mixing) -> Mixing | None:
     if isinstance(asked, Mixing):
         return asked
     if isinstance(asked, str):
-        return None if require_choice("mixing", asked, ("none", *MIXINGS)) == "none" else MIXINGS[asked]
+        return None if require_choice(what, asked, ("none", *MIXINGS)) == "none" else MIXINGS[asked]
     if not isinstance(asked, Mapping) or not asked:
         raise InputError(f"mixing is {asked!r}; it must be a name, names with weights, or a method with its settings.")
     if "method" not in asked:

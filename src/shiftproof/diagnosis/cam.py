@@ -188,7 +188,7 @@ def _grad_cam(network: Network, images: Tensor, classes: Tensor, layer: str | No
         if output.any() and not grid.any():
             raise InputError(
                 "the logits read the class token alone behind this layer, so no place gets a gradient. "
-                "Name one before the last mixing of tokens: layer='encoder. ...'."
+                "Name one before the last mixing of tokens with layer=, e.g. 'encoder.blocks.10'."
             )
         return grid.to(torch.float32, copy=True)  # what follows may change it in place
 

@@ -90,7 +90,7 @@ class FinetuneSettings:
         return min(self.warmup_steps, steps // 10)
 
     def _check_mixing(self) -> None:
-        mixer = mixing_from(self.mixing)
+        mixer = mixing_from(self.mixing, "finetune.mixing")
         if isinstance(self.mixing, Mixing):  # settings go into files, so they hold plain values only
             object.__setattr__(self, "mixing", mixing_settings(self.mixing))
         if mixer is not None and mixer.label_smoothing:
