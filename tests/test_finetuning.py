@@ -594,9 +594,9 @@ def test_a_mixing_is_asked_for_by_name_by_settings_or_as_an_object(mixing: Any, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mixing": "cutmx"}, "unknown mixing 'cutmx'.*'cutmix'"),
+        ({"mixing": "cutmx"}, "unknown finetune.mixing 'cutmx'.*'cutmix'"),
         ({"mixing": None}, "mixing is None"),
-        ({"mixing": {"cutmx": 1}}, "unknown mixing 'cutmx'.*'cutmix'"),
+        ({"mixing": {"cutmx": 1}}, "unknown finetune.mixing 'cutmx'.*'cutmix'"),
         ({"mixing": {"method": "cutmx"}}, "unknown mixing method 'cutmx'.*'cutmix'"),
         ({"mixing": {"method": "cutmix", "edge": 2}}, "edge is 2"),
         ({"mixing": {"method": "cutmix", "alpha": 2}}, "unknown setting of cutmix 'alpha'"),
