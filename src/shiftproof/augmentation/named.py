@@ -41,7 +41,7 @@ def mixing_from(asked: str | Mapping[str, Any] | Mixing, what: str = "mixing") -
     if not isinstance(asked, Mapping) or not asked:
         raise InputError(f"mixing is {asked!r}; it must be a name, names with weights, or a method with its settings.")
     if "method" not in asked:
-        members = tuple(mixing_from(require_choice("mixing", str(name), MIXINGS)) for name in asked)
+        members = tuple(mixing_from(require_choice(what, str(name), MIXINGS)) for name in asked)
         return MixChoice(mixings=[m for m in members if m], weights=[_number(w, "weight") for w in asked.values()])
     method = _METHODS[require_choice("mixing method", str(asked["method"]), _METHODS)]
     settings = {key: value for key, value in asked.items() if key != "method"}
