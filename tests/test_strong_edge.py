@@ -1004,8 +1004,12 @@ def nothing_changes(folder: Path) -> Iterator[None]:
     assert stamps(folder) == before
 
 
+class Stopped(Exception):  # noqa: N818
+    """Someone has stopped the study."""
+
+
 def stopped(*_: Any, **__: Any) -> Any:
-    raise KeyboardInterrupt
+    raise Stopped
 
 
 def study_in(folder: str | Path) -> StrongEdgeStudy:
@@ -1057,14 +1061,14 @@ def test_a_study_goes_on_where_it_was_stopped(
 ) -> None:
     asked = DiagnosisFile(images=4, seed=1, device="cpu")
     monkeypatch.setattr(diagnosing, "window_figure", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         run_strong_edge(asked, tmp_path, settings=FEW)
     assert (tmp_path / "measurements.npz").is_file()  # so late was that
     monkeypatch.setattr(diagnosing, "measure_windows", stopped)  # only trainings matter from here on
 
     def again(asked: DiagnosisFile, **how: Any) -> list[str]:
         small.clear()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             run_strong_edge(asked, tmp_path, settings=FEW, **how)
         return list(small)
 

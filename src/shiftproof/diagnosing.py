@@ -96,7 +96,12 @@ def run_strong_edge(
         models = _study_networks(suite, asked, out, device) if suite else models
         measured = {
             name: measure_windows(
-                model, images.relabelled(model.classes), settings or WindowSettings(), seed=asked.seed, device=device
+                model,
+                images.relabelled(model.classes),
+                settings or WindowSettings(),
+                seed=asked.seed,
+                device=device,
+                stage=f"windows {name}",
             )
             for name, model in models.items()
         }

@@ -60,7 +60,13 @@ class WindowMeasurements:
 
 
 def measure_windows(
-    classifier: Classifier, images: ImageSet, settings: WindowSettings, *, seed: int = 0, device: str = "cpu"
+    classifier: Classifier,
+    images: ImageSet,
+    settings: WindowSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    stage: str = "windows",
 ) -> WindowMeasurements:
     """Maps and scores of a classifier on every image, without a window and with each kind of window.
 
@@ -76,7 +82,7 @@ def measure_windows(
         pasted, weights = scene.with_window(window)
         seen = _look(classifier, pasted, scene.labels, device)
         values[window.name] = _measures(seen, clean, weights, scene.masks)
-        progress.report(f"windows {classifier.source}", number + 1, len(windows))
+        progress.report(stage, number + 1, len(windows))
     return WindowMeasurements(map_kind(classifier), images.labels, windows, values)
 
 
