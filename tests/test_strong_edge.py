@@ -1304,7 +1304,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
         ended = call("diagnose", "strong-edge", "--model", "tiny", *data, "--out", "old")
         assert (ended.code, "already holds a diagnosis" in ended.err) == (2, True)
     assert call("diagnose", "strong-edge", *data, "--out", "new") == Ended(
-        2, "", "shiftproof: --data needs a model to look at it. Name classifier directories, or --model NAME.\n"
+        2, "", "shiftproof: --data and --shift need a model to look at it. Name classifier directories, or --model NAME.\n"
     )
     assert not Path("new").exists()
 
@@ -1414,7 +1414,7 @@ def test_what_is_set_goes_before_the_regime(call: Callable[..., Ended], demanded
 def test_an_unknown_mixing_is_a_mistake(call: Callable[..., Ended], demanded: list[sp.RunFile]) -> None:
     ended = call("demo", "--mixing", "smoothmix-circel")
     assert (ended.code, ended.out) == (2, "")
-    assert "unknown mixing 'smoothmix-circel'. Did you mean 'smoothmix-circle'?" in ended.err
+    assert "unknown finetune.mixing 'smoothmix-circel'. Did you mean 'smoothmix-circle'?" in ended.err
     assert demanded == []
 
 
