@@ -209,7 +209,11 @@ def test_the_edge_goes_from_hard_to_soft_in_small_steps(
     masks = soft_mask(kind, (48, 64), *places, edges)
     assert torch.equal(masks[0], hard_mask(kind, (48, 64), *(x[:1] for x in places))[0])
     steps = (masks[1:] - masks[:-1]).abs().mean((1, 2))
-    assert steps.max() < 0.02
+    # A convex border inside the image is no longer than the image's own. Pixels right outside a hard one jump to 1 in
+    # the first step, and by a half at most in every later one.
+    ring = 2 * (48 + 64) / (48 * 64)
+    assert steps.max() < ring
+    assert steps[1:].max() < ring / 2
     assert steps.sum() > 0.01
 
 
