@@ -320,6 +320,7 @@ FINETUNE = st.fixed_dictionaries(
         "lr": st.floats(0, 1),
         "crop_scale": st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(sorted),
         "label_smoothing": st.floats(0, 1),
+        "ema_decay": st.floats(0, 0.99),
     },
 )
 SHIFT = st.fixed_dictionaries(

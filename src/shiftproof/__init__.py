@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
+    from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import wise_ft
     from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+    from shiftproof.ensembling.soups import SoupRecord, greedy_soup, model_stock_soup, uniform_soup
     from shiftproof.errors import IncompatibleWeightsError, InputError, ShiftproofError
     from shiftproof.evaluation.calibration import calibration_error
     from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
@@ -105,8 +107,10 @@ _MODULES = {
         "load_suite",
         "own_suite",
     ),
+    "ensembling.batch_norm": ("has_batch_norm", "reestimate_batch_norm"),
     "ensembling.ensembles": ("wise_ft",),
     "ensembling.path": ("choose_alpha", "sweep_alpha"),
+    "ensembling.soups": ("SoupRecord", "greedy_soup", "model_stock_soup", "uniform_soup"),
     "errors": ("IncompatibleWeightsError", "InputError", "ShiftproofError"),
     "evaluation.calibration": ("calibration_error",),
     "evaluation.intervals": ("accuracy_interval", "bootstrap_interval"),
@@ -151,6 +155,7 @@ __all__ = [
     "ShiftSuite",
     "ShiftproofError",
     "SmoothMix",
+    "SoupRecord",
     "WindowSettings",
     "accuracy",
     "accuracy_interval",
@@ -168,7 +173,9 @@ __all__ = [
     "export_suite",
     "finetune",
     "fingerprint",
+    "greedy_soup",
     "hard_mask",
+    "has_batch_norm",
     "interpolate_weights",
     "load_classifier",
     "load_clip",
@@ -180,11 +187,13 @@ __all__ = [
     "measure_windows",
     "mix_images",
     "mix_targets",
+    "model_stock_soup",
     "one_hot",
     "own_head_classifier",
     "own_suite",
     "predict",
     "pretrain",
+    "reestimate_batch_norm",
     "render_report",
     "run_pipeline",
     "save_classifier",
@@ -193,6 +202,7 @@ __all__ = [
     "strong_edge_study",
     "sweep_alpha",
     "train_from_scratch",
+    "uniform_soup",
     "wise_ft",
     "with_masks",
     "zero_shot_classifier",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shiftproof.diagnose_cli import diagnose
+from shiftproof.merge_cli import merge
 from shiftproof.options import (
     Corrupt,
     Device,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 
 app.add_typer(diagnose)
+app.command()(merge)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,6 +109,74 @@ class PathRecord:
 
 
 @dataclass(frozen=True)
+class MeanRecord:
+    """A mean over ``n`` samples with its interval; None where no sample has a value."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """What a rule for alpha came to: the alpha it chose, accuracies there, and their differences to alpha 0.5.
+
+    A rule reads no shift. An ``oracle`` does: it took the alpha that is best on ``set`` ("mean": on the mean), and is
+    for the report only. ``mean`` is over the sets that ``RulesRecord.averaged`` names, None where there are none;
+    intervals are paired, sample by sample.
+    """
+
+    rule: str
+    alpha: float
+    accuracy: Mapping[str, float]
+    difference: Mapping[str, MeanRecord]
+    mean: float | None
+    mean_difference: MeanRecord | None
+    oracle: bool = False
+    set: str | None = None
+
+
+@dataclass(frozen=True)
+class RulesRecord:
+    """The rules that choose alpha compared on one path, the oracles beside them; ``rules.json`` is its JSON form."""
+
+    reference: str
+    shifts: tuple[str, ...]
+    averaged: tuple[str, ...]
+    tolerance: float
+    level: float
+    rules: tuple[RuleRecord, ...]
+
+    def rule(self, name: str, of_set: str | None = None) -> RuleRecord:
+        """What a rule came to, or the oracle of a set; an InputError names those that there are."""
+        for record in self.rules:
+            if (record.rule, record.set) == (name, of_set):
+                return record
+        known = [record.rule if record.set is None else f"{record.rule} of {record.set}" for record in self.rules]
+        asked = name if of_set is None else f"{name} of {of_set}"
+        raise InputError(f"there is no rule {asked!r}. Compared: {listed(known)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return dict(_plain(asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RulesRecord:
+        """The inverse of ``to_json``."""
+        rules = tuple(
+            RuleRecord(
+                **{
+                    **entry,
+                    "difference": _means(entry["difference"]),
+                    "mean_difference": None if entry["mean_difference"] is None else _mean(entry["mean_difference"]),
+                }
+            )
+            for entry in value["rules"]
+        )
+        return cls(**{**value, **{n: tuple(value[n]) for n in ("shifts", "averaged")}, "rules": rules})
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a whole run measured; ``summary.json`` is its JSON form.
 
@@ -198,6 +266,57 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class MergeInput:
+    """One input of a merge; ``fingerprint`` covers names, dtypes, shapes and bytes, whatever the order and shards.
+
+    It is None before the input was read, in a dry run.
+    """
+
+    path: str
+    role: str
+    library: str
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """What a merge of checkpoint files did, or in a dry run would do, for one output; ``merge.json`` is its JSON form.
+
+    ``alpha`` is None where entries have alphas of their own (then in ``alphas``) or the method knows none; ``members``
+    are the inputs that a greedy soup took, ``scores`` what its trials came to. Every entry of the output stands in one
+    of ``interpolated`` (floating point, combined), ``copied`` (from one input, bit for bit) and ``missing`` (some
+    input lacks it; kept from the first that has it). ``tied`` maps names to those whose memory they share in all
+    inputs; ``batch_norm`` are the averaged running statistics. ``files`` gives the bytes of every weights file.
+    """
+
+    method: str
+    paper: str
+    out: str
+    inputs: tuple[MergeInput, ...]
+    alpha: float | None
+    interpolated: tuple[str, ...]
+    files: Mapping[str, int]
+    copied_files: tuple[str, ...]
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    batch_norm: tuple[str, ...] = ()
+    members: tuple[int, ...] = ()
+    scores: tuple[Mapping[str, Any], ...] = ()
+    fingerprint: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return sum(self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {"schema": SCHEMA, **_plain(asdict(self))}
+
+
+@dataclass(frozen=True)
 class BackgroundRecord:
     """One model on objects and backgrounds put together anew: accuracy by variant, and the background gap.
 
@@ -242,15 +361,6 @@ class BackgroundStudy:
             for name, entry in value["models"].items()
         }
         return cls(**{**value, "models": models})
-
-
-@dataclass(frozen=True)
-class MeanRecord:
-    """A mean over ``n`` samples with its interval; None where no sample has a value."""
-
-    value: float | None
-    interval: tuple[float, float] | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -332,10 +442,11 @@ class WindowExample:
 
 
 def _means(value: Mapping[str, Mapping[str, Any]]) -> dict[str, MeanRecord]:
-    return {
-        name: MeanRecord(mean["value"], None if mean["interval"] is None else _pair(mean["interval"]), mean["n"])
-        for name, mean in value.items()
-    }
+    return {name: _mean(mean) for name, mean in value.items()}
+
+
+def _mean(value: Mapping[str, Any]) -> MeanRecord:
+    return MeanRecord(value["value"], None if value["interval"] is None else _pair(value["interval"]), value["n"])
 
 
 def _summary_entry(record: AccuracyRecord) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +40,51 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A clean directory beside ``out`` to write to, for what ``move_into_place`` then puts there whole.
+
+    Its name is fixed and its lock held, so that a process which was killed leaves nothing that the next one does not
+    clear away, and two cannot write one output.
+    """
+    staging = out.with_name(f".{out.name}.partial")
+    with locked(staging):
+        replaced = _replaced(out)
+        if replaced.exists() and not out.exists():  # killed between the two renames
+            replaced.rename(out)
+        made = staging / "made"
+        for leftover in (made, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        made.mkdir()
+        try:
+            yield made
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_into_place(made: Path, out: Path) -> None:
+    """Renames a staged file or directory to ``out``; what stands there is deleted once the new one is in place."""
+    if made.is_dir() and out.exists():
+        out.rename(_replaced(out))
+    os.replace(made, out)
+    sync_directory(out.parent)
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames in a directory outlast a power failure, where the system can."""
+    if sys.platform != "win32":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f".{out.name}.replaced")
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -179,9 +179,8 @@ def combine(tensors: Sequence[Tensor], coefficients: Sequence[float], out: Tenso
     live = [i for i, share in enumerate(coefficients) if share]
     first = tensors[live[0]].detach()
     out = torch.empty_like(first, memory_format=torch.contiguous_format) if out is None else out
-    if not first.is_floating_point() and not first.is_complex():
+    if not is_combined(first, coefficients):
         live = [max(live, key=lambda i: (coefficients[i], i))]
-    if len(live) == 1:
         return out.copy_(tensors[live[0]].detach())
     if len(live) == 2:
         return _lerp(first, tensors[live[1]].detach(), coefficients[live[1]], out)
@@ -192,6 +191,11 @@ def combine(tensors: Sequence[Tensor], coefficients: Sequence[float], out: Tenso
         # Steps away from the first, and not a sum of parts: equal inputs stay equal to the last bit.
         moved.add_(tensors[i].detach().to(wide) - base, alpha=coefficients[i])
     return _infinities_kept(out.copy_(moved.add_(base)), [tensors[i].detach() for i in live])
+
+
+def is_combined(entry: Tensor, coefficients: Sequence[float]) -> bool:
+    """Whether an entry is computed from several inputs, and not copied from one."""
+    return (entry.is_floating_point() or entry.is_complex()) and sum(map(bool, coefficients)) > 1
 
 
 def require_compatible(*inputs: Mapping[str, Entry]) -> None:
@@ -231,7 +235,7 @@ def described(entry: Entry) -> str:
 def _lerp(x: Tensor, y: Tensor, alpha: float, out: Tensor) -> Tensor:
     # torch.lerp and not (1 - a) x + a y: equal ends stay equal to the last bit. On half-precision entries it computes
     # in float32 and rounds once by itself, which spares two passes over fresh memory (a test holds it to that).
-    if x.dtype.itemsize == 1:  # float8 knows no arithmetic
+    if x.dtype.itemsize == 1 or x.dtype != y.dtype:  # float8 knows no arithmetic; what an adapter made is wide
         return _infinities_kept(out.copy_(torch.lerp(x.float(), y.float(), alpha)), [x, y])
     return _infinities_kept(torch.lerp(x, y, alpha, out=out), [x, y])
 

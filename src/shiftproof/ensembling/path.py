@@ -1,25 +1,41 @@
-"""The alpha path from zero-shot to fine-tuned, and the rules that choose a point on it."""
+"""The alpha path from zero-shot to fine-tuned, the rules that choose a point on it, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TypeAlias
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from shiftproof import progress
-from shiftproof.data.batches import decoded_once
+from shiftproof.data.batches import decoded_once, evaluation_batches
+from shiftproof.data.loading import Preprocessing
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite
-from shiftproof.errors import InputError, require_between, require_choice
-from shiftproof.evaluation.intervals import accuracy_interval
+from shiftproof.ensembling.ensembles import mixed_logits
+from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
+from shiftproof.evaluation.intervals import LEVEL, accuracy_interval
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.evaluation.predictions import Predictions, predict
-from shiftproof.models.classifier import Classifier, require_same_task
-from shiftproof.records import PathPoint, PathRecord
-from shiftproof.weights import interpolate_weights
+from shiftproof.evaluation.predictions import BATCH_SIZE, Predictions, require_its_classes
+from shiftproof.models.classifier import Classifier, Network, require_same_task
+from shiftproof.records import MeanRecord, PathPoint, PathRecord, RuleRecord, RulesRecord
+from shiftproof.weights import combine, path_coefficients, require_compatible
 
 FIXED_ALPHA = 0.5
 RULES = ("fixed", "reference", "tolerance")
+SPACES = ("weights", "outputs")
+MEAN = "mean"
 # What a sweep hands on for every model it ran: alpha, the set's name, the predictions.
 Keep: TypeAlias = Callable[[float, str, Predictions], object]
+# How many of a set's images an alpha named right in an earlier sweep; None where it is not known.
+Kept: TypeAlias = Callable[[float, str], int | None]
+# A batch's logits at each of some alphas, in their order.
+_Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
+_DRAWS = 2000
 
 
 def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
@@ -38,39 +54,63 @@ def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
     return grid
 
 
+def path_sets(suite: ShiftSuite) -> dict[str, ImageSet]:
+    """The sets that a path is measured on, by name: the reference's validation split and every test set."""
+    return {VALIDATION: suite.reference.validation, **suite.test_sets}
+
+
 def sweep_alpha(
     zero_shot: Classifier,
     fine_tuned: Classifier,
     suite: ShiftSuite,
     alphas: int | Sequence[float] = 11,
     *,
+    space: str = "weights",
     device: str = "cpu",
     keep: Keep | None = None,
+    kept: Kept | None = None,
 ) -> PathRecord:
     """Accuracy along the alpha path: on the reference's validation and test splits and on every shift.
 
-    ``keep`` is called with the predictions of each (alpha, set), validation included.
+    Every image is decoded once and seen by all alphas, whose weights are interpolated in place into one working copy
+    of the network; the logits are those of ``wise_ft`` at each alpha, bit for bit. ``space="outputs"`` interpolates
+    the ends' logits instead (``output_ensemble``). Where only the head differs, both are one function, and the
+    encoder runs once for all alphas. ``keep`` is called with the predictions of each (alpha, set), validation
+    included; for its sake the logits of all alphas on one set are held. Pairs that ``kept`` knows are not run again.
+
+    >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
+    >>> suite = load_suite("emoji")
+    >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    >>> sweep_alpha(zero, zero, suite, 3, kept=lambda alpha, name: 9).alphas
+    (0.0, 0.5, 1.0)
     """
-    grid = alpha_grid(alphas)
-    sets = {VALIDATION: suite.reference.validation, **suite.test_sets}
-    correct: dict[str, list[tuple[int, int]]] = {name: [] for name in sets}
-    total = len(grid) * sum(len(images) for images in sets.values())
-    done = 0
     require_same_task(zero_shot, fine_tuned)
-    ends = zero_shot.state_dict(), fine_tuned.state_dict()
+    grid, sets, along = alpha_grid(alphas), path_sets(suite), _along(zero_shot, fine_tuned, space, device)
+    for images in sets.values():
+        require_its_classes(zero_shot, images)
+    correct = {
+        name: {alpha: count for alpha in grid if kept and (count := kept(alpha, name)) is not None} for name in sets
+    }
+    done = sum(len(images) * len(correct[name]) for name, images in sets.items())
+    total = len(grid) * sum(map(len, sets.values()))
+
+    def seen(images: int) -> None:
+        nonlocal done
+        done += images
+        progress.report("sweep", done, total)
+
     for name, images in sets.items():
-        decoded = decoded_once(images, zero_shot.preprocessing)
-        for alpha in grid:
-            # One interpolated model at a time: eleven of a large one would not fit.
-            model = zero_shot.with_weights(interpolate_weights(*ends, alpha))
-            predictions = predict(model, decoded, device=device)
-            right = round(accuracy(predictions.logits, predictions.labels) * len(images))
-            correct[name].append((right, len(images)))
-            if keep is not None:
-                keep(alpha, name, predictions)
-            done += len(images)
-            progress.report("sweep", done, total)
-    points = [_point(i, alpha, correct) for i, alpha in enumerate(grid)]
+        missing = [alpha for alpha in grid if alpha not in correct[name]]
+        if missing:
+            batches = _batches(images, zero_shot.preprocessing, device)
+            found = _measured(along, batches, images, missing, seen, with_logits=keep is not None)
+            for alpha, (right, logits) in found.items():
+                correct[name][alpha] = right
+                if keep is not None:
+                    keep(alpha, name, Predictions(images.ids, images.labels, np.concatenate(logits), images.groups))
+    points = [
+        _point(alpha, {name: (correct[name][alpha], len(images)) for name, images in sets.items()}) for alpha in grid
+    ]
     return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
 
 
@@ -79,6 +119,10 @@ def choose_alpha(path: PathRecord, rule: str = "fixed", *, tolerance: float = 0.
 
     ``fixed`` is 0.5. ``reference`` is the best on the reference's validation split, ties toward zero-shot.
     ``tolerance`` is the smallest alpha whose validation accuracy is within ``tolerance`` of the best.
+
+    >>> points = [PathPoint(alpha, held_out, {}, {}) for alpha, held_out in ((0, 0.70), (0.5, 0.79), (1, 0.8))]
+    >>> [choose_alpha(PathRecord("photo", (), tuple(points)), rule, tolerance=0.01) for rule in RULES]
+    [0.5, 1, 0.5]
     """
     require_choice("alpha rule", rule, RULES)
     if rule == "fixed":
@@ -89,8 +133,188 @@ def choose_alpha(path: PathRecord, rule: str = "fixed", *, tolerance: float = 0.
     return min(point.alpha for point in path.points if point.validation >= best - allowed - 1e-12)
 
 
-def _point(i: int, alpha: float, correct: Mapping[str, list[tuple[int, int]]]) -> PathPoint:
-    counts = {name: entries[i] for name, entries in correct.items()}
+def compare_alphas(
+    path: PathRecord,
+    correct: Mapping[float, Mapping[str, NDArray[np.bool_]]],
+    averaged: Sequence[str] | None = None,
+    *,
+    tolerance: float = 0.01,
+    seed: int = 0,
+) -> RulesRecord:
+    """What each rule's alpha gives on every set, and its difference to alpha 0.5 with paired bootstrap intervals.
+
+    ``correct[alpha][set]`` (N,) says which samples an alpha names right; ``averaged`` are the shifts whose mean is
+    told (else all). The oracles beside the rules take the alpha that is best on a set, or on that mean, and are marked.
+    Raises an InputError where alpha 0.5 is not on the path, or samples are missing.
+
+    >>> points = [PathPoint(alpha, 0.5, {"photo": share}, {}) for alpha, share in ((0.5, 0.5), (1.0, 1.0))]
+    >>> right = {0.5: {"photo": np.array([True, False])}, 1.0: {"photo": np.array([True, True])}}
+    >>> oracle = compare_alphas(PathRecord("photo", (), tuple(points)), right).rule("oracle", "photo")
+    >>> oracle.alpha, oracle.difference["photo"].value, oracle.oracle
+    (1.0, 0.5, True)
+    """
+    averaged = path.shifts if averaged is None else tuple(averaged)
+    path.at(FIXED_ALPHA)
+    _require_samples(path, correct)
+    records = tuple(
+        _rule_record(path, correct, averaged, choice, seed) for choice in _choices(path, averaged, tolerance)
+    )
+    return RulesRecord(path.reference, path.shifts, averaged, tolerance, LEVEL, records)
+
+
+def _choices(path: PathRecord, averaged: Sequence[str], tolerance: float) -> list[tuple[str, float, str | None]]:
+    """Every rule with its alpha, and the oracles with what they read."""
+    chosen: list[tuple[str, float, str | None]] = [
+        (rule, choose_alpha(path, rule, tolerance=tolerance), None) for rule in RULES
+    ]
+    chosen += [("oracle", alpha, name) for name, alpha in path.oracle().items()]
+    if averaged:
+        best = max(path.points, key=lambda point: (_mean(point, averaged), -point.alpha))
+        chosen.append(("oracle", best.alpha, MEAN))
+    return chosen
+
+
+def _rule_record(
+    path: PathRecord,
+    correct: Mapping[float, Mapping[str, NDArray[np.bool_]]],
+    averaged: Sequence[str],
+    choice: tuple[str, float, str | None],
+    seed: int,
+) -> RuleRecord:
+    rule, alpha, of_set = choice
+    point, base = path.at(alpha), correct[FIXED_ALPHA]
+    sets = (path.reference, *path.shifts)
+    moved = {name: correct[alpha][name].astype(np.int8) - base[name].astype(np.int8) for name in sets}
+    return RuleRecord(
+        rule=rule,
+        alpha=alpha,
+        accuracy={name: point.accuracy[name] for name in sets},
+        difference={name: _difference([moved[name]], seed) for name in sets},
+        mean=_mean(point, averaged) if averaged else None,
+        mean_difference=_difference([moved[name] for name in averaged], seed) if averaged else None,
+        oracle=of_set is not None,
+        set=of_set,
+    )
+
+
+def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: str) -> _Along:
+    """How a batch becomes the logits of every alpha, with both ends on the device."""
+    require_choice("space", space, SPACES)
+    first, second = (end.network_on(device) for end in (zero_shot, fine_tuned))
+    require_compatible(first.state_dict(), second.state_dict())
+    if _one_encoder(first, second):
+        return _mixing(lambda images: _two_heads(first, second, images))
+    if space == "outputs":
+        return _mixing(lambda images: (first(images), second(images)))
+    return _interpolating(first, second)
+
+
+def _interpolating(first: Network, second: Network) -> _Along:
+    """One network whose weights are moved along the path, batch by batch: three copies of the weights in all."""
+    working = deepcopy(first)
+    ends, inside = (first.state_dict(), second.state_dict()), working.state_dict()
+
+    def logits(images: Tensor, alphas: Sequence[float]) -> Iterator[Tensor]:
+        for alpha in alphas:
+            for name, shares in path_coefficients(inside, alpha).items():
+                combine([end[name] for end in ends], shares, out=inside[name])
+            yield working(images)
+
+    return logits
+
+
+def _mixing(ends: Callable[[Tensor], tuple[Tensor, Tensor]]) -> _Along:
+    """The ends' logits, interpolated."""
+
+    def logits(images: Tensor, alphas: Sequence[float]) -> Iterator[Tensor]:
+        zero_shot, fine_tuned = ends(images)
+        for alpha in alphas:
+            yield mixed_logits(zero_shot, fine_tuned, alpha)
+
+    return logits
+
+
+def _two_heads(first: Network, second: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+    features = first.features(images)
+    return first.head(features), second.head(features)
+
+
+def _one_encoder(first: Network, second: Network) -> bool:
+    """Whether two networks differ in the head alone."""
+    other = second.encoder.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in first.encoder.state_dict().items())
+
+
+def _batches(images: ImageSet, preprocessing: Preprocessing, device: str) -> Iterator[Tensor]:
+    """The batches that ``predict`` makes, on the device."""
+    if torch.device(device).type != "cpu":
+        for batch in evaluation_batches(images, preprocessing, BATCH_SIZE):
+            yield batch.to(device)
+        return
+    for start in range(0, len(images), BATCH_SIZE):
+        # Not ahead of the model but between its passes: each core has a part of every layer to compute, so that a
+        # thread which decodes beside them holds up all.
+        few = images.subset(range(start, min(start + BATCH_SIZE, len(images))))
+        yield from evaluation_batches(decoded_once(few, preprocessing), preprocessing, BATCH_SIZE)
+
+
+def _measured(
+    along: _Along,
+    batches: Iterable[Tensor],
+    images: ImageSet,
+    alphas: Sequence[float],
+    seen: Callable[[int], None],
+    *,
+    with_logits: bool,
+) -> dict[float, tuple[int, list[NDArray[np.float32]]]]:
+    """One pass over a set: how many images each alpha names right and, where asked for, the logits of its batches."""
+    right = dict.fromkeys(alphas, 0)
+    logits: dict[float, list[NDArray[np.float32]]] = {alpha: [] for alpha in alphas}
+    start = 0
+    with torch.inference_mode():
+        for batch in batches:
+            labels = images.labels[start : start + len(batch)]
+            start += len(batch)
+            for alpha, found in zip(alphas, along(batch, alphas), strict=True):
+                rows = found.float().cpu().numpy()
+                right[alpha] += round(accuracy(rows, labels) * len(labels))
+                if with_logits:
+                    logits[alpha].append(rows)
+                seen(len(labels))
+    return {alpha: (right[alpha], logits[alpha]) for alpha in alphas}
+
+
+def _mean(point: PathPoint, sets: Sequence[str]) -> float:
+    return sum(point.accuracy[name] for name in sets) / len(sets)
+
+
+def _difference(moved: Sequence[NDArray[np.int8]], seed: int) -> MeanRecord:
+    """The mean over sets of per-sample differences in correctness (-1, 0, 1), each set resampled by itself."""
+    generator, values, drawn = np.random.default_rng(seed), [], np.zeros(_DRAWS)
+    for signs in moved:
+        counts = np.bincount(signs + 1, minlength=3)
+        # N picks from three values are one multinomial draw: what bootstrap_interval does, in a thousandth of its time.
+        picked = generator.multinomial(len(signs), counts / len(signs), size=_DRAWS)
+        drawn += (picked[:, 2] - picked[:, 0]) / len(signs)
+        values.append(float(counts[2] - counts[0]) / len(signs))
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn / len(moved), [tail, 1 - tail])
+    return MeanRecord(sum(values) / len(values), (float(low), float(high)), sum(map(len, moved)))
+
+
+def _require_samples(path: PathRecord, correct: Mapping[float, Mapping[str, NDArray[np.bool_]]]) -> None:
+    """Raises an InputError where an alpha or a set of the path has no samples, or sets differ in length by alpha."""
+    for alpha in path.alphas:
+        for name in (path.reference, *path.shifts):
+            found = correct.get(alpha, {}).get(name)
+            if found is None:
+                raise InputError(
+                    f"the predictions of alpha {alpha:g} on {name} are missing. Sweep with keep= for them."
+                )
+            require_equal_length(f"the predictions of two alphas on {name}", found, correct[FIXED_ALPHA][name])
+
+
+def _point(alpha: float, counts: dict[str, tuple[int, int]]) -> PathPoint:
     hits, n = counts.pop(VALIDATION)
     return PathPoint(
         alpha=alpha,

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from shiftproof.errors import InputError, listed, require_between
 
 # What a tower's numbered blocks are called, and what stands behind the last of them.
-_BLOCK = re.compile(r"^((?:.*?\.)?)(?:resblocks|blocks|layers|layer|stages)((?:\.?\d+)(?:\.(?:blocks\.)?\d+)*)(?=\.)")
+_BLOCK = re.compile(
+    r"^((?:.*?\.)??)(?:resblocks|blocks|layers|layer|stages)((?:\.?\d+)(?:\.(?:(?:blocks|layers)\.)?\d+)*)(?=\.)"
+)
 _BEHIND = re.compile(
     r"(?<!patch_embed)(?<!stem)(?:^|\.)(?:norm|ln_post|ln_final|post_layernorm|final_layer_norm|fc_norm|attnpool|attn_pool|"
     r"head|classifier|fc|proj|visual_projection|text_projection|logit_scale|logit_bias)(?:\.|$)"

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError
 from shiftproof.evaluation.metrics import Scores
-from shiftproof.models.classifier import Classifier
 from shiftproof.storage import write_atomically
 
+# Every evaluation's, since logits depend on it in their last bits.
+BATCH_SIZE = 256
 # What numpy raises for files that are absent, cut, damaged or of other content.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 
@@ -37,23 +43,31 @@ class Predictions:
     groups: tuple[str, ...] | None = None
 
 
+class Predictor(Protocol):
+    """What can be run over a set: a classifier, or anything else with its classes, preprocessing and logits."""
+
+    @property
+    def classes(self) -> ClassSpace: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    def network_on(self, device: str) -> Callable[[Tensor], Tensor]:
+        """(B, 3, size, size) inputs on the device to (B, K) logits, as in evaluation."""
+        ...
+
+
 def predict(
-    classifier: Classifier,
+    classifier: Predictor,
     images: ImageSet,
     *,
     device: str = "cpu",
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     stage: str = "predict",
 ) -> Predictions:
     """The logits of every image of a set, in the set's order, in float32.
 
     Raises an InputError where the set's class space is not the classifier's.
     """
-    if images.classes.ids != classifier.classes.ids:
-        raise InputError(
-            f"{images.name} is labelled in another class space than the classifier's. "
-            "Load it with classes=classifier.classes, which matches by name."
-        )
+    require_its_classes(classifier, images)
     network = classifier.network_on(device)
     logits = []
     with torch.inference_mode():
@@ -61,6 +75,15 @@ def predict(
             logits.append(network(batch.to(device)).float().cpu().numpy())
             progress.report(stage, min(len(logits) * batch_size, len(images)), len(images))
     return Predictions(images.ids, images.labels, np.concatenate(logits), images.groups)
+
+
+def require_its_classes(classifier: Predictor, images: ImageSet) -> None:
+    """Raises an InputError unless a set is labelled in the classifier's class space."""
+    if images.classes.ids != classifier.classes.ids:
+        raise InputError(
+            f"{images.name} is labelled in another class space than the classifier's. "
+            "Load it with classes=classifier.classes, which matches by name."
+        )
 
 
 def save_predictions(predictions: Predictions, path: Path) -> Path:

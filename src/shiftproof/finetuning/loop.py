@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from shiftproof import progress
 from shiftproof.augmentation.plans import mix_images
@@ -40,8 +41,9 @@ def finetune(
     """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` stays as it was.
 
     The validation split is scored after each epoch, for the history in ``training`` only: the last weights are
-    returned, none are picked. A shift is never read. Where the loss is not finite, the weights of the last
-    epoch that ended well are saved to ``keep`` (if given) and a TrainingError says which step it was.
+    returned, none are picked. A shift is never read. Where ``settings.ema_decay`` asks for averaged weights, these are
+    what is scored and returned. Where the loss is not finite, the weights of the last epoch that ended well are saved
+    to ``keep`` (if given) and a TrainingError says which step it was.
     """
     train, validation = suite.reference.train, suite.reference.validation
     if train.classes.ids != start.classes.ids:
@@ -51,6 +53,7 @@ def finetune(
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
+    average = debiased_ema(network, settings.ema_decay) if settings.ema_decay else None
     steps, warmup = settings.steps(len(train)), settings.warmup(settings.steps(len(train)))
 
     def positions(step: int) -> list[int]:
@@ -76,9 +79,12 @@ def finetune(
             optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
         except TrainingError as error:
             raise _stopped(error, step, good, history, keep) from error
+        if average is not None:
+            average.update_parameters(network)
         losses.append(loss.item())
         if _ends_epoch(step, steps, settings.batch_size, len(train)):
-            reached = _snapshot(start, network, parent, training | {"history": [dict(entry) for entry in history]})
+            ended = network if average is None else average.module
+            reached = _snapshot(start, ended, parent, training | {"history": [dict(entry) for entry in history]})
             found = predict(reached, validation, device=device, stage="validate")
             if not np.isfinite(found.logits).all():
                 raise _stopped(TrainingError("the validation logits are not finite"), step, good, history, keep)
@@ -92,6 +98,30 @@ def finetune(
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Cross-entropy of (B, K) logits with (B,) labels, or (B, K) soft targets."""
     return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's parameters without a trace of where they began (WiSE-FT, on EMA).
+
+    With e_t = decay e_(t-1) + (1 - decay) theta_t and e_0 = 0 it is e_t / (1 - decay^t), so that the average is one
+    end of the alpha path: alpha = 1 - decay^T between theta_0 and it is the usual average that begins at theta_0.
+    ``update_parameters(model)`` takes in a step's weights; buffers (batch-norm statistics) are always the last.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> average = debiased_ema(model, 0.5)
+    >>> for weight in (3.0, 6.0):
+    ...     _ = nn.init.constant_(model.weight, weight)
+    ...     average.update_parameters(model)
+    >>> average.module.weight.item()
+    5.0
+    """
+
+    def take_in(averages: Sequence[Tensor], weights: Sequence[Tensor], taken: Tensor | int) -> None:
+        share = (1 - decay) / (1 - decay ** (int(taken) + 1))
+        for mean, weight in zip(averages, weights, strict=True):
+            mean.lerp_(weight, share)
+
+    return AveragedModel(model, multi_avg_fn=take_in)
 
 
 def _freeze(network: Network, recipe: str) -> None:
@@ -108,7 +138,7 @@ def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
 
 
 def _snapshot(
-    start: Classifier, network: Network, parent: Mapping[str, str], training: Mapping[str, Any]
+    start: Classifier, network: nn.Module, parent: Mapping[str, str], training: Mapping[str, Any]
 ) -> Classifier:
     weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     return start.with_weights(weights, head="trained", alpha=None, parents=(parent,), training=training)

@@ -26,6 +26,8 @@ class FinetuneSettings:
     takes: a weighted choice, a method with its settings, a ``SmoothMix`` object. ``mixing_probability`` is that of a
     sample to be mixed (None: the mixing's own, 1 unless set); the last ``mixing_off_epochs`` epochs do not mix.
 
+    With ``ema_decay`` above 0 the result is the debiased exponential moving average of the weights (``debiased_ema``).
+
     >>> from shiftproof.augmentation.mixing import SmoothMix
     >>> FinetuneSettings(mixing=SmoothMix(kind="square")).mixing
     {'method': 'smoothmix', 'kind': 'square'}
@@ -46,6 +48,7 @@ class FinetuneSettings:
     mixing: Any = "none"
     mixing_probability: float | None = None
     mixing_off_epochs: int = 0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         require_choice("finetune.recipe", self.recipe, RECIPES)
@@ -57,6 +60,10 @@ class FinetuneSettings:
         require_at_least("finetune.warmup_steps", self.warmup_steps, 0)
         require_between("finetune.clip_norm", self.clip_norm, 1e-12, LARGEST)
         require_between("finetune.label_smoothing", self.label_smoothing, 0, 1)
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(
+                f"finetune.ema_decay is {self.ema_decay}; it must be 0 (no averaging) or more and below 1, e.g. 0.99."
+            )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"finetune.crop_scale is {self.crop_scale}; it must be two rising shares in (0, 1].")
 

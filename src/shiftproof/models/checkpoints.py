@@ -1,16 +1,98 @@
-"""State dicts on disk: safetensors in and out, never pickle."""
+"""State dicts on disk: every layout is read, memory-mapped; safetensors are written; pickles are never run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shiftproof.errors import InputError
-from shiftproof.storage import write_atomically
+from shiftproof.errors import InputError, listed
+from shiftproof.storage import read_json, write_atomically
+
+INDEX = ".index.json"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# What a weights file may be called in a directory; the library named by the config reads the first that is there.
+_NAMES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+_OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_CONFIGS = {
+    "classifier.json": "shiftproof",
+    "adapter_config.json": "peft",
+    "open_clip_config.json": "open_clip",
+    "config.json": "transformers",
+}
+# Where trainers keep the state dict among other things, and what wrappers put before every name.
+_NESTED = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "ema_model.")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict that stays on disk: its tensors are memory-mapped and cost no memory until they are looked at.
+
+    ``library`` is the one that the directory's config belongs to ("safetensors" or "torch" for a bare file);
+    ``shards`` tells which names every weights file holds, ``ties`` which names share another's memory, ``metadata`` is
+    that of the first safetensors file, ``index`` that of the shards' index.
+    """
+
+    path: Path
+    library: str
+    tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
+    shards: Mapping[str, tuple[str, ...]] = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where configs and tokenizer stand, if anywhere."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens safetensors (one file, or sharded with an index), ``.pt``/``.bin`` state dicts and model directories.
+
+    Directories may be a classifier's, open_clip's, transformers' or peft's. A torch file is read with ``weights_only``:
+    it may nest its state dict under ``state_dict`` or ``model``, and wrapper prefixes (``module.``) are taken off. An
+    InputError says so where a file is missing, damaged or more than tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        library = next((name for config, name in _CONFIGS.items() if (path / config).is_file()), "safetensors")
+        return _opened(path, library, _weights_in(path, library))
+    if not path.is_file():
+        raise InputError(f"the checkpoint {path} does not exist. Check the path.")
+    suffixes = (".safetensors", INDEX, *TORCH_SUFFIXES)
+    if not path.name.endswith(suffixes):
+        raise InputError(f"{path} is no checkpoint: its name must end with {listed(suffixes)}, or be a directory.")
+    return _opened(path, "torch" if path.suffix in TORCH_SUFFIXES else "safetensors", path)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -27,3 +109,180 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
     """Writes tensors as safetensors, atomically; tied tensors are written out each."""
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"}))
+
+
+class SafetensorsWriter:
+    """Writes a safetensors file piece by piece: the header at once, then the bytes of every tensor in ``order``.
+
+    The file is on the disk when the writer closes; whoever uses it renames the file into place.
+    """
+
+    def __init__(self, path: Path, entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        # As safetensors itself orders them: wide dtypes first, so that every tensor is aligned.
+        self.order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+        self._file = path.open("wb")
+        self._file.write(_header({name: entries[name] for name in self.order}, metadata))
+        self._started = 0
+
+    def write(self, piece: Tensor) -> None:
+        """The next bytes: a contiguous piece, on the CPU, of the next tensor in ``order``."""
+        self._file.write(piece.view(torch.uint8).numpy().data)
+        if hasattr(os, "posix_fadvise"):
+            # The kernel starts to write at once, beside the arithmetic; without it the disk idles until the fsync.
+            # Pages that are still dirty stay in memory.
+            end = self._file.tell()
+            os.posix_fadvise(self._file.fileno(), self._started, end - self._started, os.POSIX_FADV_DONTNEED)
+            self._started = end
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+def write_index(path: Path, shards: Mapping[str, Sequence[str]], metadata: Mapping[str, Any]) -> None:
+    """The index that tells which shard holds which name, as transformers writes it."""
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    written = {"metadata": dict(metadata), "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def size_of(entry: Tensor) -> int:
+    """The bytes of a tensor's entries."""
+    return entry.numel() * entry.dtype.itemsize
+
+
+def _header(entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, entry in entries.items():
+        if entry.dtype not in _DTYPES:
+            raise InputError(f"{name} has the dtype {entry.dtype}, which safetensors cannot hold. Convert it first.")
+        end = start + size_of(entry)
+        header[name] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _weights_in(directory: Path, library: str) -> Path:
+    """The weights file, or the index, that a directory's library would read."""
+    known = (*_OPEN_CLIP_NAMES, *_NAMES) if library == "open_clip" else (*_NAMES, *_OPEN_CLIP_NAMES)
+    for name in known:
+        for candidate in (directory / name, directory / f"{name}{INDEX}"):
+            if candidate.is_file():
+                return candidate
+    found = sorted(p for p in directory.iterdir() if p.name.endswith((f".safetensors{INDEX}", f".bin{INDEX}")))
+    found = found or sorted(directory.glob("*.safetensors"))
+    found = found or sorted(p for p in directory.iterdir() if p.suffix in TORCH_SUFFIXES)
+    if len(found) != 1:
+        told = f"several weights files: {listed(p.name for p in found)}" if found else "no weights file"
+        raise InputError(f"{directory} holds {told}. Name the file itself.")
+    return found[0]
+
+
+def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
+    if not weights.name.endswith(INDEX):
+        tensors, metadata = _tensors_of(weights)
+        return Checkpoint(path, library, tensors, {weights.name: tuple(tensors)}, metadata, ties=_ties(tensors))
+    stored = read_json(weights)
+    shards = _shards_of(weights, stored)
+    tensors, metadata = {}, {}
+    for number, (shard, names) in enumerate(shards.items()):
+        held, of_shard = _tensors_of(weights.parent / shard)
+        if differing := sorted(set(names) ^ set(held)):
+            raise InputError(
+                f"{weights} and its shard {shard} do not agree on {listed(differing)}. Restore both from one source."
+            )
+        metadata = of_shard if number == 0 else metadata
+        tensors.update(held)
+    return Checkpoint(path, library, tensors, shards, metadata, stored.get("metadata") or {}, _ties(tensors))
+
+
+def _shards_of(index: Path, stored: Any) -> dict[str, tuple[str, ...]]:
+    weight_map = stored.get("weight_map") if isinstance(stored, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map. Restore it: it must tell the shard of every tensor.")
+    shards: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InputError(f"{index} puts {name} into {shard!r}; a shard must be a file beside the index.")
+        shards.setdefault(shard, []).append(name)
+    if missing := sorted(shard for shard in shards if not (index.parent / shard).is_file()):
+        raise InputError(f"{index.parent} lacks the shards {listed(missing)} of its index. Fetch them, and try again.")
+    return {shard: tuple(names) for shard, names in sorted(shards.items())}
+
+
+def _tensors_of(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The memory-mapped tensors of one weights file, and its metadata."""
+    if file.suffix in TORCH_SUFFIXES:
+        return _torch_tensors(file), {}
+    try:
+        opened: Any = safe_open(file, "pt")
+        # On the CPU these are views of the mapped file.
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{file} is not a whole safetensors file ({error}). Restore it or write it anew.") from error
+
+
+def _torch_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        stored = _load_torch(file, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} holds more than tensors, and loading it could run code, so it is not loaded. "
+            "Save the model's state_dict() as safetensors where you trust the file."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{file} is not a whole torch file ({error}). Restore it or write it anew.") from error
+    while isinstance(stored, dict) and not _is_state_dict(stored):
+        inner = next((stored[key] for key in _NESTED if isinstance(stored.get(key), dict)), None)
+        if inner is None:
+            raise InputError(
+                f"{file} holds no state dict: its keys are {listed(stored)}. "
+                f"It must map names to tensors, or hold that under {listed(_NESTED)}."
+            )
+        stored = inner
+    if not isinstance(stored, dict):
+        raise InputError(f"{file} holds a {type(stored).__name__}; it must be a state dict.")
+    return _unwrapped(stored)
+
+
+def _load_torch(file: Path, *, mmap: bool) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except RuntimeError as error:
+        if mmap and "mmap can only be used" in str(error):  # the format before torch 1.6 is read into memory
+            return _load_torch(file, mmap=False)
+        raise
+
+
+def _is_state_dict(stored: Mapping[Any, Any]) -> bool:
+    return bool(stored) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in stored.items())
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Every name whose memory an earlier name has, with that name."""
+    first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
+    ties = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            of = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            if of != name:
+                ties[name] = of
+    return ties

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,17 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # type: ignore[no-any-return]
+
+
+class Task(Protocol):
+    """What two classifiers must share to be combined, and what a fingerprint covers beside the weights."""
+
+    @property
+    def classes(self) -> ClassSpace: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    @property
+    def architecture(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -171,18 +182,23 @@ def fingerprint(classifier: Classifier) -> str:
 
     Two classifiers with the same fingerprint give the same logits; their provenance may differ.
     """
+    return fingerprint_of(classifier, classifier.state_dict())
+
+
+def fingerprint_of(task: Task, tensors: Mapping[str, Tensor]) -> str:
+    """The fingerprint of a classifier whose weights may still be in a file."""
     digest = hashlib.sha256()
-    architecture = sorted(classifier.architecture.items(), key=str)
-    said = f"[{classifier.classes.ids!r}, {_told(classifier.preprocessing)}, {architecture!r}]"
+    architecture = sorted(task.architecture.items(), key=str)
+    said = f"[{task.classes.ids!r}, {_told(task.preprocessing)}, {architecture!r}]"
     digest.update(said.encode())
-    for name, tensor in sorted(classifier.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        digest.update(plain.flatten().view(torch.uint8).numpy().data if plain.numel() else b"")
     return digest.hexdigest()
 
 
-def require_same_task(first: Classifier, second: Classifier) -> None:
+def require_same_task(first: Task, second: Task) -> None:
     """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
     if first.classes.ids != second.classes.ids:
         only = sorted(set(first.classes.ids) ^ set(second.classes.ids))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,51 @@ from shiftproof.storage import read_json, write_json
 FORMAT = 1
 
 
+@dataclass(frozen=True)
+class Card:
+    """What ``classifier.json`` says: a classifier's fields without its network."""
+
+    architecture: Mapping[str, Any]
+    preprocessing: Preprocessing
+    classes: ClassSpace
+    prompts: tuple[str, ...]
+    head: str
+    logit_scale: float
+    alpha: float | None
+    source: str
+    parents: tuple[Mapping[str, Any], ...]
+    training: Mapping[str, Any]
+    fingerprint: str
+
+
 def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
     """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is whole."""
     directory = Path(directory)
     write_state_dict(classifier.state_dict(), directory / "model.safetensors")
+    told = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
+    write_card(Card(**told, fingerprint=fingerprint(classifier)), directory)
+    return directory
+
+
+def write_card(card: Card, directory: Path) -> None:
+    """Writes ``classifier.json``."""
     write_json(
         directory / "classifier.json",
         {
             "format": FORMAT,
-            "architecture": dict(classifier.architecture),
-            "preprocessing": asdict(classifier.preprocessing),
-            "classes": {"ids": classifier.classes.ids, "names": classifier.classes.names},
-            "prompts": classifier.prompts,
-            "head": classifier.head,
-            "logit_scale": classifier.logit_scale,
-            "alpha": classifier.alpha,
-            "source": classifier.source,
-            "parents": [dict(parent) for parent in classifier.parents],
-            "training": dict(classifier.training),
-            "fingerprint": fingerprint(classifier),
+            "architecture": dict(card.architecture),
+            "preprocessing": asdict(card.preprocessing),
+            "classes": {"ids": card.classes.ids, "names": card.classes.names},
+            "prompts": card.prompts,
+            "head": card.head,
+            "logit_scale": card.logit_scale,
+            "alpha": card.alpha,
+            "source": card.source,
+            "parents": [dict(parent) for parent in card.parents],
+            "training": dict(card.training),
+            "fingerprint": card.fingerprint,
         },
     )
-    return directory
 
 
 def load_classifier(directory: str | Path) -> Classifier:
@@ -46,6 +70,20 @@ def load_classifier(directory: str | Path) -> Classifier:
     Raises an InputError where a file is missing or damaged, also where the weights are not the ones that
     ``classifier.json`` was written with.
     """
+    directory = Path(directory)
+    card = read_card(directory)
+    told = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
+    classifier = rebuild(told, read_state_dict(directory / "model.safetensors"))
+    if fingerprint(classifier) != card.fingerprint:
+        raise InputError(
+            f"the weights in {directory} are not those that its classifier.json was written with. "
+            "Restore both files from one source."
+        )
+    return classifier
+
+
+def read_card(directory: str | Path) -> Card:
+    """Reads ``classifier.json``; an InputError names what is missing."""
     directory = Path(directory)
     if not (directory / "classifier.json").is_file():
         raise InputError(
@@ -56,16 +94,9 @@ def load_classifier(directory: str | Path) -> Classifier:
     if stored.get("format") != FORMAT:
         raise InputError(f"{directory} has the format {stored.get('format')!r}; this version reads {FORMAT}.")
     try:
-        written_with = stored["fingerprint"]
-        classifier = rebuild(_fields(stored), read_state_dict(directory / "model.safetensors"))
+        return Card(**_fields(stored))
     except KeyError as error:
         raise InputError(f"{directory}/classifier.json lacks {error}. Restore it or write it anew.") from error
-    if fingerprint(classifier) != written_with:
-        raise InputError(
-            f"the weights in {directory} are not those that its classifier.json was written with. "
-            "Restore both files from one source."
-        )
-    return classifier
 
 
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +104,7 @@ def _fields(stored: dict[str, Any]) -> dict[str, Any]:
         name: tuple(value) if isinstance(value, list) else value for name, value in stored["preprocessing"].items()
     }
     return {
+        "fingerprint": stored["fingerprint"],
         "architecture": stored["architecture"],
         "preprocessing": Preprocessing(**preprocessing),
         "classes": ClassSpace(tuple(stored["classes"]["ids"]), tuple(stored["classes"]["names"])),

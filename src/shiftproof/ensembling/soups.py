@@ -1,0 +1,190 @@
+"""Soups: one classifier from the averaged weights of several that were fine-tuned from one start."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shiftproof.data.batches import decoded_once
+from shiftproof.data.sets import ImageSet
+from shiftproof.errors import InputError, require_at_least
+from shiftproof.evaluation.metrics import accuracy
+from shiftproof.evaluation.predictions import predict
+from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
+from shiftproof.weights import average_weights, model_stock
+
+# The parents that say which classifier a fine-tuned one, or an ensemble with it, started from.
+_START_ROLES = ("start", "zero_shot")
+
+
+@dataclass(frozen=True)
+class SoupTrial:
+    """One candidate's turn: its place in the given order, its score, that of the soup with it, whether it was taken."""
+
+    candidate: int
+    alone: float
+    soup: float
+    taken: bool
+
+
+@dataclass(frozen=True)
+class SoupRecord:
+    """How a greedy soup came about; ``candidates`` are fingerprints in the given order, trials stand in theirs.
+
+    A soup of one member, the best candidate, is an ordinary outcome.
+
+    >>> trials = greedy_members([0.7, 0.8], lambda members: 0.75)
+    >>> record = SoupRecord(("a", "b"), trials)
+    >>> record.members, record.accuracy, record.is_best_single
+    ((1,), 0.8, True)
+    """
+
+    candidates: tuple[str, ...]
+    trials: tuple[SoupTrial, ...]
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The candidates that were taken, in the order in which they were tried."""
+        return members_of(self.trials)
+
+    @property
+    def accuracy(self) -> float:
+        """The soup's validation accuracy."""
+        return [trial.soup for trial in self.trials if trial.taken][-1]
+
+    @property
+    def is_best_single(self) -> bool:
+        """Whether no other candidate was taken beside the best."""
+        return len(self.members) == 1
+
+
+def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
+    """The classifier with the mean of all members' weights (Wortsman et al., "Model soups", 2022, sec. 2).
+
+    Raises an IncompatibleWeightsError where members differ in classes, preprocessing or architecture, and warns
+    where they are known to come from different starts: such a mean is no model.
+
+    >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
+    >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
+    >>> soup = uniform_soup([zero, zero])
+    >>> soup.head, [parent["role"] for parent in soup.parents]
+    ('averaged', ['member', 'member'])
+    """
+    _require_ingredients(classifiers, 1)
+    return _mean(classifiers)
+
+
+def greedy_soup(
+    classifiers: Sequence[Classifier], validation: ImageSet, device: str = "cpu"
+) -> tuple[Classifier, SoupRecord]:
+    """The soup that takes a candidate only where its validation accuracy does not fall (Recipe 1 of "Model soups").
+
+    ``validation`` must hold images that no candidate was trained on. Members and errors are as in ``uniform_soup``;
+    the record tells every trial.
+
+    >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
+    >>> suite = load_suite("emoji")
+    >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    >>> soup, record = greedy_soup([zero, zero], suite.reference.validation.subset(range(40)))
+    >>> record.members
+    (0, 1)
+    """
+    _require_ingredients(classifiers, 1)
+    images = decoded_once(validation, classifiers[0].preprocessing)
+
+    def measured(classifier: Classifier) -> float:
+        found = predict(classifier, images, device=device)
+        return accuracy(found.logits, found.labels)
+
+    trials = greedy_members(
+        [measured(classifier) for classifier in classifiers],
+        lambda members: measured(_mean([classifiers[i] for i in members])),
+    )
+    soup = _mean([classifiers[i] for i in members_of(trials)])
+    return soup, SoupRecord(tuple(map(fingerprint, classifiers)), trials)
+
+
+def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -> Classifier:
+    """Model Stock (Jang et al., 2024): the members' mean, drawn to ``zero_shot`` entry by entry.
+
+    It needs two members or more that were fine-tuned from ``zero_shot``, and no validation data. Errors and
+    warnings are as in ``uniform_soup``.
+
+    >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
+    >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
+    >>> [parent["role"] for parent in model_stock_soup(zero, [zero, zero]).parents]
+    ['zero_shot', 'member', 'member']
+    """
+    _require_ingredients(classifiers, 2, zero_shot)
+    weights = model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers])
+    parents = (_parent("zero_shot", zero_shot), *(_parent("member", classifier) for classifier in classifiers))
+    return zero_shot.with_weights(weights, head="averaged", alpha=None, parents=parents, training={})
+
+
+def greedy_members(alone: Sequence[float], score: Callable[[tuple[int, ...]], float]) -> tuple[SoupTrial, ...]:
+    """Greedy selection (Recipe 1 of "Model soups", 2022) over scores where more is better, e.g. accuracies.
+
+    ``alone`` are the candidates' own scores, ``score(members)`` is that of a soup. The best candidate begins; each
+    further one, in falling order and of equals the one given first, stays where the soup's score does not fall.
+
+    >>> sizes = {(1, 2): 0.7, (1, 0): 0.9}
+    >>> [(trial.candidate, trial.soup, trial.taken) for trial in greedy_members([0.5, 0.8, 0.6], sizes.get)]
+    [(1, 0.8, True), (2, 0.7, False), (0, 0.9, True)]
+    """
+    require_at_least("the number of candidates", len(alone), 1)
+    if broken := [i for i, value in enumerate(alone) if not math.isfinite(value)]:
+        raise InputError(f"the scores of the candidates {broken} are not finite. Leave those candidates out.")
+    first, *others = sorted(range(len(alone)), key=lambda i: -alone[i])
+    members: tuple[int, ...] = (first,)
+    best = alone[first]
+    trials = [SoupTrial(first, best, best, True)]
+    for candidate in others:
+        reached = score((*members, candidate))
+        taken = reached >= best
+        if taken:
+            members, best = (*members, candidate), reached
+        trials.append(SoupTrial(candidate, alone[candidate], reached, taken))
+    return tuple(trials)
+
+
+def members_of(trials: Sequence[SoupTrial]) -> tuple[int, ...]:
+    """The candidates that were taken, in the order in which they were tried."""
+    return tuple(trial.candidate for trial in trials if trial.taken)
+
+
+def _mean(classifiers: Sequence[Classifier]) -> Classifier:
+    return classifiers[0].with_weights(
+        average_weights([classifier.state_dict() for classifier in classifiers]),
+        head="averaged",
+        alpha=None,
+        parents=tuple(_parent("member", classifier) for classifier in classifiers),
+        training={},
+    )
+
+
+def _parent(role: str, classifier: Classifier) -> dict[str, Any]:
+    return {"role": role, "fingerprint": fingerprint(classifier), "source": classifier.source}
+
+
+def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_shot: Classifier | None = None) -> None:
+    require_at_least("the number of classifiers in a soup", len(classifiers), least)
+    first = classifiers[0] if zero_shot is None else zero_shot
+    for classifier in classifiers:
+        require_same_task(first, classifier)
+    starts = {start for classifier in classifiers for start in _known_starts(classifier)}
+    if zero_shot is not None and starts:
+        starts.add(fingerprint(zero_shot))
+    if len(starts) > 1:
+        told = ", ".join(sorted(start[:12] for start in starts))
+        warnings.warn(
+            f"the classifiers come from {len(starts)} starts (fingerprints {told}). Weights average well only "
+            "along one start's descendants: fine-tune all of them from one.",
+            stacklevel=3,
+        )
+
+
+def _known_starts(classifier: Classifier) -> list[str]:
+    return [parent["fingerprint"] for parent in classifier.parents if parent.get("role") in _START_ROLES]
