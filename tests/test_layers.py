@@ -49,6 +49,7 @@ ORDER = [
     "finetuning.settings",
     "finetuning.loop",
     "ensembling.schedules",
+    "ensembling.greedy",
     "ensembling.ensembles",
     "ensembling.soups",
     "ensembling.batch_norm",

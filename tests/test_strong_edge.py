@@ -1304,7 +1304,9 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
         ended = call("diagnose", "strong-edge", "--model", "tiny", *data, "--out", "old")
         assert (ended.code, "already holds a diagnosis" in ended.err) == (2, True)
     assert call("diagnose", "strong-edge", *data, "--out", "new") == Ended(
-        2, "", "shiftproof: --data and --shift need a model to look at it. Name classifier directories, or --model NAME.\n"
+        2,
+        "",
+        "shiftproof: --data and --shift need a model to look at it. Name classifier directories, or --model NAME.\n",
     )
     assert not Path("new").exists()
 

@@ -198,18 +198,24 @@ def sweep(
     corrupt: Corrupt = None,
     alphas: Annotated[str, typer.Option("--alphas", "--alpha", help="How many, or a list such as 0.3,0.5.")] = "11",
     rule: Annotated[str, typer.Option("--rule", help="fixed, reference or tolerance.")] = "fixed",
+    space: Annotated[
+        str, typer.Option("--space", help="Interpolate weights, or outputs (two models run).")
+    ] = "weights",
     seed: Seed = None,
     device: Device = None,
     settings: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where path.json and ensemble/ go.")] = Path("runs/sweep"),
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Interpolate two classifiers' weights at every alpha and measure each; save the ensemble at the chosen alpha.
 
+    --resume goes on with an interrupted sweep, or measures further alphas.
+
     Example: shiftproof sweep runs/zeroshot runs/tuned --suite emoji --out runs/sweep
     """
     from shiftproof.console import live_progress, print_table
-    from shiftproof.report.tables import sweep_table
+    from shiftproof.report.tables import rules_table, sweep_table
     from shiftproof.stages import run_sweep
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
@@ -222,9 +228,14 @@ def sweep(
         device,
     )
     with live_progress():
-        path, alpha = run_sweep(asked, zero_shot, fine_tuned, out, overwrite=overwrite)
-    print_table(sweep_table(path))
-    print(f"alpha {alpha:g} by the rule {rule!r}; the ensemble is {out / 'ensemble'}")
+        found = run_sweep(asked, zero_shot, fine_tuned, out, space=space, resume=resume, overwrite=overwrite)
+    print_table(sweep_table(found.path))
+    if found.rules:
+        print_table(rules_table(found.rules))
+    else:
+        print("alpha 0.5 is not on the path, so the rules are not compared to it; add it to --alphas")
+    where = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "in this space it is two models, not saved"
+    print(f"alpha {found.alpha:g} by the rule {asked.alpha_rule!r}; {where}")
 
 
 @app.command()

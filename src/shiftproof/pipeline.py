@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
-from shiftproof.data.suites import VALIDATION, ShiftSuite, load_suite, own_suite
+from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, sweep_alpha
-from shiftproof.errors import InputError, listed
+from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, compare_alphas, path_sets, sweep_alpha
+from shiftproof.errors import InputError, listed, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, METHOD
-from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.evaluation.metrics import Scores, evaluate, scores
 from shiftproof.evaluation.predictions import (
     Predictions,
     load_predictions,
@@ -35,7 +37,7 @@ from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RunRecord
+from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import render_report
 from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.sampling import write_samples
@@ -44,7 +46,8 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 # What --overwrite may delete.
 _WRITTEN = {
     *MODELS,
-    *("run.yaml", "stages.json", "path.json", "results.jsonl", "summary.json", "report.html", "diagnosis.json"),
+    *("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"),
+    "diagnosis.json",
     *("checkpoints", "predictions", "samples", "maps", "figures"),
 }
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
@@ -107,6 +110,50 @@ def build_start(asked: RunFile, suite: ShiftSuite) -> Classifier:
     return zero_shot_classifier(load_clip(asked.model, asked.seed), suite.classes, asked.prompts)
 
 
+@dataclass(frozen=True)
+class PathFiles:
+    """The compact predictions along an alpha path: ``alpha-0.10/SET.npz`` under a folder, each whole or absent."""
+
+    folder: Path
+    sets: Mapping[str, ImageSet]
+
+    def file(self, alpha: float, name: str) -> Path:
+        """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
+        digits = f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:.10f}".rstrip("0")
+        return self.folder / f"alpha-{digits}" / f"{name}.npz"
+
+    def keep(self, alpha: float, name: str, found: Predictions) -> None:
+        """Writes one file."""
+        save_scores(scores(found.logits, found.labels), found.ids, self.file(alpha, name))
+
+    def kept(self, alpha: float, name: str) -> int | None:
+        """How many images a kept file has right; None where it is absent, damaged or of other images."""
+        try:
+            return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
+        except InputError:
+            return None
+
+    def read(self, alpha: float, name: str) -> Scores:
+        """A kept file; an InputError where it is damaged or of other images."""
+        ids, found = load_scores(self.file(alpha, name))
+        _require_same_samples(ids, self.sets[name])
+        require_equal_length(f"ids and predictions of {self.file(alpha, name)}", ids, found.prediction)
+        return found
+
+    def correct(self, alpha: float, name: str) -> NDArray[np.bool_]:
+        """(N,) whether each image is named right."""
+        return np.asarray(self.read(alpha, name).prediction == self.sets[name].labels)
+
+    def rules(self, path: PathRecord, suite: ShiftSuite, tolerance: float) -> RulesRecord | None:
+        """What the rules for alpha come to on a kept path; None where alpha 0.5, which they compare to, is not on it."""
+        if FIXED_ALPHA not in path.alphas:
+            return None
+        names = (path.reference, *path.shifts)
+        correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
+        natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
+        return compare_alphas(path, correct, natural or path.shifts, tolerance=tolerance)
+
+
 @dataclass
 class _Run:
     """One run directory: which stages are done, and what they wrote."""
@@ -143,8 +190,11 @@ class _Run:
                 f"{settings} asks for other settings than this run. Resume it with its own run file "
                 f"(shiftproof run {settings} --out {self.out} --resume), or choose another --out."
             )
-        if (self.out / "stages.json").is_file():
+        if begun and not overwrite:
             self.seconds = read_json(self.out / "stages.json")
+        else:
+            # A sweep trusts the predictions it finds; these would be of classifiers that are yet to be made.
+            shutil.rmtree(self.out / "predictions", ignore_errors=True)
         write_text(settings, self.asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
 
     def stage(self, name: str, work: Callable[[], Any]) -> None:
@@ -172,42 +222,62 @@ class _Run:
         )
 
     def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:
-        """Sweeps alpha and keeps the compact predictions of every alpha, and the logits of the three models."""
+        """Sweeps alpha and keeps the compact predictions of every alpha, and the logits of the three models.
+
+        What an interrupted sweep has kept is not run again.
+        """
         named = {0.0: "zero_shot", 1.0: "fine_tuned"}
         if self.asked.alpha_rule == "fixed":  # the one rule that knows the ensemble before the sweep
             named[FIXED_ALPHA] = "ensemble"
 
-        def keep(alpha: float, set_name: str, found: Predictions) -> None:
-            save_scores(scores(found.logits, found.labels), found.ids, self.along_path(alpha, set_name))
-            if alpha in named and set_name != VALIDATION:
-                save_predictions(found, self.out / "predictions" / named[alpha] / f"{set_name}.npz")
+        files = self.along_path(suite)
+
+        def keep(alpha: float, name: str, found: Predictions) -> None:
+            if alpha in named and name in suite.test_sets:
+                save_predictions(found, self.logits(named[alpha], name))
+            files.keep(alpha, name, found)
+
+        def kept(alpha: float, name: str) -> int | None:
+            whole = alpha not in named or name not in suite.test_sets or self.has_logits(named[alpha], name, suite)
+            return files.kept(alpha, name) if whole else None
 
         def sweep() -> None:
-            path = sweep_alpha(zero_shot, fine_tuned, suite, self.asked.alphas, device=self.device, keep=keep)
+            ends = zero_shot, fine_tuned
+            path = sweep_alpha(*ends, suite, self.asked.alphas, device=self.device, keep=keep, kept=kept)
             write_json(self.out / "path.json", path.to_json())
 
         self.stage("sweep", sweep)
         shifts = tuple(shift.name for shift in suite.shifts)
         return PathRecord.from_json(suite.reference.name, shifts, read_json(self.out / "path.json"))
 
-    def along_path(self, alpha: float, set_name: str) -> Path:
-        """Where an alpha's compact predictions stand; two decimals where they say it exactly."""
-        digits = f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:.10f}".rstrip("0")
-        return self.out / "predictions" / f"alpha-{digits}" / f"{set_name}.npz"
+    def along_path(self, suite: ShiftSuite) -> PathFiles:
+        """The compact predictions of every alpha."""
+        return PathFiles(self.out / "predictions", path_sets(suite))
+
+    def logits(self, model: str, set_name: str) -> Path:
+        """Where a model's logits on a set stand."""
+        return self.out / "predictions" / model / f"{set_name}.npz"
+
+    def has_logits(self, model: str, set_name: str, suite: ShiftSuite) -> bool:
+        """Whether they do, undamaged and of the set's images."""
+        file = self.logits(model, set_name)
+        try:
+            return file.is_file() and load_predictions(file).ids == suite.test_sets[set_name].ids
+        except InputError:
+            return False
 
     def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, Predictions]]:
         """The logits of the three models on every test set; what the sweep has kept is not run again."""
-        folder = self.out / "predictions"
 
         def run_all() -> None:
             for model, classifier in models.items():
                 for name, images in suite.test_sets.items():
-                    file = folder / model / f"{name}.npz"
+                    file = self.logits(model, name)
                     if not file.is_file():
                         save_predictions(predict(classifier, images, device=self.device), file)
 
         self.stage("predict", run_all)
-        found = {m: {name: load_predictions(folder / m / f"{name}.npz") for name in suite.test_sets} for m in models}
+        found = {m: {name: load_predictions(self.logits(m, name)) for name in suite.test_sets} for m in models}
         for of_sets in found.values():
             for name, images in suite.test_sets.items():
                 _require_same_samples(of_sets[name].ids, images)
@@ -245,29 +315,27 @@ class _Run:
             versions=versions(),
         )
         write_json(self.out / "summary.json", record.to_json())
+        if rules := self.along_path(suite).rules(path, suite, self.asked.alpha_tolerance):
+            write_json(self.out / "rules.json", rules.to_json())
         write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
         render_report([self.out])
         return record
 
     def _along_the_path(self, suite: ShiftSuite, path: PathRecord) -> list[AccuracyRecord]:
-        sets = {VALIDATION: suite.reference.validation, **suite.test_sets}
-        records = []
-        for alpha in path.alphas:
-            for name, images in sets.items():
-                ids, kept = load_scores(self.along_path(alpha, name))
-                _require_same_samples(ids, images)
-                records.append(
-                    evaluate(
-                        kept,
-                        images.labels,
-                        suite.classes.ids,
-                        model="path",
-                        alpha=alpha,
-                        set_name=name,
-                        groups=images.groups,
-                    )
-                )
-        return records
+        files = self.along_path(suite)
+        return [
+            evaluate(
+                files.read(alpha, name),
+                images.labels,
+                suite.classes.ids,
+                model="path",
+                alpha=alpha,
+                set_name=name,
+                groups=images.groups,
+            )
+            for alpha in path.alphas
+            for name, images in files.sets.items()
+        ]
 
 
 def _is_run_record(settings: Path) -> bool:

@@ -18,22 +18,25 @@ from shiftproof.data.loading import decode
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import export_suite, load_data, load_suite
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import choose_alpha, sweep_alpha
-from shiftproof.errors import InputError, listed
+from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
+from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.metrics import evaluate, scores
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.loop import finetune
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.pipeline import build_start, choose_device, suite_of
+from shiftproof.pipeline import PathFiles, build_start, choose_device, suite_of
 from shiftproof.pretraining import pretrain
-from shiftproof.records import AccuracyRecord, PathRecord
+from shiftproof.records import AccuracyRecord, PathRecord, RulesRecord
 from shiftproof.runfile import RunFile, SuiteFile
-from shiftproof.storage import locked, write_json, write_text
+from shiftproof.storage import locked, read_json, write_json, write_text
 
 # What --overwrite may delete.
-_WRITTEN = ("classifier.json", "model.safetensors", "results.jsonl", "path.json", "ensemble", "last_good")
+_WRITTEN = (
+    *("classifier.json", "model.safetensors", "results.jsonl", "last_good"),
+    *("sweep.json", "path.json", "rules.json", "predictions", "ensemble"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Answer:
 
     image: str
     top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A measured alpha path, the alpha that the asked rule chose, and all rules compared, where 0.5 is on the path."""
+
+    path: PathRecord
+    alpha: float
+    rules: RulesRecord | None
 
 
 def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -79,18 +91,64 @@ def run_finetune(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple
 
 
 def run_sweep(
-    asked: RunFile, zero_shot: Path, fine_tuned: Path, out: Path, *, overwrite: bool = False
-) -> tuple[PathRecord, float]:
-    """Sweeps alpha between two classifier directories; writes ``path.json`` and the ensemble at the chosen alpha."""
-    ends = load_classifier(zero_shot), load_classifier(fine_tuned)
+    asked: RunFile,
+    zero_shot: Path,
+    fine_tuned: Path,
+    out: Path,
+    *,
+    space: str = "weights",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Sweep:
+    """Sweeps alpha between two classifier directories: predictions, ``path.json``, ``rules.json``, the ensemble.
+
+    The ensemble at the chosen alpha is one classifier, so it is saved in the space of weights only. ``resume`` goes on
+    with the same sweep: the predictions it has kept are not made again.
+    """
+    require_choice("space", space, SPACES)
+    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), choose_device(asked.device)
     _require_unseen_validation(asked, ends[1])
     suite = suite_of(asked).relabelled(ends[0].classes)
-    with locked(_empty(out, overwrite=overwrite)):
-        path = sweep_alpha(*ends, suite, asked.alphas, device=choose_device(asked.device))
+    with locked(_begun_sweep(out, _origin(asked, *ends, space), resume=resume, overwrite=overwrite)):
+        files = PathFiles(out / "predictions", path_sets(suite))
+        path = sweep_alpha(
+            *ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept if resume else None
+        )
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
         write_json(out / "path.json", path.to_json())
-        save_classifier(wise_ft(*ends, alpha), out / "ensemble")
-        return path, alpha
+        if rules := files.rules(path, suite, asked.alpha_tolerance):
+            write_json(out / "rules.json", rules.to_json())
+        if space == "weights":
+            save_classifier(wise_ft(*ends, alpha), out / "ensemble")
+        return Sweep(path, alpha, rules)
+
+
+def _origin(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> dict[str, Any]:
+    """What kept predictions depend on; more alphas, or another rule, may be asked of the same."""
+    return {
+        "zero_shot": fingerprint(zero_shot),
+        "fine_tuned": fingerprint(fine_tuned),
+        "suite": asked.model_dump(mode="json")["suite"],
+        "seed": asked.seed,
+        "space": space,
+    }
+
+
+def _begun_sweep(out: Path, origin: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """A directory for a sweep, new or the one to go on with, whose ``sweep.json`` says what is swept."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with the sweep that --overwrite deletes. Give one of the two.")
+    record = out / "sweep.json"
+    if not (resume and record.is_file()):
+        _empty(out, overwrite=overwrite)
+        write_json(record, origin)
+    found = read_json(record)
+    if differing := [part for part in origin if not isinstance(found, dict) or found.get(part) != origin[part]]:
+        raise InputError(
+            f"{out} holds a sweep of other settings than this one (other: {listed(differing)}). Choose another --out, "
+            "or add --overwrite in place of --resume to delete that."
+        )
+    return out
 
 
 def run_evaluate(

@@ -242,13 +242,10 @@ def _lerp(x: Tensor, y: Tensor, alpha: float, out: Tensor) -> Tensor:
 
 def _infinities_kept(mixed: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """What was combined, with the infinities that all inputs share (masks) put back; changes ``mixed``."""
-    wide = _wide(mixed.dtype)
-    # One cheap pass tells whether infinities need care at all.
-    if (
-        not mixed.is_floating_point()
-        or (mixed.float() if mixed.dtype.itemsize == 1 else mixed).sum(dtype=wide).isfinite()
-    ):
+    # Between equal infinities there is no step, so they have become NaN, which one cheap pass finds.
+    if not (mixed.float() if mixed.dtype.itemsize == 1 else mixed).sum().isnan():
         return mixed
+    wide = _wide(mixed.dtype)
     first, *others = (tensor.to(wide) for tensor in inputs)
     shared = first.isinf()
     for other in others:

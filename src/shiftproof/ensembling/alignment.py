@@ -6,19 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from shiftproof.ensembling.adapters import Adapted, read_adapter
+from shiftproof.ensembling.greedy import SoupTrial, members_of
 from shiftproof.ensembling.layouts import Layout, copied_files, is_file, layout_of
 from shiftproof.ensembling.methods import METHODS, MergeSettings, Plan
-from shiftproof.ensembling.soups import SoupTrial, members_of
 from shiftproof.errors import IncompatibleWeightsError, InputError
 from shiftproof.models.checkpoints import Checkpoint, size_of
-from shiftproof.models.classifier import fingerprint_of, require_same_task
-from shiftproof.models.directories import Card, read_card
 from shiftproof.records import MergeInput, MergeRecord
 from shiftproof.weights import is_combined, require_compatible
+
+if TYPE_CHECKING:
+    from shiftproof.models.directories import Card
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Merge:
 
     def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
         """The merged classifier's card."""
+        from shiftproof.models.classifier import fingerprint_of
+
         shares = plan.coefficients["head.weight"]
         logs = [share * math.log(card.logit_scale) for share, card in zip(shares, self.cards, strict=True)]
         return replace(
@@ -133,11 +137,21 @@ def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge
     alone = {name: next(i for i, tensors in enumerate(inputs) if name in tensors) for name in lacking}
     if not common:
         raise IncompatibleWeightsError("the inputs have no entry in common. All must come from one architecture.")
-    classifiers = all(checkpoint.library == "shiftproof" for checkpoint in checkpoints)
-    cards = [read_card(checkpoint.path) for checkpoint in checkpoints] if classifiers else []
+    return Merge(checkpoints, settings, inputs, common, alone, _cards(checkpoints))
+
+
+def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
+    """The cards of classifier directories, which must be of one task; none where the inputs are no classifiers."""
+    if not all(checkpoint.library == "shiftproof" for checkpoint in checkpoints):
+        return []
+    # Imported for classifiers only: with them come timm and torchvision, seconds that other merges need not wait.
+    from shiftproof.models.classifier import require_same_task
+    from shiftproof.models.directories import read_card
+
+    cards = [read_card(checkpoint.path) for checkpoint in checkpoints]
     for card in cards[1:]:
         require_same_task(cards[0], card)
-    return Merge(checkpoints, settings, inputs, common, alone, cards)
+    return cards
 
 
 def _require_fitting(first: Mapping[str, Tensor], other: Mapping[str, Tensor], settings: MergeSettings) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from shiftproof import progress
 from shiftproof.ensembling.adapters import read_adapter, scaled_adapters
 from shiftproof.ensembling.alignment import Merge, aligned
+from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
 from shiftproof.ensembling.layouts import alpha_folder, copied_files, is_file
 from shiftproof.ensembling.methods import METHODS, MergeSettings, Plan, members_coefficients, plans_of
-from shiftproof.ensembling.soups import SoupTrial, greedy_members, members_of
 from shiftproof.ensembling.streams import PIECE, ContentFingerprint, Pen, fingerprint_tensors, pieces
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.cards import merge_card
@@ -30,7 +30,6 @@ from shiftproof.models.checkpoints import (
     write_index,
     write_state_dict,
 )
-from shiftproof.models.directories import write_card
 from shiftproof.records import MergeInput, MergeRecord
 from shiftproof.storage import move_into_place, read_json, staged, write_json, write_text
 from shiftproof.weights import combine, is_combined
@@ -179,6 +178,8 @@ def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> No
     for file in copied_files(merge.checkpoints[0]):
         shutil.copy2(file, place / file.name)
     if merge.cards:
+        from shiftproof.models.directories import write_card  # with it come timm and torchvision, seconds of import
+
         write_card(merge.card(plan, open_checkpoint(place / "model.safetensors").tensors), place)
     write_text(place / README, merge_card(record))
     write_json(place / REPORT, record.to_json())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet
-from shiftproof.errors import InputError, require_at_least
+from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
+from shiftproof.errors import require_at_least
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
@@ -18,16 +18,6 @@ from shiftproof.weights import average_weights, model_stock
 
 # The parents that say which classifier a fine-tuned one, or an ensemble with it, started from.
 _START_ROLES = ("start", "zero_shot")
-
-
-@dataclass(frozen=True)
-class SoupTrial:
-    """One candidate's turn: its place in the given order, its score, that of the soup with it, whether it was taken."""
-
-    candidate: int
-    alone: float
-    soup: float
-    taken: bool
 
 
 @dataclass(frozen=True)
@@ -101,9 +91,9 @@ def greedy_soup(
 
     trials = greedy_members(
         [measured(classifier) for classifier in classifiers],
-        lambda members: measured(_mean([classifiers[i] for i in members])),
+        lambda members: measured(_mean([classifiers[i] for i in sorted(members)])),
     )
-    soup = _mean([classifiers[i] for i in members_of(trials)])
+    soup = _mean([classifiers[i] for i in sorted(members_of(trials))])
     return soup, SoupRecord(tuple(map(fingerprint, classifiers)), trials)
 
 
@@ -122,37 +112,6 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
     weights = model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers])
     parents = (_parent("zero_shot", zero_shot), *(_parent("member", classifier) for classifier in classifiers))
     return zero_shot.with_weights(weights, head="averaged", alpha=None, parents=parents, training={})
-
-
-def greedy_members(alone: Sequence[float], score: Callable[[tuple[int, ...]], float]) -> tuple[SoupTrial, ...]:
-    """Greedy selection (Recipe 1 of "Model soups", 2022) over scores where more is better, e.g. accuracies.
-
-    ``alone`` are the candidates' own scores, ``score(members)`` is that of a soup. The best candidate begins; each
-    further one, in falling order and of equals the one given first, stays where the soup's score does not fall.
-
-    >>> sizes = {(1, 2): 0.7, (1, 0): 0.9}
-    >>> [(trial.candidate, trial.soup, trial.taken) for trial in greedy_members([0.5, 0.8, 0.6], sizes.get)]
-    [(1, 0.8, True), (2, 0.7, False), (0, 0.9, True)]
-    """
-    require_at_least("the number of candidates", len(alone), 1)
-    if broken := [i for i, value in enumerate(alone) if not math.isfinite(value)]:
-        raise InputError(f"the scores of the candidates {broken} are not finite. Leave those candidates out.")
-    first, *others = sorted(range(len(alone)), key=lambda i: -alone[i])
-    members: tuple[int, ...] = (first,)
-    best = alone[first]
-    trials = [SoupTrial(first, best, best, True)]
-    for candidate in others:
-        reached = score((*members, candidate))
-        taken = reached >= best
-        if taken:
-            members, best = (*members, candidate), reached
-        trials.append(SoupTrial(candidate, alone[candidate], reached, taken))
-    return tuple(trials)
-
-
-def members_of(trials: Sequence[SoupTrial]) -> tuple[int, ...]:
-    """The candidates that were taken, in the order in which they were tried."""
-    return tuple(trial.candidate for trial in trials if trial.taken)
 
 
 def _mean(classifiers: Sequence[Classifier]) -> Classifier:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from shiftproof.errors import InputError, require_between
-from shiftproof.records import AccuracyRecord, GroupRecord, RunRecord
+from shiftproof.records import AccuracyRecord, GroupRecord, RulesRecord, RunRecord
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
 from shiftproof.report.samples import Sample, data_uri, read_samples
@@ -22,6 +22,7 @@ from shiftproof.report.tables import (
     group_table,
     interval_name,
     path_table,
+    rules_table,
     seeds_table,
 )
 from shiftproof.storage import read_json, write_atomically, write_text
@@ -38,6 +39,7 @@ class _Section:
     groups: Table | None
     classes: Table | None
     path: Table
+    rules: Table | None
     path_image: str
     shift_image: str
     samples: dict[str, list[Sample]]
@@ -50,7 +52,7 @@ def render_report(run_directories: Sequence[Path], out: Path | None = None) -> P
 
     One run: ``figures/path.png``, ``figures/shifts.png`` and ``report.html`` in its directory, or the page at
     ``out``. Several runs: one page at ``out``, the run directories stay as they are. ``out`` is an ``.html``
-    file or a directory. Read are ``summary.json`` and, where they exist, ``results.jsonl`` and
+    file or a directory. Read are ``summary.json`` and, where they exist, ``rules.json``, ``results.jsonl`` and
     ``samples/samples.json``. The same runs give the same bytes.
     """
     directories = [Path(directory) for directory in run_directories]
@@ -132,6 +134,19 @@ def _read_results(directory: Path) -> list[AccuracyRecord]:
         ) from error
 
 
+def _read_rules(directory: Path) -> Table | None:
+    path = directory / "rules.json"
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        return rules_table(RulesRecord.from_json(value))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without the rules."
+        ) from error
+
+
 def _figures(run: RunRecord) -> dict[str, bytes]:
     """The figures' files by name."""
     images = {"path.png": figure_bytes(path_figure(run))}
@@ -151,6 +166,7 @@ def _section(directory: Path, run: RunRecord, images: dict[str, bytes], repeated
         groups=group_table(run),
         classes=class_table(run, _read_results(directory)),
         path=path_table(run),
+        rules=_read_rules(directory),
         path_image=data_uri(images["path.png"]) or "",
         shift_image=data_uri(images.get("shifts.png", b"")) or "",
         samples=_by_set(run, read_samples(directory)),

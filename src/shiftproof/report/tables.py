@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shiftproof.errors import InputError
-from shiftproof.records import AccuracyRecord, GroupRecord, PathPoint, PathRecord, RunRecord
+from shiftproof.records import AccuracyRecord, GroupRecord, MeanRecord, PathPoint, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     headline_name,
@@ -93,6 +93,33 @@ def sweep_table(path: PathRecord) -> Table:
     )
     header = ("alpha", "validation", reference_name(path.reference), *path.shifts)
     return Table("The alpha path: accuracy in per cent", header, rows, "In brackets the 95 % Clopper-Pearson interval.")
+
+
+def rules_table(rules: RulesRecord) -> Table:
+    """The rules that choose alpha: what each gives and how far it is from alpha 0.5; last the oracles, marked."""
+    sets = (rules.reference, *rules.shifts)
+    with_mean = len(rules.averaged) > 1
+    rows = []
+    for record in rules.rules:
+        if not record.oracle:
+            cells = [_against_half(record.accuracy[name], record.difference[name]) for name in sets]
+            cells += [_against_half(record.mean, record.mean_difference)] if with_mean else []
+            name = f"{record.rule} (by {100 * rules.tolerance:g} points)" if record.rule == "tolerance" else record.rule
+            rows.append((name, f"{record.alpha:g}", *cells))
+    best = [(rules.rule("oracle", name), name) for name in sets]
+    cells = [f"{_against_half(r.accuracy[name], r.difference[name], f' at {r.alpha:g}')}" for r, name in best]
+    if with_mean:
+        of_mean = rules.rule("oracle", "mean")
+        cells.append(_against_half(of_mean.mean, of_mean.mean_difference, f" at {of_mean.alpha:g}"))
+    rows.append(("oracle (reads the shift; for the report only)", ABSENT, *cells))
+    header = ("rule", "alpha", reference_name(rules.reference), *rules.shifts)
+    mean = (f"mean of {len(rules.averaged)} shifts",) if with_mean else ()
+    note = (
+        f"In brackets the difference to alpha 0.5 in points, with its paired {100 * rules.level:g} % bootstrap interval. "
+        "The rules read the validation split at most. An oracle took the alpha that is best on the very column it stands "
+        "in (on the reference: on its test split), so it bounds what a rule could gain and is no result."
+    )
+    return Table("Choosing alpha: accuracy in per cent", (*header, *mean), tuple(rows), note)
 
 
 def seeds_table(runs: Sequence[RunRecord]) -> Table:
@@ -188,6 +215,14 @@ def _interval_cell(record: AccuracyRecord | GroupRecord) -> str:
 def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
     low, high = interval
     return f"{per_cent(accuracy)} ({per_cent(low)}–{per_cent(high)})"
+
+
+def _against_half(accuracy: float | None, difference: MeanRecord | None, at: str = "") -> str:
+    shown = f"{_optional(accuracy, per_cent)}{at}"
+    if difference is None or difference.value is None or difference.interval is None:
+        return shown
+    low, high = map(signed_points, difference.interval)
+    return f"{shown} ({signed_points(difference.value)}; {low} to {high})"
 
 
 def _cell(run: RunRecord, name: str) -> Callable[[str], str]:
