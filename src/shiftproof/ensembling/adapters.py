@@ -23,16 +23,20 @@ _OTHER_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 @dataclass(frozen=True)
 class Product:
-    """The low-rank change of one weight: ``scale`` times B (out, r) A (r, in), turned over for embeddings."""
+    """The low-rank change of one weight: ``scale`` times B (out, r) A (r, in), turned over for embeddings.
+
+    ``repeats`` is how often peft adds it.
+    """
 
     a: Tensor = field(repr=False)
     b: Tensor = field(repr=False)
     scale: float
     turned: bool
+    repeats: int = 1
 
     def change(self, shape: Sequence[int]) -> Tensor:
         """The change in float32, in the weight's shape."""
-        product = self.scale * (self.b.float().flatten(1) @ self.a.float().flatten(1))
+        product = self.scale * self.repeats * (self.b.float().flatten(1) @ self.a.float().flatten(1))
         product = product.T if self.turned else product
         if product.numel() != math.prod(shape):
             raise IncompatibleWeightsError(
@@ -71,6 +75,8 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
             pair["B"],
             _scale(config, module, pair["A"].shape[0]),
             turned=(module in embeddings) != bool(config.get("fan_in_fan_out")),
+            # In nn.MultiheadAttention peft adds the output projection's product twice, in training and when it merges.
+            repeats=2 if module.endswith(".base_layer.out_proj") else 1,
         )
         for module, pair in parts.items()
     }
