@@ -197,3 +197,65 @@ def test_another_shape_or_dtype_is_named(other: Tensor, said: list[str]) -> None
 def test_alpha_outside_zero_to_one_is_refused(alpha: float) -> None:
     with pytest.raises(sp.InputError, match=r"alpha is .* between 0 and 1"):
         sp.interpolate_weights({"w": torch.zeros(1)}, {"w": torch.ones(1)}, alpha)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@given(alpha=st.floats(0, 1, exclude_min=True, exclude_max=True), size=st.integers(1, 200), seed=st.integers(0, 999))
+def test_half_precision_is_computed_in_float32_and_rounded_once(
+    dtype: torch.dtype, alpha: float, size: int, seed: int
+) -> None:
+    """What torch.lerp does with half-precision inputs is nowhere promised, so it is held here, to the bit."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = ((10.0 ** torch.randint(-6, 5, (size,), generator=generator)).to(dtype) for _ in range(2))
+    y = y * torch.randn(size, generator=generator).to(dtype)
+    found = sp.interpolate_weights({"w": x}, {"w": y}, alpha)["w"]
+    assert torch.equal(found, torch.lerp(x.float(), y.float(), alpha).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_is_computed_in_float32_as_well(dtype: torch.dtype) -> None:
+    x, y, z = (torch.randn(300).to(dtype) for _ in range(3))
+    found = sp.interpolate_weights({"w": x}, {"w": y}, 0.3)["w"]
+    assert found.dtype == dtype
+    assert torch.equal(found.float(), torch.lerp(x.float(), y.float(), 0.3).to(dtype).float())
+    mean = sp.average_weights([{"w": x}, {"w": y}, {"w": z}])["w"].float()
+    exact = (x.double() + y.double() + z.double()) / 3
+    assert ((mean.double() - exact).abs() <= 2.0**-3 * exact.abs() + 2.0**-9).all()
+
+
+def test_every_entry_may_have_an_alpha_of_its_own() -> None:
+    theta_0, theta_1 = ({name: torch.randn(7) for name in ("a", "b", "c")} for _ in range(2))
+    found = sp.interpolate_weights(theta_0, theta_1, {"a": 0.0, "b": 0.25, "c": 1.0})
+    assert torch.equal(found["a"], theta_0["a"])
+    assert torch.equal(found["b"], sp.interpolate_weights(theta_0, theta_1, 0.25)["b"])
+    assert torch.equal(found["c"], theta_1["c"])
+    with pytest.raises(sp.InputError, match="have no alpha: 'c'"):
+        sp.interpolate_weights(theta_0, theta_1, {"a": 0.0, "b": 0.25})
+    with pytest.raises(sp.InputError, match="alpha of 'b' is 2"):
+        sp.interpolate_weights(theta_0, theta_1, {"a": 0.0, "b": 2.0, "c": 0.5})
+
+
+def test_ties_with_alphas_of_their_own_are_no_ties() -> None:
+    shared_0, shared_1 = torch.zeros(3), torch.ones(3)
+    theta_0, theta_1 = {"a": shared_0, "b": shared_0}, {"a": shared_1, "b": shared_1}
+    found = sp.interpolate_weights(theta_0, theta_1, {"a": 0.25, "b": 0.75})
+    assert (found["a"][0].item(), found["b"][0].item()) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_soup_of_equal_members_is_the_member_and_keeps_its_infinities(count: int) -> None:
+    theta = {"w": torch.randn(40), "mask": torch.full((4, 4), -math.inf).triu(1), "n": torch.tensor(3)}
+    found = sp.average_weights([theta] * count)
+    assert all(torch.equal(found[name], tensor) for name, tensor in theta.items())
+
+
+def test_infinities_of_one_member_are_not_hidden() -> None:
+    found = sp.average_weights([{"w": torch.zeros(2)}, {"w": torch.tensor([0.0, math.inf])}, {"w": torch.zeros(2)}])
+    assert found["w"][0] == 0
+    assert not found["w"][1].isfinite()
+
+
+def test_a_mismatch_among_many_names_the_input() -> None:
+    good = {"w": torch.zeros(2)}
+    with pytest.raises(sp.IncompatibleWeightsError, match="only input 3 has 'v'"):
+        sp.average_weights([good, good, {**good, "v": torch.zeros(1)}])

@@ -202,7 +202,7 @@ def require_compatible(*inputs: Mapping[str, Entry]) -> None:
     """Raises an IncompatibleWeightsError unless names, shapes and dtypes of all inputs agree with the first's."""
     problems = []
     for number, other in enumerate(inputs[1:], 2):
-        said = _differences(inputs[0], other, "second" if len(inputs) == 2 else f"{number}th")
+        said = _differences(inputs[0], other, "the second" if len(inputs) == 2 else f"input {number}")
         problems += [said] if said else []
     if problems:
         raise IncompatibleWeightsError(
@@ -217,7 +217,7 @@ def _differences(first: Mapping[str, Entry], other: Mapping[str, Entry], called:
     if only := sorted(first.keys() - other.keys()):
         problems.append(f"only the first has {listed(only)}")
     if only := sorted(other.keys() - first.keys()):
-        problems.append(f"only the {called} has {listed(only)}")
+        problems.append(f"only {called} has {listed(only)}")
     if differing := [
         f"{name} ({described(first[name])} and {described(other[name])})"
         for name in first
