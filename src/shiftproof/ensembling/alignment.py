@@ -14,7 +14,7 @@ from shiftproof.ensembling.adapters import Adapted, read_adapter
 from shiftproof.ensembling.greedy import SoupTrial, members_of
 from shiftproof.ensembling.layouts import Layout, copied_files, is_file, layout_of
 from shiftproof.ensembling.methods import METHODS, MergeSettings, Plan
-from shiftproof.errors import IncompatibleWeightsError, InputError
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.checkpoints import Checkpoint, size_of
 from shiftproof.records import MergeInput, MergeRecord
 from shiftproof.weights import is_combined, require_compatible
@@ -69,7 +69,7 @@ class Merge:
         combined = [name for name in self.common if is_combined(entries[name], plan.coefficients[name])]
         ties = [checkpoint.ties for checkpoint in self.checkpoints]
         kept = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
-        alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if self._has_alphas(plan) else {}
+        alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if plan.layered else {}
         return MergeRecord(
             method=self.settings.method,
             paper=METHODS[self.settings.method],
@@ -78,7 +78,7 @@ class Merge:
                 MergeInput(str(checkpoint.path), role, checkpoint.library)
                 for checkpoint, role in zip(self.checkpoints, self._roles(), strict=True)
             ),
-            alpha=plan.alpha,
+            alpha=None if plan.layered else plan.alpha,
             alphas=alphas,
             interpolated=tuple(combined),
             copied=tuple(name for name in self.common if name not in set(combined)),
@@ -101,7 +101,7 @@ class Merge:
             self.cards[0],
             head="interpolated" if self.settings.method == "linear" else "averaged",
             logit_scale=math.exp(sum(logs)),
-            alpha=plan.alpha,
+            alpha=None if plan.layered else plan.alpha,
             parents=tuple(
                 {"role": role, "fingerprint": card.fingerprint, "source": card.source}
                 for role, card in zip(self._roles(), self.cards, strict=True)
@@ -115,9 +115,6 @@ class Merge:
         if self.settings.method == "linear":
             return ["zero_shot", "fine_tuned"]
         return ["zero_shot" if self.settings.method == "model-stock" else "member", *(["member"] * others)]
-
-    def _has_alphas(self, plan: Plan) -> bool:
-        return self.settings.method == "linear" and plan.alpha is None
 
 
 def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge:
@@ -141,9 +138,14 @@ def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge
 
 
 def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
-    """The cards of classifier directories, which must be of one task; none where the inputs are no classifiers."""
-    if not all(checkpoint.library == "shiftproof" for checkpoint in checkpoints):
+    """The cards of classifier directories, which must be of one task; none where the first input is no classifier."""
+    if checkpoints[0].library != "shiftproof":
         return []
+    if others := [checkpoint.path for checkpoint in checkpoints if checkpoint.library != "shiftproof"]:
+        raise InputError(
+            f"{checkpoints[0].path} is a classifier directory, {listed(others)} is none. "
+            "Name classifier directories, or the model.safetensors in them."
+        )
     # Imported for classifiers only: with them come timm and torchvision, seconds that other merges need not wait.
     from shiftproof.models.classifier import require_same_task
     from shiftproof.models.directories import read_card

@@ -56,7 +56,8 @@ def merge_files(
     ``score``, the held-out accuracy of a written soup, never of a shift.
 
     Memory stays bounded, whatever the size. ``out`` appears whole or not at all; what stands there is replaced only
-    with ``overwrite``. Returns one record an output; ``dry_run`` says what would be written and writes nothing.
+    with ``overwrite``. Returns one record an output; ``dry_run`` says what would be written and writes nothing (but for
+    a greedy soup's trials, while they are scored).
     An InputError or IncompatibleWeightsError says which file or entry cannot be used.
 
     >>> import tempfile, safetensors.torch
@@ -119,7 +120,7 @@ def _write(
     first, layout, entries = merge.checkpoints[0], merge.layout(places[0]), merge.entries
     read = [ContentFingerprint() for _ in merge.inputs]
     made = [ContentFingerprint() for _ in plans]
-    done, total = 0, records[0].bytes
+    done = 0
     for shard, names in layout.shards.items():
         held = {name: entries[name] for name in names}
         with contextlib.ExitStack() as stack:
@@ -128,8 +129,8 @@ def _write(
             pen = stack.enter_context(Pen())
             for name in writers[0].order:
                 _combine(merge, plans, name, writers, pen, (read, made))
-                done += size_of(entries[name])
-                progress.report("merge", done, total)
+                done += 1
+                progress.report("merge", done, len(entries))
     inputs = [
         replace(entry, fingerprint=_fingerprint(checkpoint, found))
         for entry, checkpoint, found in zip(records[0].inputs, merge.checkpoints, read, strict=True)
@@ -140,7 +141,7 @@ def _write(
     ]
     for plan, record, place in zip(plans, written, places, strict=True):
         if layout.index:
-            write_index(place / layout.index, layout.shards, {**first.index, "total_size": total})
+            write_index(place / layout.index, layout.shards, {**first.index, "total_size": records[0].bytes})
         _accompany(merge, plan, record, place)
     return written
 
@@ -243,7 +244,7 @@ def _places(out: Path, plans: Sequence[Plan]) -> list[Path]:
         return [out]
     if is_file(out):
         raise InputError(f"{out} is one file, and there are {len(plans)} alphas. Name a directory.")
-    return [out / alpha_folder(plan.alpha) for plan in plans]
+    return [out / alpha_folder(plan.alpha) for plan in plans if plan.alpha is not None]
 
 
 def _publish(made: Path, out: Path) -> None:

@@ -64,10 +64,8 @@ def is_file(place: Path) -> bool:
     return place.suffix == ".safetensors"
 
 
-def alpha_folder(alpha: float | None) -> str:
+def alpha_folder(alpha: float) -> str:
     """What an alpha's folder is called: two decimals where they say it exactly."""
-    if alpha is None:
-        return "layers"
     return f"alpha-{alpha:.2f}" if round(alpha, 2) == alpha else f"alpha-{alpha:.10f}".rstrip("0")
 
 

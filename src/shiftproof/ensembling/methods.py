@@ -81,11 +81,13 @@ class MergeSettings:
 class Plan:
     """One output: the coefficients of the inputs for every entry that all of them have.
 
-    ``alpha`` is the linear method's, None where entries have alphas of their own or the method knows none.
+    ``alpha`` is the linear method's, None where the method knows none; with ``layered``, entries have alphas of their
+    own, and it is that of the others.
     """
 
     alpha: float | None
     coefficients: Mapping[str, tuple[float, ...]]
+    layered: bool = False
 
 
 def plans_of(
@@ -102,11 +104,11 @@ def plans_of(
         ratios = {name: _ratio([tensors[name] for tensors in inputs]) for name in floating}
         return [Plan(None, stock_coefficients(names, ratios, count - 1))]
     if settings.depth:
-        return [Plan(None, path_coefficients(names, alphas_by_depth(names, *settings.depth)))]
+        return [Plan(None, path_coefficients(names, alphas_by_depth(names, *settings.depth)), layered=True)]
     if settings.layers:
-        by_alpha = [alphas_by_pattern(names, settings.layers, alpha) for alpha in settings.alphas]
-        return [Plan(None, path_coefficients(names, alphas)) for alphas in by_alpha]
-    return [Plan(alpha, path_coefficients(names, alpha)) for alpha in settings.alphas]
+        by_alpha = {alpha: alphas_by_pattern(names, settings.layers, alpha) for alpha in settings.alphas}
+        return [Plan(alpha, path_coefficients(names, alphas), layered=True) for alpha, alphas in by_alpha.items()]
+    return [Plan(alpha, path_coefficients(names, alpha)) for alpha in dict.fromkeys(settings.alphas)]
 
 
 def members_coefficients(names: Sequence[str], members: Sequence[int], count: int) -> dict[str, tuple[float, ...]]:
