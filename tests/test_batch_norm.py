@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import shiftproof as sp
+from shiftproof.cli import main
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
@@ -241,3 +245,64 @@ def test_too_few_images_are_refused(own: sp.Classifier) -> None:
         reestimate_batch_norm(own, plain(24).subset([0]))
     with pytest.raises(sp.InputError, match="batch_size is 1; it must be at least 2"):
         reestimate_batch_norm(own, plain(24), batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small CLIP with a ResNet tower as zero-shot classifier, and one that stands for it fine-tuned."""
+    root = tmp_path_factory.mktemp("resnets")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
+    (root / "clip").mkdir()
+    save_file(model.state_dict(), root / "clip" / "open_clip_model.safetensors")
+    (root / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    classes = sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])
+    zero = sp.zero_shot_classifier(sp.load_clip(f"local-dir:{root / 'clip'}"), classes)
+    moved = {name: tensor * 1.3 if tensor.is_floating_point() else tensor for name, tensor in zero.state_dict().items()}
+    return sp.save_classifier(zero, root / "zero"), sp.save_classifier(zero.with_weights(moved), root / "tuned")
+
+
+def test_a_sweep_scores_averaged_and_measured_statistics(
+    tmp_path: Path, folders: Path, resnets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    data = ["--reference", f"folder:{folders}/train", "--test", f"folder:{folders}/test"]
+    arguments = ["sweep", *map(str, resnets), *data, "--alphas", "0,0.5,1", "--out", str(tmp_path / "sweep")]
+    monkeypatch.setattr("sys.argv", ["shiftproof", *arguments, "--reestimate-batch-norm"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "statistics averaged" in shown
+    assert "statistics re-estimated" in shown
+    lines = [json.loads(line) for line in (tmp_path / "sweep" / "results.jsonl").read_text().splitlines()]
+    assert [(line["model"], line["alpha"]) for line in lines] == [
+        ("statistics averaged", 0.5),
+        ("statistics re-estimated", 0.5),
+    ]
+    averaged, renewed = (sp.load_classifier(tmp_path / "sweep" / name) for name in ("ensemble", "ensemble_batch_norm"))
+    suite = sp.own_suite({"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}, {})
+    want = reestimate_batch_norm(averaged, suite.relabelled(averaged.classes).reference.train)
+    assert sp.fingerprint(renewed) == sp.fingerprint(want) != sp.fingerprint(averaged)
+
+
+def test_a_sweep_of_networks_without_batch_norm_says_so(
+    tmp_path: Path, folders: Path, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
+    sp.save_classifier(zero, tmp_path / "zero")
+    data = ["--reference", f"folder:{folders}/train", "--test", f"folder:{folders}/test"]
+    ends = [str(tmp_path / "zero")] * 2
+    monkeypatch.setattr(
+        "sys.argv",
+        ["shiftproof", "sweep", *ends, *data, "--out", str(tmp_path / "sweep"), "--reestimate-batch-norm"],
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "not applicable to tiny" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()

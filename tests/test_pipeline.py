@@ -70,7 +70,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -> None:
-    expected = {"run.yaml", "stages.json", "path.json", "results.jsonl", "summary.json", "report.html"}
+    expected = {"run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"}
     expected |= {f"{model}/{name}" for model in MODELS for name in ("classifier.json", "model.safetensors")}
     expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in SETS}
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}

@@ -8,14 +8,17 @@ python tools/results.py --check                   fail if a page differs from th
 
 from __future__ import annotations
 
+import csv
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shiftproof.records import MODELS, RunRecord, StrongEdgeStudy
-from shiftproof.report.comparisons import signed_points
+from shiftproof.ensembling.path import choose_alpha
+from shiftproof.records import MODELS, PathPoint, PathRecord, RunRecord, StrongEdgeStudy
+from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.tables import Table
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json, write_json
@@ -155,9 +158,59 @@ def strong_edge_tables() -> str:
     return "\n\n".join(parts)
 
 
+# Each rule's name, and as choose_alpha takes it.
+RULES: dict[str, tuple[str, float]] = {
+    "fixed": ("fixed", 0.0),
+    "reference": ("reference", 0.0),
+    "tolerance, 0.5 points": ("tolerance", 0.005),
+    "tolerance, 1 point": ("tolerance", 0.01),
+    "tolerance, 2 points": ("tolerance", 0.02),
+}
+SHIFTS = "mean of the 5 shifts"
+
+
+def paper_sweeps() -> dict[tuple[str, str], PathRecord]:
+    """WiSE-FT's published alpha sweeps; ImageNet's test column stands for the validation split as well."""
+    with (RESULTS / "wiseft_alpha_sweeps.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    points: dict[tuple[str, str], list[PathPoint]] = {}
+    for row in rows:
+        accuracy = {"ImageNet": float(row["ImageNet"]) / 100, SHIFTS: float(row["avg_shifts"]) / 100}
+        point = PathPoint(float(row["alpha"]), accuracy["ImageNet"], accuracy, {})
+        points.setdefault((row["model"], row["tuning"]), []).append(point)
+    return {key: PathRecord("ImageNet", (SHIFTS,), tuple(found)) for key, found in points.items()}
+
+
+def choosing_tables() -> str:
+    """What every rule chooses on every sweep of the paper, and what it loses to the best alpha of each column."""
+    rows, lost = [], {name: list[tuple[float, ...]]() for name in RULES}
+    for (model, tuning), path in paper_sweeps().items():
+        oracle = path.oracle()
+        best = {name: path.at(alpha).accuracy[name] for name, alpha in oracle.items()}
+        for name, (rule, tolerance) in RULES.items():
+            point = path.at(choose_alpha(path, rule, tolerance=tolerance))
+            lost[name].append(tuple(point.accuracy[column] - best[column] for column in best))
+            accuracies = [per_cent(value) for value in point.accuracy.values()]
+            rows.append((model, tuning, name, f"{point.alpha:g}", *accuracies, *map(signed_points, lost[name][-1])))
+        cells = [f"{per_cent(best[column])} at {oracle[column]:g}" for column in best]
+        rows.append((model, tuning, "oracle (reads the column)", "", *cells, "", ""))
+    header = ("model", "tuning", "rule", "alpha", "ImageNet", SHIFTS, "loss on ImageNet", "loss on the shifts")
+    means = []
+    for name, entries in lost.items():
+        columns = list(zip(*entries, strict=True))
+        mean, worst = ([signed_points(by(column)) for column in columns] for by in (statistics.mean, min))
+        means.append((name, *mean, *worst))
+    over = ("rule", "ImageNet, mean", "shifts, mean", "ImageNet, worst", "shifts, worst")
+    return (
+        f"Loss to the best alpha of each column, over the four sweeps, in points:\n\n{_markdown(over, means)}\n\n"
+        f"Sweep by sweep, in per cent and points:\n\n{_markdown(header, rows)}"
+    )
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": demo_tables},
     "docs/mixing.md": {"regime": regime_table, "robustness": robustness_tables, "speed": speed_table},
+    "docs/choosing-alpha.md": {"choosing-alpha": choosing_tables},
     "docs/strong-edge.md": {"strong-edge": strong_edge_tables},
 }
 

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
-    from shiftproof.ensembling.ensembles import wise_ft
-    from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+    from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
+    from shiftproof.ensembling.files import merge_files
+    from shiftproof.ensembling.methods import MergeSettings
+    from shiftproof.ensembling.path import choose_alpha, compare_alphas, sweep_alpha
+    from shiftproof.ensembling.schedules import alphas_by_depth, alphas_by_pattern
     from shiftproof.ensembling.soups import SoupRecord, greedy_soup, model_stock_soup, uniform_soup
     from shiftproof.errors import IncompatibleWeightsError, InputError, ShiftproofError
     from shiftproof.evaluation.calibration import calibration_error
@@ -48,11 +51,11 @@ if TYPE_CHECKING:
     from shiftproof.models.encoders import Encoder, load_encoder
     from shiftproof.pipeline import run_pipeline
     from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
-    from shiftproof.records import AccuracyRecord, PathRecord, RunRecord
+    from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
     from shiftproof.report.page import render_report
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
-    from shiftproof.weights import interpolate_weights
+    from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
     "augmentation.masks": (
@@ -108,8 +111,11 @@ _MODULES = {
         "own_suite",
     ),
     "ensembling.batch_norm": ("has_batch_norm", "reestimate_batch_norm"),
-    "ensembling.ensembles": ("wise_ft",),
-    "ensembling.path": ("choose_alpha", "sweep_alpha"),
+    "ensembling.ensembles": ("OutputEnsemble", "interpolate_clip", "output_ensemble", "wise_ft"),
+    "ensembling.files": ("merge_files",),
+    "ensembling.methods": ("MergeSettings",),
+    "ensembling.path": ("choose_alpha", "compare_alphas", "sweep_alpha"),
+    "ensembling.schedules": ("alphas_by_depth", "alphas_by_pattern"),
     "ensembling.soups": ("SoupRecord", "greedy_soup", "model_stock_soup", "uniform_soup"),
     "errors": ("IncompatibleWeightsError", "InputError", "ShiftproofError"),
     "evaluation.calibration": ("calibration_error",),
@@ -123,11 +129,11 @@ _MODULES = {
     "models.directories": ("load_classifier", "save_classifier"),
     "pipeline": ("run_pipeline",),
     "pretraining": ("PretrainSettings", "contrastive_loss", "pretrain"),
-    "records": ("AccuracyRecord", "PathRecord", "RunRecord"),
+    "records": ("AccuracyRecord", "MergeRecord", "PathRecord", "RuleRecord", "RulesRecord", "RunRecord"),
     "report.page": ("render_report",),
     "runfile": ("RunFile",),
     "seeding": ("child_generator",),
-    "weights": ("interpolate_weights",),
+    "weights": ("average_weights", "interpolate_weights", "model_stock", "weight_distance"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
@@ -142,13 +148,18 @@ __all__ = [
     "ImageSet",
     "IncompatibleWeightsError",
     "InputError",
+    "MergeRecord",
+    "MergeSettings",
     "MixChoice",
     "MixPlan",
     "MixUp",
+    "OutputEnsemble",
     "PathRecord",
     "Predictions",
     "PretrainSettings",
     "Reference",
+    "RuleRecord",
+    "RulesRecord",
     "RunFile",
     "RunRecord",
     "Shift",
@@ -159,7 +170,10 @@ __all__ = [
     "WindowSettings",
     "accuracy",
     "accuracy_interval",
+    "alphas_by_depth",
+    "alphas_by_pattern",
     "anchor_weights",
+    "average_weights",
     "background_sets",
     "bootstrap_interval",
     "calibration_error",
@@ -167,6 +181,7 @@ __all__ = [
     "choose_alpha",
     "class_activation_map",
     "class_evidence",
+    "compare_alphas",
     "contrastive_loss",
     "contrastive_targets",
     "corrupt",
@@ -176,6 +191,7 @@ __all__ = [
     "greedy_soup",
     "hard_mask",
     "has_batch_norm",
+    "interpolate_clip",
     "interpolate_weights",
     "load_classifier",
     "load_clip",
@@ -185,10 +201,13 @@ __all__ = [
     "load_suite",
     "measure_backgrounds",
     "measure_windows",
+    "merge_files",
     "mix_images",
     "mix_targets",
+    "model_stock",
     "model_stock_soup",
     "one_hot",
+    "output_ensemble",
     "own_head_classifier",
     "own_suite",
     "predict",
@@ -203,6 +222,7 @@ __all__ = [
     "sweep_alpha",
     "train_from_scratch",
     "uniform_soup",
+    "weight_distance",
     "wise_ft",
     "with_masks",
     "zero_shot_classifier",

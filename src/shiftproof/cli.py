@@ -201,6 +201,10 @@ def sweep(
     space: Annotated[
         str, typer.Option("--space", help="Interpolate weights, or outputs (two models run).")
     ] = "weights",
+    batch_norm: Annotated[
+        bool,
+        typer.Option("--reestimate-batch-norm", help="Measure batch-norm statistics anew too; score both."),
+    ] = False,
     seed: Seed = None,
     device: Device = None,
     settings: Set = None,
@@ -215,7 +219,7 @@ def sweep(
     Example: shiftproof sweep runs/zeroshot runs/tuned --suite emoji --out runs/sweep
     """
     from shiftproof.console import live_progress, print_table
-    from shiftproof.report.tables import rules_table, sweep_table
+    from shiftproof.report.tables import records_table, rules_table, sweep_table
     from shiftproof.stages import run_sweep
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
@@ -228,12 +232,17 @@ def sweep(
         device,
     )
     with live_progress():
-        found = run_sweep(asked, zero_shot, fine_tuned, out, space=space, resume=resume, overwrite=overwrite)
+        found = run_sweep(
+            asked, zero_shot, fine_tuned, out, space=space, batch_norm=batch_norm, resume=resume, overwrite=overwrite
+        )
     print_table(sweep_table(found.path))
     if found.rules:
         print_table(rules_table(found.rules))
     else:
         print("alpha 0.5 is not on the path, so the rules are not compared to it; add it to --alphas")
+    for model in dict.fromkeys(record.model for record in found.batch_norm):
+        some = [record for record in found.batch_norm if record.model == model]
+        print_table(records_table(some, f"The ensemble's accuracy, batch-norm {model}"))
     where = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "in this space it is two models, not saved"
     print(f"alpha {found.alpha:g} by the rule {asked.alpha_rule!r}; {where}")
 

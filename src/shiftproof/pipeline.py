@@ -145,7 +145,7 @@ class PathFiles:
         return np.asarray(self.read(alpha, name).prediction == self.sets[name].labels)
 
     def rules(self, path: PathRecord, suite: ShiftSuite, tolerance: float) -> RulesRecord | None:
-        """What the rules for alpha come to on a kept path; None where alpha 0.5, which they compare to, is not on it."""
+        """What the rules for alpha come to; None where alpha 0.5, which they are compared to, is not on the path."""
         if FIXED_ALPHA not in path.alphas:
             return None
         names = (path.reference, *path.shifts)

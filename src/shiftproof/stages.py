@@ -16,7 +16,8 @@ from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import decode
 from shiftproof.data.sets import ImageSet
-from shiftproof.data.suites import export_suite, load_data, load_suite
+from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_choice
@@ -35,7 +36,7 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 # What --overwrite may delete.
 _WRITTEN = (
     *("classifier.json", "model.safetensors", "results.jsonl", "last_good"),
-    *("sweep.json", "path.json", "rules.json", "predictions", "ensemble"),
+    *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
 )
 
 
@@ -49,11 +50,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A measured alpha path, the alpha that the asked rule chose, and all rules compared, where 0.5 is on the path."""
+    """A measured alpha path, the alpha that the asked rule chose, and all rules compared, where 0.5 is on the path.
+
+    ``batch_norm`` scores the ensemble with averaged statistics and with re-estimated ones, where that was asked for.
+    """
 
     path: PathRecord
     alpha: float
     rules: RulesRecord | None
+    batch_norm: tuple[AccuracyRecord, ...] = ()
 
 
 def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -97,30 +102,45 @@ def run_sweep(
     out: Path,
     *,
     space: str = "weights",
+    batch_norm: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Sweep:
     """Sweeps alpha between two classifier directories: predictions, ``path.json``, ``rules.json``, the ensemble.
 
     The ensemble at the chosen alpha is one classifier, so it is saved in the space of weights only. ``resume`` goes on
-    with the same sweep: the predictions it has kept are not made again.
+    with the same sweep: the predictions it has kept are not made again. ``batch_norm`` re-estimates the ensemble's
+    batch-norm statistics on the training images, into ``ensemble_batch_norm``, and scores both in ``results.jsonl``.
     """
     require_choice("space", space, SPACES)
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), choose_device(asked.device)
     _require_unseen_validation(asked, ends[1])
+    if batch_norm:
+        require_batch_norm(ends[0])
     suite = suite_of(asked).relabelled(ends[0].classes)
     with locked(_begun_sweep(out, _origin(asked, *ends, space), resume=resume, overwrite=overwrite)):
         files = PathFiles(out / "predictions", path_sets(suite))
-        path = sweep_alpha(
-            *ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept if resume else None
-        )
+        path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
         write_json(out / "path.json", path.to_json())
         if rules := files.rules(path, suite, asked.alpha_tolerance):
             write_json(out / "rules.json", rules.to_json())
+        else:
+            (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before --resume
         if space == "weights":
             save_classifier(wise_ft(*ends, alpha), out / "ensemble")
-        return Sweep(path, alpha, rules)
+        renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
+        return Sweep(path, alpha, rules, renewed)
+
+
+def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
+    """The ensemble's scores with averaged batch-norm statistics, and with those of the training images."""
+    renewed = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
+    save_classifier(renewed, out / "ensemble_batch_norm")
+    models = {"statistics averaged": ensemble, "statistics re-estimated": renewed}
+    records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
+    _write_results(records, out)
+    return tuple(records)
 
 
 def _origin(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> dict[str, Any]:
@@ -199,8 +219,12 @@ def score(
             )
         )
     if out is not None:
-        write_text(out / "results.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+        _write_results(records, out)
     return tuple(records)
+
+
+def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
+    write_text(out / "results.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
 
 
 def run_export(suite: str, out: Path, seed: int) -> int:

@@ -30,6 +30,15 @@ def has_batch_norm(classifier: Classifier) -> bool:
     return any(True for _ in _layers(classifier.network))
 
 
+def require_batch_norm(classifier: Classifier) -> None:
+    """Raises an InputError where a network has no statistics to re-estimate."""
+    if not has_batch_norm(classifier):
+        raise InputError(
+            f"re-estimating batch norm is not applicable to {classifier.source}: its network has no such layer. "
+            "Leave it out."
+        )
+
+
 def reestimate_batch_norm(
     classifier: Classifier, images: ImageSet, *, device: str = "cpu", batch_size: int = 256, seed: int = 0
 ) -> Classifier:
@@ -48,11 +57,7 @@ def reestimate_batch_norm(
     >>> renewed.training["batch_norm"]["images"], renewed.training["batch_norm"]["batch_size"]
     (9, 3)
     """
-    if not has_batch_norm(classifier):
-        raise InputError(
-            f"re-estimating batch norm is not applicable to {classifier.source}: its network has no such layer. "
-            "Leave it out."
-        )
+    require_batch_norm(classifier)
     require_at_least("the number of images to estimate batch norm on", len(images), 2)
     require_at_least("batch_size", batch_size, 2)
     batches = math.ceil(len(images) / batch_size)

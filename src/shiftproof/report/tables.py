@@ -104,10 +104,10 @@ def rules_table(rules: RulesRecord) -> Table:
         if not record.oracle:
             cells = [_against_half(record.accuracy[name], record.difference[name]) for name in sets]
             cells += [_against_half(record.mean, record.mean_difference)] if with_mean else []
-            name = f"{record.rule} (by {100 * rules.tolerance:g} points)" if record.rule == "tolerance" else record.rule
+            name = f"{record.rule} ({rules.tolerance:g})" if record.rule == "tolerance" else record.rule
             rows.append((name, f"{record.alpha:g}", *cells))
     best = [(rules.rule("oracle", name), name) for name in sets]
-    cells = [f"{_against_half(r.accuracy[name], r.difference[name], f' at {r.alpha:g}')}" for r, name in best]
+    cells = [_against_half(r.accuracy[name], r.difference[name], f" at {r.alpha:g}") for r, name in best]
     if with_mean:
         of_mean = rules.rule("oracle", "mean")
         cells.append(_against_half(of_mean.mean, of_mean.mean_difference, f" at {of_mean.alpha:g}"))
@@ -115,9 +115,9 @@ def rules_table(rules: RulesRecord) -> Table:
     header = ("rule", "alpha", reference_name(rules.reference), *rules.shifts)
     mean = (f"mean of {len(rules.averaged)} shifts",) if with_mean else ()
     note = (
-        f"In brackets the difference to alpha 0.5 in points, with its paired {100 * rules.level:g} % bootstrap interval. "
-        "The rules read the validation split at most. An oracle took the alpha that is best on the very column it stands "
-        "in (on the reference: on its test split), so it bounds what a rule could gain and is no result."
+        f"In brackets the difference to alpha 0.5 in points and its paired {100 * rules.level:g} % bootstrap interval. "
+        "The rules read the validation split at most. An oracle took the alpha that is best on the very column that it "
+        "stands in (on the reference: on its test split), so it bounds what a rule could gain and is no result."
     )
     return Table("Choosing alpha: accuracy in per cent", (*header, *mean), tuple(rows), note)
 
@@ -168,7 +168,7 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     return Table("The classes that fine-tuning moved most, in per cent", header, rows, note)
 
 
-def records_table(records: Sequence[AccuracyRecord]) -> Table:
+def records_table(records: Sequence[AccuracyRecord], title: str = "Accuracy") -> Table:
     """One row a set, for a single classifier: accuracy with its interval, calibration error, number of images."""
     rows = tuple(
         (
@@ -180,7 +180,7 @@ def records_table(records: Sequence[AccuracyRecord]) -> Table:
         for record in records
     )
     note = "In brackets the 95 % Clopper-Pearson interval; all but the number of images in per cent."
-    return Table("Accuracy", ("set", "accuracy", "calibration error", "images"), rows, note)
+    return Table(title, ("set", "accuracy", "calibration error", "images"), rows, note)
 
 
 def transposed(table: Table) -> Table:
