@@ -59,6 +59,7 @@ ORDER = [
     "ensembling.layouts",
     "ensembling.alignment",
     "ensembling.streams",
+    "ensembling.outputs",
     "ensembling.files",
     "diagnosis.backgrounds",
     "diagnosis.cam",

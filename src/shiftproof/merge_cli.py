@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +79,7 @@ def _show(record: MergeRecord, *, dry_run: bool) -> None:
         verdict = "taken" if trial["taken"] else "left out"
         print(
             f"  {record.inputs[trial['candidate']].path}: {100 * trial['alone']:.1f} alone, "
-            f"{100 * trial['soup']:.1f} in the soup, {verdict}"
+            f"{'no number' if trial['soup'] is None else format(100 * trial['soup'], '.1f')} in the soup, {verdict}"
         )
     if record.alphas:
         for name, alpha_of in sorted(record.alphas.items()):
@@ -145,4 +146,7 @@ def _bytes(text: str | None) -> int | None:
     number, unit = text[:-2], text[-2:].upper()
     if unit not in _UNITS:
         raise InputError(f"--shard-size {text!r} must look like 2GB or 500MB.")
-    return int(_number("--shard-size", number) * _UNITS[unit])
+    size = _number("--shard-size", number) * _UNITS[unit]
+    if not math.isfinite(size):
+        raise InputError(f"--shard-size {text!r} is no size.")
+    return int(size)

@@ -51,11 +51,10 @@ def staged(out: Path) -> Iterator[Path]:
     """
     staging = out.with_name(f".{out.name}.partial")
     with locked(staging):
-        replaced = _replaced(out)
-        if replaced.exists() and not out.exists():  # killed between the two renames
-            replaced.rename(out)
+        if (aside := interrupted(out)) != out:
+            aside.rename(out)
         made = staging / "made"
-        for leftover in (made, replaced):
+        for leftover in (made, _replaced(out)):
             shutil.rmtree(leftover, ignore_errors=True)
         made.mkdir()
         try:
@@ -68,7 +67,12 @@ def move_into_place(made: Path, out: Path) -> None:
     """Renames a staged file or directory to ``out``; what stands there is deleted once the new one is in place."""
     if made.is_dir() and out.exists():
         out.rename(_replaced(out))
-    os.replace(made, out)
+    try:
+        os.replace(made, out)
+    except OSError:
+        if (aside := interrupted(out)) != out:
+            aside.rename(out)
+        raise
     sync_directory(out.parent)
     shutil.rmtree(_replaced(out), ignore_errors=True)
 
@@ -81,6 +85,11 @@ def sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def interrupted(out: Path) -> Path:
+    """Where an output's content is: at its place, or aside, where a process was killed between the two renames."""
+    return _replaced(out) if _replaced(out).exists() and not out.exists() else out
 
 
 def _replaced(out: Path) -> Path:

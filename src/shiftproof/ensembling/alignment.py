@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -67,7 +67,6 @@ class Merge:
         """What one output will be, before anything is read."""
         entries, layout = self.entries, self.layout(place)
         combined = [name for name in self.common if is_combined(entries[name], plan.coefficients[name])]
-        ties = [checkpoint.ties for checkpoint in self.checkpoints]
         kept = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
         alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if plan.layered else {}
         return MergeRecord(
@@ -83,12 +82,12 @@ class Merge:
             interpolated=tuple(combined),
             copied=tuple(name for name in self.common if name not in set(combined)),
             missing=tuple(self.alone),
-            tied={name: of for name, of in ties[0].items() if all(tied.get(name) == of for tied in ties)},
+            tied=self._ties(plan),
             batch_norm=tuple(name for name in combined if name.endswith(("running_mean", "running_var"))),
             files={file: sum(size_of(entries[name]) for name in names) for file, names in layout.shards.items()},
             copied_files=kept,
             members=members_of(self.trials) if self.trials else (),
-            scores=tuple(asdict(trial) for trial in self.trials),
+            scores=tuple(_plain(trial) for trial in self.trials),
         )
 
     def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
@@ -109,6 +108,17 @@ class Merge:
             training={},
             fingerprint=fingerprint_of(self.cards[0], tensors),
         )
+
+    def passed_over(self, name: str) -> list[int]:
+        """The inputs that have an entry which is kept from an earlier one."""
+        first = self.alone.get(name, len(self.inputs))
+        return [i for i, tensors in enumerate(self.inputs) if i > first and name in tensors]
+
+    def _ties(self, plan: Plan) -> dict[str, str]:
+        """The names that share memory in all inputs, and coefficients."""
+        first, *others = (checkpoint.ties for checkpoint in self.checkpoints)
+        same = {name: of for name, of in first.items() if all(ties.get(name) == of for ties in others)}
+        return {name: of for name, of in same.items() if plan.coefficients[name] == plan.coefficients[of]}
 
     def _roles(self) -> list[str]:
         others = len(self.inputs) - 1
@@ -161,3 +171,8 @@ def _require_fitting(first: Mapping[str, Tensor], other: Mapping[str, Tensor], s
         return require_compatible(first, other)
     common = first.keys() & other.keys()
     return require_compatible({n: first[n] for n in sorted(common)}, {n: other[n] for n in sorted(common)})
+
+
+def _plain(trial: SoupTrial) -> dict[str, Any]:
+    """A trial as JSON can hold it: a soup that came to no number has none."""
+    return {**asdict(trial), "soup": trial.soup if math.isfinite(trial.soup) else None}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,23 @@ from shiftproof import progress
 from shiftproof.ensembling.adapters import read_adapter, scaled_adapters
 from shiftproof.ensembling.alignment import Merge, aligned
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
-from shiftproof.ensembling.layouts import alpha_folder, copied_files, is_file
+from shiftproof.ensembling.layouts import copied_files, is_file
 from shiftproof.ensembling.methods import METHODS, MergeSettings, Plan, members_coefficients, plans_of
+from shiftproof.ensembling.outputs import (
+    README,
+    REPORT,
+    errors_of_the_disk,
+    existing_parent,
+    places_of,
+    publish,
+    reports_of,
+    require_free,
+    require_space,
+)
 from shiftproof.ensembling.streams import PIECE, ContentFingerprint, Pen, fingerprint_tensors, pieces
-from shiftproof.errors import IncompatibleWeightsError, InputError, listed
+from shiftproof.errors import IncompatibleWeightsError, InputError
 from shiftproof.models.cards import merge_card
 from shiftproof.models.checkpoints import (
-    INDEX,
     Checkpoint,
     SafetensorsWriter,
     open_checkpoint,
@@ -31,11 +40,8 @@ from shiftproof.models.checkpoints import (
     write_state_dict,
 )
 from shiftproof.records import MergeInput, MergeRecord
-from shiftproof.storage import move_into_place, read_json, staged, write_json, write_text
-from shiftproof.weights import combine, is_combined
-
-REPORT, README = "merge.json", "README.md"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from shiftproof.storage import move_into_place, staged, write_json, write_text
+from shiftproof.weights import combine
 
 
 def merge_files(
@@ -71,25 +77,25 @@ def merge_files(
     """
     settings = settings or MergeSettings(alphas=tuple(alpha) if isinstance(alpha, Sequence) else (float(alpha),))
     out = Path(out)
-    _require_free(out, [Path(path) for path in inputs], overwrite=overwrite)
     checkpoints = [open_checkpoint(path) for path in inputs]
+    require_free(out, checkpoints, overwrite=overwrite)
     if checkpoints and all(checkpoint.library == "peft" for checkpoint in checkpoints):
         return _merge_adapters(checkpoints, settings, out, dry_run=dry_run)
     settings.require_inputs(len(checkpoints))
     merge = aligned(checkpoints, settings)
-    with _errors_of_the_disk(out):
+    with errors_of_the_disk(out):
         if settings.method == "greedy":
             merge = replace(merge, trials=_greedy(merge, score, out))
         plans = plans_of(settings, merge.inputs, merge.common, members_of(merge.trials))
-        places = _places(out, plans)
+        places = places_of(out, plans)
         records = [merge.record(plan, place) for plan, place in zip(plans, places, strict=True)]
         if dry_run:
             return tuple(records)
-        _require_space(out, sum(record.bytes for record in records))
+        require_space(out, sum(record.bytes for record in records))
         with staged(out) as made:
             targets = [made / out.name if is_file(out) else made / place.relative_to(out) for place in places]
             written = _write(merge, plans, records, targets)
-            _publish(made, out)
+            publish(made, out)
         return tuple(written)
 
 
@@ -100,10 +106,10 @@ def _greedy(merge: Merge, score: Callable[[Path], float] | None, out: Path) -> S
 
     def trial(members: tuple[int, ...]) -> float:
         plan = Plan(None, members_coefficients(merge.common, members, len(merge.inputs)))
-        with staged(out.with_name(f"{out.name}.trial")) as made:
+        with staged(existing_parent(out) / f"{out.name}.trial") as made:
             place = made / out.name
             record = merge.record(plan, place)
-            _require_space(out, record.bytes)
+            require_space(out, record.bytes)
             _write(merge, [plan], [record], [place])
             return score(place)
 
@@ -159,10 +165,13 @@ def _combine(
     dtype = merge.entry(name).dtype
     readers = [read[merge.alone[name]]] if name in merge.alone else read
     shares = [merge.shares(plan, name) for plan in plans]
+    for i in merge.passed_over(name):  # not taken, but part of that input's fingerprint
+        for (piece,) in pieces([merge.inputs[i][name]], PIECE // dtype.itemsize):
+            read[i].add(name, piece)
     for cut in pieces(parts, PIECE // dtype.itemsize):
         for reader, piece in zip(readers, cut, strict=True):
             reader.add(name, piece)
-        if merge.settings.integers == "equal" and not is_combined(cut[0], shares[0]):
+        if merge.settings.integers == "equal" and not (dtype.is_floating_point or dtype.is_complex):
             _require_equal(name, cut)
         for writer, share, found in zip(writers, shares, made, strict=True):
             mixed = combine(cut, share, out=pen.buffer(len(cut[0]), dtype))
@@ -173,8 +182,9 @@ def _combine(
 def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> None:
     """What stands beside the weights: configs and tokenizer, the classifier's card, the report and a model card."""
     if is_file(place):
-        write_json(place.with_suffix(f".{REPORT}"), record.to_json())
-        write_text(place.with_suffix(".md"), merge_card(record))
+        report, card = reports_of(place)
+        write_json(report, record.to_json())
+        write_text(card, merge_card(record))
         return
     for file in copied_files(merge.checkpoints[0]):
         shutil.copy2(file, place / file.name)
@@ -227,7 +237,7 @@ def _merge_adapters(
         fingerprint=fingerprint_tensors(tensors),
     )
     if not dry_run:
-        with _errors_of_the_disk(out), staged(out) as made:
+        with errors_of_the_disk(out), staged(out) as made:
             for file in copied_files(checkpoints[0]):
                 shutil.copy2(file, made / file.name)
             write_state_dict(tensors, made / "adapter_model.safetensors")
@@ -236,69 +246,3 @@ def _merge_adapters(
             write_json(made / REPORT, record.to_json())
             move_into_place(made, out)
     return (record,)
-
-
-def _places(out: Path, plans: Sequence[Plan]) -> list[Path]:
-    """Where each output goes."""
-    if len(plans) == 1:
-        return [out]
-    if is_file(out):
-        raise InputError(f"{out} is one file, and there are {len(plans)} alphas. Name a directory.")
-    return [out / alpha_folder(plan.alpha) for plan in plans if plan.alpha is not None]
-
-
-def _publish(made: Path, out: Path) -> None:
-    """Puts a finished output in its place; of a file and its reports, the file last."""
-    if not is_file(out):
-        return move_into_place(made, out)
-    for file in sorted(made.iterdir(), key=is_file):
-        move_into_place(file, out.parent / file.name)
-
-
-def _require_free(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuses an output that would touch an input, or what no merge wrote, or what the caller did not give up."""
-    for path in inputs:
-        here, there = out.resolve(), path.resolve()
-        if here == there or here in there.parents or (there in here.parents and there.is_dir()):
-            raise InputError(f"the output {out} and the input {path} are one place. Choose another --out.")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if out.is_dir() == is_file(out):
-        raise InputError(f"{out} is {'a directory' if out.is_dir() else 'a file'}. Choose another --out.")
-    if out.is_dir() and (foreign := _foreign(out)):
-        raise InputError(f"{out} holds {listed(foreign, 5)}, which no merge wrote. Choose another --out.")
-    if not overwrite:
-        raise InputError(f"{out} exists already. Choose another --out, or add --overwrite to replace it.")
-
-
-def _foreign(out: Path) -> list[str]:
-    """What stands in a directory and was written by no merge."""
-    if (out / REPORT).is_file():
-        stored = read_json(out / REPORT)
-        known = {*stored.get("files", ()), *stored.get("copied_files", ()), REPORT, README, "classifier.json"}
-        known |= {"adapter_config.json"}
-        return sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.endswith(INDEX))
-    outputs = [path for path in out.iterdir() if path.name.startswith("alpha-") and (path / REPORT).is_file()]
-    others = sorted(path.name for path in out.iterdir() if path not in outputs)
-    return others + [f"{path.name}/{name}" for path in outputs for name in _foreign(path)]
-
-
-def _require_space(out: Path, needed: int) -> None:
-    folder = next(path for path in out.resolve().parents if path.exists())
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise InputError(
-            f"the output needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free. "
-            "Free some, or choose another --out."
-        )
-
-
-@contextlib.contextmanager
-def _errors_of_the_disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise InputError(
-            f"{out} cannot be written ({error.strerror}). Nothing was changed. Free some space, or name another --out."
-        ) from error

@@ -11,7 +11,7 @@ from torch import Tensor
 from shiftproof.errors import InputError
 from shiftproof.models.checkpoints import INDEX, TORCH_SUFFIXES, Checkpoint, size_of
 
-_WEIGHTS = (".safetensors", INDEX, *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz")
+_WEIGHTS = (".safetensors", INDEX, *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot", ".tflite")
 _OURS = ("classifier.json", "merge.json", "README.md")
 # Libraries that read one weights file and no shards.
 _WHOLE = ("open_clip", "shiftproof", "peft")

@@ -20,13 +20,16 @@ _AHEAD = 4  # pieces that may wait to be written
 def pieces(parts: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
     """Flat slices of tensors of one shape; those that are not contiguous are laid out slice by slice as well."""
     if all(part.is_contiguous() for part in parts):
-        flat = [part.view(-1) for part in parts]
+        # One entry, or none, counts as contiguous whatever its strides, which a view as bytes does not bear.
+        flat = [part.as_strided((part.numel(),), (1,)) for part in parts]
         for start in range(0, len(flat[0]), size):
             yield [part[start : start + size] for part in flat]
-    elif parts[0].ndim:
-        rows = max(size * len(parts[0]) // parts[0].numel(), 1)
+    elif (rows := size * len(parts[0]) // parts[0].numel()) > 0:
         for start in range(0, len(parts[0]), rows):
-            yield [part[start : start + rows].reshape(-1) for part in parts]
+            yield from pieces([part[start : start + rows].contiguous() for part in parts], size)
+    else:  # a row is longer than a piece
+        for row in zip(*parts, strict=True):
+            yield from pieces(row, size)
 
 
 class Pen:

@@ -120,8 +120,9 @@ class SafetensorsWriter:
     def __init__(self, path: Path, entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         # As safetensors itself orders them: wide dtypes first, so that every tensor is aligned.
         self.order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+        header = _header({name: entries[name] for name in self.order}, metadata)
         self._file = path.open("wb")
-        self._file.write(_header({name: entries[name] for name in self.order}, metadata))
+        self._file.write(header)
         self._started = 0
 
     def write(self, piece: Tensor) -> None:
@@ -193,6 +194,7 @@ def _weights_in(directory: Path, library: str) -> Path:
 def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
     if not weights.name.endswith(INDEX):
         tensors, metadata = _tensors_of(weights)
+        tensors = _unwrapped(tensors) if weights.suffix in TORCH_SUFFIXES else tensors
         return Checkpoint(path, library, tensors, {weights.name: tuple(tensors)}, metadata, ties=_ties(tensors))
     stored = read_json(weights)
     shards = _shards_of(weights, stored)
@@ -205,7 +207,12 @@ def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
             )
         metadata = of_shard if number == 0 else metadata
         tensors.update(held)
-    return Checkpoint(path, library, tensors, shards, metadata, stored.get("metadata") or {}, _ties(tensors))
+    if all(Path(shard).suffix in TORCH_SUFFIXES for shard in shards):
+        renamed = dict(zip(tensors, plain := _unwrapped(tensors), strict=True))
+        tensors = plain
+        shards = {shard: tuple(renamed[name] for name in names) for shard, names in shards.items()}
+    kept = stored.get("metadata")
+    return Checkpoint(path, library, tensors, shards, metadata, kept if isinstance(kept, dict) else {}, _ties(tensors))
 
 
 def _shards_of(index: Path, stored: Any) -> dict[str, tuple[str, ...]]:
@@ -242,7 +249,7 @@ def _torch_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors, and loading it could run code, so it is not loaded. "
             "Save the model's state_dict() as safetensors where you trust the file."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file raises whatever its reader runs into
         raise InputError(f"{file} is not a whole torch file ({error}). Restore it or write it anew.") from error
     while isinstance(stored, dict) and not _is_state_dict(stored):
         inner = next((stored[key] for key in _NESTED if isinstance(stored.get(key), dict)), None)
@@ -254,7 +261,9 @@ def _torch_tensors(file: Path) -> dict[str, Tensor]:
         stored = inner
     if not isinstance(stored, dict):
         raise InputError(f"{file} holds a {type(stored).__name__}; it must be a state dict.")
-    return _unwrapped(stored)
+    if odd := [name for name, t in stored.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]:
+        raise InputError(f"{file} holds {listed(odd)}, which are sparse, quantized or without data. Save them plain.")
+    return dict(stored)
 
 
 def _load_torch(file: Path, *, mmap: bool) -> Any:
