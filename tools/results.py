@@ -25,6 +25,7 @@ from shiftproof.storage import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+BENCHMARKS = ROOT / "benchmarks" / "results"
 NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "WiSE-FT, alpha 0.5"}
 
 
@@ -54,7 +55,7 @@ def demo_tables() -> str:
 def regime_table() -> str:
     """The candidates that were tried on the development suite."""
     rows = []
-    for entry in read_json(ROOT / "benchmarks" / "results" / "tune_mixing.json"):
+    for entry in read_json(BENCHMARKS / "tune_mixing.json"):
         cells = [
             f"{entry[model][what]:.1f}"
             for model in ("fine_tuned", "ensemble")
@@ -119,7 +120,7 @@ def _difference(entry: dict[str, Any]) -> str:
 
 def speed_table() -> str:
     """What mixing costs, as medians and ratios within one run of the benchmark."""
-    found = read_json(ROOT / "benchmarks" / "results" / "mixing.json")
+    found = read_json(BENCHMARKS / "mixing.json")
     targets = [
         (t["ours"], t["against"], f"{t['at_most']:g}", f"{t['ratio']:.2f}", "yes" if t["met"] else "no")
         for t in found["targets"]
@@ -142,6 +143,56 @@ def speed_table() -> str:
 
 def _against(entry: dict[str, Any], other: str) -> str:
     return f"{entry['of'][other]:.2f}" if other in entry.get("of", {}) else ""
+
+
+def merge_tables() -> str:
+    """Merging files against the floor, a plain script and mergekit."""
+    found = read_json(BENCHMARKS / "merge.json")
+    targets = [
+        (t["size"], t["what"], _target(t), f"{t['reached']:g}", "yes" if t["met"] else "no") for t in found["targets"]
+    ]
+    parts = [_markdown(("checkpoints", "what", "target", "measured", "met"), targets)]
+    for size, entry in found["sizes"].items():
+        seconds, memory = entry["median_seconds"], entry["memory_mb"]["peak_anonymous"]
+        rows = [
+            (name, f"{took:.1f}", f"{memory[name]:.0f}" if name in memory and "imports" not in name else "")
+            for name, took in seconds.items()
+        ]
+        parts.append(f"Two checkpoints of {size}, {entry['rounds']} rounds:\n\n{_markdown(_MERGE_HEADER, rows)}")
+    return "\n\n".join(parts)
+
+
+_MERGE_HEADER = ("", "seconds, median", "peak anonymous memory, MB")
+
+
+def _target(entry: dict[str, Any]) -> str:
+    return f"at most {entry['at_most']:g}" if "at_most" in entry else f"at least {entry['at_least']:g}"
+
+
+def path_tables() -> str:
+    """The path in one pass, and what an ensemble costs at inference."""
+    path, inference = read_json(BENCHMARKS / "path.json"), read_json(BENCHMARKS / "inference.json")
+    rows = [(name, f"{path['seconds'][name]:.1f}", said) for name, said in _PATH_CONTENDERS.items()]
+    told = (
+        f"{path['images']:,} JPEGs of 256 px, {path['alphas']} alphas, medians of {path['rounds']} rounds: the path "
+        f"takes {path['path_of_floor']:.2f} times the floor (at most {path['targets'][0]['at_most']:g} was asked for) "
+        f"and {path['path_of_loop']:.2f} times the loop; its accuracies are "
+        f"{'the same' if path['accuracies_equal_the_loop_s'] else 'NOT the same'}, to the last image."
+    )
+    costs = [
+        (table, name, f"{entry['milliseconds']:.2f}", f"{entry['of_fine_tuned']:.3f}")
+        for table, entries in inference["tables"].items()
+        for name, entry in entries.items()
+    ]
+    header = ("device and batch", "model", "ms a batch", "times the fine-tuned model")
+    return f"{told}\n\n{_markdown(('', 'seconds', 'what it does'), rows)}\n\n{_markdown(header, costs)}"
+
+
+_PATH_CONTENDERS = {
+    "path": "`sweep_alpha`",
+    "floor": "decoding once, then as many forward passes as alphas, timed alone",
+    "loop": "one evaluation loop an alpha, decoding each time",
+}
 
 
 def strong_edge_tables() -> str:
@@ -210,7 +261,8 @@ def choosing_tables() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": demo_tables},
     "docs/mixing.md": {"regime": regime_table, "robustness": robustness_tables, "speed": speed_table},
-    "docs/choosing-alpha.md": {"choosing-alpha": choosing_tables},
+    "docs/choosing-alpha.md": {"choosing-alpha": choosing_tables, "path": path_tables},
+    "docs/merging.md": {"merging": merge_tables},
     "docs/strong-edge.md": {"strong-edge": strong_edge_tables},
 }
 
