@@ -166,7 +166,7 @@ def test_the_processor_goes_along_and_weights_of_other_formats_do_not(tmp_path: 
     for seed, name in enumerate(("zero", "tuned")):
         small_clip(seed).save_pretrained(tmp_path / name)
     transformers.CLIPImageProcessorPil().save_pretrained(tmp_path / "zero")
-    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
+    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "trainer_state.json", "eval_results.json"):
         (tmp_path / "zero" / name).write_bytes(b"stale")
     (record,) = merge_files(tmp_path / "zero", tmp_path / "tuned", out=tmp_path / "merged")
     written = {path.name for path in (tmp_path / "merged").iterdir()}
@@ -360,7 +360,9 @@ def test_merged_classifier_directories_are_the_ensemble(
     tmp_path: Path, classifiers: tuple[Path, Path, Path], alpha: float
 ) -> None:
     zero, tuned, _ = classifiers
+    (zero / "results.jsonl").write_text("{}")  # the zero-shot model's own
     (record,) = merge_files(zero, tuned, alpha=alpha, out=tmp_path / "merged")
+    assert not (tmp_path / "merged" / "results.jsonl").exists()
     found, want = sp.load_classifier(tmp_path / "merged"), sp.wise_ft(*map(sp.load_classifier, (zero, tuned)), alpha)
     assert sp.fingerprint(found) == sp.fingerprint(want)
     assert (found.alpha, found.head, found.parents) == (want.alpha, want.head, want.parents)

@@ -68,7 +68,7 @@ def _show(record: MergeRecord, *, dry_run: bool) -> None:
     alpha = f" at alpha {record.alpha:g}" if record.alpha is not None else ""
     print(f"{record.method}{alpha}: {record.out} {said}, {record.bytes / 1e9:.3f} GB in {len(record.files)} file(s)")
     for entry in record.inputs:
-        print(f"  {entry.role.replace('_', '-')}: {entry.path} ({entry.library})")
+        print(f"  {entry.role.replace('_', '-')}: {entry.path} ({entry.kind})")
     counts = [("combined", record.interpolated), ("copied", record.copied), ("kept, missing elsewhere", record.missing)]
     print("  entries: " + ", ".join(f"{len(names)} {what}" for what, names in counts if names))
     if record.tied:

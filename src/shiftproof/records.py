@@ -274,7 +274,7 @@ class MergeInput:
 
     path: str
     role: str
-    library: str
+    kind: str
     fingerprint: str | None = None
 
 

@@ -74,7 +74,7 @@ class Merge:
             paper=METHODS[self.settings.method],
             out=str(place),
             inputs=tuple(
-                MergeInput(str(checkpoint.path), role, checkpoint.library)
+                MergeInput(str(checkpoint.path), role, checkpoint.kind)
                 for checkpoint, role in zip(self.checkpoints, self._roles(), strict=True)
             ),
             alpha=None if plan.layered else plan.alpha,
@@ -130,12 +130,12 @@ class Merge:
 def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge:
     """Inputs whose names, shapes and dtypes agree, an adapter as the weights that it makes of the first."""
     first, *others = checkpoints
-    if first.library == "peft":
+    if first.kind == "peft":
         raise InputError(f"{first.path} is an adapter. Name its base first: shiftproof merge BASE {first.path}.")
-    for other in (checkpoint for checkpoint in others if checkpoint.library != "peft"):
+    for other in (checkpoint for checkpoint in others if checkpoint.kind != "peft"):
         _require_fitting(first.tensors, other.tensors, settings)
     inputs = [
-        Adapted(first.tensors, read_adapter(checkpoint)) if checkpoint.library == "peft" else checkpoint.tensors
+        Adapted(first.tensors, read_adapter(checkpoint)) if checkpoint.kind == "peft" else checkpoint.tensors
         for checkpoint in checkpoints
     ]
     names = dict.fromkeys(name for tensors in inputs for name in tensors)
@@ -149,9 +149,9 @@ def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge
 
 def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
     """The cards of classifier directories, which must be of one task; none where the first input is no classifier."""
-    if checkpoints[0].library != "shiftproof":
+    if checkpoints[0].kind != "shiftproof":
         return []
-    if others := [checkpoint.path for checkpoint in checkpoints if checkpoint.library != "shiftproof"]:
+    if others := [checkpoint.path for checkpoint in checkpoints if checkpoint.kind != "shiftproof"]:
         raise InputError(
             f"{checkpoints[0].path} is a classifier directory, {listed(others)} is none. "
             "Name classifier directories, or the model.safetensors in them."

@@ -79,7 +79,7 @@ def merge_files(
     out = Path(out)
     checkpoints = [open_checkpoint(path) for path in inputs]
     require_free(out, checkpoints, overwrite=overwrite)
-    if checkpoints and all(checkpoint.library == "peft" for checkpoint in checkpoints):
+    if checkpoints and all(checkpoint.kind == "peft" for checkpoint in checkpoints):
         return _merge_adapters(checkpoints, settings, out, dry_run=dry_run)
     settings.require_inputs(len(checkpoints))
     merge = aligned(checkpoints, settings)
@@ -198,9 +198,7 @@ def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> No
 
 def _fingerprint(checkpoint: Checkpoint, found: ContentFingerprint) -> str:
     # An adapter passed by as the weights that it makes; its own tensors are few.
-    return (
-        fingerprint_tensors(checkpoint.tensors) if checkpoint.library == "peft" else found.hexdigest(checkpoint.tensors)
-    )
+    return fingerprint_tensors(checkpoint.tensors) if checkpoint.kind == "peft" else found.hexdigest(checkpoint.tensors)
 
 
 def _require_equal(name: str, parts: Sequence[Tensor]) -> None:

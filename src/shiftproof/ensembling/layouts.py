@@ -13,6 +13,8 @@ from shiftproof.models.checkpoints import INDEX, TORCH_SUFFIXES, Checkpoint, siz
 
 _WEIGHTS = (".safetensors", INDEX, *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot", ".tflite")
 _OURS = ("classifier.json", "merge.json", "README.md")
+# What a training left beside its weights, and what does not hold for others.
+_OF_TRAINING = ("trainer_state.json", "_results.json", ".jsonl")
 # Libraries that read one weights file and no shards.
 _WHOLE = ("open_clip", "shiftproof", "peft")
 
@@ -42,20 +44,22 @@ def layout_of(
     groups = [group for group in groups if group]
     if len(groups) == 1:
         return Layout({f"{stem}.safetensors": tuple(groups[0])})
-    if first.library in _WHOLE:
-        raise InputError(f"{first.library} reads one weights file and no shards. Leave out the shard size.")
+    if first.kind in _WHOLE:
+        raise InputError(f"{first.kind} reads one weights file and no shards. Leave out the shard size.")
     names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     return Layout(dict(zip(names, map(tuple, groups), strict=True)), f"{stem}.safetensors{INDEX}")
 
 
 def copied_files(first: Checkpoint) -> list[Path]:
     """What goes beside the weights unchanged: the first input's configs and tokenizer, no weights of any format."""
-    if not first.path.is_dir():
+    if not first.path.is_dir() or first.kind == "shiftproof":  # a classifier's other files are results of its own
         return []
     return sorted(
         file
         for file in first.path.iterdir()
-        if file.is_file() and not file.name.startswith(".") and not file.name.endswith((*_WEIGHTS, *_OURS))
+        if file.is_file()
+        and not file.name.startswith(".")
+        and not file.name.endswith((*_WEIGHTS, *_OURS, *_OF_TRAINING))
     )
 
 
@@ -85,6 +89,6 @@ def _groups(entries: Mapping[str, Tensor], shard_size: int | None) -> list[list[
 
 def _stem(first: Checkpoint) -> str:
     """What the weights files are called: the library's own name for them."""
-    if first.library == "open_clip":
+    if first.kind == "open_clip":
         return "open_clip_model"
-    return "adapter_model" if first.library == "peft" else "model"
+    return "adapter_model" if first.kind == "peft" else "model"

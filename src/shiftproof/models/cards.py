@@ -25,7 +25,7 @@ def merge_card(record: MergeRecord) -> str:
         "| input | role | read as | fingerprint |",
         "|---|---|---|---|",
         *(
-            f"| `{entry.path}` | {entry.role.replace('_', '-')} | {entry.library} | `{entry.fingerprint}` |"
+            f"| `{entry.path}` | {entry.role.replace('_', '-')} | {entry.kind} | `{entry.fingerprint}` |"
             for entry in record.inputs
         ),
         "",

@@ -57,13 +57,13 @@ _DTYPES = {
 class Checkpoint:
     """A state dict that stays on disk: its tensors are memory-mapped and cost no memory until they are looked at.
 
-    ``library`` is the one that the directory's config belongs to ("safetensors" or "torch" for a bare file);
+    ``kind`` is the library that the directory's config belongs to ("safetensors" or "torch" for a bare file);
     ``shards`` tells which names every weights file holds, ``ties`` which names share another's memory, ``metadata`` is
     that of the first safetensors file, ``index`` that of the shards' index.
     """
 
     path: Path
-    library: str
+    kind: str
     tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
     shards: Mapping[str, tuple[str, ...]] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
