@@ -26,7 +26,7 @@ from shiftproof.runfile import DEMO_FILE
 
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
-    "diagnose strong-edge", "diagnose backgrounds",
+    "merge", "diagnose strong-edge", "diagnose backgrounds",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 
