@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
+from shiftproof.ensembling.layouts import alpha_folder
 from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, compare_alphas, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, METHOD
@@ -119,8 +120,7 @@ class PathFiles:
 
     def file(self, alpha: float, name: str) -> Path:
         """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
-        digits = f"{alpha:.2f}" if round(alpha, 2) == alpha else f"{alpha:.10f}".rstrip("0")
-        return self.folder / f"alpha-{digits}" / f"{name}.npz"
+        return self.folder / alpha_folder(alpha) / f"{name}.npz"
 
     def keep(self, alpha: float, name: str, found: Predictions) -> None:
         """Writes one file."""
