@@ -23,6 +23,10 @@ class TrainingError(ShiftproofError, RuntimeError):
     """A training that cannot go on; the message says what was kept."""
 
 
+class TrainingInterruptedError(ShiftproofError):
+    """A training that was asked to stop, and has written what it needs to go on."""
+
+
 def listed(names: Iterable[object], limit: int = 10) -> str:
     """The first names of a list, and how many more there are.
 

@@ -218,7 +218,7 @@ class _Run:
             self.asked.finetune,
             seed=self.asked.seed,
             device=self.device,
-            keep=self.out / "checkpoints" / "last_good",
+            checkpoints=self.out / "checkpoints",
         )
 
     def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:

@@ -5,45 +5,46 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftproof import progress
 from shiftproof.augmentation.photometric import photometric
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.errors import InputError, TrainingError, require_at_least, require_between, require_choice
+from shiftproof.errors import InputError, TrainingError, require_at_least, require_between
 from shiftproof.evaluation.retrieval import recall_at
+from shiftproof.hardware import LoopSettings, checkpoint_gradients
 from shiftproof.models.checkpoints import write_state_dict
 from shiftproof.models.clip import Clip, model_config
+from shiftproof.processes import gathered, is_main_process
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.storage import write_json
 from shiftproof.training import (
     LARGEST,
     MAX_LOGIT_SCALE,
-    cosine_with_warmup,
-    load_checkpoint,
-    optimisation_step,
+    Course,
+    drawn_apart,
+    own_share,
     parameter_groups,
     positions_at,
-    save_checkpoint,
+    require_equal_shares,
+    training,
 )
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class PretrainSettings:
+class PretrainSettings(LoopSettings):
     """How to pretrain: ``steps`` batches of ``batch_size`` pairs at the peak rate ``lr``.
 
-    ``precision`` is that of the forward pass; weights, gradients and optimiser stay in float32.
-    ``photometric`` changes colour and sharpness of the training images at random.
+    ``photometric`` changes colour and sharpness of the training images at random. ``LoopSettings`` says what the rest
+    does; ``accumulate`` must be 1, since every pair is a negative of all others of its batch.
     """
 
     # A dictionary is all that pydantic needs to refuse unknown keys of a run file.
@@ -55,9 +56,7 @@ class PretrainSettings:
     weight_decay: float = 0.1
     warmup_steps: int = 200
     clip_norm: float = 1.0
-    precision: str = "float32"
     photometric: bool = True
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         require_at_least("pretrain.steps", self.steps, 1)
@@ -66,8 +65,31 @@ class PretrainSettings:
         require_between("pretrain.weight_decay", self.weight_decay, 0, LARGEST)
         require_between("pretrain.clip_norm", self.clip_norm, 1e-12, LARGEST)
         require_at_least("pretrain.warmup_steps", self.warmup_steps, 0)
-        require_at_least("pretrain.checkpoint_every", self.checkpoint_every, 1)
-        require_choice("pretrain.precision", self.precision, PRECISIONS)
+        self.check_loop("pretrain")
+        if self.accumulate != 1:
+            raise InputError(
+                f"pretrain.accumulate is {self.accumulate}; a contrastive batch must stay whole. "
+                "Set pretrain.gradient_checkpointing to save memory."
+            )
+
+
+class TwoTowers(nn.Module):
+    """A zero-shot model as it is trained: (B, 3, size, size) images and (B, L) texts to features of length 1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) features of the images and of the texts, and the logit scale."""
+        image_features = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
+        text_features = self.model.encode_text(texts, normalize=True)  # type: ignore[operator]
+        return image_features, text_features, self.model.logit_scale.exp()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Keeps the logit scale within CLIP's bounds; to be called after every step."""
+        self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator]
 
 
 def contrastive_loss(
@@ -93,59 +115,62 @@ def contrastive_loss(
 
 
 def pretrain(
-    clip: Clip, data: CaptionedSet, settings: PretrainSettings, *, seed: int, out: Path, device: str = "cpu"
+    clip: Clip,
+    data: CaptionedSet,
+    settings: PretrainSettings,
+    *,
+    seed: int,
+    out: Path,
+    device: str = "cpu",
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains a copy of both towers and writes ``out/model`` (open_clip's local-dir layout) and ``out/card.json``.
 
     Goes on from the last checkpoint in ``out/checkpoints``, if there is one, with the same data order and
-    the same random views as if it had never stopped. Returns the card.
+    the same random views as if it had never stopped. On SIGTERM it writes a checkpoint and raises a
+    TrainingInterruptedError. Returns the card.
     """
-    if len(data) < settings.batch_size:
-        raise InputError(
-            f"{data.name} holds {len(data)} images, fewer than pretrain.batch_size {settings.batch_size}: a batch "
-            "would hold an image twice, as its own negative. Lower pretrain.batch_size or add images."
-        )
-    model = deepcopy(clip.model).to(device).train()
-    trained = replace(clip, model=model)
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    state = load_checkpoint(out / "checkpoints", model, optimizer) or {
-        "step": 0,
-        "seconds": 0.0,
-        "history": [],
-    }
-    history: list[dict[str, float]] = state["history"]
-    if state["step"] == 0:  # so that a failure before the first checkpoint leaves good weights, too
-        save_checkpoint(out / "checkpoints", 0, model, optimizer, {"seconds": 0.0, "history": []})
-    loss_average = history[-1]["loss"] if history else 0.0
-    started = time.perf_counter() - state["seconds"]
-    for step in range(state["step"], settings.steps):
-        images, texts = _batch(clip, data, settings, seed, step)
-        low = settings.precision != "float32"
-        with (
-            global_draws(seed, "stochastic layers", step),
-            torch.autocast(device, PRECISIONS[settings.precision], enabled=low),
-        ):
-            image_features = model.encode_image(images.to(device), normalize=True)  # type: ignore[operator]
-            text_features = model.encode_text(texts.to(device), normalize=True)  # type: ignore[operator]
-        scale = model.logit_scale.exp()  # type: ignore[operator]
-        loss = contrastive_loss(image_features.float(), text_features.float(), scale)
-        lr = settings.lr * cosine_with_warmup(step, settings.steps, settings.warmup_steps)
-        try:
-            optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
-        except TrainingError as error:
-            raise TrainingError(
-                f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {out / 'checkpoints'}. "
-                "Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
-            ) from error
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)  # type: ignore[operator]
-        loss_average = loss.item() if step == 0 else 0.98 * loss_average + 0.02 * loss.item()
-        progress.report("pretrain", step + 1, settings.steps, loss=loss_average)
-        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            history.append({"step": step + 1, "loss": loss_average})
-            save_checkpoint(out / "checkpoints", step + 1, model, optimizer, _state(history, started))
-    trained.model.eval()
+    _require_whole_batches(data, settings)
+    towers = TwoTowers(deepcopy(clip.model).to(device).train())
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(towers.model)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(towers, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True
+    )
+    origin = {"settings": asdict(settings), "seed": seed, "data": data.name, "model": clip.name}
+    course = Course(
+        "pretrain",
+        "pretrain",
+        settings.steps,
+        settings.warmup_steps,
+        settings.lr,
+        settings.clip_norm,
+        settings.batch_size,
+        origin,
+    )
+    folder = out / "checkpoints"
+    started = time.perf_counter()
+    with training(towers, optimizer, course, settings, device=device, folder=folder, trackers=trackers) as trainer:
+        history: list[dict[str, float]] = list(trainer.state.get("history", []))
+        started -= trainer.state.get("seconds", 0.0)
+        loss_average = history[-1]["loss"] if history else 0.0
+        if trainer.begun is None:  # so that a failure before the first checkpoint leaves good weights, too
+            trainer.keep(0, {"history": [], "seconds": 0.0})
+        for step in range(trainer.first, settings.steps):
+            try:
+                loss = trainer.take(step, _losses(trainer.model, clip, data, settings, seed, step, device))
+            except TrainingError as error:
+                raise TrainingError(
+                    f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}. "
+                    "Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
+                ) from error
+            towers.clamp_scale()
+            loss_average = loss if step == 0 else 0.98 * loss_average + 0.02 * loss
+            trainer.tell(step, loss_average)
+            if trainer.keeps_after(step):
+                history.append({"step": step + 1, "loss": loss_average})
+                trainer.keep(step + 1, {"history": history, "seconds": time.perf_counter() - started})
+    trained = replace(clip, model=towers.model.eval())
     card = {
         "model": clip.name,
         "data": data.name,
@@ -159,9 +184,36 @@ def pretrain(
         "recall_on": data.held_out,
         "recall": held_out_recall(trained, data, seed=seed),
     }
-    _save_open_clip(trained, out / "model")
-    write_json(out / "card.json", card)
+    if is_main_process():
+        _save_open_clip(trained, out / "model")
+        write_json(out / "card.json", card)
     return card
+
+
+def _require_whole_batches(data: CaptionedSet, settings: PretrainSettings) -> None:
+    if len(data) < settings.batch_size:
+        raise InputError(
+            f"{data.name} holds {len(data)} images, fewer than pretrain.batch_size {settings.batch_size}: a batch "
+            "would hold an image twice, as its own negative. Lower pretrain.batch_size or add images."
+        )
+    require_equal_shares("pretrain.batch_size", settings.batch_size)
+
+
+def _losses(
+    model: nn.Module,
+    clip: Clip,
+    data: CaptionedSet,
+    settings: PretrainSettings,
+    seed: int,
+    step: int,
+    device: str,
+) -> Iterator[Tensor]:
+    """The loss of a step's batch, as soon as it is asked for; each of several processes runs its share of the pairs."""
+    images, texts = _batch(clip, data, settings, seed, step)
+    own = own_share(settings.batch_size)
+    with global_draws(seed, "stochastic layers", step, *drawn_apart(0)):
+        image_features, text_features, scale = model(images[own].to(device), texts[own].to(device))
+    yield contrastive_loss(gathered(image_features.float()), gathered(text_features.float()), scale)
 
 
 def _shared_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -198,10 +250,6 @@ def _batch(clip: Clip, data: CaptionedSet, settings: PretrainSettings, seed: int
     if settings.photometric:
         images = photometric(images, generator)
     return normalise(images, clip.preprocessing), clip.tokenizer(captions)
-
-
-def _state(history: list[dict[str, float]], started: float) -> dict[str, Any]:
-    return {"seconds": time.perf_counter() - started, "history": history}
 
 
 def _machine(device: str) -> str:

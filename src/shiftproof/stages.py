@@ -90,7 +90,7 @@ def run_finetune(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple
     start = build_start(asked, suite)
     suite = suite.relabelled(start.classes)
     with locked(_empty(out, overwrite=overwrite)):
-        tuned = finetune(start, suite, asked.finetune, seed=asked.seed, device=device, keep=out / "last_good")
+        tuned = finetune(start, suite, asked.finetune, seed=asked.seed, device=device, checkpoints=out / "checkpoints")
         save_classifier(tuned, out)
         return score(tuned, suite.test_sets, "fine_tuned", device, out)
 

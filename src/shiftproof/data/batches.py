@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftproof.data.loading import Preprocessing, normalise, random_resized_crop, resize, resize_mask, to_unit_range
+from shiftproof.data.loading import (
+    Preprocessing,
+    crop_draws,
+    normalise,
+    resize,
+    resize_mask,
+    resized_crop,
+    to_unit_range,
+)
 from shiftproof.data.sets import ImageSet, require_masks
 from shiftproof.seeding import child_generator
 
@@ -40,19 +48,22 @@ def training_batches(
     batches: Iterable[Sequence[int]],
     crop_scale: tuple[float, float],
     seed: int,
+    first: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """(B, 3, size, size) randomly cropped inputs for each batch of positions.
+    """(B, 3, size, size) randomly cropped inputs for each batch of positions, of which ``first`` is the first's number.
 
-    The crops depend on the seed, the batch's number and the place in it, not on the threads.
+    The crops depend on the seed, the batch's number and the place in it, not on the threads, nor on which ``share`` of
+    every batch is made.
     """
 
     def make(job: tuple[int, Sequence[int]]) -> NDArray[np.uint8]:
         number, positions = job
-        generator = child_generator(seed, "crops", number)
-        crops = [random_resized_crop(images.read(i), preprocessing, crop_scale, generator) for i in positions]
-        return np.stack(crops)
+        draws = crop_draws(len(positions), child_generator(seed, "crops", number))
+        chosen = list(zip(positions, draws, strict=True))[share]
+        return np.stack([resized_crop(images.read(i), preprocessing, crop_scale, four) for i, four in chosen])
 
-    for pixels in _made(images, make, enumerate(batches)):
+    for pixels in _made(images, make, enumerate(batches, first)):
         yield normalise(to_unit_range(pixels), preprocessing)
 
 

@@ -125,8 +125,20 @@ def random_resized_crop(
     pixels: NDArray[np.uint8], preprocessing: Preprocessing, scale: tuple[float, float], generator: Generator
 ) -> NDArray[np.uint8]:
     """A crop of a random share of the area (aspect 3:4 to 4:3), resized to (size, size, 3)."""
+    return resized_crop(pixels, preprocessing, scale, crop_draws(1, generator)[0])
+
+
+def crop_draws(count: int, generator: Generator) -> list[list[float]]:
+    """Four uniform draws for each of ``count`` crops: those of one crop do not depend on which others are cut."""
+    drawn: list[list[float]] = torch.rand(count, 4, generator=generator, dtype=torch.float64).tolist()
+    return drawn
+
+
+def resized_crop(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing, scale: tuple[float, float], draws: Sequence[float]
+) -> NDArray[np.uint8]:
+    """The crop that four draws in [0, 1) stand for: area, aspect, left, top."""
     height, width = pixels.shape[:2]
-    draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
     aspect = math.exp(math.log(4 / 3) * (2 * draws[1] - 1))
     crop_width = min(max(round(math.sqrt(area * aspect)), 1), width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite
-from shiftproof.ensembling.ensembles import mixed_logits
+from shiftproof.ensembling.ensembles import TextPath, mixed_logits
 from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval
 from shiftproof.evaluation.metrics import accuracy
@@ -35,6 +36,8 @@ Keep: TypeAlias = Callable[[float, str, Predictions], object]
 Kept: TypeAlias = Callable[[float, str], int | None]
 # A batch's logits at each of some alphas, in their order.
 _Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
+# The head's entries at an alpha, and what else ``TextPath`` tells.
+_Heads: TypeAlias = Callable[[float], tuple[dict[str, Tensor], float, dict[str, Tensor]]]
 _DRAWS = 2000
 
 
@@ -206,11 +209,15 @@ def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: st
         return _mixing(lambda images: _two_heads(first, second, images))
     if space == "outputs":
         return _mixing(lambda images: (first(images), second(images)))
-    return _interpolating(first, second)
+    text = TextPath(zero_shot, fine_tuned, device) if fine_tuned.text is not None else None
+    return _interpolating(first, second, functools.cache(text.at) if text else None)
 
 
-def _interpolating(first: Network, second: Network) -> _Along:
-    """One network whose weights are moved along the path, batch by batch: three copies of the weights in all."""
+def _interpolating(first: Network, second: Network, rebuilt: _Heads | None) -> _Along:
+    """One network whose weights are moved along the path, batch by batch: three copies of the weights in all.
+
+    ``rebuilt`` gives the head at an alpha where it is not interpolated.
+    """
     working = deepcopy(first)
     ends, inside = (first.state_dict(), second.state_dict()), working.state_dict()
 
@@ -218,6 +225,8 @@ def _interpolating(first: Network, second: Network) -> _Along:
         for alpha in alphas:
             for name, shares in path_coefficients(inside, alpha).items():
                 combine([end[name] for end in ends], shares, out=inside[name])
+            for name, entry in (rebuilt(alpha)[0] if rebuilt else {}).items():
+                inside[name].copy_(entry)
             yield working(images)
 
     return logits

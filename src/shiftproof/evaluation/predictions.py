@@ -21,6 +21,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError
 from shiftproof.evaluation.metrics import Scores
+from shiftproof.processes import process_count, process_index, summed
 from shiftproof.storage import write_atomically
 
 # Every evaluation's, since logits depend on it in their last bits.
@@ -62,19 +63,33 @@ def predict(
     device: str = "cpu",
     batch_size: int = BATCH_SIZE,
     stage: str = "predict",
+    together: bool = False,
 ) -> Predictions:
     """The logits of every image of a set, in the set's order, in float32.
 
-    Raises an InputError where the set's class space is not the classifier's.
+    With ``together`` all processes of a training call this: each takes its share of the batches, every image counts
+    once, and all get the logits of all images. Raises an InputError where the set's class space is not the
+    classifier's.
     """
     require_its_classes(classifier, images)
     network = classifier.network_on(device)
-    logits = []
+    shares, own = (process_count(), process_index()) if together else (1, 0)
+    starts = range(own * batch_size, len(images), shares * batch_size)
+    places = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
+    rows = [np.empty((0, len(classifier.classes)), dtype=np.float32)]
+    seen = 0
     with torch.inference_mode():
-        for batch in evaluation_batches(images, classifier.preprocessing, batch_size):
-            logits.append(network(batch.to(device)).float().cpu().numpy())
-            progress.report(stage, min(len(logits) * batch_size, len(images)), len(images))
-    return Predictions(images.ids, images.labels, np.concatenate(logits), images.groups)
+        # Batches are those of one process alone, whichever process runs them: so are the logits, to the last bit.
+        for batch in evaluation_batches(images.subset(places), classifier.preprocessing, batch_size) if places else ():
+            rows.append(network(batch.to(device)).float().cpu().numpy())
+            seen += len(batch)
+            progress.report(stage, min(seen * shares, len(images)), len(images))
+    logits = np.concatenate(rows)
+    if shares > 1:
+        whole = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
+        whole[places] = logits
+        logits = summed(whole, device)
+    return Predictions(images.ids, images.labels, logits, images.groups)
 
 
 def require_its_classes(classifier: Predictor, images: ImageSet) -> None:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from shiftproof import progress
 from shiftproof.augmentation.plans import mix_images
 from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import InputError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
+from shiftproof.finetuning.probe import probed
+from shiftproof.finetuning.recipes import Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.classifier import Classifier, Network, fingerprint
+from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.directories import save_classifier
-from shiftproof.seeding import child_generator, child_seed, global_draws
-from shiftproof.training import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
+from shiftproof.processes import is_main_process
+from shiftproof.seeding import child_generator, child_seed
+from shiftproof.training import Course, Trainer, drawn_apart, own_share, positions_at, training
 
 
 def finetune(
@@ -36,68 +37,85 @@ def finetune(
     *,
     seed: int = 0,
     device: str = "cpu",
-    keep: Path | None = None,
+    checkpoints: Path | None = None,
+    trackers: Sequence[str] = (),
 ) -> Classifier:
     """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` stays as it was.
 
-    The validation split is scored after each epoch, for the history in ``training`` only: the last weights are
-    returned, none are picked. A shift is never read. Where ``settings.ema_decay`` asks for averaged weights, these are
-    what is scored and returned. Where the loss is not finite, the weights of the last epoch that ended well are saved
-    to ``keep`` (if given) and a TrainingError says which step it was.
+    The validation split is scored after each epoch, for the history in ``training``: the last weights are returned,
+    unless ``settings.early_stopping`` asks for the best epoch's. A shift is never read. Where ``settings.ema_decay``
+    asks for averaged weights, these are what is scored and returned.
+
+    In ``checkpoints``, if given, stands all that is needed to go on: called again with the same arguments, it does so
+    and ends with the same weights, bit for bit on one CPU. On SIGTERM it writes a checkpoint and raises a
+    TrainingInterruptedError. Where the loss is not finite, or memory is full, a TrainingError says which step it was,
+    and the weights of the last epoch that ended well are saved to ``checkpoints/last_good``. ``trackers`` are
+    tensorboard and wandb. Processes that ``torchrun`` started share every batch, and all return the classifier.
     """
     train, validation = suite.reference.train, suite.reference.validation
     if train.classes.ids != start.classes.ids:
         raise InputError("the suite's classes are not the classifier's. Build the start for this suite.")
-    network = deepcopy(start.network).to(device)
-    _freeze(network, settings.recipe)
-    network.train()
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
-    average = debiased_ema(network, settings.ema_decay) if settings.ema_decay else None
-    steps, warmup = settings.steps(len(train)), settings.warmup(settings.steps(len(train)))
-
-    def positions(step: int) -> list[int]:
-        return positions_at(step, settings.batch_size, len(train), child_seed(seed, "finetune"))
-
-    pixels = training_batches(train, start.preprocessing, map(positions, range(steps)), settings.crop_scale, seed)
+    train = train if settings.shots is None else few_shot(train, settings.shots, seed)
     validation = decoded_once(validation, start.preprocessing)
-    training = {"settings": asdict(settings), "seed": seed}
+    training_record = {"settings": asdict(settings), "seed": seed}
     parent = {"role": "start", "fingerprint": fingerprint(start), "source": start.source}
-    mixer = settings.mixer
-    good, history, losses = start, list[dict[str, float]](), list[float]()
-    for step, images in enumerate(pixels):
-        inputs, labels = images.to(device), torch.as_tensor(train.labels[positions(step)], device=device)
-        if mixer and settings.mixes_at(step, len(train)):
-            plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), child_generator(seed, "mixing", step))
-            inputs = mix_images(inputs, plan)
-            labels = mix_targets(labels, plan, len(train.classes))
-        with global_draws(seed, "stochastic layers", step):
-            logits = network(inputs)
-        loss = classification_loss(logits, labels, settings.label_smoothing)
-        try:
-            lr = settings.lr * cosine_with_warmup(step, steps, warmup)
-            optimisation_step(loss, parameters, optimizer, lr, settings.clip_norm)
-        except TrainingError as error:
-            raise _stopped(error, step, good, history, keep) from error
-        if average is not None:
-            average.update_parameters(network)
-        losses.append(loss.item())
-        if _ends_epoch(step, steps, settings.batch_size, len(train)):
-            ended = network if average is None else average.module
-            reached = _snapshot(start, ended, parent, training | {"history": [dict(entry) for entry in history]})
-            found = predict(reached, validation, device=device, stage="validate")
-            if not np.isfinite(found.logits).all():
-                raise _stopped(TrainingError("the validation logits are not finite"), step, good, history, keep)
-            score = accuracy(found.logits, found.labels)
-            history.append({"step": step + 1, "loss": sum(losses) / len(losses), "validation": score})
-            good, losses = reached, []
-        progress.report("fine-tune", step + 1, steps, loss=loss.item(), **_last(history, "validation"))
-    return replace(good, training=training | {"history": history})
+    begin = start
+    if settings.recipe in ("linear-probe", "lp-ft"):
+        own = child_seed(seed, "probe")
+        begin, trials = probed(start, train, validation, crop_scale=settings.crop_scale, seed=own, device=device)
+        training_record["probe"] = [trial._asdict() for trial in trials]
+    told: dict[str, Any] = {"alpha": None, "parents": (parent,)}
+    if settings.recipe == "linear-probe":
+        return replace(begin, training={**training_record, "history": []}, **told)
+
+    recipe = recipe_of(begin, settings, start, seed=seed, device=device)
+    course = _course(settings, len(train), seed, parent["fingerprint"])
+    anchor = _anchor(recipe.module, start, settings)
+    with training(
+        recipe.module,
+        _optimizer(recipe, settings),
+        course,
+        settings,
+        device=device,
+        folder=checkpoints,
+        trackers=trackers,
+    ) as trainer:
+        progress = _Progress.of(trainer, recipe, settings, told)
+        last = trainer.first if progress.is_over(settings.early_stopping) else course.steps
+        inputs = _inputs(train, start, settings, trainer.first, last, seed, device)
+        for step, (images, targets) in enumerate(inputs, trainer.first):
+            try:
+                loss = trainer.take(step, recipe.losses(trainer.model, images, targets, step))
+                recipe.after_step()
+                _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
+                progress.saw(loss, recipe.module)
+                if _ends_epoch(step, course.steps, settings.batch_size, len(train)):
+                    progress.end_epoch(step, recipe, validation, device, told)
+            except TrainingError as error:
+                raise _stopped(error, step, progress, begin, checkpoints, training_record) from error
+            trainer.tell(step, loss, **progress.last())
+            done = progress.is_over(settings.early_stopping)
+            if trainer.keeps_after(step) or done:
+                trainer.keep(step + 1, progress.state(), **progress.parts())
+            if done:
+                break
+        reached = progress.result(recipe, told)
+    return replace(reached, training={**training_record, "history": progress.history})
 
 
-def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of (B, K) logits with (B,) labels, or (B, K) soft targets."""
-    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+def few_shot(images: ImageSet, shots: int, seed: int) -> ImageSet:
+    """At most ``shots`` images of every class, drawn by the seed, in the set's order.
+
+    >>> from shiftproof import load_suite
+    >>> len(few_shot(load_suite("emoji").reference.train, 2, seed=0))
+    534
+    """
+    chosen: list[int] = []
+    for label in range(len(images.classes)):
+        own = np.flatnonzero(images.labels == label)
+        order = torch.randperm(len(own), generator=child_generator(seed, "shots", label)).numpy()
+        chosen += own[order[:shots]].tolist()
+    return images.subset(sorted(chosen))
 
 
 def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
@@ -124,12 +142,149 @@ def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=take_in)
 
 
-def _freeze(network: Network, recipe: str) -> None:
-    network.requires_grad_(True)
-    if recipe == "head-only":
-        network.encoder.requires_grad_(False)
-        # Batch-norm statistics and dropout belong to the frozen encoder as well.
-        network.encoder.train = lambda mode=True: nn.Module.train(network.encoder, False)  # type: ignore[method-assign]
+@dataclass
+class _Progress:
+    """How far a fine-tuning has come: its history, the average of its weights, the best epoch."""
+
+    average: AveragedModel | None
+    early: bool
+    history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    best: Mapping[str, Tensor] | None = None
+    good: Classifier | None = None
+    good_step: int = 0
+
+    @classmethod
+    def of(cls, trainer: Trainer, recipe: Recipe, settings: FinetuneSettings, told: Mapping[str, Any]) -> _Progress:
+        """A new one, or the one that the trainer's checkpoint holds."""
+        average = debiased_ema(recipe.module, settings.ema_decay) if settings.ema_decay else None
+        made = cls(average, settings.early_stopping > 0)
+        if trainer.begun is not None:
+            made.history, made.losses = list(trainer.state["history"]), list(trainer.state["losses"])
+            made.best = trainer.begun.parts.get("best")
+            if average is not None:
+                average.load_state_dict(dict(trainer.begun.parts["average"]))
+            made.good, made.good_step = recipe.classifier(made._module(recipe), **told), trainer.first
+        return made
+
+    def saw(self, loss: float, module: nn.Module) -> None:
+        """Takes in a step."""
+        self.losses.append(loss)
+        if self.average is not None:
+            self.average.update_parameters(module)
+
+    def end_epoch(self, step: int, recipe: Recipe, validation: ImageSet, device: str, told: Mapping[str, Any]) -> None:
+        """Scores the validation split; raises a TrainingError where the logits are not finite."""
+        reached = recipe.classifier(self._module(recipe), **told)
+        found = predict(reached, validation, device=device, stage="validate", together=True)
+        if not np.isfinite(found.logits).all():
+            raise TrainingError("the validation logits are not finite")
+        score = accuracy(found.logits, found.labels)
+        if self.early and score > max((entry["validation"] for entry in self.history), default=-1.0):
+            self.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in self._module(recipe).state_dict().items()
+            }
+        self.history.append({"step": step + 1, "loss": sum(self.losses) / len(self.losses), "validation": score})
+        self.good, self.good_step, self.losses = reached, step + 1, []
+
+    def is_over(self, patience: int) -> bool:
+        """Whether so many epochs have brought nothing better than an earlier one; never where patience is 0."""
+        if not patience or self.losses:
+            return False
+        scores = [entry["validation"] for entry in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
+
+    def result(self, recipe: Recipe, told: Mapping[str, Any]) -> Classifier:
+        """The classifier of the best epoch where early stopping was asked for, else of the last."""
+        module = self._module(recipe)
+        if self.best is not None:
+            module.load_state_dict(dict(self.best))
+        elif self.good is not None:
+            return self.good
+        return recipe.classifier(module, **told)
+
+    def last(self) -> dict[str, float]:
+        """The last epoch's validation accuracy, once there is one."""
+        return {"validation": self.history[-1]["validation"]} if self.history else {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold as JSON."""
+        return {"history": self.history, "losses": self.losses}
+
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a checkpoint must hold as tensors."""
+        found: dict[str, Mapping[str, Tensor]] = {}
+        if self.average is not None:
+            found["average"] = self.average.state_dict()
+        return found | ({"best": self.best} if self.best is not None else {})
+
+    def _module(self, recipe: Recipe) -> nn.Module:
+        return recipe.module if self.average is None else self.average.module
+
+
+def _course(settings: FinetuneSettings, images: int, seed: int, start: str) -> Course:
+    steps = settings.steps(images)
+    return Course(
+        section="finetune",
+        stage="fine-tune",
+        steps=steps,
+        warmup=settings.warmup(steps),
+        lr=settings.lr,
+        clip_norm=settings.clip_norm,
+        batch_size=settings.batch_size,
+        origin={
+            **asdict(settings),
+            "crop_scale": list(settings.crop_scale),
+            "seed": seed,
+            "start": start,
+            "images": images,
+        },
+    )
+
+
+def _optimizer(recipe: Recipe, settings: FinetuneSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(recipe.groups(), lr=0.0, momentum=settings.momentum)
+    return torch.optim.AdamW(recipe.groups(), lr=0.0)
+
+
+def _inputs(
+    train: ImageSet, start: Classifier, settings: FinetuneSettings, first: int, steps: int, seed: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of every batch from the first step on: images and targets, mixed where that is asked for."""
+    order, share, mixer = child_seed(seed, "finetune"), own_share(settings.batch_size), settings.mixer
+
+    def positions(step: int) -> list[int]:
+        return positions_at(step, settings.batch_size, len(train), order)
+
+    places = map(positions, range(first, steps))
+    pixels = training_batches(train, start.preprocessing, places, settings.crop_scale, seed, first, share)
+    for step, images in enumerate(pixels, first):
+        inputs = images.to(
+            device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
+        )
+        labels = torch.as_tensor(train.labels[positions(step)[share]], device=device)
+        if mixer and settings.mixes_at(step, len(train)):
+            generator = child_generator(seed, "mixing", step, *drawn_apart(0))
+            plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), generator)
+            inputs = mix_images(inputs, plan)
+            labels = mix_targets(labels, plan, len(train.classes))
+        yield inputs, labels
+
+
+def _anchor(module: nn.Module, start: Classifier, settings: FinetuneSettings) -> list[tuple[nn.Parameter, Tensor]]:
+    """The trainable parameters, each with the start's value, where the penalty on leaving it is asked for."""
+    if not settings.l2_to_start:
+        return []
+    origin = start.state_dict() if settings.recipe != "flyp" else module.state_dict()  # both towers begin at theta_0
+    return [(p, origin[name].to(p.device, copy=True)) for name, p in module.named_parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def _draw_to(anchor: Sequence[tuple[nn.Parameter, Tensor]], strength: float) -> None:
+    """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2: stable whatever its size."""
+    for parameter, origin in anchor:
+        parameter.lerp_(origin, strength / (1 + strength))
 
 
 def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
@@ -137,22 +292,19 @@ def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
     return after > before or step + 1 == steps
 
 
-def _snapshot(
-    start: Classifier, network: nn.Module, parent: Mapping[str, str], training: Mapping[str, Any]
-) -> Classifier:
-    weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    return start.with_weights(weights, head="trained", alpha=None, parents=(parent,), training=training)
-
-
 def _stopped(
-    error: TrainingError, step: int, good: Classifier, history: Sequence[dict[str, float]], keep: Path | None
+    error: TrainingError,
+    step: int,
+    progress: _Progress,
+    start: Classifier,
+    checkpoints: Path | None,
+    record: Mapping[str, Any],
 ) -> TrainingError:
-    since = f"step {int(history[-1]['step'])}" if history else "the start"
-    kept = f"The weights of {since} are kept in {save_classifier(good, keep)}. " if keep else ""
+    since = f"step {progress.good_step}" if progress.good_step else "the start"
+    kept = ""
+    if checkpoints and is_main_process():
+        good = replace(progress.good, training={**record, "history": progress.history}) if progress.good else start
+        kept = f"The weights of {since} are kept in {save_classifier(good, checkpoints / 'last_good')}. "
     return TrainingError(
         f"fine-tuning stopped at step {step + 1}: {error}. {kept}Lower finetune.lr or finetune.clip_norm."
     )
-
-
-def _last(history: Sequence[dict[str, float]], key: str) -> dict[str, float]:
-    return {key: history[-1][key]} if history else {}

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from shiftproof.augmentation.mixing import Mixing
 from shiftproof.augmentation.named import mixing_from, mixing_settings
 from shiftproof.errors import InputError, require_at_least, require_between, require_choice
+from shiftproof.hardware import LoopSettings
 from shiftproof.training import LARGEST
 
-RECIPES = ("end-to-end", "head-only")
+RECIPES = (
+    "end-to-end",
+    "head-only",
+    "linear-probe",
+    "lp-ft",
+    "flyp",
+    "frozen-head",
+    "lora",
+    "norms-and-biases",
+)
+OPTIMIZERS = ("adamw", "sgd")
+# What says nothing where no step is taken.
+_UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopping", "label_smoothing")
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
-    """The end-to-end recipe of WiSE-FT (sec. 3) is the default; ``recipe="head-only"`` keeps the encoder.
+class FinetuneSettings(LoopSettings):
+    """The end-to-end recipe of WiSE-FT (sec. 3) is the default; docs/recipes.md compares the others.
 
-    AdamW at the peak rate ``lr`` after ``warmup_steps`` (at most a tenth of all steps), a cosine down to 0,
-    gradients clipped to the global norm ``clip_norm``, crops of a random ``crop_scale`` share of the area.
-    Biases, norms and scales are not decayed.
+    ``recipe`` says what moves: "end-to-end" everything; "head-only" the head; "linear-probe" the head too, by logistic
+    regression on cached features, its penalty chosen on the validation split; "lp-ft" everything after such a probe
+    (Kumar et al. 2022); "flyp" both towers by the contrastive loss on class captions, the head being rebuilt
+    (FLYP, Goyal et al. 2023); "frozen-head" all but the head (PAINT, Ilharco et al. 2022); "lora" adapters of rank
+    ``lora_rank`` and scale ``lora_scale`` in the encoder (Hu et al. 2022); "norms-and-biases" what is no matrix.
+    ``locked_layers`` lowest layers stay as they are; ``layer_decay`` below 1 lowers the rate by that factor a layer,
+    from the top down.
+
+    AdamW, or SGD with ``momentum``, at the peak rate ``lr`` after ``warmup_steps`` (at most a tenth of all steps), a
+    cosine down to 0, gradients clipped to the global norm ``clip_norm``, crops of a random ``crop_scale`` share of the
+    area. Biases, norms and scales are not decayed.
+
+    ``l2_to_start`` draws the weights to the start's: (l2 / 2) ||theta - theta_0||^2, taken as a step of its own after
+    the optimiser's, as AdamW takes weight decay. ``distillation`` w weighs the loss (1 - w) cross-entropy +
+    w T^2 KL(start || network) at the temperature T = ``distillation_temperature``. With ``ema_decay`` above 0 the
+    result is the debiased exponential moving average of the weights (``debiased_ema``). With ``early_stopping`` above
+    0 the weights of the epoch that is best on the validation split are returned, and training ends after so many
+    epochs without a better one. ``shots`` trains on so many images of every class, drawn by the seed.
 
     ``mixing`` is none, smoothmix-circle, smoothmix-square, cutmix, cutout or mixup, or whatever else ``mixing_from``
     takes: a weighted choice, a method with its settings, a ``SmoothMix`` object. ``mixing_probability`` is that of a
     sample to be mixed (None: the mixing's own, 1 unless set); the last ``mixing_off_epochs`` epochs do not mix.
-
-    With ``ema_decay`` above 0 the result is the debiased exponential moving average of the weights (``debiased_ema``).
 
     >>> from shiftproof.augmentation.mixing import SmoothMix
     >>> FinetuneSettings(mixing=SmoothMix(kind="square")).mixing
@@ -40,6 +66,8 @@ class FinetuneSettings:
     epochs: int = 10
     lr: float = 3e-5
     batch_size: int = 512
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.1
     warmup_steps: int = 500
     clip_norm: float = 1.0
@@ -49,23 +77,61 @@ class FinetuneSettings:
     mixing_probability: float | None = None
     mixing_off_epochs: int = 0
     ema_decay: float = 0.0
+    l2_to_start: float = 0.0
+    distillation: float = 0.0
+    distillation_temperature: float = 1.0
+    layer_decay: float = 1.0
+    locked_layers: int = 0
+    lora_rank: int = 8
+    lora_scale: float = 1.0
+    early_stopping: int = 0
+    shots: int | None = None
 
     def __post_init__(self) -> None:
         require_choice("finetune.recipe", self.recipe, RECIPES)
+        require_choice("finetune.optimizer", self.optimizer, OPTIMIZERS)
         self._check_mixing()
-        require_at_least("finetune.epochs", self.epochs, 1)
-        require_at_least("finetune.batch_size", self.batch_size, 1)
-        require_between("finetune.lr", self.lr, 0, LARGEST)
-        require_between("finetune.weight_decay", self.weight_decay, 0, LARGEST)
-        require_at_least("finetune.warmup_steps", self.warmup_steps, 0)
-        require_between("finetune.clip_norm", self.clip_norm, 1e-12, LARGEST)
-        require_between("finetune.label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("epochs", "batch_size", "lora_rank"):
+            require_at_least(f"finetune.{name}", getattr(self, name), 1)
+        for name in ("warmup_steps", "locked_layers", "early_stopping"):
+            require_at_least(f"finetune.{name}", getattr(self, name), 0)
+        for name in ("lr", "weight_decay", "l2_to_start"):
+            require_between(f"finetune.{name}", getattr(self, name), 0, LARGEST)
+        for name in ("clip_norm", "distillation_temperature", "lora_scale"):
+            require_between(f"finetune.{name}", getattr(self, name), 1e-12, LARGEST)
+        for name in ("label_smoothing", "distillation", "momentum"):
+            require_between(f"finetune.{name}", getattr(self, name), 0, 1)
+        require_between("finetune.layer_decay", self.layer_decay, 1e-12, 1)
+        if self.shots is not None:
+            require_at_least("finetune.shots", self.shots, 1)
         if not 0 <= self.ema_decay < 1:
             raise InputError(
                 f"finetune.ema_decay is {self.ema_decay}; it must be 0 (no averaging) or more and below 1, e.g. 0.99."
             )
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise InputError(f"finetune.crop_scale is {self.crop_scale}; it must be two rising shares in (0, 1].")
+        self.check_loop("finetune")
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Refuses what a recipe cannot do, where silence would let a user believe that it was done."""
+        idle: dict[str, tuple[str, ...]] = {
+            "linear-probe": _UNSTEPPED,
+            "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),
+            "lora": ("l2_to_start", "ema_decay", "layer_decay", "locked_layers"),
+            "head-only": ("layer_decay", "locked_layers"),
+        }
+        default = {field.name: field.default for field in fields(self)}
+        if given := [n for n in idle.get(self.recipe, ()) if getattr(self, n) != default[n]]:
+            raise InputError(
+                f"the recipe {self.recipe!r} has no use for finetune.{given[0]} ({getattr(self, given[0])!r}). "
+                "Leave it out, or choose another finetune.recipe."
+            )
+        if self.recipe == "flyp" and self.accumulate > 1:
+            raise InputError(
+                f"finetune.accumulate is {self.accumulate}; a contrastive batch must stay whole. "
+                "Set finetune.gradient_checkpointing to save memory."
+            )
 
     @property
     def mixer(self) -> Mixing | None:

@@ -59,8 +59,10 @@ class Classifier:
     """A network with its class space, preprocessing and provenance; treated as immutable.
 
     ``architecture`` rebuilds the encoder; ``head`` says what the head's rows are: "zero-shot" (text embeddings),
-    "own" (what the encoder came with) or "trained"; ``logit_scale`` is the factor already folded into the head;
-    ``alpha`` and ``parents`` tell where an ensemble comes from, ``training`` how it was fine-tuned.
+    "own" (what the encoder came with), "trained", "frozen" (the start's, with a trained encoder), "rebuilt" (by a
+    fine-tuned text tower, whose weights are ``text``), "interpolated" or "averaged"; ``logit_scale`` is the factor
+    already folded into the head; ``alpha`` and ``parents`` tell where an ensemble comes from, ``training`` how it was
+    fine-tuned.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -74,6 +76,7 @@ class Classifier:
     alpha: float | None = None
     parents: tuple[Mapping[str, Any], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name."""
@@ -85,10 +88,10 @@ class Classifier:
         return self.network.eval() if here else deepcopy(self.network).to(device).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
-        """A copy with other weights, in evaluation mode, and other fields where given."""
+        """A copy with other weights, in evaluation mode, and other fields where given; ``text`` is not taken over."""
         network = deepcopy(self.network)
         network.load_state_dict(dict(tensors))
-        return replace(self, network=network.eval(), **changes)
+        return replace(self, network=network.eval(), **{"text": None, **changes})
 
 
 def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:

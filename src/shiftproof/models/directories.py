@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shiftproof.models.classifier import Classifier, fingerprint, rebuild
 from shiftproof.storage import read_json, write_json
 
 FORMAT = 1
+_TEXT = "text_tower.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,14 @@ class Card:
 
 
 def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
-    """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is whole."""
+    """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is whole.
+
+    ``text_tower.safetensors`` is there where the head was rebuilt: not to predict, but to interpolate both towers.
+    """
     directory = Path(directory)
     write_state_dict(classifier.state_dict(), directory / "model.safetensors")
+    if classifier.text is not None:
+        write_state_dict(classifier.text, directory / _TEXT)
     told = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
     write_card(Card(**told, fingerprint=fingerprint(classifier)), directory)
     return directory
@@ -74,6 +80,8 @@ def load_classifier(directory: str | Path) -> Classifier:
     card = read_card(directory)
     told = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
     classifier = rebuild(told, read_state_dict(directory / "model.safetensors"))
+    if card.head == "rebuilt":
+        classifier = replace(classifier, text=read_state_dict(directory / _TEXT))
     if fingerprint(classifier) != card.fingerprint:
         raise InputError(
             f"the weights in {directory} are not those that its classifier.json was written with. "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, checkpoint_seq, register_model
 from torch import Tensor, nn
 
 TINY_ARCHITECTURE = "shiftproof-tiny"
@@ -57,7 +57,12 @@ class TinyNet(nn.Module):
         self.blocks = nn.Sequential(
             _Block(widths[0], widths[0], 1), _Block(widths[0], widths[1], 2), _Block(widths[1], widths[2], 1)
         )
+        self.grad_checkpointing = False
         self.reset_classifier(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether the blocks' activations are computed anew in the backward pass, which saves their memory."""
+        self.grad_checkpointing = enable
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the linear head; with no classes the pooled features come out."""
@@ -71,7 +76,10 @@ class TinyNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to the last map, (B, 192, H / 8, W / 8)."""
-        return self.blocks(self.stem(x))  # type: ignore[no-any-return]
+        x = self.stem(x)
+        if self.grad_checkpointing and self.training:
+            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
+        return self.blocks(x)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Mean over the map, then the head unless ``pre_logits``."""

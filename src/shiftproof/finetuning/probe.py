@@ -1,0 +1,112 @@
+"""A linear probe: logistic regression on cached features by L-BFGS, its penalty chosen on the validation split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional
+
+from shiftproof import progress
+from shiftproof.data.batches import evaluation_batches, training_batches
+from shiftproof.data.sets import ImageSet
+from shiftproof.errors import InputError, require_between
+from shiftproof.models.classifier import Classifier
+
+# From where the start hardly moves to where the training images alone decide.
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+_VIEWS = 4  # random crops of every training image whose features are cached
+_BATCH = 256
+_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head: (K, D) weight and (K,) bias, float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class ProbeTrial(NamedTuple):
+    """One penalty, and the validation accuracy that its head reached."""
+
+    penalty: float
+    validation: float
+
+
+def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
+    """The head that minimises mean cross-entropy + penalty / 2 ||W - W_0||^2 + penalty / 2 ||b - b_0||^2.
+
+    ``features`` are (N, D), ``labels`` (N,). The problem is convex, so that where it begins decides nothing; the
+    penalty draws to ``start`` and not to 0, for that is where the alpha path begins.
+
+    >>> features, labels = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
+    >>> head = logistic_head(features, labels, Head(torch.zeros(2, 1), torch.zeros(2)), 0.1)
+    >>> bool(head.weight[0] > head.weight[1])
+    True
+    """
+    require_between("penalty", penalty, 1e-30, 1e30)
+    origin = torch.cat([start.weight, start.bias[:, None]], 1).double()
+    inputs = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        theta = torch.from_numpy(flat.copy()).view_as(origin).requires_grad_()
+        loss = functional.cross_entropy(inputs @ theta.T, labels) + penalty / 2 * (theta - origin).square().sum()
+        (gradient,) = torch.autograd.grad(loss, theta)
+        return loss.item(), gradient.flatten().numpy()
+
+    found = minimize(objective, origin.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
+    theta = torch.from_numpy(found.x).view_as(origin).float()
+    return Head(theta[:, :-1].clone(), theta[:, -1].clone())
+
+
+def probed(
+    start: Classifier,
+    train: ImageSet,
+    validation: ImageSet,
+    *,
+    crop_scale: tuple[float, float],
+    seed: int,
+    device: str = "cpu",
+) -> tuple[Classifier, tuple[ProbeTrial, ...]]:
+    """The start with a head that logistic regression found, and the trials of the penalty, largest first.
+
+    Features are those of random crops, as the training transform makes them. The penalty is the one whose head is
+    best on the validation split, the larger of equals.
+    """
+    cached, labels = _training_features(start, train, crop_scale, seed, device)
+    held_out = _features(start, evaluation_batches(validation, start.preprocessing, _BATCH), device)
+    if not torch.isfinite(cached).all():
+        raise InputError("the start's features are not finite. Choose another model.")
+    origin = Head(start.network.head.weight.detach().cpu(), start.network.head.bias.detach().cpu())
+    best, trials = origin, list[ProbeTrial]()
+    for number, penalty in enumerate(PENALTIES):
+        head = logistic_head(cached, labels, origin, penalty)
+        right = (held_out @ head.weight.T + head.bias).argmax(1).numpy() == validation.labels
+        trials.append(ProbeTrial(penalty, float(right.mean())))
+        if trials[-1].validation > max((trial.validation for trial in trials[:-1]), default=-1.0):
+            best = head
+        progress.report("probe", number + 1, len(PENALTIES), validation=trials[-1].validation)
+    weights = start.state_dict() | {"head.weight": best.weight, "head.bias": best.bias}
+    return replace(start.with_weights(weights), head="trained"), tuple(trials)
+
+
+def _training_features(
+    start: Classifier, train: ImageSet, crop_scale: tuple[float, float], seed: int, device: str
+) -> tuple[Tensor, Tensor]:
+    places = list(range(len(train))) * _VIEWS
+    batches = [places[at : at + _BATCH] for at in range(0, len(places), _BATCH)]
+    pixels = training_batches(train, start.preprocessing, batches, crop_scale, seed)
+    return _features(start, pixels, device), torch.as_tensor(train.labels[places])
+
+
+@torch.no_grad()
+def _features(start: Classifier, batches: object, device: str) -> Tensor:
+    network = start.network_on(device)
+    return torch.cat([network.features(batch.to(device)).float().cpu() for batch in batches])  # type: ignore[attr-defined]

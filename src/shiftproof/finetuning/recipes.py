@@ -1,0 +1,271 @@
+"""What a recipe trains, by which loss, and which classifier comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shiftproof.augmentation.targets import one_hot
+from shiftproof.errors import InputError
+from shiftproof.finetuning.layers import decayed_groups, keep_in_evaluation, lock_layers
+from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.hardware import checkpoint_gradients
+from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
+from shiftproof.pretraining import TwoTowers, contrastive_loss
+from shiftproof.processes import gathered, process_count
+from shiftproof.seeding import child_generator, global_draws
+from shiftproof.training import drawn_apart, parameter_groups, parts_of, require_equal_shares
+
+_NORMS = re.compile(r"(Layer|Group|Batch|Instance|RMS)Norm")
+
+
+class Recipe(Protocol):
+    """A training's own part: the module, its parameter groups, the loss of a batch, the classifier in the end."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, in training mode."""
+        ...
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups."""
+        ...
+
+    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+        """The losses of this process's share of a batch, part by part; over parts and processes they add up to it.
+
+        ``images`` are (B, 3, size, size), ``targets`` (B,) class positions or (B, K) soft targets; ``model`` is the
+        module as it is to be called.
+        """
+        ...
+
+    def after_step(self) -> None:
+        """What must be put right after every step."""
+        ...
+
+    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
+        """The classifier that the module, or an average of it, is by now, with the given fields."""
+        ...
+
+
+def recipe_of(start: Classifier, settings: FinetuneSettings, theta_0: Classifier, *, seed: int, device: str) -> Recipe:
+    """The recipe that the settings ask for, on the device, in training mode.
+
+    ``start`` is where the training begins: ``theta_0`` itself, or that with a probed head. The teacher of a
+    distillation is ``theta_0``.
+    """
+    if settings.recipe == "flyp":
+        return ContrastiveRecipe(start, settings, seed=seed, device=device)
+    return SupervisedRecipe(start, settings, theta_0, seed=seed, device=device)
+
+
+class SupervisedRecipe:
+    """Cross-entropy on class labels, with all or some of a network's weights moving."""
+
+    def __init__(
+        self, start: Classifier, settings: FinetuneSettings, theta_0: Classifier, *, seed: int, device: str
+    ) -> None:
+        self._start, self._settings, self._seed, self._device = start, settings, seed, device
+        network = deepcopy(start.network).to(device)
+        if settings.gradient_checkpointing:
+            checkpoint_gradients(network.encoder)
+        _let_move(network, settings, seed)
+        self.module = network.train()
+        self._teacher = theta_0.network_on(device) if settings.distillation else None
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Two groups, or two a layer where the rate decays from layer to layer."""
+        if self._settings.layer_decay < 1:
+            return decayed_groups(self.module, self._settings.weight_decay, self._settings.layer_decay)
+        return parameter_groups(self.module, self._settings.weight_decay)
+
+    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+        """The mean over the batch, in ``accumulate`` parts; gradients are shared with the last."""
+        parts = parts_of(len(images), self._settings.accumulate)
+        # The processes average their gradients, so that each must weigh its share as often as there are processes.
+        batch = self._settings.batch_size
+        for number, part in enumerate(parts):
+            unsynced = number + 1 < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
+            with (
+                model.no_sync() if unsynced else contextlib.nullcontext(),  # type: ignore[operator]
+                global_draws(self._seed, "stochastic layers", step, *drawn_apart(number)),
+            ):
+                logits = model(images[part])
+            size = part.stop - part.start
+            yield self._loss(logits, images[part], targets[part]) * (size * process_count() / batch)
+
+    def _loss(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        loss = classification_loss(logits, targets, self._settings.label_smoothing)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self._teacher(images)
+        weight, temperature = self._settings.distillation, self._settings.distillation_temperature
+        return (1 - weight) * loss + weight * distillation_loss(logits, taught, temperature)
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
+        """The network's weights; adapters are merged into the weights that they stand on."""
+        network = module if self._settings.recipe != "lora" else _merged(module)
+        weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        head = "frozen" if self._settings.recipe in ("frozen-head", "lora") else "trained"
+        return self._start.with_weights(weights, head=head, **told)
+
+
+class ContrastiveRecipe:
+    """FLYP: the loss of the pretraining on images and captions of their classes, with both towers moving.
+
+    A batch's captions are the prompts of its images' classes, a template of the start's drawn for each; captions of
+    one class are no negatives of each other. The head is what the text tower writes in the end (Goyal et al. 2023).
+    """
+
+    def __init__(self, start: Classifier, settings: FinetuneSettings, *, seed: int, device: str) -> None:
+        require_equal_shares("finetune.batch_size", settings.batch_size)
+        self._start, self._settings, self._seed, self._device = start, settings, seed, device
+        self._clip = source_clip(start, seed)
+        self.module = TwoTowers(deepcopy(self._clip.model).to(device).train())
+        if settings.gradient_checkpointing:
+            checkpoint_gradients(self.module.model)
+        prompts = [template.format(name) for name in start.classes.names for template in start.prompts]
+        self._tokens = self._clip.tokenizer(prompts).view(len(start.classes), len(start.prompts), -1)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Two groups over both towers."""
+        return parameter_groups(self.module, self._settings.weight_decay)
+
+    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+        """One loss over all pairs of all processes, each of which has run its share through the towers."""
+        soft = one_hot(targets, len(self._start.classes)) if targets.ndim == 1 else targets
+        captioned = soft.argmax(1)
+        generator = child_generator(self._seed, "captions", step, *drawn_apart(0))
+        templates = torch.randint(len(self._start.prompts), (len(images),), generator=generator)
+        tokens = self._tokens[captioned.cpu(), templates].to(images.device)
+        with global_draws(self._seed, "stochastic layers", step, *drawn_apart(0)):
+            image_features, text_features, scale = model(images, tokens)
+        everyone = gathered(soft.float()), gathered(captioned)
+        yield contrastive_loss(
+            gathered(image_features.float()),
+            gathered(text_features.float()),
+            scale,
+            class_targets(*everyone),
+        )
+
+    def after_step(self) -> None:
+        """Keeps the logit scale within CLIP's bounds."""
+        self.module.clamp_scale()
+
+    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
+        """The image tower with the head that the text tower writes; the text tower goes along."""
+        model = deepcopy(module.model).cpu().eval()  # type: ignore[union-attr]
+        encoder = {f"encoder.{name}": tensor for name, tensor in model.visual.state_dict().items()}  # type: ignore[union-attr]
+        text = {n: t.detach().clone() for n, t in model.state_dict().items() if not n.startswith("visual.")}
+        head, scale = rebuilt_head(with_text(self._clip, text), self._start)
+        weights = encoder | head
+        return self._start.with_weights(weights, head="rebuilt", logit_scale=scale, text=text, **told)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of (B, K) logits with (B,) labels, or (B, K) soft targets."""
+    return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) of (B, K) logits, averaged over the batch (Hinton et al. 2015).
+
+    >>> distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2)).item()
+    0.0
+    """
+    student = functional.log_softmax(logits.float() / temperature, dim=1)
+    teacher = functional.log_softmax(taught.float() / temperature, dim=1)
+    return temperature**2 * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+def class_targets(soft: Tensor, captioned: Tensor) -> Tensor:
+    """(B, B): how much of caption j's class is in image i, for ``contrastive_loss``.
+
+    ``soft`` are (B, K) targets of the images, ``captioned`` the (B,) classes of the captions: captions of an image's
+    own class are all right, and with mixed images those of both classes are, by their shares.
+
+    >>> class_targets(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), torch.tensor([0, 1])).tolist()
+    [[1.0, 0.0], [0.25, 0.75]]
+    """
+    return soft[:, captioned]
+
+
+def _let_move(network: Network, settings: FinetuneSettings, seed: int) -> None:
+    """Sets which parameters a recipe trains; adapters are put into the network."""
+    network.requires_grad_(True)
+    if settings.recipe == "head-only":
+        network.encoder.requires_grad_(False)
+        keep_in_evaluation(network.encoder)
+    elif settings.recipe == "frozen-head":
+        network.head.requires_grad_(False)
+    elif settings.recipe == "norms-and-biases":
+        _only_norms_and_biases(network)
+    elif settings.recipe == "lora":
+        _adapt(network, settings, seed)
+    if settings.locked_layers:
+        lock_layers(network, settings.locked_layers)
+
+
+def _only_norms_and_biases(network: Network) -> None:
+    of_norms = {
+        f"{place}.{name}"
+        for place, module in network.named_modules()
+        if _NORMS.search(type(module).__name__)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in of_norms or name.endswith("bias"))
+
+
+def _adapt(network: Network, settings: FinetuneSettings, seed: int) -> None:
+    """Puts LoRA adapters beside the encoder's linear layers, convolutions and attention; nothing else moves."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("the recipe 'lora' needs peft. Install it: pip install 'shiftproof[lora]'.") from error
+
+    network.requires_grad_(False)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_scale * settings.lora_rank,  # type: ignore[arg-type]
+        target_modules=_adapted_modules(network.encoder),
+    )
+    with global_draws(seed, "lora"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a config without a base model's name: this one is merged, not published
+        network.encoder = get_peft_model(network.encoder, config)
+
+
+def _adapted_modules(encoder: nn.Module) -> list[str]:
+    """Every layer with a matrix of its own but the first, which looks at pixels."""
+    found = []
+    attentions: list[str] = []
+    for name, module in encoder.named_modules():
+        if any(name.startswith(f"{attention}.") for attention in attentions):
+            continue  # attention is adapted as a whole
+        if isinstance(module, nn.MultiheadAttention):
+            attentions.append(name)
+            found.append(name)
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            found.append(name)
+    if len(found) < 2:
+        raise InputError("the encoder has no layer that LoRA could adapt. Choose another finetune.recipe.")
+    return found[1:]
+
+
+def _merged(network: nn.Module) -> nn.Module:
+    copied = deepcopy(network)
+    copied.encoder = copied.encoder.merge_and_unload()  # type: ignore[union-attr, operator]
+    return copied

@@ -1,0 +1,86 @@
+"""The processes of one training, as ``torchrun`` starts them: which of them writes, and what they sum up to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+
+Number = TypeVar("Number", np.float32, np.float64)
+
+
+def process_count() -> int:
+    """How many processes train together; 1 unless they were joined."""
+    return distributed.get_world_size() if _joined() else 1
+
+
+def process_index() -> int:
+    """This process's place among them; 0 is the one that writes."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and speaks to the terminal."""
+    return process_index() == 0
+
+
+@contextlib.contextmanager
+def joined_processes(device: str) -> Iterator[None]:
+    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; without it nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _joined():
+        yield
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=torch.device(device).type == "cpu")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+        PartialState._reset_state()  # else accelerate takes this process for one of several ever after
+
+
+def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
+    """The sum of an array over all processes, on each of them."""
+    if process_count() == 1:
+        return values
+    tensor = torch.from_numpy(values).to(device)
+    distributed.all_reduce(tensor)
+    return tensor.cpu().numpy()
+
+
+def said_by_main(value: bool, device: str) -> bool:
+    """The main process's answer, on every process, once all have asked."""
+    asked = np.array([float(value) if is_main_process() else 0.0], dtype=np.float64)
+    return bool(summed(asked, device)[0])
+
+
+def gathered(rows: torch.Tensor) -> torch.Tensor:
+    """(B, D) rows of every process, one after the other in the order of processes, with gradients to all of them."""
+    return _Gather.apply(rows) if process_count() > 1 else rows
+
+
+class _Gather(torch.autograd.Function):
+    """Every process's rows; backward, each process's rows get the gradients that all processes have for them."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(process_count())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        return gradient.chunk(process_count())[process_index()]
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
