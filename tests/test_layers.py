@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "seeding",
     "records",
+    "study_records",
     "storage",
     "progress",
     "processes",
@@ -79,19 +80,33 @@ ORDER = [
     "report.figures",
     "report.samples",
     "report.windows",
+    "report.studies",
     "report.page",
     "runfile",
     "sampling",
     "pipeline",
     "stages",
+    "studyfile",
+    "study",
     "diagnosing",
     "console",
     "options",
     "diagnose_cli",
     "merge_cli",
+    "study_cli",
     "cli",
+    "__main__",
 ]
-NO_TORCH = ("records", "errors", "storage", "progress", "evaluation.intervals", "evaluation.calibration", "report.")
+NO_TORCH = (
+    "records",
+    "study_records",
+    "errors",
+    "storage",
+    "progress",
+    "evaluation.intervals",
+    "evaluation.calibration",
+    "report.",
+)
 STRAY = {"utils", "helpers", "base", "common", "misc"}
 
 

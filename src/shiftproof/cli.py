@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Collection
@@ -19,19 +21,24 @@ from shiftproof.options import (
     Model,
     Overwrite,
     Prompts,
+    ReportTo,
     Resume,
     Seed,
     Set,
     Shifts,
+    Shots,
     Suite,
     Test,
     Train,
     Validation,
 )
+from shiftproof.study_cli import study
 
 if TYPE_CHECKING:
     from shiftproof.records import RunRecord
     from shiftproof.runfile import RunFile
+
+_TERMINATED = 128 + 15  # SIGTERM
 
 # Everything heavy is imported inside the commands, so that --help answers at once.
 app = typer.Typer(
@@ -45,6 +52,7 @@ app = typer.Typer(
 
 app.add_typer(diagnose)
 app.command()(merge)
+app.command()(study)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,7 +69,9 @@ def demo(
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; else runs/demo-SEED.")] = None,
     mixing: Mixing = None,
+    shots: Shots = None,
     device: Device = None,
+    report_to: ReportTo = None,
     settings: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -73,7 +83,7 @@ def demo(
     from shiftproof.runfile import DEMO_FILE, RunFile
 
     mixed = [f"finetune.mixing={mixing}"] if mixing else []
-    asked = RunFile.read(DEMO_FILE, [*mixed, *_overrides(settings, seed, device)])
+    asked = RunFile.read(DEMO_FILE, [*mixed, *_overrides(settings, seed, device, report_to, shots)])
     _run(asked, out or Path(f"runs/demo-{asked.seed}"), resume, overwrite)
 
 
@@ -82,7 +92,9 @@ def run(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.")],
     out: Annotated[Path | None, typer.Option("--out", help="The run directory; else runs/NAME.")] = None,
     seed: Seed = None,
+    shots: Shots = None,
     device: Device = None,
+    report_to: ReportTo = None,
     settings: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -93,7 +105,7 @@ def run(
     """
     from shiftproof.runfile import RunFile
 
-    asked = RunFile.read(run_file, _overrides(settings, seed, device))
+    asked = RunFile.read(run_file, _overrides(settings, seed, device, report_to, shots))
     _run(asked, out or Path("runs") / run_file.stem, resume, overwrite)
 
 
@@ -103,6 +115,7 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Where model and card go.")] = Path("runs/pretrain"),
     seed: Seed = None,
     device: Device = None,
+    report_to: ReportTo = None,
     settings: Set = None,
     resume: Resume = False,
 ) -> None:
@@ -115,7 +128,7 @@ def pretrain(
     from shiftproof.stages import run_pretrain
 
     with live_progress():
-        card = run_pretrain(RunFile.read(run_file, _overrides(settings, seed, device)), out, resume=resume)
+        card = run_pretrain(RunFile.read(run_file, _overrides(settings, seed, device, report_to)), out, resume=resume)
     print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on {card['recall_on']}:")
     for direction, recall in card["recall"].items():
         print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))
@@ -164,13 +177,18 @@ def finetune(
     shift: Shifts = None,
     corrupt: Corrupt = None,
     prompts: Prompts = "photo",
+    shots: Shots = None,
     seed: Seed = None,
     device: Device = None,
+    report_to: ReportTo = None,
     settings: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where the classifier goes.")] = Path("runs/finetune"),
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a zero-shot model, or a classifier directory, on the reference and score it on every test set.
+
+    --resume goes on from the last checkpoint. Under torchrun, all processes share the work.
 
     Example: shiftproof finetune tiny --suite emoji --out runs/tuned --set finetune.epochs=5
     """
@@ -179,9 +197,9 @@ def finetune(
     from shiftproof.stages import run_finetune
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
-    asked = _resolve(start, data, prompts, settings, seed, device)
+    asked = _resolve(start, data, prompts, _overrides(settings, None, None, report_to, shots), seed, device)
     with live_progress():
-        records = run_finetune(asked, out, overwrite=overwrite)
+        records = run_finetune(asked, out, resume=resume, overwrite=overwrite)
     print_table(records_table(records))
     print(f"the classifier is {out}")
 
@@ -332,11 +350,19 @@ def export_suite(
 
 
 def main() -> None:
-    """Runs the command line; every mistake of the user's is one message on stderr and exit code 2."""
-    from shiftproof.errors import ShiftproofError
+    """Runs the command line; every mistake of the user's is one message on stderr and exit code 2.
+
+    A training that SIGTERM stopped, with a checkpoint to go on from, exits with 143, as a shell tells that signal.
+    """
+    from shiftproof.errors import ShiftproofError, TrainingInterruptedError
+    from shiftproof.progress import spoken_for
 
     try:
-        app()
+        with contextlib.redirect_stdout(io.StringIO()) if spoken_for() else contextlib.nullcontext():
+            app()
+    except TrainingInterruptedError as error:
+        print(f"shiftproof: {error}", file=sys.stderr)
+        sys.exit(_TERMINATED)
     except ShiftproofError as error:
         print(f"shiftproof: {error}", file=sys.stderr)
         sys.exit(2)
@@ -349,8 +375,11 @@ def main() -> None:
 
 def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
     from shiftproof.console import live_progress
-    from shiftproof.pipeline import run_pipeline
+    from shiftproof.pipeline import follow_pipeline, run_pipeline
+    from shiftproof.progress import spoken_for
 
+    if spoken_for():
+        return follow_pipeline(asked, out)
     with live_progress():
         record = run_pipeline(asked, out, resume=resume, overwrite=overwrite)
     _show(record, out)
@@ -368,10 +397,18 @@ def _show(record: RunRecord, out: Path) -> None:
     print(f"report: {out / 'report.html'}")
 
 
-def _overrides(settings: list[str] | None, seed: int | None, device: str | None) -> list[str]:
+def _overrides(
+    settings: list[str] | None,
+    seed: int | None,
+    device: str | None,
+    report_to: str | None = None,
+    shots: int | None = None,
+) -> list[str]:
     given = list(settings or [])
     given += [f"seed={seed}"] if seed is not None else []
     given += [f"device={device}"] if device is not None else []
+    given += [f"report_to={report_to}"] if report_to is not None else []
+    given += [f"finetune.shots={shots}"] if shots is not None else []
     return given
 
 

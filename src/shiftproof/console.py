@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ from shiftproof import progress
 from shiftproof.report.tables import Table
 
 _WIDTH_IN_FILES = 150
+_EVERY = 30.0  # seconds between two lines of one stage
+_PASSING = ("predict", "validate")  # stages within others
 
 
 def output_console() -> Console:
@@ -38,7 +41,10 @@ def print_table(table: Table) -> None:
 
 @contextlib.contextmanager
 def live_progress() -> Iterator[None]:
-    """Shows progress events as bars on a terminal, and as one line a finished stage elsewhere."""
+    """Shows progress events as bars on a terminal; elsewhere as a line for every finished stage, and every 30 s."""
+    if progress.spoken_for():
+        yield
+        return
     console = Console(stderr=True)
     with _bars(console) if console.is_terminal else _lines(), _plain_warnings():
         yield
@@ -67,16 +73,32 @@ def _bars(console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines() -> Iterator[None]:
+    begun: dict[str, float] = {}
+    told: dict[str, float] = {}
+
     def show(event: progress.Event) -> None:
-        if event.done == event.total and event.stage not in ("predict", "validate"):
-            print(f"{event.stage}: {event.total} done {_said(event)}".rstrip(), file=sys.stderr)
+        now = time.monotonic()
+        begun.setdefault(event.stage, now)
+        if event.stage in _PASSING:
+            return
+        if event.done == event.total:
+            print(f"{event.stage}: {event.total} done  {_said(event)}".rstrip(), file=sys.stderr)
+        elif now - told.setdefault(event.stage, now) >= _EVERY:
+            told[event.stage] = now
+            left = (now - begun[event.stage]) / event.done * (event.total - event.done)
+            line = f"{event.stage}: {event.done} of {event.total}  {_said(event)}  {_clock(left)} left"
+            print(line, file=sys.stderr, flush=True)
 
     with progress.listening(show):
         yield
 
 
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
 def _said(event: progress.Event) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in event.values.items())
 
 
 @contextlib.contextmanager

@@ -27,6 +27,12 @@ Set = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished stages are skipped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out first.")]
+Shots = Annotated[
+    int | None, typer.Option("--shots", min=1, help="Train on so many images of every class, drawn by the seed.")
+]
+ReportTo = Annotated[
+    str | None, typer.Option("--report-to", help="Trackers: tensorboard, wandb, both (tensorboard,wandb) or none.")
+]
 Mixing = Annotated[
     str | None,
     typer.Option(

@@ -38,11 +38,13 @@ from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.processes import joined_processes, said_by_main
 from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import render_report
 from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.sampling import write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.tracking import trackers_from
 
 # What --overwrite may delete.
 _WRITTEN = {
@@ -65,12 +67,13 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
     # Data and model are found before anything is written, so that a misspelt name costs no older run.
     suite, device = suite_of(asked), choose_device(asked.device)
     start = None if resume else build_start(asked, suite)
-    with locked(out):
+    with joined_processes(device), locked(out):
         run = _Run(asked, out, device)
         run.open(resume=resume, overwrite=overwrite)
 
         zero_shot = run.classifier("zero_shot", lambda: start or build_start(asked, suite))
         suite = suite.relabelled(zero_shot.classes)
+        said_by_main("fine_tuned" not in run.seconds, device)  # the other processes help with this one stage
         fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
         path = run.path(zero_shot, fine_tuned, suite)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
@@ -79,6 +82,22 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
         models = dict(zip(MODELS, (zero_shot, fine_tuned, ensemble), strict=True))
         predictions = run.predictions(models, suite)
         return run.conclude(suite, predictions, path, alpha)
+
+
+def follow_pipeline(asked: RunFile, out: Path) -> None:
+    """What the other processes of ``torchrun`` do while the first runs the pipeline: they share the fine-tuning."""
+    suite, device = suite_of(asked), choose_device(asked.device)
+    start = build_start(asked, suite)
+    with joined_processes(device):
+        if said_by_main(False, device):
+            finetune(
+                start,
+                suite.relabelled(start.classes),
+                asked.finetune,
+                seed=asked.seed,
+                device=device,
+                checkpoints=out / "checkpoints",
+            )
 
 
 def choose_device(device: str) -> str:
@@ -97,11 +116,13 @@ def choose_device(device: str) -> str:
 
 
 def suite_of(asked: RunFile) -> ShiftSuite:
-    """The embedded suite or the one of the user's own data."""
+    """The embedded suite or the one of the user's own data, its held-out sets as small as the run file limits them."""
     if isinstance(asked.suite, SuiteFile):
         own = asked.suite.model_dump()
-        return own_suite(own["reference"], own["shifts"], name=own["name"], seed=asked.seed)
-    return load_suite(asked.suite, asked.seed)
+        suite = own_suite(own["reference"], own["shifts"], name=own["name"], seed=asked.seed)
+    else:
+        suite = load_suite(asked.suite, asked.seed)
+    return suite.limited(asked.limit)
 
 
 def build_start(asked: RunFile, suite: ShiftSuite) -> Classifier:
@@ -211,7 +232,7 @@ class _Run:
         return load_classifier(self.out / name)
 
     def finetune(self, start: Classifier, suite: ShiftSuite) -> Classifier:
-        """Fine-tunes; what a failing training leaves is kept under ``checkpoints``."""
+        """Fine-tunes, from the last of ``checkpoints`` on where the run was stopped inside it."""
         return finetune(
             start,
             suite,
@@ -219,6 +240,7 @@ class _Run:
             seed=self.asked.seed,
             device=self.device,
             checkpoints=self.out / "checkpoints",
+            trackers=trackers_from(self.asked.report_to),
         )
 
     def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:

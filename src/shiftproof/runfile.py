@@ -16,11 +16,12 @@ from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining import PretrainSettings
 from shiftproof.storage import read_json
+from shiftproof.tracking import trackers_from
 
 # Fine-tuning settings where the run file is silent: tuned on the development suite for the tiny model; every other
 # model takes the paper's.
 MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"epochs": 20, "lr": 2e-3, "batch_size": 128, "warmup_steps": 20},
+    "tiny": {"epochs": 20, "lr": 2e-3, "batch_size": 128, "warmup_steps": 20, "checkpoint_every": 50},
 }
 # The regime in which mixing does most for so small a network, found on the development suite (docs/mixing.md).
 MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
@@ -28,11 +29,13 @@ MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability"
 DEMO_FILE = Path(__file__).parent / "assets" / "demo.yaml"
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A section of a file: it cannot be changed, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ReferenceFile(_Frozen):
+class ReferenceFile(Frozen):
     """Data names of one's own reference; without ``validation``, a seeded fifth of ``train`` is held out."""
 
     name: str = "reference"
@@ -41,7 +44,7 @@ class ReferenceFile(_Frozen):
     test: str
 
 
-class ShiftFile(_Frozen):
+class ShiftFile(Frozen):
     """One shift of one's own; ``partial`` allows it to lack classes of the reference."""
 
     data: str
@@ -49,7 +52,7 @@ class ShiftFile(_Frozen):
     partial: bool = False
 
 
-class SuiteFile(_Frozen):
+class SuiteFile(Frozen):
     """A suite of one's own data."""
 
     name: str = "own"
@@ -64,8 +67,11 @@ class PretrainFile(PretrainSettings):
     data: str
 
 
-class RunFile(_Frozen):
+class RunFile(Frozen):
     """All that a run needs to know; the same run file and seed give the same results.
+
+    ``limit`` is the largest number of images that any held-out set may have, the same ones in every run; ``report_to``
+    names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
@@ -80,6 +86,8 @@ class RunFile(_Frozen):
     alpha_tolerance: float = Field(0.01, ge=0, le=1)
     seed: int = Field(0, ge=0)
     device: str = "auto"
+    limit: int | None = Field(None, ge=1)
+    report_to: str = "none"
     pretrain: PretrainFile | None = None
 
     @classmethod
@@ -88,9 +96,9 @@ class RunFile(_Frozen):
 
         Raises an InputError that names the key, offers the nearest known one, or states the rule it breaks.
         """
-        plain = _copied(asked)
+        plain = copied(asked)
         for override in overrides:
-            _override(plain, override)
+            override_key(plain, override)
         if isinstance(finetune := plain.get("finetune", {}), dict):
             source = _source(str(plain.get("model", "tiny")))
             plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **_mixed_settings(source, finetune), **finetune}
@@ -99,25 +107,18 @@ class RunFile(_Frozen):
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
-            raise InputError(_explained(error)) from error
+            raise InputError(explained(error, _SECTIONS)) from error
         alpha_grid(resolved.alphas)
         prompt_templates(resolved.prompts)
+        trackers_from(resolved.report_to)
         return resolved
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
         """A checked run file from YAML."""
-        try:
-            asked = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise InputError(f"the run file {path} does not exist. Check the path.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"the run file {path} is not valid YAML: {error}") from error
+        asked = read_yaml(path, "run file")
         # What a run directory's run.yaml adds is a record, not a request.
-        asked = {key: value for key, value in asked.items() if key != "versions"} if isinstance(asked, dict) else asked
-        if not isinstance(asked, dict):
-            raise InputError(f"the run file {path} must hold keys and values, such as 'model: tiny'.")
-        return cls.resolve(asked, overrides)
+        return cls.resolve({key: value for key, value in asked.items() if key != "versions"}, overrides)
 
     def to_yaml(self) -> str:
         """All settings as resolved, in the order of the fields."""
@@ -129,6 +130,8 @@ def _mixed_settings(source: str, finetune: Mapping[str, Any]) -> dict[str, Any]:
     found = {} if mixing == "none" else dict(MIXED_SETTINGS.get(source, {}))
     if isinstance(mixing, Mapping) and "probability" in mixing:  # which is as much of a request
         found.pop("mixing_probability", None)
+    if finetune.get("recipe") == "flyp":  # whose loss smooths no labels
+        found.pop("label_smoothing", None)
     return found
 
 
@@ -138,25 +141,45 @@ def _source(model: str) -> str:
     return str(read_json(file).get("source", model)) if file.is_file() else model
 
 
-def _copied(value: Any) -> Any:
-    return {key: _copied(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; an InputError says what is wrong with it."""
+    try:
+        asked = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"the {what} {path} does not exist. Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the {what} {path} is not valid YAML: {error}") from error
+    if not isinstance(asked, dict):
+        raise InputError(f"the {what} {path} must hold keys and values, such as 'model: tiny'.")
+    return asked
 
 
-def _override(plain: dict[str, Any], override: str) -> None:
+def copied(value: Any) -> Any:
+    """A mapping with its sections copied, so that keys can be set without changing the caller's."""
+    return {key: copied(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+
+
+def override_key(plain: dict[str, Any], override: str) -> None:
     """Sets ``a.b.c=value``; the value is read as YAML, so that lists and numbers work."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override!r} must look like finetune.lr=1e-5.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: the value is not valid YAML ({error}).") from error
+    place_key(plain, key, value)
+
+
+def place_key(plain: dict[str, Any], key: str, value: Any) -> None:
+    """Puts a value to the place that a dotted key names."""
     *parents, last = key.split(".")
     place = plain
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise InputError(f"--set {override!r}: {parent} is no section but {place!r}.")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not valid YAML ({error}).") from error
+            raise InputError(f"the key {key!r} cannot be set: {parent} is no section but {place!r}.")
+    place[last] = value
 
 
 _SECTIONS: Mapping[str, Any] = {
@@ -171,8 +194,8 @@ _SECTIONS: Mapping[str, Any] = {
 _BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]")
 
 
-def _explained(error: ValidationError) -> str:
-    """Pydantic's findings as sentences, each with the key's full name."""
+def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
+    """Pydantic's findings as sentences, each with the key's full name; ``sections`` are the known keys of each."""
     sentences = []
     for found in error.errors():
         # A union's branch stands in the location as a type name; to the reader it is no key, and where the input is
@@ -183,7 +206,7 @@ def _explained(error: ValidationError) -> str:
             continue
         key, section = ".".join(location), ".".join(location[:-1])
         if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = ShiftFile.model_fields if section.startswith("suite.shifts") else _SECTIONS.get(section, {})
+            known = ShiftFile.model_fields if section.startswith("suite.shifts") else sections.get(section, {})
             sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], known)}")
         elif found["type"] == "missing":
             sentences.append(f"the run-file key {key!r} is missing. Add it.")

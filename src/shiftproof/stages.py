@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import PathFiles, build_start, choose_device, suite_of
 from shiftproof.pretraining import pretrain
+from shiftproof.processes import is_main_process, joined_processes, said_by_main
 from shiftproof.records import AccuracyRecord, PathRecord, RulesRecord
 from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.tracking import trackers_from
 
 # What --overwrite may delete.
 _WRITTEN = (
-    *("classifier.json", "model.safetensors", "results.jsonl", "last_good"),
+    *("classifier.json", "model.safetensors", "text_tower.safetensors", "results.jsonl", "run.yaml", "checkpoints"),
     *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
 )
 
@@ -67,12 +70,9 @@ def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are found first, so that a misspelt name leaves no directory behind.
     clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
-    with locked(out if resume else _empty(out)):
-        settings = out / "run.yaml"
-        if resume and settings.is_file() and RunFile.read(settings) != asked:
-            raise InputError(f"{settings} asks for other settings than this run. Choose another --out.")
-        write_text(settings, asked.to_yaml())
-        return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=choose_device(asked.device))
+    device, trackers = choose_device(asked.device), trackers_from(asked.report_to)
+    with joined_processes(device), _training_in(out, asked, device, resume=resume):
+        return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
 
 
 def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
@@ -84,15 +84,57 @@ def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tupl
         return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
 
 
-def run_finetune(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
-    """Fine-tunes the run file's model, or classifier directory, saves it to ``out`` and scores it."""
+def run_finetune(
+    asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False
+) -> tuple[AccuracyRecord, ...]:
+    """Fine-tunes the run file's model, or classifier directory, saves it to ``out`` and scores it.
+
+    ``resume`` goes on from the last of ``out/checkpoints``. Processes that ``torchrun`` started share the work.
+    """
     suite, device = suite_of(asked), choose_device(asked.device)
     start = build_start(asked, suite)
     suite = suite.relabelled(start.classes)
-    with locked(_empty(out, overwrite=overwrite)):
-        tuned = finetune(start, suite, asked.finetune, seed=asked.seed, device=device, checkpoints=out / "checkpoints")
-        save_classifier(tuned, out)
-        return score(tuned, suite.test_sets, "fine_tuned", device, out)
+    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
+        tuned = finetune(
+            start,
+            suite,
+            asked.finetune,
+            seed=asked.seed,
+            device=device,
+            checkpoints=out / "checkpoints",
+            trackers=trackers_from(asked.report_to),
+        )
+        records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
+        if is_main_process():
+            save_classifier(tuned, out)
+            _write_results(records, out)
+        return records
+
+
+@contextlib.contextmanager
+def _training_in(out: Path, asked: RunFile, device: str, *, resume: bool, overwrite: bool = False) -> Iterator[None]:
+    """The directory of a training, new or the one to go on with, held by the process that writes."""
+    with contextlib.ExitStack() as held:
+        if is_main_process():
+            held.enter_context(locked(_begun(out, asked, resume=resume, overwrite=overwrite)))
+        said_by_main(True, device)  # the others read the checkpoints only now
+        yield
+
+
+def _begun(out: Path, asked: RunFile, *, resume: bool, overwrite: bool) -> Path:
+    """Makes a directory this training's own; its ``run.yaml`` says which training that is."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with the training that --overwrite deletes. Give one of the two.")
+    settings = out / "run.yaml"
+    if resume and settings.is_file():
+        if RunFile.read(settings) != asked:
+            raise InputError(
+                f"{settings} asks for other settings than this run. Give the same, or choose another --out."
+            )
+        return out
+    _empty(out, overwrite=overwrite)
+    write_text(settings, asked.to_yaml())
+    return out
 
 
 def run_sweep(
@@ -200,12 +242,18 @@ def run_evaluate(
 
 
 def score(
-    classifier: Classifier, sets: Mapping[str, ImageSet], model: str, device: str, out: Path | None
+    classifier: Classifier,
+    sets: Mapping[str, ImageSet],
+    model: str,
+    device: str,
+    out: Path | None,
+    *,
+    together: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Accuracy records of a classifier on every set, also as ``out/results.jsonl``."""
+    """Accuracy records of a classifier on every set, also as ``out/results.jsonl``; all processes ``together``."""
     records = []
     for name, images in sets.items():
-        found = predict(classifier, images, device=device, stage=f"evaluate {name}")
+        found = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
         kept = scores(found.logits, found.labels)
         records.append(
             evaluate(

@@ -82,6 +82,14 @@ class ShiftSuite:
         """The reference's test split and every shift, by name."""
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
 
+    def limited(self, images: int | None) -> ShiftSuite:
+        """The same suite with at most so many images in every held-out set, drawn by a seed of their own."""
+        if images is None:
+            return self
+        validation, test = (_some(part, images) for part in (self.reference.validation, self.reference.test))
+        shifts = tuple(replace(shift, data=_some(shift.data, images)) for shift in self.shifts)
+        return replace(self, reference=replace(self.reference, validation=validation, test=test), shifts=shifts)
+
     def relabelled(self, classes: ClassSpace) -> ShiftSuite:
         """The same suite in another class space, matched by class id."""
         if classes.ids == self.classes.ids:
@@ -228,6 +236,13 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return total
+
+
+def _some(images: ImageSet, limit: int) -> ImageSet:
+    if len(images) <= limit:
+        return images
+    order = torch.randperm(len(images), generator=child_generator(_HELD_OUT_SEED, "limit", images.name))
+    return images.subset(sorted(order[:limit].tolist()))
 
 
 def _require_set_name(name: str) -> None:

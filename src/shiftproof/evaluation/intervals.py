@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,6 +62,27 @@ def bootstrap_interval(
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bootstrap_spreads(
+    values: Mapping[str, ArrayLike], *, draws: int = 2000, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """(draws,) standard deviations of each of several (C,) series over the same C items, resampled together.
+
+    One resample takes the same items of every series, so that deviations may be compared draw by draw. An InputError
+    refuses fewer than three items.
+
+    >>> drawn = bootstrap_spreads({"a": [0.0, 1.0, 2.0, 3.0], "b": [0.0, 2.0, 4.0, 6.0]})
+    >>> bool(np.allclose(2 * drawn["a"], drawn["b"]))
+    True
+    """
+    series = {name: np.asarray(entry, dtype=np.float64) for name, entry in values.items()}
+    counts = {len(entry) for entry in series.values()}
+    if len(counts) != 1 or min(counts) < 3:
+        raise InputError(f"the series have {sorted(counts)} items; they must be equally many, and three at least.")
+    (count,) = counts
+    picked = np.random.default_rng(seed).integers(count, size=(draws, count))
+    return {name: entry[picked].std(axis=1, ddof=1) for name, entry in series.items()}
 
 
 def _cluster_sums(

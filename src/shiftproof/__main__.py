@@ -1,0 +1,5 @@
+"""``python -m shiftproof``, which is also what ``torchrun -m shiftproof`` starts."""
+
+from shiftproof.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""A study in a table, a figure and sentences: every configuration's alpha path, and how far they lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from shiftproof.report.comparisons import Estimate, per_cent, point_estimate
+from shiftproof.report.figures import MARKS, STYLE
+from shiftproof.report.tables import Table
+from shiftproof.study_records import STUDIED, SpreadRecord, StudyMember, StudyRecord
+
+STUDIED_NAMES = {
+    "fine_tuned": "fine-tuned",
+    "wise_ft_0.5": "WiSE-FT, alpha 0.5",
+    "wise_ft_chosen": "WiSE-FT, chosen alpha",
+}
+
+
+def study_table(study: StudyRecord) -> Table:
+    """Every run, and every soup: reference and mean shift of the studied models, with intervals."""
+    rows = [
+        (
+            member.configuration,
+            "–" if member.seed is None else str(member.seed),
+            *(_cell(member, model, sets) for model in STUDIED for sets in ((study.reference,), study.averaged) if sets),
+            f"{member.chosen:g}",
+        )
+        for member in (*study.members, *study.soups)
+    ]
+    columns = [
+        f"{STUDIED_NAMES[model]}: {what}"
+        for model in STUDIED
+        for what in ("reference", *([mean_name(study)] if study.averaged else []))
+    ]
+    note = (
+        f"In per cent, in brackets {100 * study.interval_level:g} % intervals. The alpha was chosen by the rule "
+        f"“{study.rule}”, on the reference's validation split."
+    )
+    if study.failures:
+        note += f" {len(study.failures)} runs failed: {', '.join(failure.name for failure in study.failures)}."
+    return Table("Every run of the study", ("configuration", "seed", *columns, "chosen alpha"), tuple(rows), note)
+
+
+def spread_table(study: StudyRecord) -> Table | None:
+    """How far configurations lie apart, by model; None where there are too few to say."""
+    if not study.spreads:
+        return None
+    rows = tuple(
+        (
+            STUDIED_NAMES[spread.model],
+            "reference" if spread.sets == "reference" else mean_name(study),
+            f"{100 * spread.deviation:.2f} [{100 * spread.interval[0]:.2f}, {100 * spread.interval[1]:.2f}]",
+            f"{per_cent(spread.lowest)} to {per_cent(spread.highest)}",
+            "–"
+            if spread.model == "fine_tuned"
+            else f"{spread.ratio:.1f} [{spread.ratio_interval[0]:.1f}, {spread.ratio_interval[1]:.1f}]",
+        )
+        for spread in study.spreads
+    )
+    note = (
+        f"The standard deviation over {len(study.configurations)} configurations, seeds averaged, in points, with "
+        f"{100 * study.interval_level:g} % bootstrap intervals over configurations. The last column is the fine-tuned "
+        "models' deviation divided by this one."
+    )
+    header = ("model", "accuracy on", "deviation", "lowest to highest", "times smaller")
+    return Table("Spread over configurations", header, rows, note)
+
+
+def study_verdict(study: StudyRecord) -> str:
+    """Whether the settings matter less once weights are ensembled, in sentences with numbers."""
+    if not study.spreads:
+        return "Fewer than three configurations ended: that is too few for a spread."
+    return " ".join(
+        _judged(study, model, sets)
+        for sets in dict.fromkeys(spread.sets for spread in study.spreads)
+        for model in STUDIED
+        if model != "fine_tuned"
+    )
+
+
+def study_figure(study: StudyRecord) -> Figure:
+    """Reference against mean shift, one curve a configuration from zero-shot to fine-tuned (WiSE-FT, Fig. 3)."""
+    colours = matplotlib.colormaps["viridis"]
+    names = study.configurations
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 6.2), layout="constrained")
+        axes = figure.subplots()
+        drawn: set[str] = set()
+        for member in study.members:
+            place = names.index(member.configuration)
+            label = member.configuration if member.configuration not in drawn else None
+            drawn.add(member.configuration)
+            _draw(axes, study, member, colours(place / max(len(names) - 1, 1)), label)
+        for number, soup in enumerate(study.soups):
+            _draw(axes, study, soup, "#d62728", soup.name, style=("-", "--", ":")[number % 3], width=2.2)
+        start = point_estimate(study.members[0].path.at(0), (study.reference,)), _mean(study, study.members[0], 0)
+        axes.plot(100 * start[0].value, 100 * start[1].value, label="zero-shot", zorder=6, **_mark("zero_shot"))
+        for model, alpha in (("fine_tuned", 1.0), ("ensemble", 0.5)):
+            points = [
+                (point_estimate(m.path.at(alpha), (study.reference,)), _mean(study, m, alpha)) for m in study.members
+            ]
+            name = "fine-tuned" if model == "fine_tuned" else "alpha 0.5"
+            xs, ys = [100 * x.value for x, _ in points], [100 * y.value for _, y in points]
+            axes.plot(xs, ys, label=name, zorder=5, **_mark(model, 6))
+        axes.set_xlabel(f"accuracy on the reference ({study.reference}, test), in %")
+        axes.set_ylabel(f"{mean_name(study)}, in %")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def mean_name(study: StudyRecord) -> str:
+    """What the averaged shifts are called."""
+    return f"mean of {len(study.averaged)} shifts"
+
+
+def _draw(
+    axes: Axes,
+    study: StudyRecord,
+    member: StudyMember,
+    colour: Any,
+    label: str | None,
+    style: str = "-",
+    width: float = 1.2,
+) -> None:
+    points = [(point_estimate(p, (study.reference,)), _mean(study, member, p.alpha)) for p in member.path.points]
+    xs, ys = [100 * x.value for x, _ in points], [100 * y.value for _, y in points]
+    axes.plot(xs, ys, style, color=colour, linewidth=width, label=label, zorder=2)
+
+
+def _mean(study: StudyRecord, member: StudyMember, alpha: float) -> Estimate:
+    return point_estimate(member.path.at(alpha), study.averaged or (study.reference,))
+
+
+def _mark(model: str, size: float | None = None) -> dict[str, Any]:
+    style = {**MARKS[model], "linestyle": "", "markeredgecolor": "white"}
+    return style if size is None else {**style, "markersize": size}
+
+
+def _cell(member: StudyMember, model: str, sets: Sequence[str]) -> str:
+    estimate = point_estimate(member.path.at(member.alpha_of(model)), sets)
+    return f"{per_cent(estimate.value)} [{per_cent(estimate.low)}, {per_cent(estimate.high)}]"
+
+
+def _judged(study: StudyRecord, model: str, sets: str) -> str:
+    own, base = _spread(study, model, sets), _spread(study, "fine_tuned", sets)
+    low, high = own.ratio_interval
+    where = "On the reference" if sets == "reference" else f"On the {mean_name(study)}"
+    relation = "less than" if low > 1 else "more than" if high < 1 else "not clearly less or more than"
+    return (
+        f"{where}, {STUDIED_NAMES[model]} varies {relation} fine-tuned over the configurations: by "
+        f"{100 * own.deviation:.2f} against {100 * base.deviation:.2f} points, a factor of {own.ratio:.1f} "
+        f"({low:.1f} to {high:.1f})."
+    )
+
+
+def _spread(study: StudyRecord, model: str, sets: str) -> SpreadRecord:
+    return next(spread for spread in study.spreads if (spread.model, spread.sets) == (model, sets))

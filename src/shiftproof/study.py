@@ -1,0 +1,325 @@
+"""Many fine-tunings of one start, each with its alpha path: do the settings matter (WiSE-FT, Fig. 3)?"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import io
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftproof import progress
+from shiftproof.data.suites import ShiftSuite
+from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+from shiftproof.ensembling.soups import greedy_soup, uniform_soup
+from shiftproof.errors import InputError, ShiftproofError, listed
+from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
+from shiftproof.finetuning.loop import finetune
+from shiftproof.models.classifier import Classifier
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.pipeline import build_start, choose_device, suite_of, versions
+from shiftproof.report.figures import save_figure
+from shiftproof.report.studies import study_figure, study_table
+from shiftproof.runfile import RunFile
+from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
+from shiftproof.studyfile import MemberRun, StudyFile
+from shiftproof.tracking import trackers_from
+
+_WRITTEN = ("study.yaml", "study.json", "study.csv", "members", "soups", "figures")
+
+
+def run_study(
+    asked: StudyFile, out: Path, *, resume: bool = False, overwrite: bool = False, address: str | None = None
+) -> StudyRecord:
+    """Runs every configuration with every seed, side by side through Ray, and says how much they differ.
+
+    Each run has a directory under ``out/members``; one that fails is listed and holds up no other. ``resume`` goes on
+    with what is missing, each run from its last checkpoint. ``address`` is that of a Ray cluster whose machines see
+    ``out`` under the same path; without it one is started here.
+    """
+    members = asked.members()
+    out = out.resolve()
+    with locked(out):
+        _open(asked, out, resume=resume, overwrite=overwrite)
+        failures = _run_members(asked, members, out / "members", address)
+        found = [
+            _read_member(out / "members" / run.name, run) for run in members if _is_done(out / "members" / run.name)
+        ]
+        if not found:
+            raise ShiftproofError(_told(failures, len(members), out))
+        suite = _suite(_key(members[0].asked))
+        soups = [_soup(kind, found, members, suite, out, asked.rule) for kind in asked.soups]
+        averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
+        record = StudyRecord(
+            suite=suite.name,
+            reference=suite.reference.name,
+            shifts=tuple(shift.name for shift in suite.shifts),
+            averaged=averaged,
+            rule=asked.rule,
+            interval_level=LEVEL,
+            members=tuple(found),
+            failures=tuple(failures),
+            soups=tuple(soups),
+            spreads=spreads(found, suite.reference.name, averaged),
+            versions=versions(),
+        )
+        _write(record, out)
+        if failures:
+            raise ShiftproofError(_told(failures, len(members), out))
+        return record
+
+
+def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = None) -> None:
+    """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
+
+    Goes on from ``checkpoints``, which are deleted in the end.
+    """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    asked, device = run.asked, choose_device(run.asked.device)
+    suite = _suite(_key(asked))
+    with locked(folder):
+        write_text(folder / "run.yaml", asked.to_yaml())
+        start = build_start(asked, suite)
+        tuned = finetune(
+            start,
+            suite.relabelled(start.classes),
+            asked.finetune,
+            seed=asked.seed,
+            device=device,
+            checkpoints=folder / "checkpoints",
+            trackers=trackers_from(asked.report_to),
+        )
+        save_classifier(tuned, folder / "fine_tuned")
+        member = _swept(run.name, run, start, tuned, suite, rule, started)
+        write_json(folder / "member.json", member.to_json())
+        (folder / "error.txt").unlink(missing_ok=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str, ...]) -> tuple[SpreadRecord, ...]:
+    """How far configurations lie apart, for each studied model, on the reference and on the shifts' mean.
+
+    Nothing where fewer than three configurations have ended.
+    """
+    configurations = list(dict.fromkeys(member.configuration for member in members))
+    found = []
+    for what, sets in (("reference", (reference,)), ("mean", averaged)):
+        if len(configurations) < 3 or not sets:
+            continue
+        series = {
+            model: np.array(
+                [
+                    np.mean([member.accuracy(model, sets) for member in members if member.configuration == name])
+                    for name in configurations
+                ]
+            )
+            for model in STUDIED
+        }
+        drawn = bootstrap_spreads(series)
+        for model, values in series.items():
+            deviation = float(values.std(ddof=1))
+            ratios = drawn["fine_tuned"] / np.maximum(drawn[model], 1e-12)
+            found.append(
+                SpreadRecord(
+                    model=model,
+                    sets=what,
+                    deviation=deviation,
+                    interval=_percentiles(drawn[model]),
+                    lowest=float(values.min()),
+                    highest=float(values.max()),
+                    ratio=float(series["fine_tuned"].std(ddof=1) / max(deviation, 1e-12)),
+                    ratio_interval=_percentiles(ratios),
+                )
+            )
+    return tuple(found)
+
+
+def _run_members(
+    asked: StudyFile, members: Sequence[MemberRun], folder: Path, address: str | None
+) -> list[StudyFailure]:
+    """Runs what is not done yet; returns the failures."""
+    missing = [run for run in members if not _is_done(folder / run.name)]
+    done, failures = len(members) - len(missing), []
+    progress.report("study", done, len(members))
+    if not missing:
+        return []
+    with _ray(address) as ray:
+        threads = max(int(asked.cpus_per_run), 1)
+        remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=asked.gpus_per_run, max_retries=0)(run_member)
+        running = {remote.remote(run, folder / run.name, asked.rule, threads): run for run in missing}
+        while running:
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            run = running.pop(ended)
+            try:
+                ray.get(ended)
+            except ray.exceptions.RayError as error:
+                failures.append(_failure(run, error, folder / run.name))
+            done += 1
+            progress.report("study", done, len(members), failed=len(failures))
+    return failures
+
+
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster or to one of this machine's own, which ends with the study."""
+    try:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that no other machine can reach
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+    except ImportError as error:
+        raise InputError("a study needs Ray. Install it: pip install 'shiftproof[study]'.") from error
+
+    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    ray.init(**options, log_to_driver=False, logging_level="error")
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _failure(run: MemberRun, error: Exception, folder: Path) -> StudyFailure:
+    """What a failed run says; the whole traceback goes to its ``error.txt``."""
+    cause = getattr(error, "cause", None) or error
+    said = str(cause).strip().splitlines()
+    name = "" if isinstance(cause, ShiftproofError) else f"{type(cause).__name__}: "
+    write_text(folder / "error.txt", str(error) or "".join(traceback.format_exception(error)))
+    return StudyFailure(run.name, f"{name}{said[0] if said else 'no message'}")
+
+
+def _swept(
+    name: str,
+    run: MemberRun,
+    start: Classifier,
+    tuned: Classifier,
+    suite: ShiftSuite,
+    rule: str,
+    started: float,
+    *,
+    members: tuple[str, ...] = (),
+) -> StudyMember:
+    asked = run.asked
+    path = sweep_alpha(start, tuned, suite.relabelled(start.classes), asked.alphas, device=choose_device(asked.device))
+    return StudyMember(
+        name=name,
+        configuration=name if members else run.configuration,
+        changes={} if members else run.changes,
+        seed=None if members else asked.seed,
+        path=path,
+        chosen=choose_alpha(path, rule, tolerance=asked.alpha_tolerance),
+        seconds=round(time.perf_counter() - started, 1),
+        members=members,
+    )
+
+
+def _soup(
+    kind: str,
+    found: Sequence[StudyMember],
+    runs: Sequence[MemberRun],
+    suite: ShiftSuite,
+    out: Path,
+    rule: str,
+) -> StudyMember:
+    """A soup of all members that ended, saved and swept; done once."""
+    started, file = time.perf_counter(), out / "soups" / kind / "member.json"
+    names = [member.name for member in found]
+    if file.is_file():
+        kept = StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), read_json(file))
+        if set(kept.members) <= set(names):
+            return kept
+    first = next(run for run in runs if run.name == names[0])
+    start, device = build_start(first.asked, suite), choose_device(first.asked.device)
+    classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
+    if kind == "greedy":
+        soup, record = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device)
+        taken = tuple(names[i] for i in record.members)
+    else:
+        soup, taken = uniform_soup(classifiers), tuple(names)
+    save_classifier(soup, out / "soups" / kind / "fine_tuned")
+    member = _swept(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
+    write_json(file, member.to_json())
+    return member
+
+
+def _open(asked: StudyFile, out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes the directory this study's own."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with the study that --overwrite deletes. Give one of the two.")
+    settings = out / "study.yaml"
+    occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+    if foreign := sorted(set(occupied) - set(_WRITTEN)):
+        raise InputError(f"{out} holds {listed(foreign, 5)}, which no study wrote. Choose another --out.")
+    if occupied and overwrite:
+        for path in (out / name for name in occupied):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif occupied and not resume:
+        raise InputError(
+            f"{out} already holds a study. Choose another --out, add --resume to go on with it, or --overwrite to "
+            "delete it."
+        )
+    elif settings.is_file() and StudyFile.read(settings) != asked:
+        raise InputError(f"{settings} asks for another study. Resume it with its own file, or choose another --out.")
+    write_text(settings, asked.to_yaml())
+
+
+def _write(record: StudyRecord, out: Path) -> None:
+    write_json(out / "study.json", record.to_json())
+    table = study_table(record)
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([table.header, *table.rows])
+    write_text(out / "study.csv", buffer.getvalue())
+    save_figure(study_figure(record), out / "figures" / "study.png")
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "member.json").is_file()
+
+
+def _read_member(folder: Path, run: MemberRun) -> StudyMember:
+    suite = _suite(_key(run.asked))
+    return StudyMember.from_json(
+        suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(folder / "member.json")
+    )
+
+
+def _key(asked: RunFile) -> str:
+    """What a suite depends on; runs that share it share the images in memory."""
+    return RunFile.resolve(
+        {
+            "model": asked.model,
+            "suite": asked.model_dump(mode="json")["suite"],
+            "seed": asked.seed,
+            "limit": asked.limit,
+        }
+    ).model_dump_json()
+
+
+@functools.lru_cache(maxsize=2)
+def _suite(key: str) -> ShiftSuite:
+    return suite_of(RunFile.model_validate_json(key))
+
+
+def _percentiles(draws: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _told(failures: Sequence[StudyFailure], count: int, out: Path) -> str:
+    lines = [f"  {failure.name}: {failure.error}" for failure in failures]
+    return (
+        f"{len(failures)} of {count} runs failed; what the others found is in {out}. Each failure's error.txt tells "
+        "more; --resume runs them again.\n" + "\n".join(lines)
+    )
