@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import shiftproof as sp
+from shiftproof import training
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError
-from shiftproof.finetuning import loop
+from shiftproof.finetuning import loop, recipes
 from shiftproof.finetuning.loop import debiased_ema
 from shiftproof.models.classifier import Network
 from shiftproof.training import optimisation_step
@@ -78,11 +79,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """The trained parameters after every step from now on, in float64."""
     seen: Steps = []
 
-    def recorded(loss: Tensor, parameters: list[nn.Parameter], *rest: Any) -> None:
-        optimisation_step(loss, parameters, *rest)
+    def recorded(losses: Any, parameters: list[nn.Parameter], *rest: Any) -> float:
+        loss = optimisation_step(losses, parameters, *rest)
         seen.append({str(i): p.detach().double().numpy().copy() for i, p in enumerate(parameters)})
+        return loss
 
-    monkeypatch.setattr(loop, "optimisation_step", recorded)
+    monkeypatch.setattr(training, "optimisation_step", recorded)
     return seen
 
 
@@ -172,7 +174,7 @@ def test_the_last_good_epoch_that_is_kept_is_the_average(
 ) -> None:
     start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(ema_decay=0.8, lr=1e-3, batch_size=12)
     reached: list[str] = []
-    lossless, calls = loop.classification_loss, 0
+    lossless, calls = recipes.classification_loss, 0
 
     def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.Predictions:
         reached.append(sp.fingerprint(classifier))
@@ -184,10 +186,10 @@ def test_the_last_good_epoch_that_is_kept_is_the_average(
         return lossless(*given_ones) * (math.inf if calls == 6 else 1)
 
     monkeypatch.setattr(loop, "predict", watched)
-    monkeypatch.setattr(loop, "classification_loss", broken)
+    monkeypatch.setattr(recipes, "classification_loss", broken)
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
-        sp.finetune(start, SUITE, asked, keep=tmp_path / "kept")
-    kept = sp.load_classifier(tmp_path / "kept")
+        sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
+    kept = sp.load_classifier(tmp_path / "kept" / "last_good")
     assert sp.fingerprint(kept) == reached[1]
     assert len(set(reached)) == 2
     assert kept.training["settings"]["ema_decay"] == 0.8

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import shiftproof as sp
-from shiftproof import progress
+from shiftproof import progress, training
 from shiftproof.augmentation.mixing import CutMix, Cutout, MixChoice, Mixing, MixUp, SmoothMix
 from shiftproof.augmentation.named import MIXINGS, mixing_from
 from shiftproof.augmentation.plans import mix_images
@@ -27,7 +27,7 @@ from shiftproof.data.batches import training_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError
-from shiftproof.finetuning import loop
+from shiftproof.finetuning import loop, recipes
 from shiftproof.models.classifier import Network
 from shiftproof.runfile import MIXED_SETTINGS
 from shiftproof.seeding import child_generator, child_seed
@@ -257,7 +257,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(
     rows: list[list[float]], smoothing: float, data: st.DataObject
 ) -> None:
     labels = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
-    found = loop.classification_loss(torch.tensor(rows), torch.tensor(labels), smoothing)
+    found = recipes.classification_loss(torch.tensor(rows), torch.tensor(labels), smoothing)
     assert found.item() == pytest.approx(smoothed_loss(rows, labels, smoothing), rel=1e-4, abs=1e-4)
 
 
@@ -329,11 +329,11 @@ def test_the_rate_rises_to_its_peak_and_falls(total: int, warmup: int) -> None:
 def test_a_long_warm_up_is_capped_in_the_training_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
 
-    def recorded(loss: Tensor, parameters: Any, optimizer: Any, lr: float, clip_norm: float) -> None:
+    def recorded(losses: Any, parameters: Any, optimizer: Any, lr: float, *rest: Any) -> float:
         rates.append(lr)
-        optimisation_step(loss, parameters, optimizer, lr, clip_norm)
+        return optimisation_step(losses, parameters, optimizer, lr, *rest)
 
-    monkeypatch.setattr(loop, "optimisation_step", recorded)
+    monkeypatch.setattr(training, "optimisation_step", recorded)
     sp.finetune(toy(), SUITE, settings(epochs=10, warmup_steps=500))
     assert len(rates) == 20
     assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
@@ -354,9 +354,9 @@ def test_every_epoch_shows_every_image_once(images: int, batch_size: int, seed: 
 def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
-        sp.finetune(start, SUITE, settings(lr=1e20), keep=tmp_path / "kept")
-    assert str(tmp_path / "kept") in str(caught.value)
-    kept = sp.load_classifier(tmp_path / "kept")
+        sp.finetune(start, SUITE, settings(lr=1e20), checkpoints=tmp_path / "kept")
+    assert str(tmp_path / "kept" / "last_good") in str(caught.value)
+    kept = sp.load_classifier(tmp_path / "kept" / "last_good")
     assert sp.fingerprint(kept) == sp.fingerprint(start)
 
 
@@ -364,8 +364,8 @@ def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.Clip, tmp
     # One step in all: no later loss could tell.
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match="step 1"):
-        sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), keep=tmp_path / "kept")
-    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == sp.fingerprint(start)
+        sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), checkpoints=tmp_path / "kept")
+    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == sp.fingerprint(start)
 
 
 def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,11 +388,11 @@ def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch:
         calls += 1
         return smoothed(logits, labels, smoothing) * (math.inf if calls == 6 else 1)
 
-    smoothed = loop.classification_loss
-    monkeypatch.setattr(loop, "classification_loss", broken)
+    smoothed = recipes.classification_loss
+    monkeypatch.setattr(recipes, "classification_loss", broken)
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
-        sp.finetune(start, SUITE, asked, keep=tmp_path / "kept")
-    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept")) == reached[1]
+        sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
+    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == reached[1]
 
 
 def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:

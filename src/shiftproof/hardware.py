@@ -102,12 +102,18 @@ def explained_memory(section: str) -> Iterator[None]:
     """Turns the many ways of running out of memory into one TrainingError that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        told = str(error)
-        # torch's allocator on a CPU raises a plain RuntimeError.
-        if type(error) is RuntimeError and not re.search("out of memory|can't allocate memory", told):
-            raise
-        raise TrainingError(
-            f"the memory is full ({told.splitlines()[0] if told else type(error).__name__}). "
-            f"Lower {section}.batch_size, raise {section}.accumulate, or set {section}.gradient_checkpointing"
-        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _memory_is_full(section, error) from error
+    except RuntimeError as error:
+        # torch's allocator on a CPU raises nothing more particular.
+        if type(error) is RuntimeError and re.search("out of memory|can't allocate memory", str(error)):
+            raise _memory_is_full(section, error) from error
+        raise
+
+
+def _memory_is_full(section: str, error: BaseException) -> TrainingError:
+    told = str(error).splitlines()
+    return TrainingError(
+        f"the memory is full ({told[0] if told else type(error).__name__}). "
+        f"Lower {section}.batch_size, raise {section}.accumulate, or set {section}.gradient_checkpointing"
+    )

@@ -42,9 +42,9 @@ def run_study(
 ) -> StudyRecord:
     """Runs every configuration with every seed, side by side through Ray, and says how much they differ.
 
-    Each run has a directory under ``out/members``; one that fails is listed and holds up no other. ``resume`` goes on
-    with what is missing, each run from its last checkpoint. ``address`` is that of a Ray cluster whose machines see
-    ``out`` under the same path; without it one is started here.
+    Each run has a directory under ``out/members``; one that fails is listed and holds up no other. Raises a
+    ShiftproofError where all fail. ``resume`` goes on with what is missing, each run from its last checkpoint.
+    ``address`` is that of a Ray cluster whose machines see ``out`` under the same path; without it one is started here.
     """
     members = asked.members()
     out = out.resolve()
@@ -55,7 +55,7 @@ def run_study(
             _read_member(out / "members" / run.name, run) for run in members if _is_done(out / "members" / run.name)
         ]
         if not found:
-            raise ShiftproofError(_told(failures, len(members), out))
+            raise ShiftproofError(told_failures(failures, out))
         suite = _suite(_key(members[0].asked))
         soups = [_soup(kind, found, members, suite, out, asked.rule) for kind in asked.soups]
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
@@ -73,8 +73,6 @@ def run_study(
             versions=versions(),
         )
         _write(record, out)
-        if failures:
-            raise ShiftproofError(_told(failures, len(members), out))
         return record
 
 
@@ -317,9 +315,12 @@ def _percentiles(draws: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, f
     return float(low), float(high)
 
 
-def _told(failures: Sequence[StudyFailure], count: int, out: Path) -> str:
-    lines = [f"  {failure.name}: {failure.error}" for failure in failures]
-    return (
-        f"{len(failures)} of {count} runs failed; what the others found is in {out}. Each failure's error.txt tells "
-        "more; --resume runs them again.\n" + "\n".join(lines)
+def told_failures(failures: Sequence[StudyFailure], out: Path) -> str:
+    """The failures in sentences, and how to go on."""
+    return "\n".join(
+        (
+            f"{len(failures)} runs failed; what the others found is in {out}. Each run's error.txt tells more, and "
+            "--resume runs them again:",
+            *(f"  {failure.name}: {failure.error}" for failure in failures),
+        )
     )

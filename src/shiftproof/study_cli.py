@@ -27,8 +27,9 @@ def study(
     Example: shiftproof study grid.yaml --out runs/grid --set run.finetune.epochs=5 --set seeds=[0,1]
     """
     from shiftproof.console import live_progress, print_table
+    from shiftproof.errors import ShiftproofError
     from shiftproof.report.studies import spread_table, study_table, study_verdict
-    from shiftproof.study import run_study
+    from shiftproof.study import run_study, told_failures
     from shiftproof.studyfile import StudyFile
 
     out = out or Path("runs") / study_file.stem
@@ -41,3 +42,5 @@ def study(
         print_table(spreads)
     print(study_verdict(found))
     print(f"numbers: {out / 'study.json'}; figure: {out / 'figures' / 'study.png'}")
+    if found.failures:
+        raise ShiftproofError(told_failures(found.failures, out))
