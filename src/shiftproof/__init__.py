@@ -38,12 +38,20 @@ if TYPE_CHECKING:
     from shiftproof.ensembling.path import choose_alpha, compare_alphas, sweep_alpha
     from shiftproof.ensembling.schedules import alphas_by_depth, alphas_by_pattern
     from shiftproof.ensembling.soups import SoupRecord, greedy_soup, model_stock_soup, uniform_soup
-    from shiftproof.errors import IncompatibleWeightsError, InputError, ShiftproofError
+    from shiftproof.errors import (
+        IncompatibleWeightsError,
+        InputError,
+        ShiftproofError,
+        TrainingError,
+        TrainingInterruptedError,
+    )
     from shiftproof.evaluation.calibration import calibration_error
-    from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
+    from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval, bootstrap_spreads
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.evaluation.predictions import Predictions, predict
-    from shiftproof.finetuning.loop import finetune
+    from shiftproof.finetuning.loop import few_shot, finetune
+    from shiftproof.finetuning.probe import logistic_head
+    from shiftproof.finetuning.recipes import class_targets, distillation_loss
     from shiftproof.finetuning.settings import FinetuneSettings
     from shiftproof.models.classifier import Classifier, fingerprint, own_head_classifier, zero_shot_classifier
     from shiftproof.models.clip import Clip, load_clip
@@ -55,6 +63,9 @@ if TYPE_CHECKING:
     from shiftproof.report.page import render_report
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
+    from shiftproof.study import run_study
+    from shiftproof.study_records import StudyRecord
+    from shiftproof.studyfile import StudyFile
     from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
@@ -117,17 +128,28 @@ _MODULES = {
     "ensembling.path": ("choose_alpha", "compare_alphas", "sweep_alpha"),
     "ensembling.schedules": ("alphas_by_depth", "alphas_by_pattern"),
     "ensembling.soups": ("SoupRecord", "greedy_soup", "model_stock_soup", "uniform_soup"),
-    "errors": ("IncompatibleWeightsError", "InputError", "ShiftproofError"),
+    "errors": (
+        "IncompatibleWeightsError",
+        "InputError",
+        "ShiftproofError",
+        "TrainingError",
+        "TrainingInterruptedError",
+    ),
     "evaluation.calibration": ("calibration_error",),
-    "evaluation.intervals": ("accuracy_interval", "bootstrap_interval"),
+    "evaluation.intervals": ("accuracy_interval", "bootstrap_interval", "bootstrap_spreads"),
     "evaluation.metrics": ("accuracy",),
     "evaluation.predictions": ("Predictions", "predict"),
-    "finetuning.loop": ("finetune",),
+    "finetuning.loop": ("few_shot", "finetune"),
+    "finetuning.probe": ("logistic_head",),
+    "finetuning.recipes": ("class_targets", "distillation_loss"),
     "finetuning.settings": ("FinetuneSettings",),
     "models.classifier": ("Classifier", "fingerprint", "own_head_classifier", "zero_shot_classifier"),
     "models.clip": ("Clip", "load_clip"),
     "models.directories": ("load_classifier", "save_classifier"),
     "pipeline": ("run_pipeline",),
+    "study": ("run_study",),
+    "study_records": ("StudyRecord",),
+    "studyfile": ("StudyFile",),
     "pretraining": ("PretrainSettings", "contrastive_loss", "pretrain"),
     "records": ("AccuracyRecord", "MergeRecord", "PathRecord", "RuleRecord", "RulesRecord", "RunRecord"),
     "report.page": ("render_report",),
@@ -167,6 +189,10 @@ __all__ = [
     "ShiftproofError",
     "SmoothMix",
     "SoupRecord",
+    "StudyFile",
+    "StudyRecord",
+    "TrainingError",
+    "TrainingInterruptedError",
     "WindowSettings",
     "accuracy",
     "accuracy_interval",
@@ -176,16 +202,20 @@ __all__ = [
     "average_weights",
     "background_sets",
     "bootstrap_interval",
+    "bootstrap_spreads",
     "calibration_error",
     "child_generator",
     "choose_alpha",
     "class_activation_map",
     "class_evidence",
+    "class_targets",
     "compare_alphas",
     "contrastive_loss",
     "contrastive_targets",
     "corrupt",
+    "distillation_loss",
     "export_suite",
+    "few_shot",
     "finetune",
     "fingerprint",
     "greedy_soup",
@@ -199,6 +229,7 @@ __all__ = [
     "load_encoder",
     "load_set",
     "load_suite",
+    "logistic_head",
     "measure_backgrounds",
     "measure_windows",
     "merge_files",
@@ -215,6 +246,7 @@ __all__ = [
     "reestimate_batch_norm",
     "render_report",
     "run_pipeline",
+    "run_study",
     "save_classifier",
     "soft_cross_entropy",
     "soft_mask",

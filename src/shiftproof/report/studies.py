@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +11,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.report.comparisons import Estimate, per_cent, point_estimate
+from shiftproof.errors import InputError, nearest
+from shiftproof.report.comparisons import Estimate, per_cent, point_estimate, signed_points
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table
 from shiftproof.study_records import STUDIED, SpreadRecord, StudyMember, StudyRecord
 
+FIXED = 0.5
 STUDIED_NAMES = {
     "fine_tuned": "fine-tuned",
     "wise_ft_0.5": "WiSE-FT, alpha 0.5",
@@ -142,8 +146,7 @@ def _mark(model: str, size: float | None = None) -> dict[str, Any]:
 
 
 def _cell(member: StudyMember, model: str, sets: Sequence[str]) -> str:
-    estimate = point_estimate(member.path.at(member.alpha_of(model)), sets)
-    return f"{per_cent(estimate.value)} [{per_cent(estimate.low)}, {per_cent(estimate.high)}]"
+    return _estimate(point_estimate(member.path.at(member.alpha_of(model)), sets))
 
 
 def _judged(study: StudyRecord, model: str, sets: str) -> str:
@@ -160,3 +163,78 @@ def _judged(study: StudyRecord, model: str, sets: str) -> str:
 
 def _spread(study: StudyRecord, model: str, sets: str) -> SpreadRecord:
     return next(spread for spread in study.spreads if (spread.model, spread.sets) == (model, sets))
+
+
+def equal_reference_table(study: StudyRecord, base: str) -> Table:
+    """Each configuration against another's alpha path at equal reference accuracy, alone and at alpha 0.5.
+
+    "Above" is the mean shift's distance to ``base``'s path where that has the same accuracy on the reference, in
+    points, seeds averaged; intervals take the two as independent, which they are not, since both saw the same images:
+    they are too wide.
+    """
+    curve = _curve(study, base)
+    rows = []
+    for name in study.configurations:
+        cells: list[str] = []
+        for alpha in (1.0, FIXED):
+            reference, mean = _averaged(study, name, alpha)
+            cells += [_estimate(reference), _estimate(mean), _above(reference, mean, curve)]
+        rows.append((name, *cells))
+    parts = ("reference", "mean shift", "above")
+    header = ("configuration", *(f"alone: {p}" for p in parts), *(f"alpha 0.5: {p}" for p in parts))
+    note = (
+        f"In per cent and points, the mean of all seeds. “Above” compares the mean shift with the alpha path of {base!r} "
+        "at the same accuracy on the reference; – where that path has no such point."
+    )
+    return Table("At equal accuracy on the reference", header, tuple(rows), note)
+
+
+def _averaged(study: StudyRecord, configuration: str, alpha: float) -> tuple[Estimate, Estimate]:
+    """A configuration's accuracy on the reference and its mean shift, averaged over seeds.
+
+    The test images are the same for all seeds, so that their mean is no surer than one of them: the interval is the
+    mean of the seeds' intervals.
+    """
+    members = [member for member in study.members if member.configuration == configuration]
+    both = [
+        [point_estimate(member.path.at(alpha), sets) for member in members]
+        for sets in ((study.reference,), study.averaged or (study.reference,))
+    ]
+    means = [
+        Estimate(*(sum(getattr(e, part) for e in some) / len(some) for part in ("value", "low", "high")))
+        for some in both
+    ]
+    return means[0], means[1]
+
+
+def _curve(study: StudyRecord, configuration: str) -> list[tuple[float, Estimate]]:
+    member = next((m for m in study.members if m.configuration == configuration), None)
+    if member is None:
+        raise InputError(
+            f"the study has no configuration {configuration!r}. {nearest(configuration, study.configurations)}"
+        )
+    return [
+        (reference.value, mean)
+        for reference, mean in (_averaged(study, configuration, alpha) for alpha in member.path.alphas)
+    ]
+
+
+def _above(reference: Estimate, mean: Estimate, curve: Sequence[tuple[float, Estimate]]) -> str:
+    """The distance of a mean shift to the highest point of a curve that has the same reference accuracy."""
+    found = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
+        if min(x0, x1) <= reference.value <= max(x0, x1):
+            share = (reference.value - x0) / (x1 - x0) if x1 != x0 else 0.0
+            parts = [(1 - share) * getattr(y0, p) + share * getattr(y1, p) for p in ("value", "low", "high")]
+            found.append(Estimate(*parts))
+    if not found:
+        return "–"
+    other = max(found, key=lambda estimate: estimate.value)
+    above = mean.value - other.value
+    low = above - math.hypot(mean.value - mean.low, other.high - other.value)
+    high = above + math.hypot(mean.high - mean.value, other.value - other.low)
+    return f"{signed_points(above)} [{signed_points(low)}, {signed_points(high)}]"
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{per_cent(estimate.value)} [{per_cent(estimate.low)}, {per_cent(estimate.high)}]"
