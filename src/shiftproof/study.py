@@ -18,10 +18,12 @@ import numpy as np
 
 from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.path import choose_alpha, sweep_alpha
+from shiftproof.ensembling.path import choose_alpha, path_sets, sweep_alpha
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
 from shiftproof.errors import InputError, ShiftproofError, listed
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
+from shiftproof.evaluation.metrics import accuracy
+from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
@@ -34,6 +36,7 @@ from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyM
 from shiftproof.studyfile import MemberRun, StudyFile
 from shiftproof.tracking import trackers_from
 
+_OF_START = ("model", "suite", "prompts", "seed", "limit")
 _WRITTEN = ("study.yaml", "study.json", "study.csv", "members", "soups", "figures")
 
 
@@ -209,7 +212,13 @@ def _swept(
     members: tuple[str, ...] = (),
 ) -> StudyMember:
     asked = run.asked
-    path = sweep_alpha(start, tuned, suite.relabelled(start.classes), asked.alphas, device=choose_device(asked.device))
+    suite, device = suite.relabelled(start.classes), choose_device(asked.device)
+    known = _start_hits(_key(asked), device)
+
+    def kept(alpha: float, name: str) -> int | None:
+        return known[name] if alpha == 0 else None
+
+    path = sweep_alpha(start, tuned, suite, asked.alphas, device=device, kept=kept)
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,
@@ -293,20 +302,24 @@ def _read_member(folder: Path, run: MemberRun) -> StudyMember:
 
 
 def _key(asked: RunFile) -> str:
-    """What a suite depends on; runs that share it share the images in memory."""
-    return RunFile.resolve(
-        {
-            "model": asked.model,
-            "suite": asked.model_dump(mode="json")["suite"],
-            "seed": asked.seed,
-            "limit": asked.limit,
-        }
-    ).model_dump_json()
+    """What suite and start depend on; runs that share it share images and scores in memory."""
+    told = asked.model_dump(mode="json")
+    return RunFile.resolve({name: told[name] for name in _OF_START}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=2)
 def _suite(key: str) -> ShiftSuite:
     return suite_of(RunFile.model_validate_json(key))
+
+
+@functools.lru_cache(maxsize=2)
+def _start_hits(key: str, device: str) -> dict[str, int]:
+    """How many images of every set the start names right, which all runs of one start share."""
+    asked = RunFile.model_validate_json(key)
+    start = build_start(asked, _suite(key))
+    sets = path_sets(_suite(key).relabelled(start.classes))
+    found = {name: predict(start, images, device=device) for name, images in sets.items()}
+    return {name: round(accuracy(kept.logits, kept.labels) * len(kept.labels)) for name, kept in found.items()}
 
 
 def _percentiles(draws: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:

@@ -183,8 +183,8 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     parts = ("reference", "mean shift", "above")
     header = ("configuration", *(f"alone: {p}" for p in parts), *(f"alpha 0.5: {p}" for p in parts))
     note = (
-        f"In per cent and points, the mean of all seeds. “Above” compares the mean shift with the alpha path of {base!r} "
-        "at the same accuracy on the reference; – where that path has no such point."
+        "In per cent and points, the mean of all seeds. “Above” compares the mean shift with the alpha path of "
+        f"{base!r} at the same accuracy on the reference; – where that path has no such point."
     )
     return Table("At equal accuracy on the reference", header, tuple(rows), note)
 
