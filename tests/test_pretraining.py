@@ -28,14 +28,15 @@ from shiftproof.data.captions import CaptionedSet, load_captioned_set
 from shiftproof.data.emoji import RENDITIONS, concepts
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import TrainingError
-from shiftproof.training import (
-    cosine_with_warmup,
+from shiftproof.hardware import LoopSettings
+from shiftproof.resuming import (
+    TrainingState,
     load_checkpoint,
-    optimisation_step,
-    parameter_groups,
-    positions_at,
+    load_optimizer,
+    optimizer_tensors,
     save_checkpoint,
 )
+from shiftproof.training import Course, cosine_with_warmup, optimisation_step, parameter_groups, positions_at, training
 
 RANDOM = "open_clip:shiftproof-tiny"
 SHORT = sp.PretrainSettings(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=3)
@@ -152,19 +153,46 @@ def test_a_checkpoint_holds_everything_and_replaces_the_older(tmp_path: Path) ->
     def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimisation_step(model(torch.ones(1, 3)).square().sum(), list(model.parameters()), optimizer, 0.1, 1.0)
 
+    def state(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+        parts = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+        return TrainingState(step, parts, {"history": [step]})
+
     first, other = made(), made()
-    assert load_checkpoint(tmp_path / "none", *other) is None
+    assert load_checkpoint(tmp_path / "none") is None
     for step in (1, 2):
         train(*first)
-        save_checkpoint(tmp_path, step, *first, {"history": [step]})
+        assert save_checkpoint(tmp_path, state(step, *first)) == tmp_path / f"step-0000000{step}"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
-    assert load_checkpoint(tmp_path, *other) == {"step": 2, "history": [2]}
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, found.state) == (2, {"history": [2]})
+    other[0].load_state_dict(dict(found.parts["model"]))
+    load_optimizer(other[1], found.parts["optimizer"])
     for pair in (first, other):
         train(*pair)
     assert all(torch.equal(a, b) for a, b in zip(first[0].parameters(), other[0].parameters(), strict=True))
-    stranger = nn.Linear(4, 2)
-    with pytest.raises(sp.InputError, match=r"step-00000002 is of another model"):
-        load_checkpoint(tmp_path, stranger, torch.optim.AdamW(stranger.parameters()))
+    for step in (3, 4):
+        save_checkpoint(tmp_path, state(step, *first), kept=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) -> None:
+    def begin(model: nn.Module, origin: dict[str, Any]) -> int:
+        course = Course("pretrain", "pretrain", 4, 0, 0.1, 1.0, 2, origin)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+        with training(model, optimizer, course, LoopSettings(), device="cpu", folder=tmp_path) as trainer:
+            if trainer.begun is None:
+                trainer.take(0, [model(torch.ones(1, 3)).square().sum()])
+                trainer.keep(1, {})
+            return trainer.first
+
+    assert begin(nn.Linear(3, 2), {"seed": 0}) == 0
+    assert begin(nn.Linear(3, 2), {"seed": 0}) == 1
+    with pytest.raises(sp.InputError, match=r"the checkpoint is of another model (.|\n)*Choose another --out"):
+        begin(nn.Linear(4, 2), {"seed": 0})
+    with pytest.raises(sp.InputError, match=r"another training; these differ: 'seed'") as caught:
+        begin(nn.Linear(3, 2), {"seed": 1})
+    assert str(tmp_path) in str(caught.value)
 
 
 # Photometric changes
@@ -431,12 +459,10 @@ def test_the_logit_scale_is_kept_between_one_and_a_hundred(
 
 
 class Poisoned(CaptionedSet):
-    """Another set, whose images are not finite from some batch on."""
-
-    name = "poisoned"
+    """The same set, whose images are not finite from some batch on."""
 
     def __init__(self, data: CaptionedSet, good: int) -> None:
-        self.data, self.good = data, good
+        self.name, self.data, self.good = data.name, data, good
 
     def __len__(self) -> int:
         return len(self.data)
@@ -456,7 +482,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
         trained(Poisoned(captioned, good=4), tmp_path)
     assert str(tmp_path / "checkpoints") in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
+    assert steps == ["step-00000000", "step-00000003"]
     kept = load_file(tmp_path / "checkpoints" / "step-00000003" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
     # They are good to go on from.

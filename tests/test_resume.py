@@ -156,7 +156,7 @@ def finetuned(folder: Path, start: Callable[[], sp.Classifier] = toy, **changes:
 def pretrained(folder: Path, **changes: Any) -> Outcome:
     """A pretraining on eight drawings."""
     seed = changes.pop("seed", 3)
-    given = {"steps": 8, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, **changes}
+    given = {"steps": 9, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 1, **changes}
     clip = sp.load_clip("open_clip:micro", seed=0)
     data = load_captioned_set(f"folder:{folder.parent.parent / 'drawings'}")
     card = sp.pretrain(clip, data, sp.PretrainSettings(**given), seed=seed, out=folder)
@@ -164,9 +164,8 @@ def pretrained(folder: Path, **changes: Any) -> Outcome:
     return Outcome(load_file(folder / "model" / "open_clip_model.safetensors"), card)
 
 
-@functools.cache
 def two_towers() -> sp.Classifier:
-    return sp.zero_shot_classifier(sp.load_clip("tiny"), CLASSES, ("a {}.", "a photo of the {}."))
+    return sp.zero_shot_classifier(sp.load_clip("open_clip:micro", seed=3), CLASSES, ("a {}.", "a photo of the {}."))
 
 
 CASES: dict[str, Callable[..., Outcome]] = {
@@ -197,7 +196,7 @@ CASES: dict[str, Callable[..., Outcome]] = {
 }
 
 
-def dooms(owner: Any, name: str, nth: int, last: Callable[..., object] = lambda *_: None) -> None:
+def dooms(owner: Any, name: str, nth: int, last: Callable[..., object] = lambda *_, **__: None) -> None:
     """The nth call of a function does ``last`` in its place, and then this process is no more."""
     original, calls = getattr(owner, name), itertools.count(1)
 
@@ -286,7 +285,7 @@ def attempt(case: str, folder: Path, end: tuple[str, int | float] | None, **chan
         code = 0
     except (TrainingInterruptedError, sp.InputError, TrainingError) as error:
         code = 3 if isinstance(error, TrainingInterruptedError) else 4
-        (folder / "said.txt").write_text(str(error), encoding="utf-8")
+        (folder.parent / f"{end[0] if end else 'none'}.txt").write_text(str(error), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
     finally:
@@ -294,45 +293,71 @@ def attempt(case: str, folder: Path, end: tuple[str, int | float] | None, **chan
         os._exit(code)
 
 
+# How many kinds of death a case meets in a fixed place, and how many at any moment.
+DEATHS = {
+    "adamw": (len(KILLS), 5),
+    "sgd": (len(KILLS), 3),
+    "lp-ft": (1, 0),
+    "lora": (3, 0),
+    "flyp": (3, 1),
+    "pretraining": (len(KILLS), 4),
+    "pretraining, channels last": (2, 0),
+}
+
+
 def deaths(case: str) -> list[tuple[str, int | float]]:
-    """The ends that a case meets, one after the other: every kind, in an order of its own, then some at any moment."""
+    """The planned ends of a case, one after the other; none takes the training further than to its next checkpoint."""
     draw = random.Random(case)
-    light = case in ("adamw", "sgd")
-    planned: list[tuple[str, int | float]] = [(name, draw.randint(1, 3)) for name in KILLS * (1 + light)]
-    draw.shuffle(planned)
-    outside = [("from outside", draw.uniform(0, 0.4)) for _ in range(10 if light else 3)]
-    return [*planned, *outside, ("SIGTERM", 1), ("memory", 1)]
+    kinds = draw.sample(KILLS, DEATHS[case][0])
+    return [("SIGTERM", 1), ("memory", 2), *((kind, draw.randint(1, 2)) for kind in kinds)]
 
 
 def drive(work: Path) -> None:
-    """Every case without a death and with all of them; what happened goes to ``work/CASE/ends.json``."""
+    """All cases, in two processes beside each other."""
     import accelerate  # noqa: F401
     import open_clip
     import peft  # noqa: F401
+    import torch._dynamo
 
     torch.set_num_threads(1)
     (work / "configs").mkdir()
     (work / "configs" / "micro.json").write_text(json.dumps(MICRO), encoding="utf-8")
     open_clip.add_model_config(work / "configs")
     draw_captioned(work / "drawings")
-    two_towers()
-    for case in CASES:
-        began = time.perf_counter()
-        of_case = work / case
-        ends = [("whole", attempt(case, of_case / "whole", None))]
-        stopped = of_case / "stopped"
-        for end in deaths(case):
-            ends.append((end[0], attempt(case, stopped, end)))
-            if (stopped / "said.txt").exists():
-                (stopped / "said.txt").rename(of_case / f"{end[0]}.txt")
-        ends.append(("none", attempt(case, stopped, None)))
-        shutil.copytree(stopped, of_case / "again")
-        (of_case / "again" / "end.json").unlink(missing_ok=True)
-        ends.append(("again", attempt(case, of_case / "again", None)))
-        ends.append(("other lr", attempt(case, of_case / "again", None, lr=0.5)))
-        (of_case / "again" / "said.txt").rename(of_case / "other lr.txt")
-        (of_case / "ends.json").write_text(json.dumps(ends), encoding="utf-8")
-        print(case, round(time.perf_counter() - began, 1), ends, flush=True)
+    lanes = []
+    for lane in range(2):
+        if not (child := os.fork()):
+            code = 1
+            try:
+                for case in list(CASES)[lane::2]:
+                    live_and_die(case, work / case)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        lanes.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in lanes))
+
+
+def live_and_die(case: str, folder: Path) -> None:
+    """One case without a death, with planned ones and with some at any moment; ``ends.json`` tells what happened."""
+    began = time.perf_counter()
+    ends = {"whole": [("none", attempt(case, folder / "whole", None))]}
+    seconds, draw = time.perf_counter() - began, random.Random(case)
+    plans = {"planned": deaths(case)}
+    if count := DEATHS[case][1]:
+        plans["anywhere"] = [("from outside", draw.uniform(0, seconds)) for _ in range(count)]
+    for name, planned in plans.items():
+        ends[name] = [(end[0], attempt(case, folder / name, end)) for end in [*planned, ("none", 0)]]
+    done = folder / "planned"
+    shutil.copy(done / "end.safetensors", folder / "first.safetensors")
+    before = digests(done / "checkpoints")
+    ends["over"] = [("none", attempt(case, done, None)), ("refused", attempt(case, done, ("refused", 0), lr=9, seed=4))]
+    ends["over"].append(("unchanged", str(digests(done / "checkpoints") == before)))
+    (folder / "ends.json").write_text(json.dumps(ends), encoding="utf-8")
+    print(case, round(time.perf_counter() - began, 1), ends, flush=True)
 
 
 def draw_captioned(folder: Path) -> None:

@@ -118,22 +118,24 @@ def optimisation_step(
     overflow now and then, the step is left out instead.
     """
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for loss in [losses] if isinstance(losses, Tensor) else losses:
-        _backward(loss, accelerator)
-        total += loss.item()
-    if not math.isfinite(total):
-        raise TrainingError(f"the loss is {total}")
+    taken = []
+    for part in [losses] if isinstance(losses, Tensor) else losses:
+        _backward(part, accelerator)
+        taken.append(part.detach())
     if accelerator is None:
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
     else:
         norm = accelerator.clip_grad_norm_(parameters, clip_norm)
-    if not torch.isfinite(norm) and (accelerator is None or accelerator.scaler is None):
-        raise TrainingError(f"the gradient's norm is {norm.item()}")
+    # Both are read at once: each look at a number on a GPU waits for all that runs there.
+    loss, size = torch.stack([torch.stack(taken).sum().float(), norm.float()]).tolist()
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss}")
+    if not math.isfinite(size) and (accelerator is None or accelerator.scaler is None):
+        raise TrainingError(f"the gradient's norm is {size}")
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_share", 1.0)
     optimizer.step()
-    return total
+    return float(loss)
 
 
 def _backward(loss: Tensor, accelerator: Accelerator | None) -> None:

@@ -19,8 +19,8 @@ from shiftproof.errors import InputError, require_between
 from shiftproof.models.classifier import Classifier
 
 # From where the start hardly moves to where the training images alone decide.
-PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-_VIEWS = 4  # random crops of every training image whose features are cached
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+_VIEWS = 2  # random crops of every training image whose features are cached
 _BATCH = 256
 _ITERATIONS = 300
 
@@ -40,11 +40,12 @@ class ProbeTrial(NamedTuple):
     validation: float
 
 
-def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float) -> Head:
+def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float, begin: Head | None = None) -> Head:
     """The head that minimises mean cross-entropy + penalty / 2 ||W - W_0||^2 + penalty / 2 ||b - b_0||^2.
 
-    ``features`` are (N, D), ``labels`` (N,). The problem is convex, so that where it begins decides nothing; the
-    penalty draws to ``start`` and not to 0, for that is where the alpha path begins.
+    ``features`` are (N, D), ``labels`` (N,). The penalty draws to ``start`` and not to 0, for that is where the alpha
+    path begins. The problem is convex: ``begin``, where the search begins, decides how long it takes and not where it
+    ends.
 
     >>> features, labels = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
     >>> head = logistic_head(features, labels, Head(torch.zeros(2, 1), torch.zeros(2)), 0.1)
@@ -61,7 +62,8 @@ def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float)
         (gradient,) = torch.autograd.grad(loss, theta)
         return loss.item(), gradient.flatten().numpy()
 
-    found = minimize(objective, origin.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
+    first = origin if begin is None else torch.cat([begin.weight, begin.bias[:, None]], 1).double()
+    found = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
     theta = torch.from_numpy(found.x).view_as(origin).float()
     return Head(theta[:, :-1].clone(), theta[:, -1].clone())
 
@@ -85,9 +87,9 @@ def probed(
     if not torch.isfinite(cached).all():
         raise InputError("the start's features are not finite. Choose another model.")
     origin = Head(start.network.head.weight.detach().cpu(), start.network.head.bias.detach().cpu())
-    best, trials = origin, list[ProbeTrial]()
+    best, head, trials = origin, origin, list[ProbeTrial]()
     for number, penalty in enumerate(PENALTIES):
-        head = logistic_head(cached, labels, origin, penalty)
+        head = logistic_head(cached, labels, origin, penalty, begin=head)
         right = (held_out @ head.weight.T + head.bias).argmax(1).numpy() == validation.labels
         trials.append(ProbeTrial(penalty, float(right.mean())))
         if trials[-1].validation > max((trial.validation for trial in trials[:-1]), default=-1.0):
