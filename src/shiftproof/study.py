@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,7 @@ def _run_members(
     if not missing:
         return []
     with _ray(address) as ray:
+        _require_resources(asked, ray.cluster_resources())
         threads = max(int(asked.cpus_per_run), 1)
         remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=asked.gpus_per_run, max_retries=0)(run_member)
         running = {remote.remote(run, folder / run.name, asked.rule, threads): run for run in missing}
@@ -173,12 +174,22 @@ def _run_members(
     return failures
 
 
+def _require_resources(asked: StudyFile, there: Mapping[str, float]) -> None:
+    """Raises an InputError where no run could ever begin; Ray would wait for more machines."""
+    for name, needed in (("CPU", asked.cpus_per_run), ("GPU", asked.gpus_per_run)):
+        if needed > there.get(name, 0):
+            raise InputError(
+                f"{name.lower()}s_per_run is {needed:g}, and Ray has {there.get(name, 0):g} of them. Lower it."
+            )
+
+
 @contextlib.contextmanager
 def _ray(address: str | None) -> Iterator[Any]:
     """Ray, connected to a cluster or to one of this machine's own, which ends with the study."""
-    try:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that no other machine can reach
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
         import ray
     except ImportError as error:
         raise InputError("a study needs Ray. Install it: pip install 'shiftproof[study]'.") from error
@@ -239,13 +250,11 @@ def _soup(
     out: Path,
     rule: str,
 ) -> StudyMember:
-    """A soup of all members that ended, saved and swept; done once."""
+    """A soup of all members that ended, saved and swept; done once, unless more have ended since."""
     started, file = time.perf_counter(), out / "soups" / kind / "member.json"
     names = [member.name for member in found]
-    if file.is_file():
-        kept = StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), read_json(file))
-        if set(kept.members) <= set(names):
-            return kept
+    if file.is_file() and (kept := read_json(file)).pop("candidates") == names:
+        return StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
     first = next(run for run in runs if run.name == names[0])
     start, device = build_start(first.asked, suite), choose_device(first.asked.device)
     classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
@@ -256,7 +265,7 @@ def _soup(
         soup, taken = uniform_soup(classifiers), tuple(names)
     save_classifier(soup, out / "soups" / kind / "fine_tuned")
     member = _swept(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
-    write_json(file, member.to_json())
+    write_json(file, {"candidates": names, **member.to_json()})
     return member
 
 
@@ -318,8 +327,8 @@ def _start_hits(key: str, device: str) -> dict[str, int]:
     asked = RunFile.model_validate_json(key)
     start = build_start(asked, _suite(key))
     sets = path_sets(_suite(key).relabelled(start.classes))
-    found = {name: predict(start, images, device=device) for name, images in sets.items()}
-    return {name: round(accuracy(kept.logits, kept.labels) * len(kept.labels)) for name, kept in found.items()}
+    said = {name: predict(start, images, device=device) for name, images in sets.items()}
+    return {name: round(accuracy(found.logits, found.labels) * len(found.labels)) for name, found in said.items()}
 
 
 def _percentiles(draws: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:

@@ -68,8 +68,7 @@ class StudyFile(Frozen):
         plain = copied(asked)
         for override in overrides:
             override_key(plain, override)
-        for part in ("grid", "run"):
-            plain[part] = _flat(plain.get(part) or {}) if part == "grid" else plain.get(part) or {}
+        plain["grid"] = _flat(plain.get("grid") or {})
         plain["configurations"] = {n: _flat(keys or {}) for n, keys in (plain.get("configurations") or {}).items()}
         try:
             resolved = cls.model_validate(plain)

@@ -99,7 +99,7 @@ def study_figure(study: StudyRecord) -> Figure:
             place = names.index(member.configuration)
             label = member.configuration if member.configuration not in drawn else None
             drawn.add(member.configuration)
-            _draw(axes, study, member, colours(place / max(len(names) - 1, 1)), label)
+            _draw(axes, study, member, colours(0.92 * place / max(len(names) - 1, 1)), label)
         for number, soup in enumerate(study.soups):
             _draw(axes, study, soup, "#d62728", soup.name, style=("-", "--", ":")[number % 3], width=2.2)
         start = point_estimate(study.members[0].path.at(0), (study.reference,)), _mean(study, study.members[0], 0)
