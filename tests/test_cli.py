@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +27,11 @@ from PIL import Image
 import shiftproof as sp
 from shiftproof import cli
 from shiftproof.runfile import DEMO_FILE
+from shiftproof.training import Trainer
 
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
-    "merge", "diagnose strong-edge", "diagnose backgrounds",
+    "merge", "study", "diagnose strong-edge", "diagnose backgrounds",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 
@@ -349,6 +354,187 @@ def test_the_demo_runs_its_own_file_with_the_seed_asked_for(
     assert json.loads((out / "summary.json").read_text(encoding="utf-8"))["alpha_path"][0]["alpha"] == 0.5
 
 
+# Stopped, and gone on with.
+
+
+def quick(**changes: Any) -> list[str]:
+    """Six steps of three images each, with a checkpoint after every second."""
+    settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "shots": 2, "checkpoint_every": 2, **changes}
+    return [part for key, value in settings.items() for part in ("--set", f"finetune.{key}={value}")]
+
+
+@dataclass
+class Steps:
+    """Which steps were taken; the step ``stop`` breaks off, as a bug or a power failure would."""
+
+    taken: list[int] = field(default_factory=list)
+    stop: int | None = None
+
+    def again(self, stop: int | None = None) -> None:
+        self.taken, self.stop = [], stop
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    noted, take = Steps(), Trainer.take
+
+    def watched(trainer: Trainer, step: int, losses: Any) -> float:
+        if step == noted.stop:
+            raise RuntimeError("the plug was pulled")
+        noted.taken.append(step)
+        return take(trainer, step, losses)
+
+    monkeypatch.setattr(Trainer, "take", watched)
+    return noted
+
+
+def logged_steps(folder: str | Path) -> list[int]:
+    lines = Path(folder, "checkpoints/training.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path, call: Call, steps: Steps) -> None:
+    asked = ["finetune", "tiny", *own_data(folders), *quick(), "--seed", "3"]
+    assert call(*asked, "--out", "whole").code == 0
+    steps.again(stop=3)
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        call(*asked, "--out", "broken")
+    assert not Path("broken/classifier.json").exists()
+    assert_mistake(call(*asked, "--out", "broken"), "broken already holds")
+    assert_mistake(call(*asked, "--out", "broken", "--resume", "--overwrite"), "Give one of the two")
+    for other in (["--set", "finetune.lr=2e-3"], ["--seed", "4"], ["--prompts", "short"]):
+        assert_mistake(call(*asked, *other, "--out", "broken", "--resume"), "asks for other settings")
+    steps.again()
+    assert call(*asked, "--out", "broken", "--resume").code == 0
+    assert steps.taken == [2, 3, 4, 5]
+    first, second = sp.load_classifier("whole"), sp.load_classifier("broken")
+    assert sp.fingerprint(first) == sp.fingerprint(second)
+    assert first.training == second.training
+    assert Path("whole/results.jsonl").read_bytes() == Path("broken/results.jsonl").read_bytes()
+    assert logged_steps("whole") == logged_steps("broken") == [1, 2, 3, 4, 5, 6]
+    # A finished one stays as it is; --resume of one that never began begins it.
+    steps.again()
+    assert call(*asked, "--out", "broken", "--resume").code == 0
+    assert steps.taken == []
+    assert sp.fingerprint(sp.load_classifier("broken")) == sp.fingerprint(first)
+    assert call(*asked, "--out", "new", "--resume", "--set", "finetune.epochs=1").code == 0
+
+
+def test_a_run_goes_on_inside_its_fine_tuning(folders: Path, call: Call, steps: Steps) -> None:
+    asked = {
+        "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
+        "alphas": 2,
+    }
+    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    command = ["run", "fruit.yaml", "--shots", "2", *quick(recipe="head-only"), "--out", "out"]
+    steps.again(stop=5)
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        call(*command)
+    assert not Path("out/fine_tuned").exists()
+    assert_mistake(call(*command), "already holds a run")
+    steps.again()
+    ended = call(*command, "--resume")
+    assert (ended.code, steps.taken) == (0, [4, 5])
+    assert Path("out/report.html").is_file()
+    run = sp.RunFile.read("out/run.yaml")
+    suite = sp.own_suite({split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}, {})
+    unbroken = sp.finetune(sp.load_classifier("out/zero_shot"), suite, run.finetune, seed=run.seed)
+    assert sp.fingerprint(sp.load_classifier("out/fine_tuned")) == sp.fingerprint(unbroken)
+
+
+def test_a_fine_tuning_takes_few_shots_and_tells_a_tracker(folders: Path, call: Call, steps: Steps) -> None:
+    asked = [*own_data(folders, shift=False), *quick(recipe="head-only", epochs=1), "--shots", "1"]
+    ended = call("finetune", "tiny", *asked, "--report-to", "tensorboard", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert (sp.RunFile.read("out/run.yaml").finetune.shots, steps.taken) == (1, [0])
+    assert sp.load_classifier("out").training["settings"]["shots"] == 1
+    assert list(Path("out/checkpoints").rglob("events.out.tfevents*"))
+
+
+def test_sigterm_ends_a_fine_tuning_politely(tmp_path: Path, call: Call) -> None:
+    asked = ["finetune", "tiny", "--suite", "emoji", "--shots", "1", "--set", "limit=5"]
+    asked += quick(recipe="head-only", epochs=2, batch_size=16, shots=1, checkpoint_every=1)
+    command = [sys.executable, "-m", "shiftproof", *asked, "--out", "out"]
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 600
+    while not list(Path("out").glob("checkpoints/step-*")) and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=600)
+    assert (started.returncode, out) == (143, ""), err
+    (message,) = [line for line in err.splitlines() if not re.match(r"fine-tune: \d+ ", line)]
+    told = re.fullmatch(r"shiftproof: fine-tune was asked to stop after step (\d+) of 34\. (.*)", message)
+    assert told is not None, err
+    assert "out/checkpoints" in told[2] and "--resume" in told[2]
+    assert logged_steps("out") == list(range(1, int(told[1]) + 1))
+    assert int(told[1]) < 34
+    ended = call(*asked, "--out", "out", "--resume")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == "the classifier is out"
+    assert logged_steps("out") == list(range(1, 35))
+    assert sp.load_classifier("out").training["settings"]["shots"] == 1
+
+
+# Shared by two processes.
+
+
+def torchrun(*arguments: str | Path, cwd: Path) -> Ended:
+    """A command in two processes that share the work."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "shiftproof", *map(str, arguments)]
+    told = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=cwd, env=told, capture_output=True, text=True, encoding="utf-8", check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Path, tmp_path: Path, call: Call) -> None:
+    asked = ["finetune", "tiny", *own_data(folders), *quick(batch_size=6)]
+    shared = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    assert shared.code == 0, shared.err
+    assert call(*asked, "--out", "one").code == 0
+    assert shared.out.count("the classifier is two") == 1
+    assert shared.out.count("Clopper-Pearson") == 1
+    assert shared.err.count("fine-tune: 3 done") == 1
+    one, two = (
+        [json.loads(line) for line in Path(name, "results.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("one", "two")
+    )
+    assert [(line["set"], line["n"]) for line in two] == [("reference", 9), ("sketch", 9)]
+    for alone, together in zip(one, two, strict=True):
+        assert together["n"] == alone["n"]
+        assert together["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / 9)
+    assert logged_steps("two") == [1, 2, 3]
+    # What is saved is what was scored.
+    tuned = sp.load_classifier("two")
+    sketches = sp.load_set(f"folder:{folders}/sketch", tuned.classes)
+    assert sp.accuracy(sp.predict(tuned, sketches).logits, sketches.labels) == two[1]["accuracy"]
+
+
+def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: Path, call: Call) -> None:
+    splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
+    asked = {"suite": {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}, "alphas": 3}
+    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    shared = torchrun("run", "fruit.yaml", *quick(batch_size=6), "--out", "out", cwd=tmp_path)
+    assert shared.code == 0, shared.err
+    assert shared.out.count("report: out/report.html") == 1
+    assert shared.err.count("fine-tune: 3 done") == shared.err.count("sweep: 81 done") == 1
+    for name in ("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "report.html"):
+        assert Path("out", name).is_file()
+    assert logged_steps("out") == [1, 2, 3]
+    summary = json.loads(Path("out/summary.json").read_text(encoding="utf-8"))
+    for model in ("zero_shot", "fine_tuned", "ensemble"):
+        classifier = sp.load_classifier(Path("out", model))
+        for name, split in (("reference", "test"), ("sketch", "sketch")):
+            images = sp.load_set(f"folder:{folders}/{split}", classifier.classes)
+            told = summary["models"][model][name]
+            assert (told["n"], told["accuracy"]) == (
+                9,
+                sp.accuracy(sp.predict(classifier, images).logits, images.labels),
+            )
+    # Alone, the directory can be gone on with.
+    assert call("run", "out/run.yaml", "--out", "out", "--resume").code == 0
+
+
 # Mistakes: one message on stderr, no traceback, exit code 2.
 
 
@@ -426,6 +612,9 @@ def assert_mistake(ended: Ended, said: str) -> None:
         (["evaluate", "absent", "--suite", "emoji"], "absent is no classifier directory"),
         (["sweep", "absent", "other", "--suite", "emoji"], "absent is no classifier directory"),
         (["report", "absent"], "absent/summary.json does not exist"),
+        (["study", "absent.yaml"], "the study file absent.yaml does not exist"),
+        (["study", "plain.yaml"], "unknown run-file key 'model'"),
+        (["finetune", "tiny", "--suite", "emoji", "--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
         (["export-suite", "emojis", "--out", "x"], "unknown suite 'emojis'. Did you mean 'emoji'?"),
     ],
 )
@@ -547,6 +736,14 @@ def test_the_version_is_that_of_the_package(call: Call) -> None:
     from importlib.metadata import version
 
     assert call("--version") == Ended(0, version("shiftproof") + "\n", "")
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    command = [sys.executable, "-m", "shiftproof", "--version"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, version("shiftproof") + "\n", "")
 
 
 # A light start.

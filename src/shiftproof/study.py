@@ -12,9 +12,10 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
@@ -36,6 +37,8 @@ from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyM
 from shiftproof.studyfile import MemberRun, StudyFile
 from shiftproof.tracking import trackers_from
 
+_NOTHING = 1e-12  # less is no deviation
+Floats: TypeAlias = NDArray[np.float64]
 _OF_START = ("model", "suite", "prompts", "seed", "limit")
 _WRITTEN = ("study.yaml", "study.json", "study.csv", "members", "soups", "figures")
 
@@ -50,6 +53,9 @@ def run_study(
     ``address`` is that of a Ray cluster whose machines see ``out`` under the same path; without it one is started here.
     """
     members = asked.members()
+    # Data and model are found before anything is written, so that a misspelt name is told at once.
+    suite = _suite(_key(members[0].asked))
+    build_start(members[0].asked, suite)
     out = out.resolve()
     with locked(out):
         _open(asked, out, resume=resume, overwrite=overwrite)
@@ -59,7 +65,6 @@ def run_study(
         ]
         if not found:
             raise ShiftproofError(told_failures(failures, out))
-        suite = _suite(_key(members[0].asked))
         soups = [_soup(kind, found, members, suite, out, asked.rule) for kind in asked.soups]
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
@@ -82,7 +87,7 @@ def run_study(
 def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = None) -> None:
     """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
 
-    Goes on from ``checkpoints``, which are deleted in the end.
+    Goes on from the last of its checkpoints, which are deleted in the end.
     """
     if threads:
         import torch
@@ -107,7 +112,8 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
         member = _swept(run.name, run, start, tuned, suite, rule, started)
         write_json(folder / "member.json", member.to_json())
         (folder / "error.txt").unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for checkpoint in (folder / "checkpoints").glob("step-*"):  # the log stays
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str, ...]) -> tuple[SpreadRecord, ...]:
@@ -132,7 +138,7 @@ def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str,
         drawn = bootstrap_spreads(series)
         for model, values in series.items():
             deviation = float(values.std(ddof=1))
-            ratios = drawn["fine_tuned"] / np.maximum(drawn[model], 1e-12)
+            ratio, ratio_interval = _ratio(series["fine_tuned"], values, drawn["fine_tuned"], drawn[model])
             found.append(
                 SpreadRecord(
                     model=model,
@@ -141,11 +147,20 @@ def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str,
                     interval=_percentiles(drawn[model]),
                     lowest=float(values.min()),
                     highest=float(values.max()),
-                    ratio=float(series["fine_tuned"].std(ddof=1) / max(deviation, 1e-12)),
-                    ratio_interval=_percentiles(ratios),
+                    ratio=ratio,
+                    ratio_interval=ratio_interval,
                 )
             )
     return tuple(found)
+
+
+def _ratio(base: Floats, own: Floats, base_drawn: Floats, own_drawn: Floats) -> tuple[float, tuple[float, float]]:
+    """How many times larger a deviation is than another, with its interval; 1 where neither varies."""
+    telling = (base_drawn > _NOTHING) | (own_drawn > _NOTHING)  # a resample of one item alone tells nothing
+    if not telling.any():
+        return 1.0, (1.0, 1.0)
+    ratios = base_drawn[telling] / np.maximum(own_drawn[telling], _NOTHING)
+    return float(base.std(ddof=1) / max(own.std(ddof=1), _NOTHING)), _percentiles(ratios)
 
 
 def _run_members(
@@ -331,7 +346,7 @@ def _start_hits(key: str, device: str) -> dict[str, int]:
     return {name: round(accuracy(found.logits, found.labels) * len(found.labels)) for name, found in said.items()}
 
 
-def _percentiles(draws: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+def _percentiles(draws: Floats) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from shiftproof.ensembling.path import FIXED_ALPHA, alpha_grid
 from shiftproof.errors import InputError, listed
-from shiftproof.runfile import Frozen, RunFile, copied, explained, override_key, place_key, read_yaml
+from shiftproof.runfile import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
 from shiftproof.seeding import child_generator
 
 # What all runs of a study must share, else their accuracies do not compare.
@@ -69,7 +69,10 @@ class StudyFile(Frozen):
         for override in overrides:
             override_key(plain, override)
         plain["grid"] = _flat(plain.get("grid") or {})
-        plain["configurations"] = {n: _flat(keys or {}) for n, keys in (plain.get("configurations") or {}).items()}
+        if isinstance(named := plain.get("configurations") or {}, Mapping):
+            plain["configurations"] = {name: _flat(keys or {}) for name, keys in named.items()}
+        if isinstance(sample := plain.get("sample"), Mapping) and "keys" in sample:
+            plain["sample"] = {**sample, "keys": _flat(sample["keys"])}
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
@@ -89,7 +92,7 @@ class StudyFile(Frozen):
     def members(self) -> tuple[MemberRun, ...]:
         """Every configuration with every seed; an InputError where a key, a value or a name is wrong."""
         found = []
-        for configuration, changes in self._changes().items():
+        for configuration, changes in self._changes():
             for seed in self.seeds:
                 plain = copied(self.run)
                 for key, value in changes.items():
@@ -100,25 +103,35 @@ class StudyFile(Frozen):
         names = [member.name for member in found]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"these configurations share a name: {listed(doubled)}. Give them others.")
+        self._require_honest_soups(found[0].asked)
         alphas = alpha_grid(found[0].asked.alphas)
         if not {0.0, FIXED_ALPHA, 1.0} <= set(alphas):
             raise InputError(f"run.alphas is {list(alphas)}; a study needs 0, 0.5 and 1 among them.")
         return tuple(found)
 
-    def _changes(self) -> dict[str, dict[str, Any]]:
-        """The keys of every configuration by its name."""
-        found: dict[str, dict[str, Any]] = {}
+    def _require_honest_soups(self, asked: RunFile) -> None:
+        own = isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None
+        if own and self.soups and len(self.seeds) > 1:
+            raise InputError(
+                "soups need validation data of their own: without, every seed holds out other training images, which "
+                "the members of other seeds have seen. Name run.suite.reference.validation, or give one seed."
+            )
+
+    def _changes(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every configuration's name and keys."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        _require_values("grid", self.grid)
         if self.grid:
             for values in itertools.product(*self.grid.values()):
                 changes = dict(zip(self.grid, values, strict=True))
-                found[_named(changes)] = changes
-        for number in range(self.sample.count if self.sample else 0):
-            changes = _drawn(self.sample, number)
-            found[f"sample-{number}"] = changes
-        found |= self.configurations
+                found.append((_named(changes), changes))
+        if self.sample:
+            _require_values("sample.keys", self.sample.keys)
+            found += [(f"sample-{number}", _drawn(self.sample, number)) for number in range(self.sample.count)]
+        found += list(self.configurations.items())
         if not found:
-            found["run"] = {}
-        for key in sorted({key for changes in found.values() for key in changes}):
+            found.append(("run", {}))
+        for key in sorted({key for _, changes in found for key in changes}):
             if key.split(".")[0] in _SHARED:
                 raise InputError(
                     f"the key {key!r} must be the same in all runs of a study. Set it under run, or seeds."
@@ -138,8 +151,10 @@ class MemberRun:
     asked: RunFile
 
 
-def _flat(keys: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """``{"finetune": {"lr": 1}}`` and ``{"finetune.lr": 1}`` alike as the latter."""
+def _flat(keys: Any, before: str = "") -> Any:
+    """``{"finetune": {"lr": 1}}`` and ``{"finetune.lr": 1}`` alike as the latter; what is no section stays as it is."""
+    if not isinstance(keys, Mapping):
+        return keys
     found: dict[str, Any] = {}
     for key, value in keys.items():
         name = f"{before}{key}"
@@ -147,25 +162,35 @@ def _flat(keys: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _drawn(sample: SampleFile | None, number: int) -> dict[str, Any]:
-    if sample is None:
-        return {}
+def _require_values(section: str, keys: Mapping[str, list[Any] | Between]) -> None:
+    for key, values in keys.items():
+        if isinstance(values, list):
+            if not values:
+                raise InputError(f"{section} lists no value for {key!r}. Give one at least.")
+        elif not values.low <= values.high or (values.log and values.low <= 0):
+            raise InputError(
+                f"the range of {key!r} goes from {values.low} to {values.high}; it must rise, and begin above 0 where "
+                "it is logarithmic."
+            )
+
+
+def _drawn(sample: SampleFile, number: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, values in sample.keys.items():
-        share = float(
-            torch.rand((), generator=child_generator(sample.seed, "sample", number, key), dtype=torch.float64)
-        )
-        if isinstance(values, list):
-            found[key] = values[int(share * len(values))]
-        elif values.log:
-            found[key] = math.exp(math.log(values.low) + share * (math.log(values.high) - math.log(values.low)))
-        else:
-            found[key] = values.low + share * (values.high - values.low)
-        if isinstance(values, Between) and isinstance(values.low, int) and isinstance(values.high, int):
-            found[key] = round(found[key])
-        elif isinstance(values, Between):
-            found[key] = float(f"{found[key]:.3g}")  # what a person would write
+        draw = torch.rand((), generator=child_generator(sample.seed, "sample", number, key), dtype=torch.float64)
+        share = float(draw)
+        found[key] = values[int(share * len(values))] if isinstance(values, list) else _between(values, share)
     return found
+
+
+def _between(values: Between, share: float) -> float:
+    """The place in a range that a share of it stands for; whole numbers are equally likely, or so in the logarithm."""
+    whole = isinstance(values.low, int) and isinstance(values.high, int)
+    low, high = float(values.low), float(values.high + whole)  # the last whole number has as much room as the others
+    place = low * (high / low) ** share if values.log else low + share * (high - low)
+    # Three digits are what a person would write.
+    drawn = math.floor(place) if whole else float(f"{place:.3g}")
+    return min(max(drawn, values.low), values.high)
 
 
 def _named(changes: Mapping[str, Any]) -> str:

@@ -77,6 +77,7 @@ class TextPath:
         self._texts = (text_weights(self._clip), dict(fine_tuned.text))
         self._device = device
 
+    @torch.inference_mode(False)  # so that the bits do not depend on who asks
     def at(self, alpha: float) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
         """Head, logit scale and text tower at an alpha; at 0 and 1 the heads are the ends' own."""
         text = interpolate_weights(*self._texts, alpha)

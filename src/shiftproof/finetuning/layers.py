@@ -22,7 +22,7 @@ def depths(network: Network) -> dict[str, int]:
     >>> from torch import nn
     >>> encoder = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> depths(Network(encoder, nn.Linear(2, 2)))["encoder.1.bias"]
-    2
+    1
     """
     names = [name for name, _ in network.encoder.named_parameters()]
     blocks = {block: number for number, block in enumerate(dict.fromkeys(b for b in map(_block, names) if b), 1)}
@@ -32,7 +32,10 @@ def depths(network: Network) -> dict[str, int]:
         block = _block(name)
         seen = seen or block is not None
         found[f"encoder.{name}"] = blocks[block] if block else top if seen or name in _LAST else 0
-    return found | {f"head.{name}": top + 1 for name, _ in network.head.named_parameters()}
+    found |= {f"head.{name}": top + 1 for name, _ in network.head.named_parameters()}
+    # Counted without gaps: an encoder need not have anything before its first block, or after its last.
+    order = {layer: number for number, layer in enumerate(sorted(set(found.values())))}
+    return {name: order[layer] for name, layer in found.items()}
 
 
 def lock_layers(network: Network, count: int) -> None:

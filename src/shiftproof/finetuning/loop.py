@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,10 +70,11 @@ def finetune(
 
     recipe = recipe_of(begin, settings, start, seed=seed, device=device)
     course = _course(settings, len(train), seed, parent["fingerprint"])
-    anchor = _anchor(recipe.module, start, settings)
+    optimizer = _optimizer(recipe, settings)
+    anchor = _anchor(recipe.module, optimizer, start, settings)
     with training(
         recipe.module,
-        _optimizer(recipe, settings),
+        optimizer,
         course,
         settings,
         device=device,
@@ -189,7 +190,7 @@ class _Progress:
 
     def is_over(self, patience: int) -> bool:
         """Whether so many epochs have brought nothing better than an earlier one; never where patience is 0."""
-        if not patience or self.losses:
+        if not patience or self.losses or not self.history:
             return False
         scores = [entry["validation"] for entry in self.history]
         return len(scores) - 1 - scores.index(max(scores)) >= patience
@@ -220,6 +221,14 @@ class _Progress:
 
     def _module(self, recipe: Recipe) -> nn.Module:
         return recipe.module if self.average is None else self.average.module
+
+
+class _Anchored(NamedTuple):
+    """A parameter, what it is drawn to, and its layer's share of the learning rate."""
+
+    parameter: nn.Parameter
+    origin: Tensor
+    share: float
 
 
 def _course(settings: FinetuneSettings, images: int, seed: int, start: str) -> Course:
@@ -272,19 +281,26 @@ def _inputs(
         yield inputs, labels
 
 
-def _anchor(module: nn.Module, start: Classifier, settings: FinetuneSettings) -> list[tuple[nn.Parameter, Tensor]]:
-    """The trainable parameters, each with the start's value, where the penalty on leaving it is asked for."""
+def _anchor(
+    module: nn.Module, optimizer: torch.optim.Optimizer, start: Classifier, settings: FinetuneSettings
+) -> list[_Anchored]:
+    """The trainable parameters with the start's values, where the penalty on leaving these is asked for."""
     if not settings.l2_to_start:
         return []
     origin = start.state_dict() if settings.recipe != "flyp" else module.state_dict()  # both towers begin at theta_0
-    return [(p, origin[name].to(p.device, copy=True)) for name, p in module.named_parameters() if p.requires_grad]
+    shares = {id(p): group.get("lr_share", 1.0) for group in optimizer.param_groups for p in group["params"]}
+    return [
+        _Anchored(p, origin[name].to(p.device, copy=True), shares[id(p)])
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    ]
 
 
 @torch.no_grad()
-def _draw_to(anchor: Sequence[tuple[nn.Parameter, Tensor]], strength: float) -> None:
+def _draw_to(anchor: Sequence[_Anchored], strength: float) -> None:
     """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2: stable whatever its size."""
-    for parameter, origin in anchor:
-        parameter.lerp_(origin, strength / (1 + strength))
+    for parameter, origin, share in anchor:
+        parameter.lerp_(origin, share * strength / (1 + share * strength))
 
 
 def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:

@@ -19,10 +19,10 @@ from shiftproof.errors import InputError, require_between
 from shiftproof.models.classifier import Classifier
 
 # From where the start hardly moves to where the training images alone decide.
-PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _VIEWS = 2  # random crops of every training image whose features are cached
 _BATCH = 256
-_ITERATIONS = 300
+_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float,
         return loss.item(), gradient.flatten().numpy()
 
     first = origin if begin is None else torch.cat([begin.weight, begin.bias[:, None]], 1).double()
-    found = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS})
+    # The gradient must be small beside the penalty's, which is all that a small penalty has to decide by.
+    options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "ftol": 1e-15, "gtol": min(1e-3 * penalty, 1e-5)}
+    found = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
     theta = torch.from_numpy(found.x).view_as(origin).float()
     return Head(theta[:, :-1].clone(), theta[:, -1].clone())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from shiftproof.augmentation.targets import one_hot
 from shiftproof.errors import InputError
@@ -217,6 +218,11 @@ def _let_move(network: Network, settings: FinetuneSettings, seed: int) -> None:
         _adapt(network, settings, seed)
     if settings.locked_layers:
         lock_layers(network, settings.locked_layers)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(
+            f"with finetune.recipe {settings.recipe!r} and finetune.locked_layers {settings.locked_layers} nothing is "
+            "left to train. Lock fewer layers."
+        )
 
 
 def _only_norms_and_biases(network: Network) -> None:
@@ -230,42 +236,59 @@ def _only_norms_and_biases(network: Network) -> None:
         parameter.requires_grad_(name in of_norms or name.endswith("bias"))
 
 
+class LowRank(nn.Module):
+    """A weight W (out, ...) plus ``scale`` B A of rank r (Hu et al. 2022, LoRA); B begins at 0, so that nothing moves.
+
+    >>> weight = torch.ones(2, 3)
+    >>> bool((LowRank(weight, rank=1, scale=1.0)(weight) == weight).all())
+    True
+    """
+
+    def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.lora_A = nn.Parameter(weight.new_empty(rank, weight.flatten(1).shape[1]))
+        self.lora_B = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The adapted weight."""
+        return weight + self.scale * (self.lora_B @ self.lora_A).view_as(weight)
+
+
 def _adapt(network: Network, settings: FinetuneSettings, seed: int) -> None:
-    """Puts LoRA adapters beside the encoder's linear layers, convolutions and attention; nothing else moves."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError("the recipe 'lora' needs peft. Install it: pip install 'shiftproof[lora]'.") from error
-
+    """Puts LoRA adapters on the encoder's matrices; nothing else moves, batch-norm statistics included."""
     network.requires_grad_(False)
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_scale * settings.lora_rank,  # type: ignore[arg-type]
-        target_modules=_adapted_modules(network.encoder),
-    )
-    with global_draws(seed, "lora"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a config without a base model's name: this one is merged, not published
-        network.encoder = get_peft_model(network.encoder, config)
+    for module in network.encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            keep_in_evaluation(module)
+    with global_draws(seed, "lora"):
+        for module, name in _matrices(network.encoder):
+            weight = getattr(module, name)
+            adapter = LowRank(weight.detach(), settings.lora_rank, settings.lora_scale)
+            parametrize.register_parametrization(module, name, adapter)
 
 
-def _adapted_modules(encoder: nn.Module) -> list[str]:
-    """Every layer with a matrix of its own but the first, which looks at pixels."""
-    found = []
-    attentions: list[str] = []
-    for name, module in encoder.named_modules():
-        if any(name.startswith(f"{attention}.") for attention in attentions):
-            continue  # attention is adapted as a whole
-        if isinstance(module, nn.MultiheadAttention):
-            attentions.append(name)
-            found.append(name)
-        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            found.append(name)
+def _matrices(encoder: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every matrix of linear layers, convolutions and attention but the first, which looks at pixels."""
+    found: list[tuple[nn.Module, str]] = [
+        (module, name)
+        for module in encoder.modules()
+        if isinstance(module, nn.Linear | nn.MultiheadAttention)
+        or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 2
+    ]
     if len(found) < 2:
         raise InputError("the encoder has no layer that LoRA could adapt. Choose another finetune.recipe.")
     return found[1:]
 
 
 def _merged(network: nn.Module) -> nn.Module:
+    """A copy whose matrices are the adapted ones."""
     copied = deepcopy(network)
-    copied.encoder = copied.encoder.merge_and_unload()  # type: ignore[union-attr, operator]
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
     return copied

@@ -116,7 +116,7 @@ class FinetuneSettings(LoopSettings):
     def _check_recipe(self) -> None:
         """Refuses what a recipe cannot do, where silence would let a user believe that it was done."""
         idle: dict[str, tuple[str, ...]] = {
-            "linear-probe": _UNSTEPPED,
+            "linear-probe": (*_UNSTEPPED, "layer_decay", "locked_layers"),
             "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),
             "lora": ("l2_to_start", "ema_decay", "layer_decay", "locked_layers"),
             "head-only": ("layer_decay", "locked_layers"),

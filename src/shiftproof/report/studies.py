@@ -118,7 +118,9 @@ def study_figure(study: StudyRecord) -> Figure:
 
 
 def mean_name(study: StudyRecord) -> str:
-    """What the averaged shifts are called."""
+    """What the averaged shifts are called; without a shift it is the reference that is shown."""
+    if not study.averaged:
+        return "accuracy on the reference"
     return f"mean of {len(study.averaged)} shifts"
 
 
