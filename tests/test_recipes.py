@@ -275,6 +275,14 @@ def test_lora_s_adapters_are_merged_by_the_formula(adapted: Adapted) -> None:
     assert type(tuned.network.encoder) is type(start.network.encoder)
 
 
+def test_lora_goes_on_after_an_epoch_was_scored(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
+    tuned = sp.finetune(zero, few, settings(recipe="lora", epochs=3, lr=1e-2))
+    scores = [entry["validation"] for entry in tuned.training["history"]]
+    assert len(scores) == 3
+    found = sp.predict(tuned, few.reference.validation)
+    assert scores[-1] == np.mean(found.logits.argmax(1) == found.labels)
+
+
 def test_lora_is_drawn_by_the_seed_and_leaves_the_global_state_alone(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
     found = []
     for state, seed in ((1, 0), (2, 0), (2, 1)):

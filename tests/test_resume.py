@@ -345,7 +345,6 @@ def drive(work: Path) -> None:
     """All cases, in two processes beside each other."""
     import accelerate  # noqa: F401
     import open_clip
-    import peft  # noqa: F401
     import torch._dynamo
 
     torch.set_num_threads(1)

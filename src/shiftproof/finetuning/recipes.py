@@ -26,6 +26,7 @@ from shiftproof.processes import gathered, process_count
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training import drawn_apart, parameter_groups, parts_of, require_equal_shares
 
+_ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
 _NORMS = re.compile(r"(Layer|Group|Batch|Instance|RMS)Norm")
 
 
@@ -118,8 +119,8 @@ class SupervisedRecipe:
 
     def classifier(self, module: nn.Module, **told: Any) -> Classifier:
         """The network's weights; adapters are merged into the weights that they stand on."""
-        network = module if self._settings.recipe != "lora" else _merged(module)
-        weights = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+        entries = module.state_dict() if self._settings.recipe != "lora" else _merged(module)
+        weights = {name: tensor.detach().cpu() for name, tensor in entries.items()}
         head = "frozen" if self._settings.recipe in ("frozen-head", "lora") else "trained"
         return self._start.with_weights(weights, head=head, **told)
 
@@ -284,11 +285,12 @@ def _matrices(encoder: nn.Module) -> list[tuple[nn.Module, str]]:
     return found[1:]
 
 
-def _merged(network: nn.Module) -> nn.Module:
-    """A copy whose matrices are the adapted ones."""
-    copied = deepcopy(network)
-    for module in list(copied.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name)
-    return copied
+def _merged(network: nn.Module) -> dict[str, Tensor]:
+    """The network's entries with every adapted matrix under its own name; the network stays as it is."""
+    found = {}
+    for name, tensor in network.state_dict().items():
+        if original := _ORIGINAL.match(name):
+            found[f"{original[1]}.{original[2]}"] = getattr(network.get_submodule(original[1]), original[2])
+        elif ".parametrizations." not in name:
+            found[name] = tensor
+    return found
