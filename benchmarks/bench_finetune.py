@@ -50,14 +50,7 @@ from shiftproof.training import parameter_groups
 BATCH = 128
 OTHERS: dict[str, dict[str, Any]] = {
     "accumulate 4": {"accumulate": 4},
-    "channels last": {"channels_last": True},
     "bfloat16": {"precision": "bfloat16"},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "ema 0.99": {"ema_decay": 0.99},
-    "l2 to the start": {"l2_to_start": 1.0},
-    "distillation 0.5": {"distillation": 0.5},
-    "smoothmix-circle": {"mixing": "smoothmix-circle"},
-    "head-only": {"recipe": "head-only"},
     "lora": {"recipe": "lora"},
     "flyp": {"recipe": "flyp"},
 }
@@ -113,7 +106,7 @@ def bench_cpu(rounds: int) -> dict[str, Any]:
 
     found = measure(lambda: tuned(start, suite, settings), bare, rounds)
     others = {
-        name: measure(lambda changes=changes: tuned(start, suite, replace(settings, **changes)), bare, 2)["ratio"]
+        name: measure(lambda changes=changes: tuned(start, suite, replace(settings, **changes)), bare, 1)["ratio"]
         for name, changes in OTHERS.items()
     }
     return found | {"images_per_second": round(steps * BATCH / found["ours_seconds"]), "other settings": others}

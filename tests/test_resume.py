@@ -348,6 +348,7 @@ def drive(work: Path) -> None:
     import torch._dynamo
 
     torch.set_num_threads(1)
+    os.fsync = lambda _: None  # type: ignore[assignment]  # the kernel outlives all who die here
     (work / "configs").mkdir()
     (work / "configs" / "micro.json").write_text(json.dumps(MICRO), encoding="utf-8")
     open_clip.add_model_config(work / "configs")
@@ -415,18 +416,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def died(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the script, which has run."""
-    memory = Path("/dev/shm")  # where there is one, no death waits for a disk
-    if memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30:
-        work = Path(tempfile.mkdtemp(dir=memory))
-    else:
-        work = tmp_path_factory.mktemp("died")
-    try:
-        run_script(work)
-        yield work
-    finally:
-        shutil.rmtree(work)
+    work = tmp_path_factory.mktemp("died")
+    run_script(work)
+    return work
 
 
 def run_script(work: Path) -> None:

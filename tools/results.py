@@ -262,28 +262,6 @@ def choosing_tables() -> str:
     )
 
 
-def step_tables() -> str:
-    """The fine-tuning step against the bare loop."""
-    found = read_json(BENCHMARKS / "finetune.json")
-    cpu = found["cpu"]
-    told = (
-        f"On {found['machine']}, tiny model, batch 128: our step takes {cpu['ratio']:.2f} times the bare PyTorch loop "
-        f"({cpu['images_per_second']:,} images a second; at most 1.10 was asked for), the median of {cpu['rounds']} "
-        "alternating rounds. With other settings, against the same bare end-to-end loop:"
-    )
-    rows = [(name, f"{ratio:.2f}") for name, ratio in cpu["other settings"].items()]
-    parts = [told, _markdown(("setting", "times the bare loop"), rows)]
-    if gpu := found["gpu"]:
-        cards = [
-            (name, f"{1 / e['ratio']:.1f}", f"{e['images_per_second']:,}", f"{100 * e['share_of_matrix_rate']:.0f} %")
-            for name, e in gpu.items()
-            if isinstance(e, dict)
-        ]
-        header = ("model", "times as fast as the bare float32 loop", "images a second", "of the card's matrix rate")
-        parts += [f"On one {gpu['card']}:", _markdown(header, cards)]
-    return "\n\n".join(parts)
-
-
 def study_tables(name: str) -> str:
     """A study's verdict, its spreads, and every run."""
     study = StudyRecord.from_json(read_json(RESULTS / f"study-{name}.json"))
@@ -318,7 +296,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/mixing.md": {"regime": regime_table, "robustness": robustness_tables, "speed": speed_table},
     "docs/choosing-alpha.md": {"choosing-alpha": choosing_tables, "path": path_tables},
     "docs/merging.md": {"merging": merge_tables},
-    "docs/fine-tuning.md": {"step": step_tables},
     "docs/hyper-parameters.md": {
         "hyperparameters": functools.partial(study_tables, "hyperparameters"),
         "tuning": tuning_table,
