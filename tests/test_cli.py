@@ -685,8 +685,8 @@ def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, c
     broken = ["--set", "finetune.lr=1e20", "--set", "finetune.batch_size=9"]
     ended = call("finetune", "tiny", *own_data(folders), *broken, "--out", "out")
     assert_mistake(ended, "fine-tuning stopped at step 2")
-    assert "out/last_good" in ended.err
-    assert call("predict", "out/last_good", folders / "test/pear/pear-0.png").code == 0
+    assert "out/checkpoints/last_good" in ended.err
+    assert call("predict", "out/checkpoints/last_good", folders / "test/pear/pear-0.png").code == 0
 
 
 def test_a_fault_of_ours_is_not_passed_off_as_the_user_s(

@@ -76,7 +76,9 @@ def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}
     found = set(files_of(finished))
     pictures = {name for name in found if name.startswith(("samples/", "figures/"))}
-    assert found - pictures == expected
+    resumable = {name for name in found if name.startswith("checkpoints/")}
+    assert found - pictures - resumable == expected
+    assert "checkpoints/training.jsonl" in resumable
     assert "samples/samples.json" in pictures
     assert any(name.startswith("figures/") for name in pictures)
 
