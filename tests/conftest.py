@@ -19,28 +19,6 @@ import shiftproof as sp
 settings.register_profile("shiftproof", deadline=None, max_examples=40)
 settings.load_profile("shiftproof")
 
-# Found by these tests and not mended yet: what a training says and keeps where a disk, a log or memory fails at an odd
-# moment, and two comparisons of processes.
-UNMENDED = (
-    "test_resume.py::test_full_memory_names_what_to_lower",
-    "test_resume.py::test_a_training_refuses_a_tracker_that_it_does_not_know",
-    "test_resume.py::test_accelerate_s_environment_changes_nothing",
-    "test_resume.py::test_a_damaged_checkpoint_is_named_and_the_one_before_is_good",
-    "test_resume.py::test_a_training_that_was_killed_ends_with_the_same_bits[pretraining",
-    "test_resume.py::test_memory_that_fills_in_validation_is_explained_too",
-    "test_resume.py::test_a_log_that_cannot_be_written_says_so",
-    "test_resume.py::test_a_disk_that",
-    "test_resume.py::test_other_settings_are_refused_by_name",
-    "test_processes.py::",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(f"tests/{name}" in item.nodeid for name in UNMENDED):
-            item.add_marker(pytest.mark.xfail(reason="not mended yet", strict=False))
-
-
 COLOURS = {"lemon": (240, 210, 40), "red_apple": (200, 30, 40), "pear": (120, 190, 60)}
 IMAGES_PER_CLASS = {"train": 6, "validation": 3, "test": 3, "sketch": 3}
 

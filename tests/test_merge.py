@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1021,10 +1022,12 @@ def files_limited(size: int) -> Iterator[None]:
 
 
 @pytest.fixture(params=["tmpfs", "limit"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 8 MB: a file system of its own where mounting is permitted, else a limit on files."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """A disk of 8 MB: a file system of its own where mounting is permitted, else a limit on files.
+
+    It is not in pytest's folders: a mount that a killed test leaves would break the next run's cleaning.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="shiftproof-disk-"))
     mounted = False
     if request.param == "tmpfs" and sys.platform == "linux" and shutil.which("mount"):
         command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
@@ -1032,6 +1035,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     yield Disk(folder, contextlib.nullcontext if mounted else functools.partial(files_limited, 8 << 20))
     if mounted:
         subprocess.run(["umount", str(folder)], check=True)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("out", ["merged", "merged.safetensors"])

@@ -41,7 +41,7 @@ from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError, TrainingInterruptedError
-from shiftproof.finetuning import loop, recipes
+from shiftproof.finetuning import loop, probe, recipes
 from shiftproof.models import text_towers
 from shiftproof.models.classifier import Network
 from shiftproof.tracking import trackers_from
@@ -199,10 +199,9 @@ CASES: dict[str, Callable[..., Outcome]] = {
     "sgd": functools.partial(
         finetuned, optimizer="sgd", lr=0.1, l2_to_start=0.1, layer_decay=0.9, channels_last=True, batch_size=7
     ),
-    "lp-ft": functools.partial(
-        finetuned, recipe="lp-ft", distillation=0.5, precision="bfloat16", shots=4, checkpoint_every=2
+    "lora": functools.partial(
+        finetuned, recipe="lora", lora_rank=2, distillation=0.5, precision="bfloat16", checkpoint_every=3
     ),
-    "lora": functools.partial(finetuned, recipe="lora", lora_rank=2, label_smoothing=0.1, checkpoint_every=3),
     "flyp": functools.partial(
         finetuned, start=two_towers, recipe="flyp", epochs=2, lr=1e-4, batch_size=8, checkpoint_every=2
     ),
@@ -311,12 +310,11 @@ def attempt(case: str, folder: Path, end: tuple[str, int | float] | None, **chan
 
 # How many kinds of death a case meets in a fixed place, and how many at any moment.
 DEATHS = {
-    "adamw": (len(KILLS), 4),
+    "adamw": (len(KILLS), 3),
     "sgd": (len(KILLS), 0),
-    "lp-ft": (1, 0),
     "lora": (2, 0),
     "flyp": (3, 1),
-    "pretraining": (len(KILLS), 2),
+    "pretraining": (len(KILLS), 1),
     "pretraining, channels last": (1, 0),
 }
 
@@ -635,6 +633,13 @@ def test_the_last_checkpoints_are_kept_and_what_a_kill_left_is_cleared(tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == [*expected, "training.jsonl"]
 
 
+def test_a_probe_that_came_first_is_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PENALTIES", (1e-1, 1e-2))
+    asked = {"recipe": "lp-ft", "shots": 3, "distillation": 0.5}
+    stopped_after(tmp_path, 2, **asked)
+    assert bits(trained(tmp_path, **asked).state_dict()) == bits(trained(**asked).state_dict())
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -690,15 +695,15 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path, changes: di
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A file system of 1 MB of its own, and not in pytest's folders: what a killed test leaves would break the next."""
+    folder = Path(tempfile.mkdtemp(prefix="shiftproof-disk-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if sys.platform != "linux" or not shutil.which("mount") or subprocess.run(command, check=False).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
 
 
 def fill(file: Path, left: int) -> None:

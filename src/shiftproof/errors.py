@@ -23,6 +23,10 @@ class TrainingError(ShiftproofError, RuntimeError):
     """A training that cannot go on; the message says what was kept."""
 
 
+class FullMemoryError(TrainingError):
+    """The memory is full; the message says what needs less."""
+
+
 class TrainingInterruptedError(ShiftproofError):
     """A training that was asked to stop, and has written what it needs to go on."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
+from shiftproof.errors import FullMemoryError, InputError, require_at_least, require_choice
 from shiftproof.processes import process_count
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import GradientAccumulationPlugin
 
     on_cpu = torch.device(device).type == "cpu"
     if settings.precision == "float16" and on_cpu:
@@ -66,7 +67,11 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
     for state in shared:
         state.clear()
     try:
-        yield Accelerator(mixed_precision=PRECISIONS[settings.precision], cpu=on_cpu)
+        yield Accelerator(
+            mixed_precision=PRECISIONS[settings.precision],
+            cpu=on_cpu,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
     finally:
         for state, kept in zip(shared, before, strict=True):
             state.clear()
@@ -98,22 +103,23 @@ def checkpoint_gradients(encoder: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def explained_memory(section: str) -> Iterator[None]:
+def explained_memory(section: str, splits: bool = True) -> Iterator[None]:
     """Turns the many ways of running out of memory into one TrainingError that says what to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _memory_is_full(section, error) from error
+        raise _memory_is_full(section, error, splits) from error
     except RuntimeError as error:
         # torch's allocator on a CPU raises nothing more particular.
         if type(error) is RuntimeError and re.search("out of memory|can't allocate memory", str(error)):
-            raise _memory_is_full(section, error) from error
+            raise _memory_is_full(section, error, splits) from error
         raise
 
 
-def _memory_is_full(section: str, error: BaseException) -> TrainingError:
+def _memory_is_full(section: str, error: BaseException, splits: bool) -> FullMemoryError:
     told = str(error).splitlines()
-    return TrainingError(
+    split = f" raise {section}.accumulate," if splits else ""
+    return FullMemoryError(
         f"the memory is full ({told[0] if told else type(error).__name__}). "
-        f"Lower {section}.batch_size, raise {section}.accumulate, or set {section}.gradient_checkpointing"
+        f"Lower {section}.batch_size,{split} or set {section}.gradient_checkpointing"
     )

@@ -18,7 +18,7 @@ from torch.nn import functional
 from shiftproof.augmentation.photometric import photometric
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.errors import InputError, TrainingError, require_at_least, require_between
+from shiftproof.errors import FullMemoryError, InputError, TrainingError, require_at_least, require_between
 from shiftproof.evaluation.retrieval import recall_at
 from shiftproof.hardware import LoopSettings, checkpoint_gradients
 from shiftproof.models.checkpoints import write_state_dict
@@ -137,7 +137,7 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         parameter_groups(towers, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True
     )
-    origin = {"settings": asdict(settings), "seed": seed, "data": data.name, "model": clip.name}
+    origin = {**asdict(settings), "seed": seed, "data": data.name, "model": clip.name}
     course = Course(
         "pretrain",
         "pretrain",
@@ -147,6 +147,7 @@ def pretrain(
         settings.clip_norm,
         settings.batch_size,
         origin,
+        splits=False,
     )
     folder = out / "checkpoints"
     started = time.perf_counter()
@@ -160,9 +161,13 @@ def pretrain(
             try:
                 loss = trainer.take(step, _losses(trainer.model, clip, data, settings, seed, step, device))
             except TrainingError as error:
-                raise TrainingError(
-                    f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}. "
-                    "Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
+                advice = (
+                    ""
+                    if isinstance(error, FullMemoryError)
+                    else ("Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out.")
+                )
+                raise type(error)(
+                    f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}. {advice}"
                 ) from error
             towers.clamp_scale()
             loss_average = loss if step == 0 else 0.98 * loss_average + 0.02 * loss

@@ -39,18 +39,18 @@ def save_checkpoint(folder: Path, reached: TrainingState, kept: int = 1) -> Path
 
     Raises a TrainingError where the disk is full; the older checkpoints are still there then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _delete(folder.glob(f".{_STEP}*"))  # what an interruption left
     target = folder / f"{_STEP}{reached.step:08d}"
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{_STEP}"))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _delete(folder.glob(f".{_STEP}*"))  # what an interruption left
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{_STEP}"))
         for part, tensors in reached.parts.items():
             write_state_dict(tensors, temporary / f"{part}.safetensors")
-        write_json(temporary / "state.json", {"step": reached.step, **reached.state})
+        write_json(temporary / "state.json", {"step": reached.step, "parts": sorted(reached.parts), **reached.state})
         _delete([target] if target.exists() else [])
         temporary.rename(target)
     except (OSError, SafetensorError) as error:
-        _delete([temporary])
+        _delete(folder.glob(f".{_STEP}*"))
         raise _unwritten(error, target) from error
     sync_directory(folder)
     _delete(_checkpoints(folder)[:-kept])
@@ -64,12 +64,13 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
         return None
     try:
         state = dict(read_json(found[-1] / "state.json"))
-        parts = {file.stem: read_state_dict(file) for file in sorted(found[-1].glob("*.safetensors"))}
-    except InputError as error:
+        parts = {part: read_state_dict(found[-1] / f"{part}.safetensors") for part in state.pop("parts")}
+        step = int(state.pop("step"))
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the checkpoint {found[-1]} is damaged ({error}). Delete that directory to go on from the one before."
         ) from error
-    return TrainingState(int(state.pop("step")), parts, state)
+    return TrainingState(step, parts, state)
 
 
 def require_same_training(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
@@ -96,6 +97,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, key = name.split(".", 1)
         entries.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, state in optimizer.state.items():  # a fused optimiser reads memory, not strides
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 @contextlib.contextmanager

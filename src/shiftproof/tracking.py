@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from shiftproof.errors import InputError, require_choice
+from shiftproof.errors import InputError, TrainingError, require_choice
 from shiftproof.processes import is_main_process
 from shiftproof.storage import write_text
 
@@ -44,23 +46,41 @@ class TrainingLog:
         self._trackers: list[GeneralTracker] = []
         if folder is None or not is_main_process():
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        _keep_until(folder / LOG, step)
-        self._file = (folder / LOG).open("a", encoding="utf-8")
+        self._path = folder / LOG
+        for name in trackers:
+            require_choice("tracker", name, TRACKERS)
+        with self._written():
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".training.*.jsonl"):
+                leftover.unlink()
+            _keep_until(self._path, step)
+            self._file = self._path.open("a", encoding="utf-8")
         self._trackers = [_tracker(name, folder, settings) for name in trackers]
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise TrainingError(
+                f"{self._path} could not be written: {why}. Free some space and go on with --resume."
+            ) from error
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """Notes what was measured at a step."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            with self._written():
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
         for tracker in self._trackers:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
         """Ends file and trackers."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written has been told
+                self._file.close()
         for tracker in self._trackers:
             tracker.finish()
 

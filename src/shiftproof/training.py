@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from shiftproof import progress
 from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.hardware import LoopSettings, accelerated, explained_memory, prepared
-from shiftproof.processes import is_main_process, process_count, process_index, summed
+from shiftproof.processes import is_main_process, process_count, process_index, said_by_main, summed
 from shiftproof.resuming import (
     TrainingState,
     load_checkpoint,
@@ -169,6 +169,7 @@ class Course:
     clip_norm: float
     batch_size: int
     origin: Mapping[str, Any]
+    splits: bool = True
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: warm-up, then cosine."""
@@ -210,8 +211,11 @@ class Trainer:
         """One optimisation step; the loss over all processes. Raises a TrainingError where it cannot be taken."""
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         lr = self.course.lr_at(step)
-        with explained_memory(self.course.section):
+        with explained_memory(self.course.section, splits=self.course.splits):
             loss = optimisation_step(losses, trainable, self.optimizer, lr, self.course.clip_norm, self.accelerator)
+        if process_count() > 1:  # batch-norm statistics, which each process moves by its own share
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         return float(summed(np.array([loss / process_count()]), self.device)[0])
 
     def tell(self, step: int, loss: float, **values: float) -> None:
@@ -238,6 +242,7 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else {},
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
+        said_by_main(True, self.device)  # no process goes on, or ends, before it is written
         if self._stops and step < self.course.steps:
             raise TrainingInterruptedError(
                 f"{self.course.stage} was asked to stop after step {step} of {self.course.steps}. "

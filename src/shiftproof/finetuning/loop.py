@@ -17,12 +17,13 @@ from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import InputError, TrainingError
+from shiftproof.errors import FullMemoryError, InputError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.probe import probed
 from shiftproof.finetuning.recipes import Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.hardware import explained_memory
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.directories import save_classifier
 from shiftproof.processes import is_main_process
@@ -91,7 +92,8 @@ def finetune(
                 _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
                 progress.saw(loss, recipe.module)
                 if _ends_epoch(step, course.steps, settings.batch_size, len(train)):
-                    progress.end_epoch(step, recipe, validation, device, told)
+                    with explained_memory("finetune"):
+                        progress.end_epoch(step, recipe, validation, device, told)
             except TrainingError as error:
                 raise _stopped(error, step, progress, begin, checkpoints, training_record) from error
             trainer.tell(step, loss, **progress.last())
@@ -241,6 +243,7 @@ def _course(settings: FinetuneSettings, images: int, seed: int, start: str) -> C
         lr=settings.lr,
         clip_norm=settings.clip_norm,
         batch_size=settings.batch_size,
+        splits=settings.recipe != "flyp",
         origin={
             **asdict(settings),
             "crop_scale": list(settings.crop_scale),
@@ -321,6 +324,5 @@ def _stopped(
     if checkpoints and is_main_process():
         good = replace(progress.good, training={**record, "history": progress.history}) if progress.good else start
         kept = f"The weights of {since} are kept in {save_classifier(good, checkpoints / 'last_good')}. "
-    return TrainingError(
-        f"fine-tuning stopped at step {step + 1}: {error}. {kept}Lower finetune.lr or finetune.clip_norm."
-    )
+    advice = "" if isinstance(error, FullMemoryError) else "Lower finetune.lr or finetune.clip_norm."
+    return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {kept}{advice}".rstrip())

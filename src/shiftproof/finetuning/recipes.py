@@ -24,7 +24,7 @@ from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
 from shiftproof.pretraining import TwoTowers, contrastive_loss
 from shiftproof.processes import gathered, process_count
 from shiftproof.seeding import child_generator, global_draws
-from shiftproof.training import drawn_apart, parameter_groups, parts_of, require_equal_shares
+from shiftproof.training import drawn_apart, own_share, parameter_groups, parts_of, require_equal_shares
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
 _NORMS = re.compile(r"(Layer|Group|Batch|Instance|RMS)Norm")
@@ -150,8 +150,8 @@ class ContrastiveRecipe:
         """One loss over all pairs of all processes, each of which has run its share through the towers."""
         soft = one_hot(targets, len(self._start.classes)) if targets.ndim == 1 else targets
         captioned = soft.argmax(1)
-        generator = child_generator(self._seed, "captions", step, *drawn_apart(0))
-        templates = torch.randint(len(self._start.prompts), (len(images),), generator=generator)
+        generator, batch = child_generator(self._seed, "captions", step), self._settings.batch_size
+        templates = torch.randint(len(self._start.prompts), (batch,), generator=generator)[own_share(batch)]
         tokens = self._tokens[captioned.cpu(), templates].to(images.device)
         with global_draws(self._seed, "stochastic layers", step, *drawn_apart(0)):
             image_features, text_features, scale = model(images, tokens)
