@@ -42,6 +42,15 @@ def listed(names: Iterable[object], limit: int = 10) -> str:
     return f"{head} and {len(names) - limit} more" if len(names) > limit else head
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known name nearest to a misspelt one, or lists them.
 

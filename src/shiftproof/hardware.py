@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -46,6 +46,13 @@ class LoopSettings:
         require_at_least(f"{section}.checkpoint_every", self.checkpoint_every, 1)
         require_at_least(f"{section}.checkpoints_kept", self.checkpoints_kept, 1)
 
+    def deciding(self) -> Self:
+        """These settings with the defaults where they decide nothing: a training may be resumed with others there."""
+        machine: dict[str, Any] = {
+            field.name: field.default for field in fields(LoopSettings) if field.name != "precision"
+        }
+        return replace(self, **machine)
+
 
 @contextlib.contextmanager
 def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
@@ -55,7 +62,7 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
     on_cpu = torch.device(device).type == "cpu"
     if settings.precision == "float16" and on_cpu:
@@ -70,7 +77,10 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
         yield Accelerator(
             mixed_precision=PRECISIONS[settings.precision],
             cpu=on_cpu,
+            # Else accelerate reads from the environment by what to divide the loss.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # The buffers are shared after the step, for what is measured and written then.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     finally:
         for state, kept in zip(shared, before, strict=True):
@@ -118,8 +128,9 @@ def explained_memory(section: str, splits: bool = True) -> Iterator[None]:
 
 def _memory_is_full(section: str, error: BaseException, splits: bool) -> FullMemoryError:
     told = str(error).splitlines()
-    split = f" raise {section}.accumulate," if splits else ""
+    split = f"Raise {section}.accumulate or set" if splits else "Set"
     return FullMemoryError(
         f"the memory is full ({told[0] if told else type(error).__name__}). "
-        f"Lower {section}.batch_size,{split} or set {section}.gradient_checkpointing"
+        f"{split} {section}.gradient_checkpointing and go on with --resume, or start anew with a lower "
+        f"{section}.batch_size"
     )

@@ -206,7 +206,7 @@ class _Run:
                 f"{self.out} already holds a run. Choose another --out, add --resume to go on with that run, "
                 "or --overwrite to delete it."
             )
-        elif begun and RunFile.read(settings) != self.asked:
+        elif begun and not RunFile.read(settings).asks_the_same(self.asked):
             raise InputError(
                 f"{settings} asks for other settings than this run. Resume it with its own run file "
                 f"(shiftproof run {settings} --out {self.out} --resume), or choose another --out."

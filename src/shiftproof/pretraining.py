@@ -137,7 +137,13 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         parameter_groups(towers, settings.weight_decay), lr=0.0, betas=(0.9, 0.98), fused=True
     )
-    origin = {**asdict(settings), "seed": seed, "data": data.name, "model": clip.name}
+    origin = {
+        **asdict(settings.deciding()),
+        "seed": seed,
+        "data": data.name,
+        "images": len(data),
+        "model": clip.name,
+    }
     course = Course(
         "pretrain",
         "pretrain",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
+from torch import distributed, nn
+
+from shiftproof.errors import ShiftproofError
 
 Number = TypeVar("Number", np.float32, np.float64)
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|remote process exited", re.IGNORECASE)
 
 
 def process_count() -> int:
@@ -32,7 +36,10 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def joined_processes(device: str) -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; without it nothing happens."""
+    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; without it nothing happens.
+
+    They meet once: a second time, the launcher's store still holds what they told each other the first time.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _joined():
         yield
         return
@@ -51,8 +58,33 @@ def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
     if process_count() == 1:
         return values
     tensor = torch.from_numpy(values).to(device)
-    distributed.all_reduce(tensor)
+    with explained_loss():
+        distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
+
+
+def wait_for_main(device: str) -> None:
+    """Returns once every process, the main one too, has come so far."""
+    said_by_main(True, device)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Gives every process the main one's buffers: batch-norm statistics, which each moves by its own samples."""
+    if process_count() > 1:
+        with explained_loss():
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+
+@contextlib.contextmanager
+def explained_loss() -> Iterator[None]:
+    """Turns the many ways of losing another process into a ShiftproofError: that one's message says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        if process_count() > 1 and _LOST.search(str(error)):
+            raise ShiftproofError("another process has ended, and this one with it. Its message says why.") from error
+        raise
 
 
 def said_by_main(value: bool, device: str) -> bool:

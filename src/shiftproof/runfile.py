@@ -120,6 +120,14 @@ class RunFile(Frozen):
         # What a run directory's run.yaml adds is a record, not a request.
         return cls.resolve({key: value for key, value in asked.items() if key != "versions"}, overrides)
 
+    def asks_the_same(self, other: RunFile) -> bool:
+        """Whether both come to the same results: all is equal but how the machine is used and who is told meanwhile."""
+        return self._deciding() == other._deciding()
+
+    def _deciding(self) -> RunFile:
+        silent = {"device": "auto", "report_to": "none", "finetune": self.finetune.deciding()}
+        return self.model_copy(update={**silent, "pretrain": self.pretrain and self.pretrain.deciding()})
+
     def to_yaml(self) -> str:
         """All settings as resolved, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)

@@ -30,7 +30,7 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import PathFiles, build_start, choose_device, suite_of
 from shiftproof.pretraining import pretrain
-from shiftproof.processes import is_main_process, joined_processes, said_by_main
+from shiftproof.processes import is_main_process, joined_processes, wait_for_main
 from shiftproof.records import AccuracyRecord, PathRecord, RulesRecord
 from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.storage import locked, read_json, write_json, write_text
@@ -117,7 +117,7 @@ def _training_in(out: Path, asked: RunFile, device: str, *, resume: bool, overwr
     with contextlib.ExitStack() as held:
         if is_main_process():
             held.enter_context(locked(_begun(out, asked, resume=resume, overwrite=overwrite)))
-        said_by_main(True, device)  # the others read the checkpoints only now
+        wait_for_main(device)  # the others read the checkpoints only now
         yield
 
 
@@ -127,12 +127,12 @@ def _begun(out: Path, asked: RunFile, *, resume: bool, overwrite: bool) -> Path:
         raise InputError("--resume goes on with the training that --overwrite deletes. Give one of the two.")
     settings = out / "run.yaml"
     if resume and settings.is_file():
-        if RunFile.read(settings) != asked:
+        if not RunFile.read(settings).asks_the_same(asked):
             raise InputError(
                 f"{settings} asks for other settings than this run. Give the same, or choose another --out."
             )
-        return out
-    _empty(out, overwrite=overwrite)
+    else:
+        _empty(out, overwrite=overwrite)
     write_text(settings, asked.to_yaml())
     return out
 

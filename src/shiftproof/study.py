@@ -8,11 +8,13 @@ import functools
 import io
 import os
 import shutil
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import choose_alpha, path_sets, sweep_alpha
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
-from shiftproof.errors import InputError, ShiftproofError, listed
+from shiftproof.errors import InputError, ShiftproofError, counted, listed
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
@@ -56,6 +58,8 @@ def run_study(
     # Data and model are found before anything is written, so that a misspelt name is told at once.
     suite = _suite(_key(members[0].asked))
     build_start(members[0].asked, suite)
+    if address:
+        _require_reachable(address)
     out = out.resolve()
     with locked(out):
         _open(asked, out, resume=resume, overwrite=overwrite)
@@ -65,7 +69,12 @@ def run_study(
         ]
         if not found:
             raise ShiftproofError(told_failures(failures, out))
-        soups = [_soup(kind, found, members, suite, out, asked.rule) for kind in asked.soups]
+        soups = []
+        for kind in asked.soups:
+            try:
+                soups.append(_soup(kind, found, members, suite, out, asked.rule))
+            except InputError as error:  # of different architectures, say
+                failures.append(StudyFailure(f"{kind} soup", str(error)))
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
             suite=suite.name,
@@ -154,13 +163,15 @@ def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str,
     return tuple(found)
 
 
-def _ratio(base: Floats, own: Floats, base_drawn: Floats, own_drawn: Floats) -> tuple[float, tuple[float, float]]:
-    """How many times larger a deviation is than another, with its interval; 1 where neither varies."""
+def _ratio(
+    base: Floats, own: Floats, base_drawn: Floats, own_drawn: Floats
+) -> tuple[float, tuple[float, float]] | tuple[None, None]:
+    """How many times larger a deviation is than another, with its interval; None where the other does not vary."""
+    if own.std(ddof=1) < _NOTHING:
+        return None, None
     telling = (base_drawn > _NOTHING) | (own_drawn > _NOTHING)  # a resample of one item alone tells nothing
-    if not telling.any():
-        return 1.0, (1.0, 1.0)
     ratios = base_drawn[telling] / np.maximum(own_drawn[telling], _NOTHING)
-    return float(base.std(ddof=1) / max(own.std(ddof=1), _NOTHING)), _percentiles(ratios)
+    return float(base.std(ddof=1) / own.std(ddof=1)), _percentiles(ratios)
 
 
 def _run_members(
@@ -173,7 +184,7 @@ def _run_members(
     if not missing:
         return []
     with _ray(address) as ray:
-        _require_resources(asked, ray.cluster_resources())
+        _require_resources(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         threads = max(int(asked.cpus_per_run), 1)
         remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=asked.gpus_per_run, max_retries=0)(run_member)
         running = {remote.remote(run, folder / run.name, asked.rule, threads): run for run in missing}
@@ -189,13 +200,26 @@ def _run_members(
     return failures
 
 
-def _require_resources(asked: StudyFile, there: Mapping[str, float]) -> None:
-    """Raises an InputError where no run could ever begin; Ray would wait for more machines."""
+def _require_resources(asked: StudyFile, machines: Sequence[Mapping[str, float]]) -> None:
+    """Raises an InputError where no run could ever begin on any machine; Ray would wait for more machines."""
     for name, needed in (("CPU", asked.cpus_per_run), ("GPU", asked.gpus_per_run)):
-        if needed > there.get(name, 0):
+        largest = max((machine.get(name, 0) for machine in machines), default=0)
+        if needed > largest:
             raise InputError(
-                f"{name.lower()}s_per_run is {needed:g}, and Ray has {there.get(name, 0):g} of them. Lower it."
+                f"{name.lower()}s_per_run is {needed:g}, and no machine of Ray's has more than {largest:g}. Lower it."
             )
+
+
+def _require_reachable(address: str) -> None:
+    """Raises an InputError where nobody listens at an address; Ray would try again for minutes."""
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        if place.port:  # "auto" has none
+            socket.create_connection((place.hostname or "localhost", place.port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address!r} ({error}). Check --address, or leave it out."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -210,7 +234,10 @@ def _ray(address: str | None) -> Iterator[Any]:
         raise InputError("a study needs Ray. Install it: pip install 'shiftproof[study]'.") from error
 
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
-    ray.init(**options, log_to_driver=False, logging_level="error")
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"Ray could not be joined or started: {error}") from error
     try:
         yield ray
     finally:
@@ -300,7 +327,7 @@ def _open(asked: StudyFile, out: Path, *, resume: bool, overwrite: bool) -> None
             f"{out} already holds a study. Choose another --out, add --resume to go on with it, or --overwrite to "
             "delete it."
         )
-    elif settings.is_file() and StudyFile.read(settings) != asked:
+    elif settings.is_file() and not StudyFile.read(settings).asks_the_same(asked):
         raise InputError(f"{settings} asks for another study. Resume it with its own file, or choose another --out.")
     write_text(settings, asked.to_yaml())
 
@@ -356,8 +383,8 @@ def told_failures(failures: Sequence[StudyFailure], out: Path) -> str:
     """The failures in sentences, and how to go on."""
     return "\n".join(
         (
-            f"{len(failures)} runs failed; what the others found is in {out}. Each run's error.txt tells more, and "
-            "--resume runs them again:",
+            f"{counted(len(failures), 'part')} of the study failed; what the others found is in {out}. A run's "
+            "error.txt tells more, and --resume tries again:",
             *(f"  {failure.name}: {failure.error}" for failure in failures),
         )
     )

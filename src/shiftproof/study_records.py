@@ -63,7 +63,8 @@ class SpreadRecord:
     """How much a model's accuracy differs from configuration to configuration, seeds being averaged.
 
     ``deviation`` is the standard deviation, ``lowest`` and ``highest`` are the extremes; ``ratio`` is that of the
-    fine-tuned models' deviation to this one. Intervals are percentile bootstraps over configurations.
+    fine-tuned models' deviation to this one, None where this one is 0. Intervals are percentile bootstraps over
+    configurations.
     """
 
     model: str
@@ -72,8 +73,8 @@ class SpreadRecord:
     interval: tuple[float, float]
     lowest: float
     highest: float
-    ratio: float
-    ratio_interval: tuple[float, float]
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class StudyRecord:
                     **{
                         **entry,
                         "interval": tuple(entry["interval"]),
-                        "ratio_interval": tuple(entry["ratio_interval"]),
+                        "ratio_interval": entry["ratio_interval"] and tuple(entry["ratio_interval"]),
                     }
                 )
                 for entry in value["spreads"]

@@ -85,6 +85,15 @@ class StudyFile(Frozen):
         """A checked study file from YAML."""
         return cls.resolve(read_yaml(path, "study file"), overrides)
 
+    def asks_the_same(self, other: StudyFile) -> bool:
+        """Whether both ask for the same runs and the same rule; how these are run, and soups, may differ."""
+        mine, others = self.members(), other.members()
+        return (
+            self.rule == other.rule
+            and [run.name for run in mine] == [run.name for run in others]
+            and all(run.asked.asks_the_same(theirs.asked) for run, theirs in zip(mine, others, strict=True))
+        )
+
     def to_yaml(self) -> str:
         """All that was asked for, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)

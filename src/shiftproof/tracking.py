@@ -44,11 +44,13 @@ class TrainingLog:
     def __init__(self, folder: Path | None, step: int, trackers: Sequence[str], settings: Mapping[str, Any]) -> None:
         self._file: TextIO | None = None
         self._trackers: list[GeneralTracker] = []
+        for name in trackers:
+            require_choice("tracker", name, TRACKERS)
+        if trackers and folder is None:
+            raise InputError(f"the tracker {trackers[0]!r} needs a folder to write to. Give checkpoints one, too.")
         if folder is None or not is_main_process():
             return
         self._path = folder / LOG
-        for name in trackers:
-            require_choice("tracker", name, TRACKERS)
         with self._written():
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".training.*.jsonl"):

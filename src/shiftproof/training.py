@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from shiftproof import progress
 from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.hardware import LoopSettings, accelerated, explained_memory, prepared
-from shiftproof.processes import is_main_process, process_count, process_index, said_by_main, summed
+from shiftproof.processes import (
+    explained_loss,
+    is_main_process,
+    process_count,
+    process_index,
+    share_buffers,
+    summed,
+    wait_for_main,
+)
 from shiftproof.resuming import (
     TrainingState,
     load_checkpoint,
@@ -159,6 +167,7 @@ class Course:
     """Where a training is to go: its name for messages, steps, learning rate, and what makes it this and no other.
 
     ``section`` is that of the run file. ``origin`` holds plain values; checkpoints of another origin are refused.
+    ``splits`` says whether a batch may be taken in parts, which saves memory.
     """
 
     section: str
@@ -211,11 +220,9 @@ class Trainer:
         """One optimisation step; the loss over all processes. Raises a TrainingError where it cannot be taken."""
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         lr = self.course.lr_at(step)
-        with explained_memory(self.course.section, splits=self.course.splits):
+        with explained_loss(), explained_memory(self.course.section, splits=self.course.splits):
             loss = optimisation_step(losses, trainable, self.optimizer, lr, self.course.clip_norm, self.accelerator)
-        if process_count() > 1:  # batch-norm statistics, which each process moves by its own share
-            for buffer in self.module.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        share_buffers(self.module)
         return float(summed(np.array([loss / process_count()]), self.device)[0])
 
     def tell(self, step: int, loss: float, **values: float) -> None:
@@ -242,7 +249,7 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else {},
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
-        said_by_main(True, self.device)  # no process goes on, or ends, before it is written
+        wait_for_main(self.device)  # no process goes on, or ends, before it is written
         if self._stops and step < self.course.steps:
             raise TrainingInterruptedError(
                 f"{self.course.stage} was asked to stop after step {step} of {self.course.steps}. "

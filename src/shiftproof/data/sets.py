@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,13 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         in_memory=all(part.in_memory for part in sets),
         mask=mask if all(part.mask for part in sets) else None,
     )
+
+
+def samples_digest(images: ImageSet) -> str:
+    """A digest of which samples a set holds, under which labels; pixels are not read."""
+    digest = hashlib.sha256("\0".join([*images.classes.ids, *images.ids]).encode())
+    digest.update(images.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def once(make: Callable[[], Made]) -> Callable[[], Made]:

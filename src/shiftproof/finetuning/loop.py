@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from shiftproof.augmentation.plans import mix_images
 from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, samples_digest
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import FullMemoryError, InputError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
@@ -70,7 +70,7 @@ def finetune(
         return replace(begin, training={**training_record, "history": []}, **told)
 
     recipe = recipe_of(begin, settings, start, seed=seed, device=device)
-    course = _course(settings, len(train), seed, parent["fingerprint"])
+    course = _course(settings, train, seed, parent["fingerprint"])
     optimizer = _optimizer(recipe, settings)
     anchor = _anchor(recipe.module, optimizer, start, settings)
     with training(
@@ -233,8 +233,8 @@ class _Anchored(NamedTuple):
     share: float
 
 
-def _course(settings: FinetuneSettings, images: int, seed: int, start: str) -> Course:
-    steps = settings.steps(images)
+def _course(settings: FinetuneSettings, train: ImageSet, seed: int, start: str) -> Course:
+    steps = settings.steps(len(train))
     return Course(
         section="finetune",
         stage="fine-tune",
@@ -245,11 +245,10 @@ def _course(settings: FinetuneSettings, images: int, seed: int, start: str) -> C
         batch_size=settings.batch_size,
         splits=settings.recipe != "flyp",
         origin={
-            **asdict(settings),
-            "crop_scale": list(settings.crop_scale),
+            **asdict(settings.deciding()),
             "seed": seed,
             "start": start,
-            "images": images,
+            "images": samples_digest(train),
         },
     )
 

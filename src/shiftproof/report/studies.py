@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.errors import InputError, nearest
+from shiftproof.errors import InputError, counted, nearest
 from shiftproof.report.comparisons import Estimate, per_cent, point_estimate, signed_points
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table
@@ -46,7 +46,9 @@ def study_table(study: StudyRecord) -> Table:
         f"“{study.rule}”, on the reference's validation split."
     )
     if study.failures:
-        note += f" {len(study.failures)} runs failed: {', '.join(failure.name for failure in study.failures)}."
+        note += (
+            f" {counted(len(study.failures), 'part')} failed: {', '.join(failure.name for failure in study.failures)}."
+        )
     return Table("Every run of the study", ("configuration", "seed", *columns, "chosen alpha"), tuple(rows), note)
 
 
@@ -60,9 +62,7 @@ def spread_table(study: StudyRecord) -> Table | None:
             "reference" if spread.sets == "reference" else mean_name(study),
             f"{100 * spread.deviation:.2f} [{100 * spread.interval[0]:.2f}, {100 * spread.interval[1]:.2f}]",
             f"{per_cent(spread.lowest)} to {per_cent(spread.highest)}",
-            "–"
-            if spread.model == "fine_tuned"
-            else f"{spread.ratio:.1f} [{spread.ratio_interval[0]:.1f}, {spread.ratio_interval[1]:.1f}]",
+            "–" if spread.model == "fine_tuned" else _factor(spread, "{} [{}, {}]"),
         )
         for spread in study.spreads
     )
@@ -121,7 +121,7 @@ def mean_name(study: StudyRecord) -> str:
     """What the averaged shifts are called; without a shift it is the reference that is shown."""
     if not study.averaged:
         return "accuracy on the reference"
-    return f"mean of {len(study.averaged)} shifts"
+    return f"mean of {counted(len(study.averaged), 'shift')}"
 
 
 def _draw(
@@ -153,14 +153,21 @@ def _cell(member: StudyMember, model: str, sets: Sequence[str]) -> str:
 
 def _judged(study: StudyRecord, model: str, sets: str) -> str:
     own, base = _spread(study, model, sets), _spread(study, "fine_tuned", sets)
-    low, high = own.ratio_interval
+    low, high = own.ratio_interval or (math.inf, math.inf)
     where = "On the reference" if sets == "reference" else f"On the {mean_name(study)}"
     relation = "less than" if low > 1 else "more than" if high < 1 else "not clearly less or more than"
     return (
         f"{where}, {STUDIED_NAMES[model]} varies {relation} fine-tuned over the configurations: by "
-        f"{100 * own.deviation:.2f} against {100 * base.deviation:.2f} points, a factor of {own.ratio:.1f} "
-        f"({low:.1f} to {high:.1f})."
+        f"{100 * own.deviation:.2f} against {100 * base.deviation:.2f} points, "
+        f"{_factor(own, 'a factor of {} ({} to {})')}."
     )
+
+
+def _factor(spread: SpreadRecord, form: str) -> str:
+    """How many times smaller a deviation is, with its interval; no number where nothing varies."""
+    if spread.ratio is None or spread.ratio_interval is None:
+        return "no spread"
+    return form.format(*(f"{x:.1f}" if x < 1000 else "over 1000" for x in (spread.ratio, *spread.ratio_interval)))
 
 
 def _spread(study: StudyRecord, model: str, sets: str) -> SpreadRecord:
