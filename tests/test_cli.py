@@ -504,6 +504,11 @@ def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Pat
         assert together["n"] == alone["n"]
         assert together["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / 9)
     assert logged_steps("two") == [1, 2, 3]
+    # A refusal is told by one, and no other stays behind with a traceback of its own.
+    refused = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    assert refused.code != 0
+    assert refused.err.count("shiftproof: two already holds") == 1
+    assert "gloo" not in refused.err and "all_reduce" not in refused.err
     # What is saved is what was scored.
     tuned = sp.load_classifier("two")
     sketches = sp.load_set(f"folder:{folders}/sketch", tuned.classes)

@@ -537,9 +537,8 @@ def test_captions_of_one_class_are_no_negatives_of_each_other(seed: int, labels:
         assert found == pytest.approx(contrastive_loss(images, texts, factor).item(), rel=1e-9, abs=1e-12)
 
 
-@pytest.fixture(scope="module")
-def contrastive(zero: sp.Classifier) -> Recipe:
-    return recipe_of(zero, settings(recipe="flyp"), zero, seed=3, device="cpu")
+def contrastive(zero: sp.Classifier, batch_size: int) -> Recipe:
+    return recipe_of(zero, settings(recipe="flyp", batch_size=batch_size), zero, seed=3, device="cpu")
 
 
 def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Tensor]:
@@ -557,14 +556,15 @@ def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Te
 
 
 def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
-    contrastive: Recipe, zero: sp.Classifier, tiny: sp.Clip
+    zero: sp.Classifier, tiny: sp.Clip
 ) -> None:
     labels = [0, 1, 0, 2, 0, 1, 5, 5]
+    recipe = contrastive(zero, len(labels))
     images, texts = (features.tolist() for features in features_of(1, len(labels)))
     shares = [[float(one == other) for other in labels] for one in labels]
     drawn: Counter[str] = Counter()
     for step in range(40):
-        loss, tokens = captioned(contrastive, torch.tensor(labels), step)
+        loss, tokens = captioned(recipe, torch.tensor(labels), step)
         assert loss == pytest.approx(slow_contrastive(images, texts, 7.0, shares), rel=1e-5)
         for label, row in zip(labels, tokens, strict=True):
             said = [prompt.format(zero.classes.names[label]) for prompt in PROMPTS]
@@ -574,15 +574,15 @@ def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
                 if torch.equal(tiny.tokenizer([text])[0], row)
             ]
             drawn[told] += 1
-        assert torch.equal(tokens, captioned(contrastive, torch.tensor(labels), step)[1])
+        assert torch.equal(tokens, captioned(recipe, torch.tensor(labels), step)[1])
     assert drawn[PROMPTS[0]] + drawn[PROMPTS[1]] == 320
     assert min(drawn.values()) > 120  # 160 +- 4 standard deviations
 
 
-def test_mixed_images_are_what_their_shares_say(contrastive: Recipe, zero: sp.Classifier, tiny: sp.Clip) -> None:
+def test_mixed_images_are_what_their_shares_say(zero: sp.Classifier, tiny: sp.Clip) -> None:
     plan = MixUp().plan(6, (64, 64), torch.Generator().manual_seed(2))
     soft = mix_targets(torch.tensor([0, 0, 1, 2, 3, 3]), plan, 12)
-    loss, tokens = captioned(contrastive, soft)
+    loss, tokens = captioned(contrastive(zero, 6), soft)
     images, texts = (features.tolist() for features in features_of(1, 6))
     leading = [max(range(12), key=row.__getitem__) for row in soft.tolist()]
     for label, row in zip(leading, tokens, strict=True):

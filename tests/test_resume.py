@@ -7,6 +7,7 @@ it forks, so that hundreds of deaths cost one start of the interpreter.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -633,6 +634,26 @@ def test_the_last_checkpoints_are_kept_and_what_a_kill_left_is_cleared(tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == [*expected, "training.jsonl"]
 
 
+def test_what_saves_memory_may_be_raised_where_it_was_too_little(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 4)
+    reached = trained(tmp_path, accumulate=2, checkpoint_every=3, checkpoints_kept=1)
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 9))
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000008"]
+    assert reached.training["settings"]["accumulate"] == 2
+
+
+@pytest.mark.parametrize("change", ["labels", "images"])
+def test_other_images_of_the_same_number_are_refused(tmp_path: Path, change: str) -> None:
+    stopped_after(tmp_path, 4)
+    train = SUITE.reference.train
+    told = {"labels": np.roll(train.labels, 1)} if change == "labels" else {"ids": tuple(f"new-{i}" for i in train.ids)}
+    other = dataclasses.replace(
+        SUITE, reference=dataclasses.replace(SUITE.reference, train=dataclasses.replace(train, **told))
+    )
+    with pytest.raises(sp.InputError, match="are of another training; these differ: 'images'"):
+        sp.finetune(toy(), other, settings(), checkpoints=tmp_path)
+
+
 def test_a_probe_that_came_first_is_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PENALTIES", (1e-1, 1e-2))
     asked = {"recipe": "lp-ft", "shots": 3, "distillation": 0.5}
@@ -993,6 +1014,11 @@ def test_a_tracker_that_is_not_installed_says_how_to_install_it(monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(sp.InputError, match=r"'wandb' is not installed. .*shiftproof\[track\]"):
         trackers_from("wandb")
+
+
+def test_a_training_without_a_folder_has_none_for_trackers_either() -> None:
+    with pytest.raises(sp.InputError, match="the tracker 'tensorboard' needs a folder"):
+        trained(trackers=("tensorboard",))
 
 
 def test_a_training_refuses_a_tracker_that_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

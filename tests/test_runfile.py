@@ -381,6 +381,29 @@ def test_what_is_written_is_complete() -> None:
     assert written["suite"]["shifts"]["sketch"] == {"data": "folder:d", "kind": "natural", "partial": False}
 
 
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("finetune.accumulate=4", True),
+        ("finetune.checkpoint_every=7", True),
+        ("finetune.gradient_checkpointing=true", True),
+        ("pretrain.checkpoints_kept=9", True),
+        ("device=cpu", True),
+        ("report_to=tensorboard", True),
+        ("finetune.precision=bfloat16", False),
+        ("finetune.batch_size=7", False),
+        ("pretrain.steps=7", False),
+        ("seed=1", False),
+        ("limit=9", False),
+    ],
+)
+def test_runs_are_the_same_whatever_of_the_machine_they_use(change: str, same: bool) -> None:
+    asked = {"pretrain": {"data": "emoji"}}
+    one, other = sp.RunFile.resolve(asked), sp.RunFile.resolve(asked, [change])
+    assert one != other
+    assert one.asks_the_same(other) == other.asks_the_same(one) == same
+
+
 def test_a_list_on_the_command_line_is_separated_by_commas() -> None:
     assert sp.RunFile.resolve({}, ["alphas=0.3,0.5"]).alphas == [0.3, 0.5]
     assert sp.RunFile.resolve({}, ["alphas=[0.3, 0.5]"]).alphas == [0.3, 0.5]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -490,8 +491,17 @@ def test_a_factor_that_holds_in_every_resample_has_no_width() -> None:
 def test_models_that_do_not_vary_are_not_said_to_vary_more() -> None:
     same = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (1.0, 0.7, 0.7)) for name in ("a", "b", "c")]
     told = study_verdict(recorded(same))
-    assert "more than fine-tuned" not in told.replace("less or more than", "")
-    assert "less than" not in told
+    assert told.count("varies by nothing over the configurations, fine-tuned by 0.00 points") == 4
+    assert "more than" not in told and "less than" not in told
+    # A factor to nothing would be no number.
+    rising = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (x, x, x)) for name, x in (("a", 0.5), ("b", 0.7), ("c", 0.9))]
+    found = recorded(rising)
+    assert {s.ratio for s in found.spreads if s.model == "wise_ft_0.5"} == {None}
+    assert "On the reference, WiSE-FT, alpha 0.5 varies by nothing over the configurations, fine-tuned by 20.00" in (
+        study_verdict(found)
+    )
+    assert [row[-1] for row in spread_table(found).rows if row[0] == "WiSE-FT, alpha 0.5"] == ["no spread"] * 2
+    assert StudyRecord.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -803,8 +813,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         get=get,
         wait=lambda tasks, num_returns: (tasks[:num_returns], tasks[num_returns:]),
         exceptions=SimpleNamespace(RayError=TaskError),
-        cluster_resources=lambda: machine,
-        nodes=lambda: [{"Alive": True, "Resources": machine}],
+        # What is needed must be there on one machine; two have four processors together.
+        nodes=lambda: [{"Alive": True, "Resources": machine}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}],
     )
     monkeypatch.setattr(study, "_ray", lambda address: contextlib.nullcontext(ray))
     monkeypatch.setattr(torch, "set_num_threads", seen.threads.append)
@@ -849,7 +859,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(
 ) -> None:
     # Ray itself would wait for such a machine for ever.
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    for wish in ({"cpus_per_run": 64}, {"gpus_per_run": 1}):
+    for wish in ({"cpus_per_run": 3}, {"gpus_per_run": 1}):
         with pytest.raises(sp.InputError, match=next(iter(wish))):
             run_study(StudyFile.resolve(own(folders, **wish)), tmp_path / next(iter(wish)))
 
@@ -930,6 +940,37 @@ def test_a_directory_belongs_to_one_study(
     assert (out / "notes.txt").is_file() and (out / "members" / "a-seed-0" / "member.json").is_file()
 
 
+def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "run_member", stub(tiny))
+    asked = own(folders, configurations={"a": {}, "b": {}})
+    before = run_study(StudyFile.resolve(asked), tmp_path / "out")
+    changed = ["soups=[uniform]", "cpus_per_run=2", "run.finetune.accumulate=2", "run.finetune.checkpoint_every=1"]
+    after = run_study(StudyFile.resolve(asked, changed), tmp_path / "out", resume=True)
+    assert after.members == before.members
+    assert [soup.name for soup in after.soups] == ["uniform soup"]
+    assert StudyFile.read(tmp_path / "out" / "study.yaml") == StudyFile.resolve(asked, changed)
+    for other in ("rule=tolerance", "run.finetune.lr=0.5", "run.limit=2", "configurations.b.finetune.epochs=9"):
+        with pytest.raises(sp.InputError, match="asks for another study"):
+            run_study(StudyFile.resolve(asked, [other]), tmp_path / "out", resume=True)
+
+
+def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise sp.InputError("they are of two architectures")
+
+    monkeypatch.setattr(study, "run_member", stub(tiny))
+    monkeypatch.setattr(study, "uniform_soup", refused)
+    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
+    found = run_study(asked, tmp_path / "out")
+    assert found.failures == (StudyFailure("uniform soup", "they are of two architectures"),)
+    assert [soup.name for soup in found.soups] == ["greedy soup"]
+    assert read_record(tmp_path / "out") == found
+
+
 def test_a_soup_takes_in_what_a_resumed_study_adds(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -960,6 +1001,18 @@ def test_soups_are_never_validated_on_images_that_a_member_was_trained_on(
     del asked["run"]["suite"]["reference"]["validation"]
     with pytest.raises(sp.InputError, match="validation"):
         run_study(StudyFile.resolve(asked), tmp_path / "out")
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(folders: Path, tmp_path: Path) -> None:
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))  # nobody listens there
+        place = f"127.0.0.1:{mute.getsockname()[1]}"
+        for address in (place, f"ray://{place}"):
+            begun = time.monotonic()
+            with pytest.raises(sp.InputError, match=f"no Ray cluster answers at '{address}'.*--address"):
+                run_study(StudyFile.resolve(own(folders)), tmp_path / "out", address=address)
+            assert time.monotonic() - begun < 30
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_the_way_to_install_it_is_told(

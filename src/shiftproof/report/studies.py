@@ -153,13 +153,15 @@ def _cell(member: StudyMember, model: str, sets: Sequence[str]) -> str:
 
 def _judged(study: StudyRecord, model: str, sets: str) -> str:
     own, base = _spread(study, model, sets), _spread(study, "fine_tuned", sets)
-    low, high = own.ratio_interval or (math.inf, math.inf)
     where = "On the reference" if sets == "reference" else f"On the {mean_name(study)}"
+    varies = f"{where}, {STUDIED_NAMES[model]} varies"
+    if own.ratio_interval is None:
+        return f"{varies} by nothing over the configurations, fine-tuned by {100 * base.deviation:.2f} points."
+    low, high = own.ratio_interval
     relation = "less than" if low > 1 else "more than" if high < 1 else "not clearly less or more than"
     return (
-        f"{where}, {STUDIED_NAMES[model]} varies {relation} fine-tuned over the configurations: by "
-        f"{100 * own.deviation:.2f} against {100 * base.deviation:.2f} points, "
-        f"{_factor(own, 'a factor of {} ({} to {})')}."
+        f"{varies} {relation} fine-tuned over the configurations: by {100 * own.deviation:.2f} against "
+        f"{100 * base.deviation:.2f} points, a factor of {_factor(own, '{} ({} to {})')}."
     )
 
 
