@@ -26,7 +26,7 @@ from shiftproof.augmentation.targets import soft_cross_entropy
 from shiftproof.data.batches import training_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
-from shiftproof.errors import TrainingError
+from shiftproof.errors import DivergenceError, TrainingError
 from shiftproof.finetuning import loop, recipes
 from shiftproof.models.classifier import Network
 from shiftproof.runfile import MIXED_SETTINGS
@@ -400,6 +400,50 @@ def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="stopped at step 1") as caught:
         sp.finetune(broken, SUITE, settings())
     assert "kept" not in str(caught.value)
+
+
+class Scaling:
+    """What accelerate does in float16: gradients are scaled, and a step whose gradients overflow is left out."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.scaler, self.optimizer = torch.amp.GradScaler("cpu"), optimizer
+        self.zero_grad, self.param_groups = optimizer.zero_grad, optimizer.param_groups
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def clip_grad_norm_(self, parameters: list[nn.Parameter], norm: float) -> torch.Tensor:
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(parameters, norm)
+
+    def step(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def test_float16_leaves_a_step_out_but_not_all_of_them() -> None:
+    layer = nn.Linear(2, 1)
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    scaling = Scaling(torch.optim.SGD(layer.parameters(), lr=0.0))
+
+    def step(steep: bool) -> None:
+        out = layer(torch.ones(1, 2))
+        loss = (0 * out).abs().sqrt().sum() if steep else out.sum()
+        optimisation_step(loss, list(layer.parameters()), scaling, 0.1, 1.0, scaling)  # type: ignore[arg-type]
+
+    for _ in range(3):
+        step(steep=True)
+    assert all(torch.equal(p.detach(), before[name]) for name, p in layer.named_parameters())
+    step(steep=False)
+    assert not torch.equal(layer.bias.detach(), before["bias"])
+    with pytest.raises(DivergenceError, match="gradient's norm is nan"):
+        any(step(steep=True) for _ in range(60))
+
+
+def test_a_step_that_is_left_out_draws_to_no_start_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.Trainer, "skipped", True)
+    free, drawn = (sp.finetune(toy(), SUITE, settings(l2_to_start=pull)) for pull in (0.0, 1e9))
+    assert all(torch.equal(tensor, drawn.state_dict()[name]) for name, tensor in free.state_dict().items())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -29,6 +31,7 @@ from shiftproof.data.emoji import RENDITIONS, concepts
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import TrainingError
 from shiftproof.hardware import LoopSettings
+from shiftproof.pretraining import TwoTowers
 from shiftproof.resuming import (
     TrainingState,
     load_checkpoint,
@@ -193,6 +196,26 @@ def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) ->
     with pytest.raises(sp.InputError, match=r"another training; these differ: 'seed'") as caught:
         begin(nn.Linear(3, 2), {"seed": 1})
     assert str(tmp_path) in str(caught.value)
+
+
+def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, tiny: sp.Clip) -> None:
+    for number in range(4):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"shade {number}", encoding="utf-8")
+    asked = sp.PretrainSettings(steps=1, batch_size=4)
+    sp.pretrain(tiny, load_captioned_set(f"folder:{tmp_path}"), asked, seed=0, out=tmp_path / "out")
+    (tmp_path / "3.txt").write_text("shade three", encoding="utf-8")
+    with pytest.raises(sp.InputError, match="another training; these differ: 'images'"):
+        sp.pretrain(tiny, load_captioned_set(f"folder:{tmp_path}"), asked, seed=0, out=tmp_path / "out")
+
+
+def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.Clip) -> None:
+    model = deepcopy(tiny.model)
+    model.logit_bias = nn.Parameter(torch.zeros(()))
+    towers = TwoTowers(model)
+    assert {name for name, parameter in towers.named_parameters() if not parameter.requires_grad} == {
+        "model.logit_bias"
+    }
 
 
 # Photometric changes
@@ -466,6 +489,9 @@ class Poisoned(CaptionedSet):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def digest(self) -> str:
+        return self.data.digest()
 
     def batch(
         self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool

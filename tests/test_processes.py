@@ -31,7 +31,7 @@ from shiftproof import progress
 from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
-from shiftproof.errors import TrainingError, TrainingInterruptedError
+from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import recipes
 from shiftproof.models.classifier import Network
 from shiftproof.processes import is_main_process, joined_processes, process_count, process_index, said_by_main, summed
@@ -198,6 +198,15 @@ def poisoned(folder: Path) -> str:
     return ""
 
 
+def strangers(reached: Path) -> str:
+    """Processes that do not see the same checkpoints, as where every machine has a disk of its own."""
+    try:
+        mortal(reached if is_main_process() else reached.parent / "another machine")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def same(first: sp.Classifier, second: sp.Classifier) -> bool:
     found = first.state_dict()
     return all(torch.equal(tensor, found[name]) for name, tensor in second.state_dict().items())
@@ -233,6 +242,7 @@ def play(role: str, folder: Path) -> None:
         keep(results, "batch norm", outcome(tuned(toy(lambda: nn.BatchNorm2d(8)))))
         keep(results, "immortal", outcome(mortal(results / "immortal")))
         keep(results, "resumed", outcome(mortal(folder / "mortal")))
+        told["strangers"] = strangers(results / "immortal")
         index = process_index()
     told["after"] = process_count()
     (results / f"told-{index}.json").write_text(json.dumps(told), encoding="utf-8")
@@ -404,6 +414,11 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(ran: Ran) -> None:
     assert [path.name for path in folder.iterdir()] == ["of-0"]
     kept = load_file(folder / "of-0" / "last_good" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_processes_that_see_other_checkpoints_are_refused(ran: Ran) -> None:
+    for index in (0, 1):
+        assert "not all processes find the same checkpoint" in told(ran, index)["strangers"]
 
 
 def test_a_process_that_dies_ends_the_launch_and_leaves_whole_checkpoints(ran: Ran) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
+from open_clip.modified_resnet import ModifiedResNet
+from timm.layers import BatchNormAct2d, LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,11 +33,12 @@ from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.loading import Preprocessing, crop_draws, normalise, resized_crop, to_unit_range
 from shiftproof.finetuning import loop, probe, recipes
-from shiftproof.finetuning.layers import decayed_groups
+from shiftproof.finetuning.layers import decayed_groups, lock_layers
 from shiftproof.finetuning.loop import few_shot
 from shiftproof.finetuning.probe import PENALTIES, Head, logistic_head
 from shiftproof.finetuning.recipes import Recipe, class_targets, distillation_loss, recipe_of
 from shiftproof.finetuning.settings import RECIPES
+from shiftproof.hardware import checkpoint_gradients
 from shiftproof.models import text_towers
 from shiftproof.models.classifier import Network
 from shiftproof.models.clip import build_encoder
@@ -910,6 +914,35 @@ def test_so_many_locked_layers_stay_and_no_more(few: sp.ShiftSuite, recipe: str)
     assert {"encoder.4.weight", "encoder.4.running_mean"} <= moved(start, both)
 
 
+def test_what_stands_above_locked_layers_goes_on_training() -> None:
+    class Tower(nn.Module):
+        """Its own parameter is of layer 0, which says nothing of what is in it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(4))
+            block = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+            self.blocks = nn.ModuleList(nn.Sequential(*deepcopy(block)) for _ in range(3))
+            self.dropout = nn.Dropout(0.5)
+
+    network = Network(Tower(), nn.Linear(4, 2))
+    lock_layers(network, 2)
+    network.train()
+    training = {name for name, module in network.encoder.named_modules() if name and module.training}
+    locked = {name for name, _ in network.encoder.named_modules() if name.startswith("blocks.0")}
+    assert len(locked) == 4
+    assert training == {name for name, _ in network.encoder.named_modules() if name} - locked
+    assert not network.encoder.token.requires_grad
+
+
+def test_norms_of_every_name_move() -> None:
+    layers = RmsNorm(4), BatchNormAct2d(4), LayerNorm2d(4), nn.LayerNorm(4), nn.Linear(4, 4, bias=False)
+    network = Network(nn.Sequential(*layers), nn.Linear(4, 2))
+    recipes._only_norms_and_biases(network)
+    still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert still == {"encoder.4.weight", "head.weight"}
+
+
 def test_more_locked_layers_than_there_are_is_an_error(few: sp.ShiftSuite) -> None:
     with pytest.raises(sp.InputError, match=r"finetune\.locked_layers is 9; the encoder has 4 layers"):
         sp.finetune(vit(few.classes), few, settings(locked_layers=9))
@@ -1087,9 +1120,39 @@ def test_gradient_checkpointing_changes_no_weight_of_a_transformer(few: sp.Shift
 
 def test_a_tower_that_knows_no_checkpointing_says_so(few: sp.ShiftSuite) -> None:
     with pytest.raises(
-        sp.InputError, match=r"Sequential knows no gradient checkpointing.*gradient_checkpointing to false"
+        sp.InputError, match=r"Sequential allows no gradient checkpointing.*twice.*gradient_checkpointing to false"
     ):
         sp.finetune(toy(few.classes), few, settings(gradient_checkpointing=True))
+
+
+class Reluctant(nn.Module):
+    """A tower as open_clip wraps one of timm's: its own call hides that the trunk refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = Refusing()
+
+    def set_grad_checkpointing(self) -> None:
+        """Says nothing, and does nothing."""
+
+
+class Refusing(nn.Module):
+    def set_grad_checkpointing(self) -> None:
+        raise AssertionError("gradient checkpointing not supported")
+
+
+def test_a_tower_that_would_only_pretend_to_checkpoint_says_so() -> None:
+    resnet = ModifiedResNet(layers=(1, 1, 1, 1), output_dim=8, heads=2, image_size=32, width=8)
+    for tower, said in ((resnet, "open_clip has none"), (Reluctant(), "not supported"), (nn.Linear(1, 1), "attribute")):
+        with pytest.raises(sp.InputError, match=f"{type(tower).__name__} allows no gradient checkpointing .*{said}"):
+            checkpoint_gradients(tower)
+
+
+def test_batch_norm_moves_once_a_step_where_gradients_are_checkpointed() -> None:
+    resnet = timm.create_model("resnet18", num_classes=0).train()
+    with pytest.raises(sp.InputError, match="ResNet allows no gradient checkpointing .its batch norm would take in"):
+        checkpoint_gradients(resnet)
+    checkpoint_gradients(resnet.eval())  # a frozen encoder moves none
 
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "flyp"])

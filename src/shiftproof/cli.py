@@ -118,6 +118,7 @@ def pretrain(
     report_to: ReportTo = None,
     settings: Set = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Contrastive image-text pretraining on images with captions; --resume goes on from the last checkpoint.
 
@@ -127,8 +128,9 @@ def pretrain(
     from shiftproof.runfile import RunFile
     from shiftproof.stages import run_pretrain
 
+    asked = RunFile.read(run_file, _overrides(settings, seed, device, report_to))
     with live_progress():
-        card = run_pretrain(RunFile.read(run_file, _overrides(settings, seed, device, report_to)), out, resume=resume)
+        card = run_pretrain(asked, out, resume=resume, overwrite=overwrite)
     print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on {card['recall_on']}:")
     for direction, recall in card["recall"].items():
         print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))

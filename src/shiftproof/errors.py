@@ -23,8 +23,8 @@ class TrainingError(ShiftproofError, RuntimeError):
     """A training that cannot go on; the message says what was kept."""
 
 
-class FullMemoryError(TrainingError):
-    """The memory is full; the message says what needs less."""
+class DivergenceError(TrainingError):
+    """A loss, a gradient or logits that are not finite."""
 
 
 class TrainingInterruptedError(ShiftproofError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from shiftproof.errors import FullMemoryError, InputError, require_at_least, require_choice
+from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
 from shiftproof.processes import process_count
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ class LoopSettings:
     """How a training uses the machine; what it learns depends on it in the last bits only.
 
     ``precision`` is that of the forward pass (float16 needs a GPU). ``accumulate`` splits every batch into so many
-    parts, one after the other, ``gradient_checkpointing`` computes activations anew in the backward pass: both save
-    memory. ``channels_last`` and ``compile`` may save time. Every ``checkpoint_every`` steps all that is needed to
-    go on is written, and the last ``checkpoints_kept`` of these stay.
+    parts, one after the other, each of which batch norm, where there is any, then measures by itself.
+    ``gradient_checkpointing`` computes activations anew in the backward pass. Both save memory. ``channels_last`` and
+    ``compile`` may save time. Every ``checkpoint_every`` steps all that is needed to go on is written, and the last
+    ``checkpoints_kept`` of these stay.
     """
 
     precision: str = "float32"
@@ -98,16 +99,26 @@ def prepared(module: nn.Module, settings: LoopSettings, accelerator: Accelerator
     return accelerator.prepare_model(module, device_placement=False)  # type: ignore[no-any-return]
 
 
-def checkpoint_gradients(encoder: nn.Module) -> None:
-    """Has an image tower compute its activations anew in the backward pass; an InputError where it cannot."""
-    switch = getattr(encoder, "set_grad_checkpointing", None)
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Has an image tower, or both of a zero-shot model, compute its activations anew in the backward pass.
+
+    To be called in training mode. Raises an InputError where the tower knows no checkpointing, or where batch-norm
+    statistics would be moved twice a step, by either pass.
+    """
+    from open_clip.modified_resnet import ModifiedResNet
+
+    tower = getattr(model, "visual", model)
     try:
-        if switch is None:
-            raise AttributeError("it has no set_grad_checkpointing")
-        switch()
+        if isinstance(tower, ModifiedResNet):
+            raise NotImplementedError("open_clip has none for it")
+        if any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in model.modules()):
+            raise NotImplementedError("its batch norm would take in every batch twice")
+        if (trunk := getattr(tower, "trunk", None)) is not None:  # whose refusal open_clip would only log
+            trunk.set_grad_checkpointing()
+        model.set_grad_checkpointing()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, AssertionError) as error:
         raise InputError(
-            f"the image tower {type(encoder).__name__} knows no gradient checkpointing ({error}). "
+            f"the image tower {type(tower).__name__} allows no gradient checkpointing ({error}). "
             "Set gradient_checkpointing to false; accumulate saves memory too."
         ) from error
 
@@ -126,10 +137,10 @@ def explained_memory(section: str, splits: bool = True) -> Iterator[None]:
         raise
 
 
-def _memory_is_full(section: str, error: BaseException, splits: bool) -> FullMemoryError:
+def _memory_is_full(section: str, error: BaseException, splits: bool) -> TrainingError:
     told = str(error).splitlines()
     split = f"Raise {section}.accumulate or set" if splits else "Set"
-    return FullMemoryError(
+    return TrainingError(
         f"the memory is full ({told[0] if told else type(error).__name__}). "
         f"{split} {section}.gradient_checkpointing and go on with --resume, or start anew with a lower "
         f"{section}.batch_size"

@@ -18,7 +18,7 @@ from torch.nn import functional
 from shiftproof.augmentation.photometric import photometric
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.errors import FullMemoryError, InputError, TrainingError, require_at_least, require_between
+from shiftproof.errors import DivergenceError, InputError, TrainingError, require_at_least, require_between
 from shiftproof.evaluation.retrieval import recall_at
 from shiftproof.hardware import LoopSettings, checkpoint_gradients
 from shiftproof.models.checkpoints import write_state_dict
@@ -79,6 +79,8 @@ class TwoTowers(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        if (bias := getattr(model, "logit_bias", None)) is not None:  # SigLIP's, which cancels in this loss
+            bias.requires_grad_(False)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D) features of the images and of the texts, and the logit scale."""
@@ -141,7 +143,7 @@ def pretrain(
         **asdict(settings.deciding()),
         "seed": seed,
         "data": data.name,
-        "images": len(data),
+        "images": data.digest(),
         "model": clip.name,
     }
     course = Course(
@@ -167,13 +169,10 @@ def pretrain(
             try:
                 loss = trainer.take(step, _losses(trainer.model, clip, data, settings, seed, step, device))
             except TrainingError as error:
-                advice = (
-                    ""
-                    if isinstance(error, FullMemoryError)
-                    else ("Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out.")
-                )
+                advice = " Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
                 raise type(error)(
-                    f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}. {advice}"
+                    f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}."
+                    f"{advice if isinstance(error, DivergenceError) else ''}"
                 ) from error
             towers.clamp_scale()
             loss_average = loss if step == 0 else 0.98 * loss_average + 0.02 * loss
@@ -222,7 +221,7 @@ def _losses(
     """The loss of a step's batch, as soon as it is asked for; each of several processes runs its share of the pairs."""
     images, texts = _batch(clip, data, settings, seed, step)
     own = own_share(settings.batch_size)
-    with global_draws(seed, "stochastic layers", step, *drawn_apart(0)):
+    with global_draws(seed, "stochastic layers", step, *drawn_apart(0), device=device):
         image_features, text_features, scale = model(images[own].to(device), texts[own].to(device))
     yield contrastive_loss(gathered(image_features.float()), gathered(text_features.float()), scale)
 

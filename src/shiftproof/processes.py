@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
 
-from shiftproof.errors import ShiftproofError
+from shiftproof.errors import TrainingError
 
 Number = TypeVar("Number", np.float32, np.float64)
 _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|remote process exited", re.IGNORECASE)
@@ -63,6 +63,17 @@ def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
     return tensor.cpu().numpy()
 
 
+def mean_of(value: float, device: str) -> float:
+    """The mean of a number over all processes, on each of them."""
+    return float(summed(np.array([value / process_count()]), device)[0])
+
+
+def same_everywhere(number: int, device: str) -> bool:
+    """Whether all processes hold the same number; all ask, and get one answer."""
+    main = summed(np.array([float(number) if is_main_process() else 0.0]), device)[0]
+    return bool(summed(np.array([float(number != main)]), device)[0] == 0)
+
+
 def wait_for_main(device: str) -> None:
     """Returns once every process, the main one too, has come so far."""
     said_by_main(True, device)
@@ -78,12 +89,12 @@ def share_buffers(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def explained_loss() -> Iterator[None]:
-    """Turns the many ways of losing another process into a ShiftproofError: that one's message says what happened."""
+    """Turns the many ways of losing another process into a TrainingError: that one's message says what happened."""
     try:
         yield
     except RuntimeError as error:
         if process_count() > 1 and _LOST.search(str(error)):
-            raise ShiftproofError("another process has ended, and this one with it. Its message says why.") from error
+            raise TrainingError("another process has ended, and this one with it; its message says why") from error
         raise
 
 

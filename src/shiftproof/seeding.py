@@ -22,13 +22,20 @@ def child_seed(seed: int, *path: str | int) -> int:
 
 
 @contextlib.contextmanager
-def global_draws(seed: int, *path: str | int) -> Iterator[None]:
-    """Seeds torch's global state inside the block and restores it after.
+def global_draws(seed: int, *path: str | int, device: str = "cpu") -> Iterator[None]:
+    """Seeds torch's global state, of the CPU and of one device, inside the block and restores it after.
 
     Layers such as dropout and stochastic depth take no generator; this makes their draws repeatable.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(child_seed(seed, *path))
+    place, own = torch.device(device), child_seed(seed, *path)
+    if place.type == "cpu":
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(own)
+            yield
+        return
+    with torch.random.fork_rng(devices=(place,), device_type=place.type), place:
+        torch.default_generator.manual_seed(own)
+        torch.get_device_module(place).manual_seed(own)
         yield
 
 

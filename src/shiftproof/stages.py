@@ -38,7 +38,16 @@ from shiftproof.tracking import trackers_from
 
 # What --overwrite may delete.
 _WRITTEN = (
-    *("classifier.json", "model.safetensors", "text_tower.safetensors", "results.jsonl", "run.yaml", "checkpoints"),
+    *(
+        "model",
+        "card.json",
+        "classifier.json",
+        "model.safetensors",
+        "text_tower.safetensors",
+        "results.jsonl",
+        "run.yaml",
+        "checkpoints",
+    ),
     *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
 )
 
@@ -64,14 +73,14 @@ class Sweep:
     batch_norm: tuple[AccuracyRecord, ...] = ()
 
 
-def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Pretrains as the run file's ``pretrain`` section asks; returns the card."""
     if asked.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are found first, so that a misspelt name leaves no directory behind.
     clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
     device, trackers = choose_device(asked.device), trackers_from(asked.report_to)
-    with joined_processes(device), _training_in(out, asked, device, resume=resume):
+    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
         return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
 
 

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof import progress
-from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
+from shiftproof.errors import DivergenceError, InputError, TrainingInterruptedError
 from shiftproof.hardware import LoopSettings, accelerated, explained_memory, prepared
 from shiftproof.processes import (
     explained_loss,
     is_main_process,
+    mean_of,
     process_count,
     process_index,
+    same_everywhere,
     share_buffers,
     summed,
     wait_for_main,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MAX_LOGIT_SCALE = math.log(100)
+_LEAST_SCALE = 2.0**-20  # of float16 gradients, halved from 2^16 on at every step that is left out
 LARGEST = 1e30  # of a setting: no infinity, which JSON cannot hold, and nothing that overflows a float32 step
 
 
@@ -119,11 +122,11 @@ def optimisation_step(
     clip_norm: float,
     accelerator: Accelerator | None = None,
 ) -> float:
-    """Backward pass, global-norm clip and update at the given learning rate; returns the loss.
+    """Backward pass, global-norm clip and update at the given learning rate; returns the loss over all processes.
 
-    Several ``losses`` are parts of one, made one after the other and added up. Raises a TrainingError, with the
+    Several ``losses`` are parts of one, made one after the other and added up. Raises a DivergenceError, with the
     weights as they were before the step, where the loss or a gradient is not finite; in float16, where gradients
-    overflow now and then, the step is left out instead.
+    overflow now and then, the step is left out instead, unless they do so at the least scale too.
     """
     optimizer.zero_grad(set_to_none=True)
     taken = []
@@ -136,10 +139,12 @@ def optimisation_step(
         norm = accelerator.clip_grad_norm_(parameters, clip_norm)
     # Both are read at once: each look at a number on a GPU waits for all that runs there.
     loss, size = torch.stack([torch.stack(taken).sum().float(), norm.float()]).tolist()
+    loss = mean_of(loss, str(parameters[0].device))
+    scaler = accelerator.scaler if accelerator else None
     if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss}")
-    if not math.isfinite(size) and (accelerator is None or accelerator.scaler is None):
-        raise TrainingError(f"the gradient's norm is {size}")
+        raise DivergenceError(f"the loss is {loss}")
+    if not math.isfinite(size) and (scaler is None or scaler.get_scale() < _LEAST_SCALE):
+        raise DivergenceError(f"the gradient's norm is {size}")
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_share", 1.0)
     optimizer.step()
@@ -223,7 +228,12 @@ class Trainer:
         with explained_loss(), explained_memory(self.course.section, splits=self.course.splits):
             loss = optimisation_step(losses, trainable, self.optimizer, lr, self.course.clip_norm, self.accelerator)
         share_buffers(self.module)
-        return float(summed(np.array([loss / process_count()]), self.device)[0])
+        return loss
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was left out, since its float16 gradients overflowed."""
+        return bool(self.optimizer.step_was_skipped)
 
     def tell(self, step: int, loss: float, **values: float) -> None:
         """Reports a step to the log, to trackers and to whoever watches."""
@@ -276,6 +286,10 @@ def training(
     course = replace(course, origin=json.loads(json.dumps(course.origin)))  # as a checkpoint gives it back
     with accelerated(settings, device) as accelerator, noticing_sigterm(folder is not None) as terminated:
         model = prepared(module, settings, accelerator, device)
+        if not same_everywhere(begun.step if begun else 0, device):
+            raise InputError(
+                f"not all processes find the same checkpoint in {folder}. Choose an --out that all machines share."
+            )
         if begun is not None and folder is not None:
             require_same_training(begun.state["origin"], course.origin, folder)
             _restore(begun, module, optimizer, accelerator.scaler)

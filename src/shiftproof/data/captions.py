@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,10 @@ class CaptionedSet(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    def digest(self) -> str:
+        """What tells this set from another one of its name; pixels are not read."""
+        return str(len(self))
+
     @abstractmethod
     def batch(
         self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
@@ -78,6 +83,11 @@ class CaptionedFiles(CaptionedSet):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def digest(self) -> str:
+        """A digest of names and captions."""
+        told = "\0".join("\0".join([path.name, *known]) for path, known in zip(self.paths, self.captions, strict=True))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def batch(
         self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool

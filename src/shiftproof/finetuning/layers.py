@@ -48,8 +48,8 @@ def lock_layers(network: Network, count: int) -> None:
     for name in locked:
         parameters[name].requires_grad_(False)
     for place, module in network.named_modules():
-        own = {f"{place}.{name}" for name, _ in module.named_parameters(recurse=False)}
-        if own and own <= locked:
+        own = {f"{place}.{name}" for name, _ in module.named_parameters()}
+        if own and own <= locked:  # with all that is below it
             keep_in_evaluation(module)
 
 

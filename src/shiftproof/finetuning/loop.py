@@ -17,7 +17,7 @@ from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.sets import ImageSet, samples_digest
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import FullMemoryError, InputError, TrainingError
+from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.probe import probed
@@ -89,10 +89,11 @@ def finetune(
             try:
                 loss = trainer.take(step, recipe.losses(trainer.model, images, targets, step))
                 recipe.after_step()
-                _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
+                if not trainer.skipped:
+                    _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
                 progress.saw(loss, recipe.module)
                 if _ends_epoch(step, course.steps, settings.batch_size, len(train)):
-                    with explained_memory("finetune"):
+                    with explained_memory("finetune", splits=course.splits):
                         progress.end_epoch(step, recipe, validation, device, told)
             except TrainingError as error:
                 raise _stopped(error, step, progress, begin, checkpoints, training_record) from error
@@ -181,7 +182,7 @@ class _Progress:
         reached = recipe.classifier(self._module(recipe), **told)
         found = predict(reached, validation, device=device, stage="validate", together=True)
         if not np.isfinite(found.logits).all():
-            raise TrainingError("the validation logits are not finite")
+            raise DivergenceError("the validation logits are not finite")
         score = accuracy(found.logits, found.labels)
         if self.early and score > max((entry["validation"] for entry in self.history), default=-1.0):
             self.best = {
@@ -323,5 +324,5 @@ def _stopped(
     if checkpoints and is_main_process():
         good = replace(progress.good, training={**record, "history": progress.history}) if progress.good else start
         kept = f"The weights of {since} are kept in {save_classifier(good, checkpoints / 'last_good')}. "
-    advice = "" if isinstance(error, FullMemoryError) else "Lower finetune.lr or finetune.clip_norm."
+    advice = "Lower finetune.lr or finetune.clip_norm." if isinstance(error, DivergenceError) else ""
     return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {kept}{advice}".rstrip())

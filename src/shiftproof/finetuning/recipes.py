@@ -27,7 +27,7 @@ from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training import drawn_apart, own_share, parameter_groups, parts_of, require_equal_shares
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
-_NORMS = re.compile(r"(Layer|Group|Batch|Instance|RMS)Norm")
+_NORMS = re.compile("norm", re.IGNORECASE)  # LayerNorm, BatchNormAct2d, RmsNorm, EvoNorm ...
 
 
 class Recipe(Protocol):
@@ -77,11 +77,11 @@ class SupervisedRecipe:
         self, start: Classifier, settings: FinetuneSettings, theta_0: Classifier, *, seed: int, device: str
     ) -> None:
         self._start, self._settings, self._seed, self._device = start, settings, seed, device
-        network = deepcopy(start.network).to(device)
+        network = deepcopy(start.network).train()
+        _let_move(network, settings, seed)
         if settings.gradient_checkpointing:
             checkpoint_gradients(network.encoder)
-        _let_move(network, settings, seed)
-        self.module = network.train()
+        self.module = network.to(device)
         self._teacher = theta_0.network_on(device) if settings.distillation else None
 
     def groups(self) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ class SupervisedRecipe:
             unsynced = number + 1 < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
             with (
                 model.no_sync() if unsynced else contextlib.nullcontext(),  # type: ignore[operator]
-                global_draws(self._seed, "stochastic layers", step, *drawn_apart(number)),
+                global_draws(self._seed, "stochastic layers", step, *drawn_apart(number), device=self._device),
             ):
                 logits = model(images[part])
             size = part.stop - part.start
@@ -153,7 +153,7 @@ class ContrastiveRecipe:
         generator, batch = child_generator(self._seed, "captions", step), self._settings.batch_size
         templates = torch.randint(len(self._start.prompts), (batch,), generator=generator)[own_share(batch)]
         tokens = self._tokens[captioned.cpu(), templates].to(images.device)
-        with global_draws(self._seed, "stochastic layers", step, *drawn_apart(0)):
+        with global_draws(self._seed, "stochastic layers", step, *drawn_apart(0), device=self._device):
             image_features, text_features, scale = model(images, tokens)
         everyone = gathered(soft.float()), gathered(captioned)
         yield contrastive_loss(
@@ -172,7 +172,9 @@ class ContrastiveRecipe:
         model = deepcopy(module.model).cpu().eval()  # type: ignore[union-attr]
         encoder = {f"encoder.{name}": tensor for name, tensor in model.visual.state_dict().items()}  # type: ignore[union-attr]
         text = {n: t.detach().clone() for n, t in model.state_dict().items() if not n.startswith("visual.")}
-        head, scale = rebuilt_head(with_text(self._clip, text), self._start)
+        writer = with_text(self._clip, text)
+        writer.model.to(self._device)  # thousands of prompts are nothing for a CPU
+        head, scale = rebuilt_head(writer, self._start)
         weights = encoder | head
         return self._start.with_weights(weights, head="rebuilt", logit_scale=scale, text=text, **told)
 
