@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 import shiftproof as sp
-from shiftproof import progress, study
+from shiftproof import progress, runfile, study
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
 from shiftproof.pipeline import build_start, suite_of
 from shiftproof.records import PathPoint, PathRecord
@@ -42,7 +42,7 @@ from shiftproof.report.studies import (
     study_verdict,
 )
 from shiftproof.runfile import RunFile
-from shiftproof.storage import locked, write_json
+from shiftproof.storage import locked, write_json, write_text
 from shiftproof.study import run_member, run_study, spreads
 from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
 from shiftproof.studyfile import MemberRun, StudyFile
@@ -303,12 +303,20 @@ ONE = {"finetune.lr": [1e-3]}
         ({"run": {"modle": "tiny"}}, "'modle'. Did you mean 'model'?"),
         ({"grid": {"suite": ["emoji"]}}, "'suite' must be the same in all runs"),
         ({"grid": {"alphas": [3, 5]}}, "'alphas' must be the same in all runs"),
-        ({"grid": {"seed": [0, 1]}}, "'seed' must be the same in all runs"),
+        ({"grid": {"seed": [0, 1]}}, "no key 'seed' of its own. List seeds beside run"),
         ({"grid": {"limit": [5, 6]}}, "'limit' must be the same in all runs"),
         ({"configurations": {"a": {"suite": {"name": "x"}}}}, "'suite' must be the same in all runs"),
         ({"configurations": {"a": {"suite.reference.test": "folder:x"}}}, "'suite.reference.test' must be the same"),
-        ({"sample": {"count": 1, "keys": {"seed": [0, 1]}}}, "'seed' must be the same in all runs"),
+        ({"sample": {"count": 1, "keys": {"seed": [0, 1]}}}, "no key 'seed' of its own"),
         ({"run": {"seed": 3}}, "seeds: [0, 1]"),
+        ({"run": {"alpha_rule": "tolerance"}}, "no key 'alpha_rule' of its own. Set rule beside run"),
+        ({"run": {"pretrain": {"data": "emoji-captions"}}}, "no key 'pretrain' of its own"),
+        ({"grid": {"alpha_tolerance": [0.01, 0.02]}}, "'alpha_tolerance' must be the same in all runs"),
+        ({"grid": {"finetune.lora_rank": [2, 4]}}, "lora_scale are of the recipe 'lora'"),
+        (
+            {"sample": {"count": 1, "keys": {"finetune.lr": {"lo": 1}}}},
+            "keys.finetune.lr.lo'. Did you mean 'low'?",
+        ),
         ({"run": {"alphas": [0, 1]}}, "needs 0, 0.5 and 1"),
         ({"run": {"alphas": [0.5, 1]}}, "needs 0, 0.5 and 1"),
         ({"run": {"alphas": 4}}, "needs 0, 0.5 and 1"),
@@ -629,7 +637,7 @@ def test_the_figure_draws_every_path_where_its_accuracies_are() -> None:
     *curves, zero_shot, tuned, half = lines
     for curve, member in zip(curves, (*FOUND, SOUP), strict=True):
         np.testing.assert_allclose(curve, places(member.path.points))
-    np.testing.assert_allclose(zero_shot, [(50, 65)])
+    np.testing.assert_allclose(zero_shot, [(50, 65)] * len(FOUND))
     np.testing.assert_allclose(tuned, places([member.path.at(1) for member in FOUND]))
     np.testing.assert_allclose(half, places([member.path.at(0.5) for member in FOUND]))
     # One entry a configuration, whose seeds have one colour; markers are no curves.
@@ -656,9 +664,10 @@ def test_configurations_are_compared_with_a_path_at_equal_reference_accuracy() -
     # Alone it stands at 0.8, where the base's path has (0.7 + 0.5) / 2; at alpha 0.5 to the left of where that begins.
     other = made("other", 0, (0.5, 0.6, 0.6), (0.45, 0.9, 0.9), (0.8, 0.7, 0.55))
     rows = {row[0]: row[1:] for row in equal_reference_table(recorded([base, other]), "base").rows}
-    # Mean shifts reach 0.1 / sqrt(2) down and 0.04 / sqrt(2) up, and so do their means; the two add in squares.
+    # Mean shifts reach 0.1 / sqrt(2) down and 0.04 / sqrt(2) up. Both references are 0.07 to either side, and the path
+    # falls by one point a point there. All four add in squares.
     assert rows["other"] == (
-        *("80.0 [70.0, 84.0]", "62.5 [55.4, 65.3]", "+2.5 [−5.1, +10.1]"),
+        *("80.0 [70.0, 84.0]", "62.5 [55.4, 65.3]", "+2.5 [−10.0, +15.0]"),
         *("45.0 [35.0, 49.0]", "90.0 [82.9, 92.8]", "–"),
     )
     assert [rows["base"][place].split()[0] for place in (2, 5)] == ["0.0", "0.0"]
@@ -790,6 +799,7 @@ class Played:
 
     options: list[dict[str, Any]] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    machine: dict[str, float] = field(default_factory=lambda: {"CPU": 2.0, "node:127.0.0.1": 1.0})
 
 
 @pytest.fixture
@@ -807,14 +817,13 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         except Exception as error:
             raise TaskError(error) from error
 
-    machine = {"CPU": 2.0, "node:127.0.0.1": 1.0}
     ray = SimpleNamespace(
         remote=remote,
         get=get,
         wait=lambda tasks, num_returns: (tasks[:num_returns], tasks[num_returns:]),
         exceptions=SimpleNamespace(RayError=TaskError),
         # What is needed must be there on one machine; two have four processors together.
-        nodes=lambda: [{"Alive": True, "Resources": machine}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}],
+        nodes=lambda: [{"Alive": True, "Resources": seen.machine}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}],
     )
     monkeypatch.setattr(study, "_ray", lambda address: contextlib.nullcontext(ray))
     monkeypatch.setattr(torch, "set_num_threads", seen.threads.append)
@@ -838,6 +847,7 @@ def stub(tiny: sp.Clip, failing: dict[str, Exception] | None = None) -> Stub:
         points = tuple(PathPoint(a, 0.5, values, dict.fromkeys(values, (0.4, 0.6))) for a in (0.0, 0.5, 1.0))
         path = PathRecord("reference", ("sketch",), points)
         told = StudyMember(run.name, run.configuration, run.changes, run.asked.seed, path, 0.5, 1.0)
+        write_text(folder / "run.yaml", run.asked.to_yaml())
         write_json(folder / "member.json", told.to_json())
 
     return run
@@ -846,12 +856,74 @@ def stub(tiny: sp.Clip, failing: dict[str, Exception] | None = None) -> Stub:
 def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, played: Played) -> None:
     asked = StudyFile.resolve(own(folders, cpus_per_run=2, configurations={"a": {}, "b": {"finetune.epochs": 2}}))
     found = run_study(asked, tmp_path / "out")
-    assert played.options == [{"num_cpus": 2, "num_gpus": 0, "max_retries": 0}]
+    assert played.options == [{"num_cpus": 2, "num_gpus": 0.0, "max_retries": 0}]
     assert played.threads == [2, 2]
     assert [member.name for member in found.members] == ["a-seed-0", "b-seed-0"]
     assert [dict(member.changes) for member in found.members] == [{}, {"finetune.epochs": 2}]
     assert StudyRecord.from_json(json.loads((tmp_path / "out" / "study.json").read_text())) == found
     assert StudyFile.read(tmp_path / "out" / "study.yaml") == asked
+
+
+def test_runs_are_given_a_gpu_where_there_are_any(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def noted(run: MemberRun, *rest: Any) -> None:
+        devices.append(run.asked.device)
+        stub(tiny)(run, *rest)
+
+    monkeypatch.setattr(study, "run_member", noted)
+    told = own(folders)
+    for number, (device, gpus, found) in enumerate(
+        [("auto", 2, (1, "auto")), ("auto", 0, (0, "cpu")), ("cpu", 2, (0, "cpu"))]
+    ):
+        played.machine["GPU"] = gpus
+        run_study(StudyFile.resolve(told, [f"run.device={device}"]), tmp_path / str(number))
+        assert (played.options[-1]["num_gpus"], devices[-1]) == found
+    # Half a GPU each, or none at all.
+    played.machine["GPU"] = 2
+    for share, device in ((0.5, "auto"), (0, "cpu")):
+        run_study(StudyFile.resolve(told, ["run.device=auto", f"gpus_per_run={share}"]), tmp_path / f"share-{share}")
+        assert (played.options[-1]["num_gpus"], devices[-1]) == (share, device)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The study file is silent on the rate; what silence means may change from one version to the next.
+    told = own(folders, configurations={"a": {}})
+    del told["run"]["finetune"]["lr"]
+    asked = StudyFile.resolve(told)
+    monkeypatch.setattr(study, "run_member", stub(tiny))
+    run_study(asked, tmp_path / "out")
+    monkeypatch.setitem(runfile.MODEL_SETTINGS, "tiny", {**runfile.MODEL_SETTINGS["tiny"], "lr": 0.5})
+    with pytest.raises(sp.InputError, match="a-seed-0 holds a run of other settings than this study comes to now"):
+        run_study(asked, tmp_path / "out", resume=True)
+
+
+def test_a_study_that_could_not_begin_may_be_asked_for_anew(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "run_member", stub(tiny))
+    with pytest.raises(sp.InputError, match="cpus_per_run is 64"):
+        run_study(StudyFile.resolve(own(folders, cpus_per_run=64)), tmp_path / "out")
+    (tmp_path / "out" / ".study.tmp.json").write_text("what a killed process leaves", encoding="utf-8")
+    assert run_study(StudyFile.resolve(own(folders)), tmp_path / "out").failures == ()
+
+
+def test_soups_that_fail_cost_no_result(
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(study, "run_member", stub(tiny))
+    monkeypatch.setattr(study, "uniform_soup", full)
+    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
+    with pytest.raises(MemoryError):
+        run_study(asked, tmp_path / "out")
+    assert [member.name for member in read_record(tmp_path / "out").members] == ["a-seed-0", "b-seed-0"]
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(
@@ -1120,9 +1192,16 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     assert f"numbers: {Path('out', 'study.json')}" in said
     assert (out / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
     with (out / "study.csv").open(encoding="utf-8", newline="") as table:
-        header, *rows = csv.reader(table)
-    assert (header, rows) == (list(study_table(record).header), [list(row) for row in study_table(record).rows])
-    assert [row[0] for row in rows] == ["Plain", "quick", "uniform soup", "greedy soup"]
+        rows = list(csv.DictReader(table))
+    told = [(row["configuration"], float(row["alpha"]), row["set"], float(row["accuracy"])) for row in rows]
+    assert told == [
+        (member.configuration, point.alpha, name, value)
+        for member in (*record.members, *record.soups)
+        for point in member.path.points
+        for name, value in (("validation", point.validation), *point.accuracy.items())
+    ]
+    chosen = {(row["name"], float(row["alpha"])) for row in rows if row["chosen"] == "1"}
+    assert chosen == {(member.name, member.chosen) for member in (*record.members, *record.soups)}
     runs = {run.name: run for run in StudyFile.read(file).members()}
     assert_members_are_swept_as_here(record, out, runs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -196,10 +196,11 @@ _SECTIONS: Mapping[str, Any] = {
     "pretrain": [entry.name for entry in fields(PretrainFile)],
     "suite": SuiteFile.model_fields,
     "suite.reference": ReferenceFile.model_fields,
+    "suite.shifts": ShiftFile.model_fields,
 }
 
 
-_BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]")
+_BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]", "list[any]", "Between")
 
 
 def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
@@ -209,13 +210,15 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
         # A union's branch stands in the location as a type name; to the reader it is no key, and where the input is
         # plainly of another branch (a section where a name could stand), neither is its complaint one.
         location = [str(part) for part in found["loc"]]
-        branch = location.pop(1) if location[1:] and location[1] in _BRANCHES else ""
-        if branch in ("str", "int") and isinstance(found["input"], (dict, list)):
+        place = 3 if location[:2] == ["sample", "keys"] else 1
+        branch = location.pop(place) if location[place:] and location[place] in _BRANCHES else ""
+        if (branch in ("str", "int") and isinstance(found["input"], (dict, list))) or (
+            branch == "list[any]" and isinstance(found["input"], dict)
+        ):
             continue
         key, section = ".".join(location), ".".join(location[:-1])
         if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = ShiftFile.model_fields if section.startswith("suite.shifts") else sections.get(section, {})
-            sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], known)}")
+            sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], _known(section, sections))}")
         elif found["type"] == "missing":
             sentences.append(f"the run-file key {key!r} is missing. Add it.")
         elif found["type"] in ("model_type", "dataclass_type", "dict_type"):
@@ -227,3 +230,9 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
         else:
             sentences.append(f"the run-file key {key!r} is {found['input']!r}: {found['msg'].lower()}.")
     return "\n".join(dict.fromkeys(sentences))
+
+
+def _known(section: str, sections: Mapping[str, Any]) -> Iterable[str]:
+    """The keys of a section, or of the ones that a user names, such as a shift, by what they stand in."""
+    within = [name for name in sections if section == name or section.startswith(f"{name}.")]
+    return sections[max(within, key=len)] if within else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import hashlib
 import io
 import os
 import shutil
@@ -12,11 +13,13 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from shiftproof import progress
@@ -32,7 +35,7 @@ from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import build_start, choose_device, suite_of, versions
 from shiftproof.report.figures import save_figure
-from shiftproof.report.studies import study_figure, study_table
+from shiftproof.report.studies import study_figure
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
@@ -52,7 +55,8 @@ def run_study(
 
     Each run has a directory under ``out/members``; one that fails is listed and holds up no other. Raises a
     ShiftproofError where all fail. ``resume`` goes on with what is missing, each run from its last checkpoint.
-    ``address`` is that of a Ray cluster whose machines see ``out`` under the same path; without it one is started here.
+    ``address`` is that of a Ray cluster whose machines see ``out``, this directory and all data and models under the
+    same paths; without it one is started here.
     """
     members = asked.members()
     # Data and model are found before anything is written, so that a misspelt name is told at once.
@@ -65,16 +69,10 @@ def run_study(
         _open(asked, out, resume=resume, overwrite=overwrite)
         failures = _run_members(asked, members, out / "members", address)
         found = [
-            _read_member(out / "members" / run.name, run) for run in members if _is_done(out / "members" / run.name)
+            _read_member(out / "members" / run.name, suite) for run in members if _is_done(out / "members" / run.name)
         ]
         if not found:
             raise ShiftproofError(told_failures(failures, out))
-        soups = []
-        for kind in asked.soups:
-            try:
-                soups.append(_soup(kind, found, members, suite, out, asked.rule))
-            except InputError as error:  # of different architectures, say
-                failures.append(StudyFailure(f"{kind} soup", str(error)))
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
             suite=suite.name,
@@ -85,11 +83,14 @@ def run_study(
             interval_level=LEVEL,
             members=tuple(found),
             failures=tuple(failures),
-            soups=tuple(soups),
+            soups=(),
             spreads=spreads(found, suite.reference.name, averaged),
             versions=versions(),
         )
-        _write(record, out)
+        _write(record, out)  # whatever becomes of the soups
+        if asked.soups:
+            record = _with_soups(record, asked, members, suite, out)
+            _write(record, out)
         return record
 
 
@@ -106,7 +107,7 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
     asked, device = run.asked, choose_device(run.asked.device)
     suite = _suite(_key(asked))
     with locked(folder):
-        write_text(folder / "run.yaml", asked.to_yaml())
+        write_text(folder / "run.yaml", asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
         start = build_start(asked, suite)
         tuned = finetune(
             start,
@@ -178,16 +179,23 @@ def _run_members(
     asked: StudyFile, members: Sequence[MemberRun], folder: Path, address: str | None
 ) -> list[StudyFailure]:
     """Runs what is not done yet; returns the failures."""
+    for run in members:
+        _require_same_run(run, folder / run.name)
     missing = [run for run in members if not _is_done(folder / run.name)]
     done, failures = len(members) - len(missing), []
     progress.report("study", done, len(members))
     if not missing:
         return []
     with _ray(address) as ray:
-        _require_resources(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = _gpus_per_run(asked, machines)
+        _require_resources({"CPU": asked.cpus_per_run, "GPU": gpus}, machines)
         threads = max(int(asked.cpus_per_run), 1)
-        remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=asked.gpus_per_run, max_retries=0)(run_member)
-        running = {remote.remote(run, folder / run.name, asked.rule, threads): run for run in missing}
+        remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=gpus, max_retries=0)(_run_there)
+        running = {
+            remote.remote(Path.cwd(), run if gpus else _without_gpu(run), folder / run.name, asked.rule, threads): run
+            for run in missing
+        }
         while running:
             (ended,), _ = ray.wait(list(running), num_returns=1)
             run = running.pop(ended)
@@ -200,9 +208,30 @@ def _run_members(
     return failures
 
 
-def _require_resources(asked: StudyFile, machines: Sequence[Mapping[str, float]]) -> None:
+def _run_there(place: Path, run: MemberRun, folder: Path, rule: str, threads: int) -> None:
+    """A run of the study in a process of Ray's, where relative paths shall mean what they mean here."""
+    os.chdir(place)
+    run_member(run, folder, rule, threads)
+
+
+def _gpus_per_run(asked: StudyFile, machines: Sequence[Mapping[str, float]]) -> float:
+    """As many as asked for; else one where there are any and the runs may use them."""
+    if asked.gpus_per_run is not None:
+        return asked.gpus_per_run
+    device = asked.members()[0].asked.device
+    return float(device != "cpu" and (device != "auto" or any(machine.get("GPU") for machine in machines)))
+
+
+def _without_gpu(run: MemberRun) -> MemberRun:
+    """The run as it is where Ray gives it no GPU: "auto" would see, and share, those of all others."""
+    if run.asked.device != "auto":
+        return run
+    return replace(run, asked=run.asked.model_copy(update={"device": "cpu"}))
+
+
+def _require_resources(needs: Mapping[str, float], machines: Sequence[Mapping[str, float]]) -> None:
     """Raises an InputError where no run could ever begin on any machine; Ray would wait for more machines."""
-    for name, needed in (("CPU", asked.cpus_per_run), ("GPU", asked.gpus_per_run)):
+    for name, needed in needs.items():
         largest = max((machine.get(name, 0) for machine in machines), default=0)
         if needed > largest:
             raise InputError(
@@ -233,7 +262,8 @@ def _ray(address: str | None) -> Iterator[Any]:
     except ImportError as error:
         raise InputError("a study needs Ray. Install it: pip install 'shiftproof[study]'.") from error
 
-    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    # Without an address Ray would join whichever cluster it finds.
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
         ray.init(**options, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -284,6 +314,19 @@ def _swept(
     )
 
 
+def _with_soups(
+    record: StudyRecord, asked: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, out: Path
+) -> StudyRecord:
+    """The record with the soups that were asked for; one that cannot be averaged is a failure like another."""
+    soups, failures = [], list(record.failures)
+    for kind in asked.soups:
+        try:
+            soups.append(_soup(kind, record.members, runs, suite, out, asked.rule))
+        except InputError as error:  # of different architectures, say
+            failures.append(StudyFailure(f"{kind} soup", str(error)))
+    return replace(record, soups=tuple(soups), failures=tuple(failures))
+
+
 def _soup(
     kind: str,
     found: Sequence[StudyMember],
@@ -292,13 +335,15 @@ def _soup(
     out: Path,
     rule: str,
 ) -> StudyMember:
-    """A soup of all members that ended, saved and swept; done once, unless more have ended since."""
+    """A soup of all members that ended, saved and swept; done once, unless more have ended since, or anew."""
     started, file = time.perf_counter(), out / "soups" / kind / "member.json"
     names = [member.name for member in found]
-    if file.is_file() and (kept := read_json(file)).pop("candidates") == names:
+    candidates = {name: _digest(out / "members" / name / "member.json") for name in names}
+    if file.is_file() and (kept := read_json(file)).pop("candidates") == candidates:
         return StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
     first = next(run for run in runs if run.name == names[0])
-    start, device = build_start(first.asked, suite), choose_device(first.asked.device)
+    first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
+    start, device = build_start(first.asked, suite), choose_device("auto")
     classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
     if kind == "greedy":
         soup, record = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device)
@@ -307,7 +352,7 @@ def _soup(
         soup, taken = uniform_soup(classifiers), tuple(names)
     save_classifier(soup, out / "soups" / kind / "fine_tuned")
     member = _swept(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
-    write_json(file, {"candidates": names, **member.to_json()})
+    write_json(file, {"candidates": candidates, **member.to_json()})
     return member
 
 
@@ -316,37 +361,63 @@ def _open(asked: StudyFile, out: Path, *, resume: bool, overwrite: bool) -> None
     if resume and overwrite:
         raise InputError("--resume goes on with the study that --overwrite deletes. Give one of the two.")
     settings = out / "study.yaml"
-    occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+    occupied = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    begun = (out / "members").is_dir()  # without a run, a study has nothing to lose
     if foreign := sorted(set(occupied) - set(_WRITTEN)):
         raise InputError(f"{out} holds {listed(foreign, 5)}, which no study wrote. Choose another --out.")
     if occupied and overwrite:
         for path in (out / name for name in occupied):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif occupied and not resume:
+    elif begun and not resume:
         raise InputError(
             f"{out} already holds a study. Choose another --out, add --resume to go on with it, or --overwrite to "
             "delete it."
         )
-    elif settings.is_file() and not StudyFile.read(settings).asks_the_same(asked):
+    elif begun and not StudyFile.read(settings).asks_the_same(asked):
         raise InputError(f"{settings} asks for another study. Resume it with its own file, or choose another --out.")
     write_text(settings, asked.to_yaml())
 
 
 def _write(record: StudyRecord, out: Path) -> None:
     write_json(out / "study.json", record.to_json())
-    table = study_table(record)
     buffer = io.StringIO()
-    csv.writer(buffer).writerows([table.header, *table.rows])
+    csv.writer(buffer).writerows([_COLUMNS, *_accuracies(record)])
     write_text(out / "study.csv", buffer.getvalue())
     save_figure(study_figure(record), out / "figures" / "study.png")
+
+
+_COLUMNS = ("name", "configuration", "seed", "alpha", "chosen", "set", "accuracy", "low", "high")
+
+
+def _accuracies(record: StudyRecord) -> Iterator[tuple[object, ...]]:
+    """A row for every run or soup, alpha and set; the validation split, which chooses alpha, has no interval."""
+    for member in (*record.members, *record.soups):
+        about = member.name, member.configuration, "" if member.seed is None else member.seed
+        for point in member.path.points:
+            chosen = int(point.alpha == member.chosen)
+            yield (*about, point.alpha, chosen, "validation", point.validation, "", "")
+            for name, value in point.accuracy.items():
+                yield (*about, point.alpha, chosen, name, value, *point.interval[name])
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _is_done(folder: Path) -> bool:
     return (folder / "member.json").is_file()
 
 
-def _read_member(folder: Path, run: MemberRun) -> StudyMember:
-    suite = _suite(_key(run.asked))
+def _require_same_run(run: MemberRun, folder: Path) -> None:
+    """Raises an InputError where a run that ended was another, as when this version has other defaults."""
+    if _is_done(folder) and not RunFile.read(folder / "run.yaml").asks_the_same(run.asked):
+        raise InputError(
+            f"{folder} holds a run of other settings than this study comes to now, as another version may have had. "
+            "Delete that directory to run it again, or choose another --out."
+        )
+
+
+def _read_member(folder: Path, suite: ShiftSuite) -> StudyMember:
     return StudyMember.from_json(
         suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(folder / "member.json")
     )

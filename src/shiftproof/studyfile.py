@@ -20,7 +20,13 @@ from shiftproof.runfile import Frozen, RunFile, SuiteFile, copied, explained, ov
 from shiftproof.seeding import child_generator
 
 # What all runs of a study must share, else their accuracies do not compare.
-_SHARED = ("suite", "alphas", "limit", "seed", "device", "report_to", "alpha_rule", "pretrain")
+_SHARED = ("suite", "alphas", "alpha_tolerance", "limit", "device", "report_to")
+# What no run of a study has: its place is elsewhere, or it has none.
+_ELSEWHERE = {
+    "seed": "List seeds beside run: seeds: [0, 1].",
+    "alpha_rule": "Set rule beside run.",
+    "pretrain": "Leave it out.",
+}
 
 
 class Between(Frozen):
@@ -45,7 +51,7 @@ class StudyFile(Frozen):
     ``run`` holds keys of a run file. ``grid`` lists values by dotted key, of which every combination is one
     configuration; ``sample`` draws further ones; ``configurations`` names more, each with its keys. Every
     configuration is run with each of ``seeds``. ``rule`` chooses alpha by the reference's validation split. Runs go
-    side by side, with so many CPUs and GPUs each.
+    side by side, with so many CPUs and GPUs each; where ``gpus_per_run`` is silent, one if there are any.
 
     >>> study = StudyFile.resolve({"grid": {"finetune.lr": [1e-3, 2e-3]}, "seeds": [0, 1]})
     >>> [member.name for member in study.members()]
@@ -60,7 +66,7 @@ class StudyFile(Frozen):
     rule: Literal["reference", "tolerance"] = "reference"
     soups: list[Literal["uniform", "greedy"]] = Field(default_factory=list)
     cpus_per_run: float = Field(1, gt=0)
-    gpus_per_run: float = Field(0, ge=0)
+    gpus_per_run: float | None = Field(None, ge=0)
 
     @classmethod
     def resolve(cls, asked: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyFile:
@@ -142,11 +148,10 @@ class StudyFile(Frozen):
             found.append(("run", {}))
         for key in sorted({key for _, changes in found for key in changes}):
             if key.split(".")[0] in _SHARED:
-                raise InputError(
-                    f"the key {key!r} must be the same in all runs of a study. Set it under run, or seeds."
-                )
-        if "seed" in self.run:
-            raise InputError("run.seed stands for no run of a study. List them: seeds: [0, 1].")
+                raise InputError(f"the key {key!r} must be the same in all runs of a study. Set it under run.")
+        for key in sorted({*self.run, *(key.split(".")[0] for _, changes in found for key in changes)}):
+            if key in _ELSEWHERE:
+                raise InputError(f"a run of a study has no key {key!r} of its own. {_ELSEWHERE[key]}")
         return found
 
 
@@ -210,4 +215,8 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-").lower()
 
 
-_SECTIONS: Mapping[str, Any] = {"": StudyFile.model_fields, "sample": SampleFile.model_fields}
+_SECTIONS: Mapping[str, Any] = {
+    "": StudyFile.model_fields,
+    "sample": SampleFile.model_fields,
+    "sample.keys": Between.model_fields,
+}

@@ -29,7 +29,7 @@ _UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopp
 
 @dataclass(frozen=True)
 class FinetuneSettings(LoopSettings):
-    """The end-to-end recipe of WiSE-FT (sec. 3) is the default; docs/recipes.md compares the others.
+    """The end-to-end recipe of WiSE-FT (sec. 3) is the default; docs/hyper-parameters.md compares the others.
 
     ``recipe`` says what moves: "end-to-end" everything; "head-only" the head; "linear-probe" the head too, by logistic
     regression on cached features, its penalty chosen on the validation split; "lp-ft" everything after such a probe
@@ -126,6 +126,15 @@ class FinetuneSettings(LoopSettings):
             raise InputError(
                 f"the recipe {self.recipe!r} has no use for finetune.{given[0]} ({getattr(self, given[0])!r}). "
                 "Leave it out, or choose another finetune.recipe."
+            )
+        if self.recipe != "lora" and (self.lora_rank, self.lora_scale) != (default["lora_rank"], default["lora_scale"]):
+            raise InputError(
+                f"finetune.lora_rank and lora_scale are of the recipe 'lora', and this one is {self.recipe!r}. Leave "
+                "them out, or set finetune.recipe to lora."
+            )
+        if not self.distillation and self.distillation_temperature != default["distillation_temperature"]:
+            raise InputError(
+                "finetune.distillation_temperature has no use without finetune.distillation. Set that too."
             )
         if self.recipe == "flyp" and self.accumulate > 1:
             raise InputError(

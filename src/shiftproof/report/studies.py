@@ -68,8 +68,9 @@ def spread_table(study: StudyRecord) -> Table | None:
     )
     note = (
         f"The standard deviation over {len(study.configurations)} configurations, seeds averaged, in points, with "
-        f"{100 * study.interval_level:g} % bootstrap intervals over configurations. The last column is the fine-tuned "
-        "models' deviation divided by this one."
+        f"{100 * study.interval_level:g} % bootstrap intervals over configurations, which cover too little where these "
+        "are few. Noise of seeds and test images is part of it. The last column is the fine-tuned models' deviation "
+        f"divided by this one.{_left_out(study)}"
     )
     header = ("model", "accuracy on", "deviation", "lowest to highest", "times smaller")
     return Table("Spread over configurations", header, rows, note)
@@ -84,7 +85,11 @@ def study_verdict(study: StudyRecord) -> str:
         for sets in dict.fromkeys(spread.sets for spread in study.spreads)
         for model in STUDIED
         if model != "fine_tuned"
-    )
+    ) + _left_out(study)
+
+
+def _left_out(study: StudyRecord) -> str:
+    return f" {counted(len(study.failures), 'part')} of the study failed and is left out." if study.failures else ""
 
 
 def study_figure(study: StudyRecord) -> Figure:
@@ -102,13 +107,14 @@ def study_figure(study: StudyRecord) -> Figure:
             _draw(axes, study, member, colours(0.92 * place / max(len(names) - 1, 1)), label)
         for number, soup in enumerate(study.soups):
             _draw(axes, study, soup, "#d62728", soup.name, style=("-", "--", ":")[number % 3], width=2.2)
-        start = point_estimate(study.members[0].path.at(0), (study.reference,)), _mean(study, study.members[0], 0)
-        axes.plot(100 * start[0].value, 100 * start[1].value, label="zero-shot", zorder=6, **_mark("zero_shot"))
-        for model, alpha in (("fine_tuned", 1.0), ("ensemble", 0.5)):
+        for model, name, alpha in (
+            ("zero_shot", "zero-shot", 0.0),
+            ("fine_tuned", "fine-tuned", 1.0),
+            ("ensemble", "alpha 0.5", 0.5),
+        ):
             points = [
                 (point_estimate(m.path.at(alpha), (study.reference,)), _mean(study, m, alpha)) for m in study.members
             ]
-            name = "fine-tuned" if model == "fine_tuned" else "alpha 0.5"
             xs, ys = [100 * x.value for x, _ in points], [100 * y.value for _, y in points]
             axes.plot(xs, ys, label=name, zorder=5, **_mark(model, 6))
         axes.set_xlabel(f"accuracy on the reference ({study.reference}, test), in %")
@@ -179,9 +185,9 @@ def _spread(study: StudyRecord, model: str, sets: str) -> SpreadRecord:
 def equal_reference_table(study: StudyRecord, base: str) -> Table:
     """Each configuration against another's alpha path at equal reference accuracy, alone and at alpha 0.5.
 
-    "Above" is the mean shift's distance to ``base``'s path where that has the same accuracy on the reference, in
-    points, seeds averaged; intervals take the two as independent, which they are not, since both saw the same images:
-    they are too wide.
+    "Above" is the mean shift's distance to ``base``'s path where that, coming from zero-shot, first has the same
+    accuracy on the reference, in points, seeds averaged. Its interval holds the errors of both mean shifts and, by the
+    path's slope, those of both accuracies on the reference, all taken as independent (the delta method).
     """
     curve = _curve(study, base)
     rows = []
@@ -195,7 +201,8 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     header = ("configuration", *(f"alone: {p}" for p in parts), *(f"alpha 0.5: {p}" for p in parts))
     note = (
         "In per cent and points, the mean of all seeds. “Above” compares the mean shift with the alpha path of "
-        f"{base!r} at the same accuracy on the reference; – where that path has no such point."
+        f"{base!r} where that, coming from zero-shot, first has the same accuracy on the reference, whose own error is "
+        "part of the interval; – where that path has no such point."
     )
     return Table("At equal accuracy on the reference", header, tuple(rows), note)
 
@@ -218,33 +225,36 @@ def _averaged(study: StudyRecord, configuration: str, alpha: float) -> tuple[Est
     return means[0], means[1]
 
 
-def _curve(study: StudyRecord, configuration: str) -> list[tuple[float, Estimate]]:
+def _curve(study: StudyRecord, configuration: str) -> list[tuple[Estimate, Estimate]]:
     member = next((m for m in study.members if m.configuration == configuration), None)
     if member is None:
         raise InputError(
             f"the study has no configuration {configuration!r}. {nearest(configuration, study.configurations)}"
         )
-    return [
-        (reference.value, mean)
-        for reference, mean in (_averaged(study, configuration, alpha) for alpha in member.path.alphas)
-    ]
+    return [_averaged(study, configuration, alpha) for alpha in member.path.alphas]
 
 
-def _above(reference: Estimate, mean: Estimate, curve: Sequence[tuple[float, Estimate]]) -> str:
-    """The distance of a mean shift to the highest point of a curve that has the same reference accuracy."""
-    found = []
+def _above(reference: Estimate, mean: Estimate, curve: Sequence[tuple[Estimate, Estimate]]) -> str:
+    """The distance of a mean shift to the first point of a curve that has the same reference accuracy."""
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if min(x0, x1) <= reference.value <= max(x0, x1):
-            share = (reference.value - x0) / (x1 - x0) if x1 != x0 else 0.0
-            parts = [(1 - share) * getattr(y0, p) + share * getattr(y1, p) for p in ("value", "low", "high")]
-            found.append(Estimate(*parts))
-    if not found:
-        return "–"
-    other = max(found, key=lambda estimate: estimate.value)
-    above = mean.value - other.value
-    low = above - math.hypot(mean.value - mean.low, other.high - other.value)
-    high = above + math.hypot(mean.high - mean.value, other.value - other.low)
-    return f"{signed_points(above)} [{signed_points(low)}, {signed_points(high)}]"
+        if min(x0.value, x1.value) <= reference.value <= max(x0.value, x1.value):
+            run = x1.value - x0.value
+            share, slope = ((reference.value - x0.value) / run, (y1.value - y0.value) / run) if run else (0.0, 0.0)
+            other, there = _between(y0, y1, share), _between(x0, x1, share)
+            sideways = slope * math.hypot(_half_width(reference), _half_width(there))
+            above = mean.value - other.value
+            low = above - math.hypot(mean.value - mean.low, other.high - other.value, sideways)
+            high = above + math.hypot(mean.high - mean.value, other.value - other.low, sideways)
+            return f"{signed_points(above)} [{signed_points(low)}, {signed_points(high)}]"
+    return "–"
+
+
+def _between(first: Estimate, second: Estimate, share: float) -> Estimate:
+    return Estimate(*((1 - share) * getattr(first, p) + share * getattr(second, p) for p in ("value", "low", "high")))
+
+
+def _half_width(estimate: Estimate) -> float:
+    return (estimate.high - estimate.low) / 2
 
 
 def _estimate(estimate: Estimate) -> str:
