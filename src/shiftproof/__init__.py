@@ -26,11 +26,24 @@ if TYPE_CHECKING:
         load_suite,
         own_suite,
     )
+    from shiftproof.diagnosis.agreement import (
+        error_consistency,
+        gain_beyond_both,
+        kappa_complement,
+        kl_divergence,
+        margins,
+        override_rates,
+        override_rates_by_right,
+        prediction_diversity,
+    )
     from shiftproof.diagnosis.backgrounds import background_sets, measure_backgrounds
     from shiftproof.diagnosis.baselines import train_from_scratch
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
+    from shiftproof.diagnosis.cka import CkaSums, linear_cka
+    from shiftproof.diagnosis.connectivity import error_barrier, measure_connectivity
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
+    from shiftproof.diagnosis_records import ConnectivityRecord, OverrideRecord
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
     from shiftproof.ensembling.files import merge_files
@@ -49,6 +62,7 @@ if TYPE_CHECKING:
     from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval, bootstrap_spreads
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.evaluation.predictions import Predictions, predict
+    from shiftproof.evaluation.significance import holm_correction, mcnemar_test
     from shiftproof.finetuning.loop import few_shot, finetune
     from shiftproof.finetuning.probe import logistic_head
     from shiftproof.finetuning.recipes import class_targets, distillation_loss
@@ -91,6 +105,16 @@ _MODULES = {
         "one_hot",
         "soft_cross_entropy",
     ),
+    "diagnosis.agreement": (
+        "error_consistency",
+        "gain_beyond_both",
+        "kappa_complement",
+        "kl_divergence",
+        "margins",
+        "override_rates",
+        "override_rates_by_right",
+        "prediction_diversity",
+    ),
     "diagnosis.backgrounds": (
         "background_sets",
         "measure_backgrounds",
@@ -100,6 +124,9 @@ _MODULES = {
         "class_activation_map",
         "class_evidence",
     ),
+    "diagnosis.cka": ("CkaSums", "linear_cka"),
+    "diagnosis.connectivity": ("error_barrier", "measure_connectivity"),
+    "diagnosis_records": ("ConnectivityRecord", "OverrideRecord"),
     "diagnosis.strong_edge": (
         "measure_windows",
         "strong_edge_study",
@@ -139,6 +166,7 @@ _MODULES = {
     "evaluation.intervals": ("accuracy_interval", "bootstrap_interval", "bootstrap_spreads"),
     "evaluation.metrics": ("accuracy",),
     "evaluation.predictions": ("Predictions", "predict"),
+    "evaluation.significance": ("holm_correction", "mcnemar_test"),
     "finetuning.loop": ("few_shot", "finetune"),
     "finetuning.probe": ("logistic_head",),
     "finetuning.recipes": ("class_targets", "distillation_loss"),
@@ -160,9 +188,11 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "AccuracyRecord",
+    "CkaSums",
     "ClassSpace",
     "Classifier",
     "Clip",
+    "ConnectivityRecord",
     "CutMix",
     "Cutout",
     "Encoder",
@@ -176,6 +206,7 @@ __all__ = [
     "MixPlan",
     "MixUp",
     "OutputEnsemble",
+    "OverrideRecord",
     "PathRecord",
     "Predictions",
     "PretrainSettings",
@@ -214,15 +245,22 @@ __all__ = [
     "contrastive_targets",
     "corrupt",
     "distillation_loss",
+    "error_barrier",
+    "error_consistency",
     "export_suite",
     "few_shot",
     "finetune",
     "fingerprint",
+    "gain_beyond_both",
     "greedy_soup",
     "hard_mask",
     "has_batch_norm",
+    "holm_correction",
     "interpolate_clip",
     "interpolate_weights",
+    "kappa_complement",
+    "kl_divergence",
+    "linear_cka",
     "load_classifier",
     "load_clip",
     "load_data",
@@ -230,7 +268,10 @@ __all__ = [
     "load_set",
     "load_suite",
     "logistic_head",
+    "margins",
+    "mcnemar_test",
     "measure_backgrounds",
+    "measure_connectivity",
     "measure_windows",
     "merge_files",
     "mix_images",
@@ -239,9 +280,12 @@ __all__ = [
     "model_stock_soup",
     "one_hot",
     "output_ensemble",
+    "override_rates",
+    "override_rates_by_right",
     "own_head_classifier",
     "own_suite",
     "predict",
+    "prediction_diversity",
     "pretrain",
     "reestimate_batch_norm",
     "render_report",

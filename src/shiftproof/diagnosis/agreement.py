@@ -1,0 +1,185 @@
+"""How different two models' predictions are, and whom an ensemble follows (WiSE-FT, sec. 5.1 and app. E).
+
+All functions take (N, K) logits of the same samples in the same order; numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.diagnosis_records import OverrideRecord
+from shiftproof.errors import InputError, require_at_least, require_equal_length
+
+_AT_ONCE = 1 << 22  # logits that are held in float64 together
+
+
+def prediction_diversity(
+    first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]
+) -> float:
+    """The fraction of samples that exactly one of two models gets right (WiSE-FT, app. E).
+
+    >>> one, other = np.eye(4), np.roll(np.eye(4), 1, axis=1)
+    >>> prediction_diversity(one, other, np.array([0, 1, 2, 0]))
+    1.0
+    """
+    right = [_right(logits, labels) for logits in _aligned(first, second)]
+    return float((right[0] != right[1]).mean())
+
+
+def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """1 minus Cohen's kappa of two models' predictions: (1 - observed) / (1 - expected agreement) (WiSE-FT, app. E).
+
+    0 where they always agree, about 1 where they agree as often as chance, more where less often; at most 2. It is 0,
+    too, where both name one class alone, and the same, for which kappa is not defined.
+
+    >>> kappa_complement(np.eye(2), np.eye(2)[::-1])
+    2.0
+    """
+    one, other = (logits.argmax(1) for logits in _aligned(first, second))
+    shares = [np.bincount(named, minlength=first.shape[1]) / len(named) for named in (one, other)]
+    return _complement(float((one == other).mean()), float(shares[0] @ shares[1]))
+
+
+def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Cohen's kappa of being right: 1 where two models err on the same samples, 0 as by chance (Geirhos et al. 2020).
+
+    It is 1, too, where both are right, or both wrong, on every sample, for which kappa is not defined.
+
+    >>> error_consistency(np.eye(2), np.eye(2), np.array([0, 0]))
+    1.0
+    """
+    one, other = (_right(logits, labels) for logits in _aligned(first, second))
+    expected = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    return 1 - _complement(float((one == other).mean()), float(expected))
+
+
+def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
+    """The mean over samples of KL(first || second) between the models' probabilities, in nats (WiSE-FT, app. E).
+
+    Logits are taken as they are: a model's temperature is part of what is compared. At least 0.
+
+    >>> round(kl_divergence(np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])), 6)
+    0.143841
+    """
+    _aligned(first, second)
+    total = 0.0
+    for rows in _blocks(first):
+        one, other = _log_probabilities(first[rows]), _log_probabilities(second[rows])
+        total += float((np.exp(one) * (one - other)).sum())
+    return max(total / len(first), 0.0)
+
+
+def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N,) differences of the two largest outputs of every sample, without a softmax (WiSE-FT, sec. 5.1).
+
+    Zero-shot's margin minus fine-tuned's is what the paper compares, set by set.
+
+    >>> margins(np.array([[3.0, 1.0, 2.5]])).tolist()
+    [0.5]
+    """
+    (logits,) = _aligned(logits)
+    found = np.empty(len(logits))
+    for rows in _blocks(logits):
+        top = np.partition(logits[rows].astype(np.float64), -2, axis=1)[:, -2:]
+        found[rows] = top[:, 1] - top[:, 0]
+    return found
+
+
+def override_rates(
+    zero_shot: NDArray[np.floating], fine_tuned: NDArray[np.floating], ensemble: NDArray[np.floating]
+) -> OverrideRecord:
+    """Whom the ensemble follows where zero-shot and fine-tuned disagree; no labels are needed (WiSE-FT, sec. 5.1).
+
+    >>> zero, tuned = np.array([[2.0, 1, 0]] * 4), np.array([[2.0, 1, 0]] + [[0.0, 2, 1]] * 3)
+    >>> found = override_rates(zero, tuned, np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    >>> found.disagreements, round(found.zero_shot, 3), round(found.fine_tuned, 3), round(found.neither, 3)
+    (3, 0.333, 0.333, 0.333)
+    """
+    zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
+    return _rates(zero, tuned, followed, zero != tuned)
+
+
+def override_rates_by_right(
+    zero_shot: NDArray[np.floating],
+    fine_tuned: NDArray[np.floating],
+    ensemble: NDArray[np.floating],
+    labels: NDArray[np.integer],
+) -> dict[str, OverrideRecord]:
+    """``override_rates`` apart for disagreements in which ``zero_shot``, ``fine_tuned`` or ``neither`` was right.
+
+    >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
+    >>> found = override_rates_by_right(zero, tuned, zero, np.array([0, 1]))
+    >>> found["fine_tuned"].zero_shot, found["neither"].disagreements
+    (1.0, 0)
+    """
+    zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
+    right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
+    right["neither"] = ~(right["zero_shot"] | right["fine_tuned"])
+    return {name: _rates(zero, tuned, followed, (zero != tuned) & own) for name, own in right.items()}
+
+
+def gain_beyond_both(
+    zero_shot: NDArray[np.floating],
+    fine_tuned: NDArray[np.floating],
+    ensemble: NDArray[np.floating],
+    labels: NDArray[np.integer],
+) -> float:
+    """Of the samples that the ensemble gets right and fine-tuned does not, the share that zero-shot errs on as well.
+
+    What the ensemble knows and neither end does; 0 where it gains nothing.
+
+    >>> zero, tuned, both = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2), np.array([[0, 0, 1.0], [1, 0, 0]])
+    >>> gain_beyond_both(zero, tuned, both, np.array([2, 0]))
+    0.5
+    """
+    zero, tuned, followed = (_right(logits, labels) for logits in _aligned(zero_shot, fine_tuned, ensemble))
+    gained = followed & ~tuned
+    return float((~zero)[gained].mean()) if gained.any() else 0.0
+
+
+def _rates(
+    zero: NDArray[np.intp], tuned: NDArray[np.intp], followed: NDArray[np.intp], among: NDArray[np.bool_]
+) -> OverrideRecord:
+    count = int(among.sum())
+    by_zero, by_tuned = ((followed == named)[among].sum() / max(count, 1) for named in (zero, tuned))
+    neither = 1 - by_zero - by_tuned if count else 0.0
+    return OverrideRecord(float(by_zero), float(by_tuned), max(float(neither), 0.0), count, len(zero))
+
+
+def _complement(observed: float, expected: float) -> float:
+    return 0.0 if expected >= 1 else (1 - observed) / (1 - expected)
+
+
+def _right(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    require_equal_length("logits and labels", logits, labels)
+    return np.asarray(logits.argmax(1) == labels)
+
+
+def _log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def _blocks(logits: NDArray[np.floating]) -> Iterator[slice]:
+    step = max(_AT_ONCE // logits.shape[1], 1)
+    return (slice(start, start + step) for start in range(0, len(logits), step))
+
+
+def _aligned(*several: NDArray[np.floating]) -> tuple[NDArray[np.floating], ...]:
+    """The logits, once they are finite and of the same samples and classes."""
+    for logits in several:
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise InputError(f"logits have the shape {logits.shape}; they must be (N, K) with two classes at least.")
+        if logits.shape != several[0].shape:
+            raise InputError(
+                f"the logits have the shapes {several[0].shape} and {logits.shape}; they must be of the same samples "
+                "and classes. Align them by sample id and class id first."
+            )
+        require_at_least("the number of samples", len(logits), 1)
+        if not np.isfinite(logits).all():
+            row = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+            raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken.")
+    return several

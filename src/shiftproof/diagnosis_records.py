@@ -1,0 +1,51 @@
+"""What the diagnoses of two models found, in frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OverrideRecord:
+    """Whom an ensemble follows where zero-shot and fine-tuned disagree (WiSE-FT, sec. 5.1).
+
+    ``zero_shot``, ``fine_tuned`` and ``neither`` are fractions of the ``disagreements`` and sum to 1; without a
+    disagreement all three are 0. Who was right plays no part in them.
+    """
+
+    zero_shot: float
+    fine_tuned: float
+    neither: float
+    disagreements: int
+    n: int
+
+
+@dataclass(frozen=True)
+class ConnectivityRecord:
+    """How an alpha path's error on one set compares with the straight line between its ends, and with their mean.
+
+    ``above_line`` is the accuracy at every alpha minus the line's, ``intervals`` its paired bootstrap intervals, where
+    the predictions were given. ``barrier_over_line`` is the largest error above the line, at ``barrier_alpha``, and
+    ``barrier_over_mean`` that above the mean of the ends' errors; both are 0 or more, since the ends are on the path.
+    ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better end's.
+    """
+
+    set: str
+    alphas: tuple[float, ...]
+    above_line: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...] | None
+    barrier_over_line: float
+    barrier_alpha: float
+    barrier_over_mean: float
+    best_alpha: float
+    gain: float
+
+    @property
+    def observation_1(self) -> bool:
+        """No alpha is under the line between the ends (WiSE-FT, sec. 4): no barrier."""
+        return min(self.above_line) >= 0
+
+    @property
+    def observation_2(self) -> bool:
+        """Some alpha is above both ends (WiSE-FT, sec. 4)."""
+        return self.gain > 0

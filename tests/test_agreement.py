@@ -1,0 +1,166 @@
+"""How two models differ, and whom their ensemble follows: against twins that count one sample after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import shiftproof as sp
+from shiftproof.diagnosis import agreement
+
+Logits = NDArray[np.float64]
+
+
+@st.composite
+def outputs(draw: st.DrawFn, models: int) -> tuple[list[Logits], NDArray[np.int64]]:
+    """Logits of several models on the same few samples, who agree now and then, and labels."""
+    n, classes = draw(st.integers(1, 12)), draw(st.integers(2, 5))
+    generator = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shared = generator.normal(size=(n, classes))
+    share = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    found = [share * shared + (1 - share) * generator.normal(size=(n, classes)) for _ in range(models)]
+    return found, generator.integers(classes, size=n)
+
+
+def named(logits: Logits) -> list[int]:
+    return [max(range(len(row)), key=row.__getitem__) for row in logits.tolist()]
+
+
+def probabilities(row: list[float]) -> list[float]:
+    total = sum(math.exp(x) for x in row)
+    return [math.exp(x) / total for x in row]
+
+
+def slow_kappa(one: list[Any], other: list[Any]) -> float | None:
+    """Cohen's kappa from the table of who says what; None where chance alone would always agree."""
+    n, kinds = len(one), {*one, *other}
+    observed = sum(a == b for a, b in zip(one, other, strict=True)) / n
+    expected = sum((one.count(kind) / n) * (other.count(kind) / n) for kind in kinds)
+    return None if math.isclose(expected, 1) else (observed - expected) / (1 - expected)
+
+
+@given(outputs(2))
+def test_measures_of_two_are_those_counted_by_hand(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (one, other), labels = drawn
+    a, b, truth = named(one), named(other), labels.tolist()
+    right = [[said == t for said, t in zip(model, truth, strict=True)] for model in (a, b)]
+    alone = sum(x != y for x, y in zip(*right, strict=True)) / len(truth)
+    assert sp.prediction_diversity(one, other, labels) == pytest.approx(alone)
+
+    kappa = slow_kappa(a, b)
+    assert sp.kappa_complement(one, other) == pytest.approx(0 if kappa is None else 1 - kappa, abs=1e-12)
+    consistency = slow_kappa(*right)
+    assert sp.error_consistency(one, other, labels) == pytest.approx(
+        1 if consistency is None else consistency, abs=1e-12
+    )
+
+    divergence = 0.0
+    for p, q in zip(map(probabilities, one.tolist()), map(probabilities, other.tolist()), strict=True):
+        divergence += sum(x * math.log(x / y) for x, y in zip(p, q, strict=True)) / len(truth)
+    assert sp.kl_divergence(one, other) == pytest.approx(divergence, abs=1e-12)
+    assert sp.margins(one).tolist() == pytest.approx([sorted(row)[-1] - sorted(row)[-2] for row in one.tolist()])
+
+
+@given(outputs(2))
+def test_measures_of_two_are_symmetric_and_bounded(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (one, other), labels = drawn
+    for measure, low, high in ((sp.prediction_diversity, 0, 1), (sp.error_consistency, -1, 1)):
+        assert measure(one, other, labels) == pytest.approx(measure(other, one, labels))
+        assert low <= measure(one, other, labels) <= high
+    assert sp.kappa_complement(one, other) == pytest.approx(sp.kappa_complement(other, one))
+    assert 0 <= sp.kappa_complement(one, other) <= 2
+    assert sp.kl_divergence(one, other) >= 0
+    assert (sp.margins(one) >= 0).all()
+    # A model does not differ from itself, nor from what adds the same to all its outputs.
+    assert sp.prediction_diversity(one, one, labels) == sp.kappa_complement(one, one) == 0
+    assert sp.error_consistency(one, one, labels) == 1
+    assert sp.kl_divergence(one, one + 3) == pytest.approx(0, abs=1e-12)
+    # Probabilities depend on the scale, predictions do not.
+    assert sp.kappa_complement(2 * one, other) == sp.kappa_complement(one, other)
+
+
+def test_kappa_of_independent_predictions_is_about_none() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(size=(2, 20_000, 5))
+    assert sp.kappa_complement(one, other) == pytest.approx(1, abs=0.02)
+    assert sp.error_consistency(one, other, generator.integers(5, size=20_000)) == pytest.approx(0, abs=0.02)
+
+
+@given(outputs(3))
+def test_overrides_are_those_counted_by_hand(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (zero, tuned, ensemble), labels = drawn
+    counts = {"zero_shot": 0, "fine_tuned": 0, "neither": 0}
+    cases = [case for case in zip(named(zero), named(tuned), named(ensemble), strict=True) if case[0] != case[1]]
+    for by_zero, by_tuned, followed in cases:
+        counts["zero_shot" if followed == by_zero else "fine_tuned" if followed == by_tuned else "neither"] += 1
+    found = sp.override_rates(zero, tuned, ensemble)
+    assert (found.disagreements, found.n) == (len(cases), len(labels))
+    for name, count in counts.items():
+        assert getattr(found, name) == pytest.approx(count / len(cases) if cases else 0, abs=1e-12)
+    assert found.zero_shot + found.fine_tuned + found.neither == pytest.approx(1 if cases else 0)
+
+    apart = sp.override_rates_by_right(zero, tuned, ensemble, labels)
+    assert sum(record.disagreements for record in apart.values()) == found.disagreements
+    for name in counts:
+        whole = sum(getattr(record, name) * record.disagreements for record in apart.values())
+        assert whole == pytest.approx(getattr(found, name) * found.disagreements, abs=1e-9)
+    # Whoever exchanges the two models exchanges the two rates.
+    swapped = sp.override_rates(tuned, zero, ensemble)
+    assert (swapped.zero_shot, swapped.fine_tuned) == (found.fine_tuned, found.zero_shot)
+
+
+@given(outputs(3))
+def test_the_gain_beyond_both_is_that_counted_by_hand(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (zero, tuned, ensemble), labels = drawn
+    rows = zip(named(zero), named(tuned), named(ensemble), labels.tolist(), strict=True)
+    gained = [(a != truth) for a, b, both, truth in rows if both == truth and b != truth]
+    expected = sum(gained) / len(gained) if gained else 0
+    assert sp.gain_beyond_both(zero, tuned, ensemble, labels) == pytest.approx(expected)
+
+
+def test_an_ensemble_that_is_one_of_them_is_overridden_by_none() -> None:
+    zero, tuned = np.random.default_rng(1).normal(size=(2, 300, 4))
+    assert sp.override_rates(zero, tuned, zero).zero_shot == 1
+    assert sp.override_rates(zero, tuned, tuned).fine_tuned == 1
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = np.random.default_rng(2).normal(size=(2, 50, 4))
+    whole = sp.kl_divergence(one, other), sp.margins(one).tolist()
+    monkeypatch.setattr(agreement, "_AT_ONCE", 12)
+    assert sp.kl_divergence(one, other) == pytest.approx(whole[0], rel=1e-12)
+    assert sp.margins(one).tolist() == whole[1]
+
+
+def test_large_logits_overflow_nothing() -> None:
+    one, other = np.array([[1e4, 0.0]], dtype=np.float32), np.array([[0.0, 1e4]], dtype=np.float32)
+    assert sp.kl_divergence(one, other) == pytest.approx(1e4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (np.zeros((3, 4)), np.zeros((2, 4)), r"shapes \(3, 4\) and \(2, 4\).*Align them by sample id and class id"),
+        (np.zeros((3, 4)), np.zeros((3, 5)), r"shapes \(3, 4\) and \(3, 5\)"),
+        (np.zeros((3, 1)), np.zeros((3, 1)), "two classes at least"),
+        (np.zeros(3), np.zeros(3), "must be .N, K."),
+        (np.zeros((0, 4)), np.zeros((0, 4)), "the number of samples is 0"),
+        (np.zeros((3, 4)), np.where(np.eye(3, 4) > 0, np.nan, 0), "the logits of sample 0 are not finite"),
+        (np.full((3, 4), np.inf), np.zeros((3, 4)), "the logits of sample 0 are not finite"),
+    ],
+)
+def test_logits_that_do_not_fit_are_refused(one: Logits, other: Logits, said: str) -> None:
+    for measure in (sp.kappa_complement, sp.kl_divergence, lambda a, b: sp.override_rates(a, b, a)):
+        with pytest.raises(sp.InputError, match=said):
+            measure(one, other)
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(sp.InputError, match="must be equally many"):
+        sp.prediction_diversity(np.eye(3), np.eye(3), np.array([0, 1]))

@@ -1,0 +1,135 @@
+"""CKA in one pass against its definitions over whole kernels, and what it does not depend on."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import shiftproof as sp
+
+Floats = NDArray[np.float64]
+
+
+def features(seed: int, n: int, widths: tuple[int, int], related: float = 0.5) -> tuple[Floats, Floats]:
+    """Features of two layers that share a part, far from the origin."""
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(size=(n, 2))
+    x, y = (
+        related * shared @ generator.normal(size=(2, width)) + generator.normal(size=(n, width)) for width in widths
+    )
+    return x + 50, y + 50
+
+
+def slow_biased(x: Floats, y: Floats) -> float:
+    """Kornblith et al. 2019, Eq. 3 and 4, over kernels: HSIC = tr(KHLH)."""
+    n = len(x)
+    centring = np.eye(n) - 1 / n
+
+    def hsic(k: Floats, m: Floats) -> float:
+        return float(np.trace(k @ centring @ m @ centring))
+
+    k, m = x @ x.T, y @ y.T
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def slow_unbiased_hsic(k: Floats, m: Floats) -> float:
+    """Song et al. 2012, Eq. 4, entry by entry: sums over samples that are all different."""
+    n = len(k)
+    pairs = sum(k[i, j] * m[i, j] for i, j in itertools.permutations(range(n), 2)) / (n * (n - 1))
+    triples = sum(k[i, j] * m[i, q] for i, j, q in itertools.permutations(range(n), 3)) / (n * (n - 1) * (n - 2))
+    quadruples = sum(k[i, j] * m[q, r] for i, j, q, r in itertools.permutations(range(n), 4))
+    return float(pairs - 2 * triples + quadruples / (n * (n - 1) * (n - 2) * (n - 3)))
+
+
+@given(st.integers(0, 10**6), st.integers(3, 40), st.tuples(st.integers(1, 6), st.integers(1, 6)))
+def test_cka_is_that_of_whole_kernels(seed: int, n: int, widths: tuple[int, int]) -> None:
+    x, y = features(seed, n, widths)
+    assert sp.linear_cka(x, y) == pytest.approx(slow_biased(x, y), rel=1e-7, abs=1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(4, 7))
+def test_the_debiased_is_that_of_sums_over_different_samples(seed: int, n: int) -> None:
+    x, y = features(seed, n, (3, 2), related=2)
+    hsic = [slow_unbiased_hsic(a @ a.T, b @ b.T) for a, b in ((x, y), (x, x), (y, y))]
+    assume(abs(min(hsic[1:])) > 1e-6)
+    if min(hsic[1:]) < 0:
+        with pytest.raises(sp.InputError, match="too little for so few samples"):
+            sp.linear_cka(x, y, debiased=True)
+        return
+    expected = hsic[0] / np.sqrt(hsic[1] * hsic[2])
+    assert sp.linear_cka(x, y, debiased=True) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 100), st.booleans())
+def test_neither_rotation_nor_scale_nor_offset_matters(seed: int, scale: float, debiased: bool) -> None:
+    x, y = features(seed, 60, (5, 4))
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
+    found = sp.linear_cka(x, y, debiased=debiased)
+    assert sp.linear_cka(scale * x @ rotation - 7, y, debiased=debiased) == pytest.approx(found, rel=1e-8)
+    assert sp.linear_cka(y, x, debiased=debiased) == pytest.approx(found, rel=1e-12)
+    assert sp.linear_cka(x, 3 - scale * x @ rotation, debiased=debiased) == pytest.approx(1, rel=1e-9)
+    order = np.random.default_rng(seed).permutation(60)
+    assert sp.linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(found, rel=1e-9)
+    if not debiased:
+        assert 0 <= found <= 1 + 1e-12
+
+
+def test_only_the_debiased_is_about_none_for_unrelated_features() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(2, 100, 300))
+    assert sp.linear_cka(x, y) > 0.6
+    assert abs(sp.linear_cka(x, y, debiased=True)) < 0.05
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(1, 20), min_size=2, max_size=6))
+def test_blocks_are_as_good_as_the_whole(seed: int, sizes: list[int]) -> None:
+    x, y = features(seed, sum(sizes) + 4, (4, 3))
+    sums = sp.CkaSums()
+    for start, stop in itertools.pairwise([0, *np.cumsum(sizes), len(x)]):
+        sums.add(x[start:stop], y[start:stop])
+    assert sums.biased() == pytest.approx(sp.linear_cka(x, y), rel=1e-9)
+    assert sums.debiased() == pytest.approx(sp.linear_cka(x, y, debiased=True), rel=1e-7, abs=1e-9)
+
+
+def test_an_offset_costs_no_digits() -> None:
+    x, y = features(3, 200, (4, 4))
+    assert sp.linear_cka(x + 1e6, y - 1e6) == pytest.approx(sp.linear_cka(x, y), rel=1e-7)
+
+
+def test_what_is_given_stays_as_it_is() -> None:
+    x, y = features(4, 10, (2, 2))
+    kept = x.copy(), y.copy()
+    sp.linear_cka(x, y)
+    assert (x == kept[0]).all() and (y == kept[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (np.ones((9, 2)), np.random.default_rng(0).normal(size=(9, 2)), "the first features do not vary"),
+        (np.random.default_rng(0).normal(size=(9, 2)), np.zeros((9, 2)), "the second features do not vary"),
+        (np.zeros((9, 2)), np.zeros((8, 2)), "must be equally many"),
+        (np.zeros((1, 2)), np.zeros((1, 2)), "two at least"),
+        (np.zeros(9), np.zeros(9), r"must be \(N, P\)"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), r"must be \(N, P\)"),
+        (np.full((9, 2), np.nan), np.zeros((9, 2)), "features of sample 0 are not finite"),
+    ],
+)
+def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, said: str) -> None:
+    with pytest.raises(sp.InputError, match=said):
+        sp.linear_cka(x, y)
+
+
+def test_too_few_samples_and_other_widths_are_refused() -> None:
+    x, y = features(5, 3, (2, 2))
+    with pytest.raises(sp.InputError, match="four at least"):
+        sp.linear_cka(x, y, debiased=True)
+    sums = sp.CkaSums()
+    sums.add(x, y)
+    with pytest.raises(sp.InputError, match="this block has 1 and 2 columns, those before 2 and 2"):
+        sums.add(x[:, :1], y)
