@@ -45,6 +45,7 @@ ORDER = [
     "augmentation.named",
     "evaluation.intervals",
     "evaluation.significance",
+    "evaluation.robustness",
     "evaluation.calibration",
     "evaluation.metrics",
     "evaluation.predictions",
@@ -75,6 +76,7 @@ ORDER = [
     "diagnosis.agreement",
     "diagnosis.cka",
     "diagnosis.connectivity",
+    "diagnosis.movement",
     "diagnosis.backgrounds",
     "diagnosis.cam",
     "diagnosis.windows",
@@ -111,6 +113,7 @@ NO_TORCH = (
     "progress",
     "evaluation.intervals",
     "evaluation.significance",
+    "evaluation.robustness",
     "evaluation.calibration",
     "report.",
 )

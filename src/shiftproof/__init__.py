@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
     from shiftproof.diagnosis.cka import CkaSums, linear_cka
     from shiftproof.diagnosis.connectivity import error_barrier, measure_connectivity
+    from shiftproof.diagnosis.movement import measure_movement
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
-    from shiftproof.diagnosis_records import ConnectivityRecord, OverrideRecord
+    from shiftproof.diagnosis_records import ConnectivityRecord, MovementRecord, OverrideRecord
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
     from shiftproof.ensembling.files import merge_files
@@ -58,10 +59,23 @@ if TYPE_CHECKING:
         TrainingError,
         TrainingInterruptedError,
     )
-    from shiftproof.evaluation.calibration import calibration_error
+    from shiftproof.evaluation.calibration import (
+        brier_score,
+        calibration_error,
+        fit_temperature,
+        negative_log_likelihood,
+        selective_accuracy,
+    )
     from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval, bootstrap_spreads
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.evaluation.predictions import Predictions, predict
+    from shiftproof.evaluation.robustness import (
+        Baseline,
+        effective_robustness,
+        fit_baseline,
+        relative_robustness,
+        robustness_gap,
+    )
     from shiftproof.evaluation.significance import holm_correction, mcnemar_test
     from shiftproof.finetuning.loop import few_shot, finetune
     from shiftproof.finetuning.probe import logistic_head
@@ -126,7 +140,8 @@ _MODULES = {
     ),
     "diagnosis.cka": ("CkaSums", "linear_cka"),
     "diagnosis.connectivity": ("error_barrier", "measure_connectivity"),
-    "diagnosis_records": ("ConnectivityRecord", "OverrideRecord"),
+    "diagnosis.movement": ("measure_movement",),
+    "diagnosis_records": ("ConnectivityRecord", "MovementRecord", "OverrideRecord"),
     "diagnosis.strong_edge": (
         "measure_windows",
         "strong_edge_study",
@@ -162,7 +177,20 @@ _MODULES = {
         "TrainingError",
         "TrainingInterruptedError",
     ),
-    "evaluation.calibration": ("calibration_error",),
+    "evaluation.calibration": (
+        "brier_score",
+        "calibration_error",
+        "fit_temperature",
+        "negative_log_likelihood",
+        "selective_accuracy",
+    ),
+    "evaluation.robustness": (
+        "Baseline",
+        "effective_robustness",
+        "fit_baseline",
+        "relative_robustness",
+        "robustness_gap",
+    ),
     "evaluation.intervals": ("accuracy_interval", "bootstrap_interval", "bootstrap_spreads"),
     "evaluation.metrics": ("accuracy",),
     "evaluation.predictions": ("Predictions", "predict"),
@@ -188,6 +216,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "AccuracyRecord",
+    "Baseline",
     "CkaSums",
     "ClassSpace",
     "Classifier",
@@ -205,6 +234,7 @@ __all__ = [
     "MixChoice",
     "MixPlan",
     "MixUp",
+    "MovementRecord",
     "OutputEnsemble",
     "OverrideRecord",
     "PathRecord",
@@ -234,6 +264,7 @@ __all__ = [
     "background_sets",
     "bootstrap_interval",
     "bootstrap_spreads",
+    "brier_score",
     "calibration_error",
     "child_generator",
     "choose_alpha",
@@ -245,12 +276,15 @@ __all__ = [
     "contrastive_targets",
     "corrupt",
     "distillation_loss",
+    "effective_robustness",
     "error_barrier",
     "error_consistency",
     "export_suite",
     "few_shot",
     "finetune",
     "fingerprint",
+    "fit_baseline",
+    "fit_temperature",
     "gain_beyond_both",
     "greedy_soup",
     "hard_mask",
@@ -272,12 +306,14 @@ __all__ = [
     "mcnemar_test",
     "measure_backgrounds",
     "measure_connectivity",
+    "measure_movement",
     "measure_windows",
     "merge_files",
     "mix_images",
     "mix_targets",
     "model_stock",
     "model_stock_soup",
+    "negative_log_likelihood",
     "one_hot",
     "output_ensemble",
     "override_rates",
@@ -288,10 +324,13 @@ __all__ = [
     "prediction_diversity",
     "pretrain",
     "reestimate_batch_norm",
+    "relative_robustness",
     "render_report",
+    "robustness_gap",
     "run_pipeline",
     "run_study",
     "save_classifier",
+    "selective_accuracy",
     "soft_cross_entropy",
     "soft_mask",
     "strong_edge_study",

@@ -49,3 +49,19 @@ class ConnectivityRecord:
     def observation_2(self) -> bool:
         """Some alpha is above both ends (WiSE-FT, sec. 4)."""
         return self.gain > 0
+
+
+@dataclass(frozen=True)
+class MovementRecord:
+    """How far one layer moved in a fine-tuning.
+
+    ``distance`` is Euclidean, ``relative`` that divided by the start's norm (None where that is 0), ``share`` the
+    layer's part of all squared distances, ``cosine`` that of its task vector with another fine-tuning's (None where
+    none was given, or one of them stood still).
+    """
+
+    layer: str
+    distance: float
+    relative: float | None
+    share: float
+    cosine: float | None
