@@ -164,3 +164,63 @@ def test_logits_that_do_not_fit_are_refused(one: Logits, other: Logits, said: st
 def test_labels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(sp.InputError, match="must be equally many"):
         sp.prediction_diversity(np.eye(3), np.eye(3), np.array([0, 1]))
+
+
+# With intervals.
+
+
+def resampled(measure: Any, models: list[Logits], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> list[float]:
+    """The measure itself, on resamples of whole groups: what the linearised samples stand for."""
+    generator, found = np.random.default_rng(5), []
+    places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    for _ in range(400):
+        picked = np.concatenate([places[i] for i in generator.integers(len(places), size=len(places))])
+        found.append(measure(*(model[picked] for model in models), labels[picked]))
+    return found
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_are_about_those_of_resampling_the_measures_themselves(grouped: bool) -> None:
+    generator = np.random.default_rng(3)
+    labels = np.repeat(generator.integers(4, size=150), 4)
+    # Views of one drawing are alike, so that they count for less than as many drawings.
+    shared = np.repeat(generator.normal(size=(2, 150, 4)), 4, axis=1)
+    one, other = 1.5 * shared + generator.normal(size=(2, 600, 4)) + np.eye(4)[labels]
+    groups = np.repeat(np.arange(150), 4) if grouped else np.arange(600)
+    found = sp.measure_agreement(one, other, labels, groups if grouped else None)
+    measures = {
+        "prediction_diversity": sp.prediction_diversity,
+        "kappa_complement": lambda a, b, _: sp.kappa_complement(a, b),
+        "error_consistency": sp.error_consistency,
+        "kl_forward": lambda a, b, _: sp.kl_divergence(a, b),
+        "kl_backward": lambda a, b, _: sp.kl_divergence(b, a),
+        "margin_difference": lambda a, b, _: float((sp.margins(a) - sp.margins(b)).mean()),
+        "disagreement": lambda a, b, _: float((a.argmax(1) != b.argmax(1)).mean()),
+    }
+    for name, measure in measures.items():
+        measured = getattr(found, name)
+        assert measured.value == pytest.approx(measure(one, other, labels), abs=1e-12)
+        low, high = measured.interval
+        assert low < measured.value < high
+        expected = np.quantile(resampled(measure, [one, other], labels, groups), [0.025, 0.975])
+        assert (low, high) == pytest.approx(tuple(expected), abs=0.2 * (expected[1] - expected[0])), name
+
+
+@given(outputs(2))
+def test_the_linearised_samples_have_the_measure_as_their_mean(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (one, other), labels = drawn
+    named_by = [logits.argmax(1) for logits in (one, other)]
+    complement = sp.kappa_complement(one, other)
+    samples = agreement._linearised(complement, named_by[0] == named_by[1], *named_by, one.shape[1])
+    assert samples.mean() == pytest.approx(complement, abs=1e-9)
+    value, samples = agreement._consistency(*(side == labels for side in named_by))
+    assert samples.mean() == pytest.approx(value, abs=1e-9)
+
+
+def test_without_labels_what_needs_them_is_left_out() -> None:
+    one, other = np.random.default_rng(4).normal(size=(2, 30, 3))
+    found = sp.measure_agreement(one, other)
+    assert found.prediction_diversity is None and found.error_consistency is None
+    assert found.n == 30
+    with pytest.raises(sp.InputError, match="resampling needs two at least"):
+        sp.measure_agreement(one[:1], other[:1])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         kappa_complement,
         kl_divergence,
         margins,
+        measure_agreement,
         override_rates,
         override_rates_by_right,
         prediction_diversity,
@@ -44,7 +45,13 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.movement import measure_movement
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
-    from shiftproof.diagnosis_records import ConnectivityRecord, MovementRecord, OverrideRecord
+    from shiftproof.diagnosis_records import (
+        AgreementRecord,
+        ConnectivityRecord,
+        Measured,
+        MovementRecord,
+        OverrideRecord,
+    )
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
     from shiftproof.ensembling.files import merge_files
@@ -125,6 +132,7 @@ _MODULES = {
         "kappa_complement",
         "kl_divergence",
         "margins",
+        "measure_agreement",
         "override_rates",
         "override_rates_by_right",
         "prediction_diversity",
@@ -141,7 +149,7 @@ _MODULES = {
     "diagnosis.cka": ("CkaSums", "linear_cka"),
     "diagnosis.connectivity": ("error_barrier", "measure_connectivity"),
     "diagnosis.movement": ("measure_movement",),
-    "diagnosis_records": ("ConnectivityRecord", "MovementRecord", "OverrideRecord"),
+    "diagnosis_records": ("AgreementRecord", "ConnectivityRecord", "Measured", "MovementRecord", "OverrideRecord"),
     "diagnosis.strong_edge": (
         "measure_windows",
         "strong_edge_study",
@@ -216,6 +224,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "AccuracyRecord",
+    "AgreementRecord",
     "Baseline",
     "CkaSums",
     "ClassSpace",
@@ -229,6 +238,7 @@ __all__ = [
     "ImageSet",
     "IncompatibleWeightsError",
     "InputError",
+    "Measured",
     "MergeRecord",
     "MergeSettings",
     "MixChoice",
@@ -304,6 +314,7 @@ __all__ = [
     "logistic_head",
     "margins",
     "mcnemar_test",
+    "measure_agreement",
     "measure_backgrounds",
     "measure_connectivity",
     "measure_movement",

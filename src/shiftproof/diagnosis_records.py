@@ -65,3 +65,29 @@ class MovementRecord:
     relative: float | None
     share: float
     cosine: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number and its interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AgreementRecord:
+    """How much two models differ on ``n`` samples of one set, with intervals.
+
+    The measures of ``diagnosis.agreement``; ``kl_forward`` is KL(first || second), ``kl_backward`` the other way round,
+    ``margin_difference`` the mean of the first's margin minus the second's. What needs labels is None without them.
+    """
+
+    n: int
+    disagreement: Measured
+    kappa_complement: Measured
+    kl_forward: Measured
+    kl_backward: Measured
+    margin_difference: Measured
+    prediction_diversity: Measured | None
+    error_consistency: Measured | None

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis_records import OverrideRecord
+from shiftproof.diagnosis_records import AgreementRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
+from shiftproof.evaluation.intervals import bootstrap_interval
 
 _AT_ONCE = 1 << 22  # logits that are held in float64 together
 
@@ -52,8 +53,7 @@ def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating],
     1.0
     """
     one, other = (_right(logits, labels) for logits in _aligned(first, second))
-    expected = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
-    return 1 - _complement(float((one == other).mean()), float(expected))
+    return _consistency(one, other)[0]
 
 
 def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
@@ -64,12 +64,7 @@ def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
     >>> round(kl_divergence(np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])), 6)
     0.143841
     """
-    _aligned(first, second)
-    total = 0.0
-    for rows in _blocks(first):
-        one, other = _log_probabilities(first[rows]), _log_probabilities(second[rows])
-        total += float((np.exp(one) * (one - other)).sum())
-    return max(total / len(first), 0.0)
+    return max(float(_divergences(*_aligned(first, second)).mean()), 0.0)
 
 
 def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -140,6 +135,65 @@ def gain_beyond_both(
     return float((~zero)[gained].mean()) if gained.any() else 0.0
 
 
+def measure_agreement(
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    labels: NDArray[np.integer] | None = None,
+    clusters: ArrayLike | None = None,
+) -> AgreementRecord:
+    """Every measure of two models' difference, with 95 % bootstrap intervals over samples, or over ``clusters`` (N,).
+
+    A measure that is no mean over samples is linearised first (the delta method): of every sample its influence is
+    taken, so that classes or drawings that go together are resampled together there as well. At least two clusters.
+
+    >>> found = measure_agreement(np.eye(4), np.roll(np.eye(4), 1, axis=1))
+    >>> found.disagreement.value, found.prediction_diversity
+    (1.0, None)
+    """
+    one, other = (logits.argmax(1) for logits in _aligned(first, second))
+    alike = one == other
+    right = None if labels is None else (_right(first, labels), _right(second, labels))
+
+    def measured(value: float, samples: NDArray[np.floating] | NDArray[np.bool_]) -> Measured:
+        return Measured(float(value), bootstrap_interval(samples, clusters))
+
+    kappa = kappa_complement(first, second)
+    forward, backward = _divergences(first, second), _divergences(second, first)
+    wider = margins(first) - margins(second)
+    return AgreementRecord(
+        n=len(one),
+        disagreement=measured((~alike).mean(), ~alike),
+        kappa_complement=measured(kappa, _linearised(kappa, alike, one, other, first.shape[1])),
+        kl_forward=measured(forward.mean(), forward),
+        kl_backward=measured(backward.mean(), backward),
+        margin_difference=measured(wider.mean(), wider),
+        prediction_diversity=None if right is None else measured((right[0] != right[1]).mean(), right[0] != right[1]),
+        error_consistency=None if right is None else measured(*_consistency(right[0], right[1])),
+    )
+
+
+def _consistency(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
+    """Error consistency, and the samples' values whose mean it is."""
+    alike = one == other
+    both = one.astype(np.int64), other.astype(np.int64)
+    shares = [np.bincount(side, minlength=2) / len(one) for side in both]
+    complement = _complement(float(alike.mean()), float(shares[0] @ shares[1]))
+    return 1 - complement, 1 - _linearised(complement, alike, *both, 2)
+
+
+def _linearised(
+    complement: float, alike: NDArray[np.bool_], one: NDArray[np.integer], other: NDArray[np.integer], kinds: int
+) -> NDArray[np.float64]:
+    """(N,) values whose mean is a kappa complement, each moved by its sample's influence on it."""
+    shares = [np.bincount(side, minlength=kinds) / len(one) for side in (one, other)]
+    expected = float(shares[0] @ shares[1])
+    if expected >= 1:
+        return np.full(len(one), complement)
+    of_observed = alike - alike.mean()
+    of_expected = shares[1][one] + shares[0][other] - 2 * expected
+    return np.asarray(complement + (complement * of_expected - of_observed) / (1 - expected))
+
+
 def _rates(
     zero: NDArray[np.intp], tuned: NDArray[np.intp], followed: NDArray[np.intp], among: NDArray[np.bool_]
 ) -> OverrideRecord:
@@ -147,6 +201,15 @@ def _rates(
     by_zero, by_tuned = ((followed == named)[among].sum() / max(count, 1) for named in (zero, tuned))
     neither = 1 - by_zero - by_tuned if count else 0.0
     return OverrideRecord(float(by_zero), float(by_tuned), max(float(neither), 0.0), count, len(zero))
+
+
+def _divergences(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N,) KL divergences."""
+    found = np.empty(len(first))
+    for rows in _blocks(first):
+        one, other = _log_probabilities(first[rows]), _log_probabilities(second[rows])
+        found[rows] = (np.exp(one) * (one - other)).sum(1)
+    return found
 
 
 def _complement(observed: float, expected: float) -> float:
