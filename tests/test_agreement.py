@@ -224,3 +224,41 @@ def test_without_labels_what_needs_them_is_left_out() -> None:
     assert found.n == 30
     with pytest.raises(sp.InputError, match="resampling needs two at least"):
         sp.measure_agreement(one[:1], other[:1])
+
+
+@given(outputs(3), st.booleans())
+def test_overrides_with_intervals_have_the_plain_rates(
+    drawn: tuple[list[Logits], NDArray[np.int64]], grouped: bool
+) -> None:
+    (zero, tuned, ensemble), labels = drawn
+    clusters = np.arange(len(labels)) // 2 if grouped else None
+    found = sp.measure_overrides(zero, tuned, ensemble, labels, clusters)
+    plain = {"": sp.override_rates(zero, tuned, ensemble), **sp.override_rates_by_right(zero, tuned, ensemble, labels)}
+    for name, rates in plain.items():
+        record = found.by_right[name] if name else found
+        assert (record.disagreements, record.n) == (rates.disagreements, rates.n)
+        for follows in ("zero_shot", "fine_tuned", "neither"):
+            measured = getattr(record, follows)
+            if not rates.disagreements:
+                assert measured is None
+                continue
+            assert measured.value == pytest.approx(getattr(rates, follows), abs=1e-12)
+            assert 0 <= measured.interval[0] <= measured.value <= measured.interval[1] <= 1
+            if not grouped:
+                count = round(measured.value * rates.disagreements)
+                assert measured.interval == sp.accuracy_interval(count, rates.disagreements)
+    assert sp.measure_overrides(zero, tuned, ensemble).by_right == {}
+
+
+def test_alike_cases_of_one_cluster_count_as_one() -> None:
+    # Ten drawings in ten views each; the ensemble follows zero-shot on all views of half of them.
+    zero, tuned = np.eye(2)[np.zeros(100, int)], np.eye(2)[np.ones(100, int)]
+    drawings = np.repeat(np.arange(10), 10)
+    ensemble = np.where((drawings % 2 == 0)[:, None], zero, tuned)
+    plain, clustered = (sp.measure_overrides(zero, tuned, ensemble, clusters=c).zero_shot for c in (None, drawings))
+    assert plain.value == clustered.value == 0.5
+    assert clustered.interval[1] - clustered.interval[0] > 2 * (plain.interval[1] - plain.interval[0])
+    alone = sp.measure_overrides(zero, tuned, ensemble, clusters=np.zeros(100))
+    assert alone.zero_shot is not None and alone.zero_shot.interval == (0, 1)
+    with pytest.raises(sp.InputError, match="logits and clusters have 100 and 3 entries"):
+        sp.measure_overrides(zero, tuned, ensemble, clusters=[1, 2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -91,3 +92,18 @@ class AgreementRecord:
     margin_difference: Measured
     prediction_diversity: Measured | None
     error_consistency: Measured | None
+
+
+@dataclass(frozen=True)
+class FollowedRecord:
+    """``override_rates`` on one set with intervals; ``by_right`` splits them by who was right, where labels are given.
+
+    A rate is None where there was no disagreement.
+    """
+
+    disagreements: int
+    n: int
+    zero_shot: Measured | None
+    fine_tuned: Measured | None
+    neither: Measured | None
+    by_right: Mapping[str, FollowedRecord]

@@ -6,13 +6,15 @@ All functions take (N, K) logits of the same samples in the same order; numpy on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis_records import AgreementRecord, Measured, OverrideRecord
+from shiftproof.diagnosis_records import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
-from shiftproof.evaluation.intervals import bootstrap_interval
+from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
 
 _AT_ONCE = 1 << 22  # logits that are held in float64 together
 
@@ -170,6 +172,61 @@ def measure_agreement(
         prediction_diversity=None if right is None else measured((right[0] != right[1]).mean(), right[0] != right[1]),
         error_consistency=None if right is None else measured(*_consistency(right[0], right[1])),
     )
+
+
+def measure_overrides(
+    zero_shot: NDArray[np.floating],
+    fine_tuned: NDArray[np.floating],
+    ensemble: NDArray[np.floating],
+    labels: NDArray[np.integer] | None = None,
+    clusters: ArrayLike | None = None,
+) -> FollowedRecord:
+    """``override_rates`` with 95 % intervals, and apart by who was right where labels are given.
+
+    Clopper-Pearson over the disagreements, or bootstrap intervals over the ``clusters`` (N,) that these fall into;
+    where they fall into one alone, nothing is known, and the interval is 0 to 1.
+
+    >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
+    >>> measure_overrides(zero, tuned, zero).zero_shot.interval[1]
+    1.0
+    """
+    zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
+    groups = None if clusters is None else np.asarray(clusters)
+    if groups is not None:
+        require_equal_length("logits and clusters", zero, groups)
+    differ = zero != tuned
+    by_right = {}
+    if labels is not None:
+        right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
+        right["neither"] = ~(right["zero_shot"] | right["fine_tuned"])
+        by_right = {
+            name: _followed(zero, tuned, followed, (zero != tuned) & own, groups) for name, own in right.items()
+        }
+    return replace(_followed(zero, tuned, followed, zero != tuned, groups), by_right=by_right)
+
+
+def _followed(
+    zero: NDArray[np.intp],
+    tuned: NDArray[np.intp],
+    followed: NDArray[np.intp],
+    among: NDArray[np.bool_],
+    groups: NDArray[Any] | None,
+) -> FollowedRecord:
+    count = int(among.sum())
+    own = None if groups is None else groups[among]
+    cases = {"zero_shot": followed == zero, "fine_tuned": followed == tuned}
+    cases["neither"] = ~(cases["zero_shot"] | cases["fine_tuned"])
+    rates = {name: _rate(case[among], own) if count else None for name, case in cases.items()}
+    return FollowedRecord(disagreements=count, n=len(zero), by_right={}, **rates)
+
+
+def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:
+    value = float(cases.mean())
+    if groups is None:
+        return Measured(value, accuracy_interval(int(cases.sum()), len(cases)))
+    if len(np.unique(groups)) < 2:
+        return Measured(value, (0.0, 1.0))
+    return Measured(value, bootstrap_interval(cases, groups))
 
 
 def _consistency(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
