@@ -199,10 +199,8 @@ def measure_overrides(
     if labels is not None:
         right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
         right["neither"] = ~(right["zero_shot"] | right["fine_tuned"])
-        by_right = {
-            name: _followed(zero, tuned, followed, (zero != tuned) & own, groups) for name, own in right.items()
-        }
-    return replace(_followed(zero, tuned, followed, zero != tuned, groups), by_right=by_right)
+        by_right = {name: _followed(zero, tuned, followed, differ & own, groups) for name, own in right.items()}
+    return replace(_followed(zero, tuned, followed, differ, groups), by_right=by_right)
 
 
 def _followed(
