@@ -44,6 +44,7 @@ ORDER = [
     "augmentation.mixing",
     "augmentation.named",
     "evaluation.intervals",
+    "study_spreads",
     "evaluation.significance",
     "evaluation.robustness",
     "evaluation.calibration",

@@ -43,8 +43,9 @@ from shiftproof.report.studies import (
 )
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, write_json, write_text
-from shiftproof.study import run_member, run_study, spreads
+from shiftproof.study import run_member, run_study
 from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
+from shiftproof.study_spreads import spreads
 from shiftproof.studyfile import MemberRun, StudyFile
 from shiftproof.training import Trainer
 

@@ -26,8 +26,8 @@ from shiftproof.report.studies import equal_reference_table, spread_table, study
 from shiftproof.report.tables import Table
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json, write_json
-from shiftproof.study import spreads
 from shiftproof.study_records import StudyRecord
+from shiftproof.study_spreads import spreads
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

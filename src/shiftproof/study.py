@@ -15,19 +15,17 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import choose_alpha, path_sets, sweep_alpha
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
 from shiftproof.errors import InputError, ShiftproofError, counted, listed
-from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
+from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.loop import finetune
@@ -38,12 +36,11 @@ from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, read_json, write_json, write_text
-from shiftproof.study_records import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
+from shiftproof.study_records import StudyFailure, StudyMember, StudyRecord
+from shiftproof.study_spreads import spreads
 from shiftproof.studyfile import MemberRun, StudyFile
 from shiftproof.tracking import trackers_from
 
-_NOTHING = 1e-12  # less is no deviation
-Floats: TypeAlias = NDArray[np.float64]
 _OF_START = ("model", "suite", "prompts", "seed", "limit")
 _WRITTEN = ("study.yaml", "study.json", "study.csv", "members", "soups", "figures")
 
@@ -124,55 +121,6 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
         (folder / "error.txt").unlink(missing_ok=True)
         for checkpoint in (folder / "checkpoints").glob("step-*"):  # the log stays
             shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str, ...]) -> tuple[SpreadRecord, ...]:
-    """How far configurations lie apart, for each studied model, on the reference and on the shifts' mean.
-
-    Nothing where fewer than three configurations have ended.
-    """
-    configurations = list(dict.fromkeys(member.configuration for member in members))
-    found = []
-    for what, sets in (("reference", (reference,)), ("mean", averaged)):
-        if len(configurations) < 3 or not sets:
-            continue
-        series = {
-            model: np.array(
-                [
-                    np.mean([member.accuracy(model, sets) for member in members if member.configuration == name])
-                    for name in configurations
-                ]
-            )
-            for model in STUDIED
-        }
-        drawn = bootstrap_spreads(series)
-        for model, values in series.items():
-            deviation = float(values.std(ddof=1))
-            ratio, ratio_interval = _ratio(series["fine_tuned"], values, drawn["fine_tuned"], drawn[model])
-            found.append(
-                SpreadRecord(
-                    model=model,
-                    sets=what,
-                    deviation=deviation,
-                    interval=_percentiles(drawn[model]),
-                    lowest=float(values.min()),
-                    highest=float(values.max()),
-                    ratio=ratio,
-                    ratio_interval=ratio_interval,
-                )
-            )
-    return tuple(found)
-
-
-def _ratio(
-    base: Floats, own: Floats, base_drawn: Floats, own_drawn: Floats
-) -> tuple[float, tuple[float, float]] | tuple[None, None]:
-    """How many times larger a deviation is than another, with its interval; None where the other does not vary."""
-    if own.std(ddof=1) < _NOTHING:
-        return None, None
-    telling = (base_drawn > _NOTHING) | (own_drawn > _NOTHING)  # a resample of one item alone tells nothing
-    ratios = base_drawn[telling] / np.maximum(own_drawn[telling], _NOTHING)
-    return float(base.std(ddof=1) / own.std(ddof=1)), _percentiles(ratios)
 
 
 def _run_members(
@@ -442,12 +390,6 @@ def _start_hits(key: str, device: str) -> dict[str, int]:
     sets = path_sets(_suite(key).relabelled(start.classes))
     said = {name: predict(start, images, device=device) for name, images in sets.items()}
     return {name: round(accuracy(found.logits, found.labels) * len(found.labels)) for name, found in said.items()}
-
-
-def _percentiles(draws: Floats) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def told_failures(failures: Sequence[StudyFailure], out: Path) -> str:

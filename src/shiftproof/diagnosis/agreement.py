@@ -113,8 +113,7 @@ def override_rates_by_right(
     (1.0, 0)
     """
     zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
-    right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
-    right["neither"] = ~(right["zero_shot"] | right["fine_tuned"])
+    right = _who_was_right(zero_shot, fine_tuned, labels)
     return {name: _rates(zero, tuned, followed, (zero != tuned) & own) for name, own in right.items()}
 
 
@@ -197,8 +196,7 @@ def measure_overrides(
     differ = zero != tuned
     by_right = {}
     if labels is not None:
-        right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
-        right["neither"] = ~(right["zero_shot"] | right["fine_tuned"])
+        right = _who_was_right(zero_shot, fine_tuned, labels)
         by_right = {name: _followed(zero, tuned, followed, differ & own, groups) for name, own in right.items()}
     return replace(_followed(zero, tuned, followed, differ, groups), by_right=by_right)
 
@@ -269,6 +267,13 @@ def _divergences(first: NDArray[np.floating], second: NDArray[np.floating]) -> N
 
 def _complement(observed: float, expected: float) -> float:
     return 0.0 if expected >= 1 else (1 - observed) / (1 - expected)
+
+
+def _who_was_right(
+    zero_shot: NDArray[np.floating], fine_tuned: NDArray[np.floating], labels: NDArray[np.integer]
+) -> dict[str, NDArray[np.bool_]]:
+    right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
+    return right | {"neither": ~(right["zero_shot"] | right["fine_tuned"])}
 
 
 def _right(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
