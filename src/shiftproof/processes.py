@@ -58,7 +58,7 @@ def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
     if process_count() == 1:
         return values
     tensor = torch.from_numpy(values).to(device)
-    with explained_loss():
+    with explained_departure():
         distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
 
@@ -82,13 +82,13 @@ def wait_for_main(device: str) -> None:
 def share_buffers(module: nn.Module) -> None:
     """Gives every process the main one's buffers: batch-norm statistics, which each moves by its own samples."""
     if process_count() > 1:
-        with explained_loss():
+        with explained_departure():
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
 
 @contextlib.contextmanager
-def explained_loss() -> Iterator[None]:
+def explained_departure() -> Iterator[None]:
     """Turns the many ways of losing another process into a TrainingError: that one's message says what happened."""
     try:
         yield

@@ -22,7 +22,7 @@ from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batc
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_choice
-from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, fingerprint
@@ -299,9 +299,7 @@ def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, dev
         np.zeros(len(images), dtype=np.int64),
         lambda i: decode(images[i]),
     )
-    logits = predict(classifier, unlabelled, device=choose_device(device)).logits.astype(np.float64)
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = shifted / shifted.sum(1, keepdims=True)
+    probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=choose_device(device)).logits))
     return [
         Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)
     ]

@@ -20,7 +20,7 @@ from shiftproof import progress
 from shiftproof.errors import DivergenceError, InputError, TrainingInterruptedError
 from shiftproof.hardware import LoopSettings, accelerated, explained_memory, prepared
 from shiftproof.processes import (
-    explained_loss,
+    explained_departure,
     is_main_process,
     mean_of,
     process_count,
@@ -225,7 +225,7 @@ class Trainer:
         """One optimisation step; the loss over all processes. Raises a TrainingError where it cannot be taken."""
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         lr = self.course.lr_at(step)
-        with explained_loss(), explained_memory(self.course.section, splits=self.course.splits):
+        with explained_departure(), explained_memory(self.course.section, splits=self.course.splits):
             loss = optimisation_step(losses, trainable, self.optimizer, lr, self.course.clip_norm, self.accelerator)
         share_buffers(self.module)
         return loss

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from shiftproof.diagnosis_records import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
+from shiftproof.evaluation.metrics import log_probabilities, top_margins
 
 _AT_ONCE = 1 << 22  # logits that are held in float64 together
 
@@ -80,8 +81,7 @@ def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     (logits,) = _aligned(logits)
     found = np.empty(len(logits))
     for rows in _blocks(logits):
-        top = np.partition(logits[rows].astype(np.float64), -2, axis=1)[:, -2:]
-        found[rows] = top[:, 1] - top[:, 0]
+        found[rows] = top_margins(logits[rows])
     return found
 
 
@@ -260,7 +260,7 @@ def _divergences(first: NDArray[np.floating], second: NDArray[np.floating]) -> N
     """(N,) KL divergences."""
     found = np.empty(len(first))
     for rows in _blocks(first):
-        one, other = _log_probabilities(first[rows]), _log_probabilities(second[rows])
+        one, other = log_probabilities(first[rows]), log_probabilities(second[rows])
         found[rows] = (np.exp(one) * (one - other)).sum(1)
     return found
 
@@ -279,11 +279,6 @@ def _who_was_right(
 def _right(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     require_equal_length("logits and labels", logits, labels)
     return np.asarray(logits.argmax(1) == labels)
-
-
-def _log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 def _blocks(logits: NDArray[np.floating]) -> Iterator[slice]:

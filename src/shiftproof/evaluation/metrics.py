@@ -43,20 +43,38 @@ def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float
 def scores(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
     """The compact form of (N, K) logits, computed in float64 and kept in float32."""
     _require_logits(logits, labels)
-    wide = logits.astype(np.float64)
-    shifted = wide - wide.max(1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    probability = np.exp(log_probabilities)
+    logarithms = log_probabilities(logits)
+    probability = np.exp(logarithms)
     prediction = logits.argmax(1)
     rows = np.arange(len(logits))
-    top = np.partition(wide, -2, axis=1)[:, -2:]
     return Scores(
         prediction=prediction.astype(np.int64),
         confidence=probability[rows, prediction].astype(np.float32),
-        margin=(top[:, 1] - top[:, 0]).astype(np.float32),
-        log_probability=log_probabilities[rows, labels].astype(np.float32),
+        margin=top_margins(logits).astype(np.float32),
+        log_probability=logarithms[rows, labels].astype(np.float32),
         square_sum=(probability**2).sum(1).astype(np.float32),
     )
+
+
+def log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The natural logarithms of the softmax of (N, K) logits, in float64.
+
+    >>> np.exp(log_probabilities(np.array([[0.0, 0.0]]))).tolist()
+    [[0.5, 0.5]]
+    """
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def top_margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N,) differences of the two largest of (N, K) logits, in float64.
+
+    >>> top_margins(np.array([[3.0, 1.0, 2.5]])).tolist()
+    [0.5]
+    """
+    top = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    return np.asarray(top[:, 1] - top[:, 0])
 
 
 def evaluate(
