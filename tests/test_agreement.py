@@ -222,8 +222,16 @@ def test_without_labels_what_needs_them_is_left_out() -> None:
     found = sp.measure_agreement(one, other)
     assert found.prediction_diversity is None and found.error_consistency is None
     assert found.n == 30
-    with pytest.raises(sp.InputError, match="resampling needs two at least"):
-        sp.measure_agreement(one[:1], other[:1])
+
+
+def test_one_sample_has_values_and_no_intervals() -> None:
+    one, other = np.random.default_rng(4).normal(size=(2, 1, 3))
+    found = sp.measure_agreement(one, other, np.array([0]))
+    assert found.n == 1
+    assert found.disagreement == sp.Measured(float(one.argmax() != other.argmax()), None)
+    assert found.margin_difference.interval is None
+    both = np.concatenate([one, other])
+    assert sp.measure_agreement(both, both[::-1], clusters=["a", "a"]).disagreement.interval is None
 
 
 @given(outputs(3), st.booleans())

@@ -133,3 +133,43 @@ def test_too_few_samples_and_other_widths_are_refused() -> None:
     sums.add(x, y)
     with pytest.raises(sp.InputError, match="this block has 1 and 2 columns, those before 2 and 2"):
         sums.add(x[:, :1], y)
+
+
+@given(st.integers(0, 10**6), st.integers(6, 40))
+def test_an_influence_is_the_derivative_by_a_samples_weight(seed: int, n: int) -> None:
+    x, y = features(seed, n, (3, 4))
+    sums = sp.CkaSums()
+    sums.add(x, y)
+    found = sums.influences(x, y)
+    assert found.mean() == pytest.approx(sp.linear_cka(x, y))
+    # A sample that counts a little more: the weighted kernels' CKA, by a difference quotient.
+    row, step = seed % n, 1e-5
+    weights = np.ones(n)
+    weights[row] += step
+
+    def weighted(weights: Floats) -> float:
+        w = weights / weights.sum()
+        a, b = x - w @ x, y - w @ y
+        cross, own, other = ((p * w[:, None]).T @ q for p, q in ((a, b), (a, a), (b, b)))
+        return float((cross**2).sum() / np.sqrt((own**2).sum() * (other**2).sum()))
+
+    slope = (weighted(weights) - weighted(np.ones(n))) / step
+    assert slope * n == pytest.approx(found[row] - found.mean(), abs=1e-3)
+
+
+def test_the_interval_of_cka_is_that_of_resampling_it() -> None:
+    x, y = features(3, 400, (3, 4))
+    found = sp.measure_cka(x, y).biased
+    assert found is not None and found.interval is not None
+    picked = np.random.default_rng(0).integers(400, size=(400, 400))
+    low, high = np.quantile([sp.linear_cka(x[rows], y[rows]) for rows in picked], [0.025, 0.975])
+    width = found.interval[1] - found.interval[0]
+    assert found.interval == pytest.approx((low, high), abs=0.25 * width)
+
+
+def test_flat_outputs_have_no_cka_and_few_samples_no_debiased_one() -> None:
+    flat, some = np.ones((6, 3)), np.random.default_rng(0).normal(size=(6, 3))
+    assert sp.measure_cka(flat, some) == sp.CkaRecord(6, None, None)
+    assert sp.measure_cka(some[:1], some[:1]) == sp.CkaRecord(1, None, None)
+    three = sp.measure_cka(some[:3], some[3:])
+    assert three.biased is not None and three.debiased is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -9,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import shiftproof as sp
 from shiftproof import pipeline
 from shiftproof.ensembling import path as path_module
 from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
-from shiftproof.evaluation.predictions import load_scores, save_scores
+from shiftproof.evaluation.kept import load_scores, save_scores
 from shiftproof.records import PathPoint
 from shiftproof.report.tables import rules_table
 from shiftproof.stages import run_sweep
@@ -65,10 +66,15 @@ SETS = ("validation", "photos", "sketch")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 
 
-def kept_by(collected: dict[tuple[float, str], sp.Predictions]) -> Callable[[float, str, sp.Predictions], None]:
-    def keep(alpha: float, name: str, found: sp.Predictions) -> None:
+def kept_by(collected: dict[tuple[float, str], np.ndarray]) -> Callable[[float, str], Any]:
+    """What a sweep hands on, put together again: the logits by alpha and set."""
+
+    @contextlib.contextmanager
+    def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
+        rows: list[np.ndarray] = []
+        yield rows.append
         assert (alpha, name) not in collected
-        collected[alpha, name] = found
+        collected[alpha, name] = np.concatenate(rows)
 
     return keep
 
@@ -98,9 +104,9 @@ def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
     path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
     assert set(found) == {(alpha, name) for alpha in ALPHAS for name in SETS}
     sets = {"validation": suite.reference.validation, **suite.test_sets}
-    for (alpha, name), predictions in found.items():
+    for (alpha, name), logits in found.items():
         alone = sp.predict(sp.wise_ft(*ends, alpha), sets[name], batch_size=batch_size)
-        assert predictions.logits.tobytes() == alone.logits.tobytes()
+        assert logits.tobytes() == alone.logits.tobytes()
         point, right = path.at(alpha), sp.accuracy(alone.logits, alone.labels)
         assert right == (point.validation if name == "validation" else point.accuracy[name])
     assert sp.sweep_alpha(*ends, suite, ALPHAS) == path
@@ -168,11 +174,11 @@ def test_a_head_only_path_runs_the_encoder_once(
     for alpha in ALPHAS:
         for name, images in suite.test_sets.items():
             alone = sp.predict(sp.wise_ft(*head_ends, alpha), images).logits
-            np.testing.assert_allclose(found[alpha, name].logits, alone, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(found[alpha, name], alone, rtol=1e-5, atol=1e-4)
             both = sp.predict(sp.output_ensemble(*head_ends, alpha), images).logits
             np.testing.assert_allclose(both, alone, rtol=1e-5, atol=1e-4)
             if alpha in (0, 1):
-                assert found[alpha, name].logits.tobytes() == alone.tobytes() == both.tobytes()
+                assert found[alpha, name].tobytes() == alone.tobytes() == both.tobytes()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.8, 1.0])
@@ -194,10 +200,10 @@ def test_the_path_in_output_space_is_that_of_the_output_ensembles(
         seen = counted(patch)
         sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=kept_by(found))
     assert seen == [9] * 6  # two networks on three sets
-    for (alpha, name), predictions in found.items():
+    for (alpha, name), logits in found.items():
         images = {"validation": suite.reference.validation, **suite.test_sets}[name]
         alone = sp.predict(sp.output_ensemble(*ends, alpha), images)
-        assert predictions.logits.tobytes() == alone.logits.tobytes()
+        assert logits.tobytes() == alone.logits.tobytes()
 
 
 def test_a_space_or_alpha_that_there_is_not_is_refused(ends: Ends, folders: Path) -> None:
@@ -215,9 +221,10 @@ def test_a_space_or_alpha_that_there_is_not_is_refused(ends: Ends, folders: Path
 def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, found = suite_of(folders), {}
     path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
+    sets = {"validation": suite.reference.validation, **suite.test_sets}
     known = {
-        pair: int((kept.logits.argmax(1) == kept.labels).sum())
-        for pair, kept in found.items()
+        pair: int((logits.argmax(1) == sets[pair[1]].labels).sum())
+        for pair, logits in found.items()
         if pair[1] == "validation" or pair == (0.5, "sketch")
     }
     seen, again = counted(monkeypatch), {}

@@ -71,8 +71,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -> None:
     expected = {"run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"}
+    expected.add("diagnosis.json")
     expected |= {f"{model}/{name}" for model in MODELS for name in ("classifier.json", "model.safetensors")}
-    expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in SETS}
+    expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in ("validation", *SETS)}
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}
     found = set(files_of(finished))
     pictures = {name for name in found if name.startswith(("samples/", "figures/"))}
@@ -465,7 +466,7 @@ def interrupted(*_: Any, **__: Any) -> Any:
         ("finetune", ["zero_shot"]),
         ("sweep_alpha", ["zero_shot", "fine_tuned"]),
         ("wise_ft", ["zero_shot", "fine_tuned", "sweep"]),
-        ("load_predictions", ["zero_shot", "fine_tuned", "sweep", "ensemble", "predict"]),
+        ("open_predictions", ["zero_shot", "fine_tuned", "sweep", "ensemble", "predict"]),
         ("render_report", ["zero_shot", "fine_tuned", "sweep", "ensemble", "predict"]),
     ],
 )

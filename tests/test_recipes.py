@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -665,8 +666,11 @@ def test_the_ends_of_the_path_are_the_two_bit_for_bit(flyp: sp.Classifier, zero:
 def test_the_sweep_runs_what_the_ensemble_is(flyp: sp.Classifier, zero: sp.Classifier, few: sp.ShiftSuite) -> None:
     kept: dict[tuple[float, str], np.ndarray] = {}
 
-    def keep(alpha: float, name: str, found: sp.Predictions) -> None:
-        kept[alpha, name] = found.logits
+    @contextlib.contextmanager
+    def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
+        rows: list[np.ndarray] = []
+        yield rows.append
+        kept[alpha, name] = np.concatenate(rows)
 
     path = sp.sweep_alpha(zero, flyp, few, (0.0, 0.3, 1.0), keep=keep)
     for alpha, (name, images) in itertools.product(path.alphas, few.test_sets.items()):

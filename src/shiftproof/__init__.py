@@ -41,15 +41,18 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.backgrounds import background_sets, measure_backgrounds
     from shiftproof.diagnosis.baselines import train_from_scratch
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
-    from shiftproof.diagnosis.cka import CkaSums, linear_cka
-    from shiftproof.diagnosis.connectivity import error_barrier, measure_connectivity
+    from shiftproof.diagnosis.cka import CkaSums, linear_cka, measure_cka
+    from shiftproof.diagnosis.connectivity import error_barrier, measure_connectivity, measure_loss_connectivity
+    from shiftproof.diagnosis.evidence import SetEvidence
     from shiftproof.diagnosis.movement import measure_movement
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
     from shiftproof.diagnosis_records import (
         AgreementRecord,
+        CkaRecord,
         ConnectivityRecord,
         FollowedRecord,
+        LossRecord,
         Measured,
         MovementRecord,
         OverrideRecord,
@@ -75,9 +78,23 @@ if TYPE_CHECKING:
         negative_log_likelihood,
         selective_accuracy,
     )
-    from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval, bootstrap_spreads
-    from shiftproof.evaluation.metrics import accuracy
-    from shiftproof.evaluation.predictions import Predictions, predict
+    from shiftproof.evaluation.intervals import (
+        accuracy_interval,
+        bootstrap_interval,
+        bootstrap_spreads,
+        contrast_interval,
+        statistic_interval,
+    )
+    from shiftproof.evaluation.kept import (
+        KeptPredictions,
+        Predictions,
+        align_predictions,
+        load_predictions,
+        open_predictions,
+        save_predictions,
+    )
+    from shiftproof.evaluation.metrics import accuracy, macro_f1
+    from shiftproof.evaluation.predictions import predict
     from shiftproof.evaluation.robustness import (
         Baseline,
         effective_robustness,
@@ -98,6 +115,7 @@ if TYPE_CHECKING:
     from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
     from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
     from shiftproof.report.page import render_report
+    from shiftproof.run_diagnosis_records import DiagnosisRecord
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
     from shiftproof.study import run_study
@@ -106,6 +124,8 @@ if TYPE_CHECKING:
     from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
+    "run_diagnosis_records": ("DiagnosisRecord",),
+    "diagnosis.evidence": ("SetEvidence",),
     "augmentation.masks": (
         "hard_mask",
         "soft_mask",
@@ -149,13 +169,23 @@ _MODULES = {
         "class_activation_map",
         "class_evidence",
     ),
-    "diagnosis.cka": ("CkaSums", "linear_cka"),
-    "diagnosis.connectivity": ("error_barrier", "measure_connectivity"),
+    "diagnosis.cka": (
+        "CkaSums",
+        "linear_cka",
+        "measure_cka",
+    ),
+    "diagnosis.connectivity": (
+        "error_barrier",
+        "measure_connectivity",
+        "measure_loss_connectivity",
+    ),
     "diagnosis.movement": ("measure_movement",),
     "diagnosis_records": (
         "AgreementRecord",
+        "CkaRecord",
         "ConnectivityRecord",
         "FollowedRecord",
+        "LossRecord",
         "Measured",
         "MovementRecord",
         "OverrideRecord",
@@ -209,9 +239,26 @@ _MODULES = {
         "relative_robustness",
         "robustness_gap",
     ),
-    "evaluation.intervals": ("accuracy_interval", "bootstrap_interval", "bootstrap_spreads"),
-    "evaluation.metrics": ("accuracy",),
-    "evaluation.predictions": ("Predictions", "predict"),
+    "evaluation.intervals": (
+        "accuracy_interval",
+        "bootstrap_interval",
+        "bootstrap_spreads",
+        "contrast_interval",
+        "statistic_interval",
+    ),
+    "evaluation.metrics": (
+        "accuracy",
+        "macro_f1",
+    ),
+    "evaluation.kept": (
+        "KeptPredictions",
+        "Predictions",
+        "align_predictions",
+        "load_predictions",
+        "open_predictions",
+        "save_predictions",
+    ),
+    "evaluation.predictions": ("predict",),
     "evaluation.significance": ("holm_correction", "mcnemar_test"),
     "finetuning.loop": ("few_shot", "finetune"),
     "finetuning.probe": ("logistic_head",),
@@ -236,6 +283,7 @@ __all__ = [
     "AccuracyRecord",
     "AgreementRecord",
     "Baseline",
+    "CkaRecord",
     "CkaSums",
     "ClassSpace",
     "Classifier",
@@ -243,12 +291,15 @@ __all__ = [
     "ConnectivityRecord",
     "CutMix",
     "Cutout",
+    "DiagnosisRecord",
     "Encoder",
     "FinetuneSettings",
     "FollowedRecord",
     "ImageSet",
     "IncompatibleWeightsError",
     "InputError",
+    "KeptPredictions",
+    "LossRecord",
     "Measured",
     "MergeRecord",
     "MergeSettings",
@@ -266,6 +317,7 @@ __all__ = [
     "RulesRecord",
     "RunFile",
     "RunRecord",
+    "SetEvidence",
     "Shift",
     "ShiftSuite",
     "ShiftproofError",
@@ -278,6 +330,7 @@ __all__ = [
     "WindowSettings",
     "accuracy",
     "accuracy_interval",
+    "align_predictions",
     "alphas_by_depth",
     "alphas_by_pattern",
     "anchor_weights",
@@ -293,6 +346,7 @@ __all__ = [
     "class_evidence",
     "class_targets",
     "compare_alphas",
+    "contrast_interval",
     "contrastive_loss",
     "contrastive_targets",
     "corrupt",
@@ -320,14 +374,18 @@ __all__ = [
     "load_clip",
     "load_data",
     "load_encoder",
+    "load_predictions",
     "load_set",
     "load_suite",
     "logistic_head",
+    "macro_f1",
     "margins",
     "mcnemar_test",
     "measure_agreement",
     "measure_backgrounds",
+    "measure_cka",
     "measure_connectivity",
+    "measure_loss_connectivity",
     "measure_movement",
     "measure_overrides",
     "measure_windows",
@@ -338,6 +396,7 @@ __all__ = [
     "model_stock_soup",
     "negative_log_likelihood",
     "one_hot",
+    "open_predictions",
     "output_ensemble",
     "override_rates",
     "override_rates_by_right",
@@ -353,9 +412,11 @@ __all__ = [
     "run_pipeline",
     "run_study",
     "save_classifier",
+    "save_predictions",
     "selective_accuracy",
     "soft_cross_entropy",
     "soft_mask",
+    "statistic_interval",
     "strong_edge_study",
     "sweep_alpha",
     "train_from_scratch",

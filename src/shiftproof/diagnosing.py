@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.sets import ImageSet, joined, with_masks
+from shiftproof.data.sets import ImageSet, joined, spread_over_classes, with_masks
 from shiftproof.data.suites import Reference, ShiftSuite, load_data, load_suite
 from shiftproof.diagnosis.backgrounds import measure_backgrounds
 from shiftproof.diagnosis.baselines import train_from_scratch
@@ -30,7 +29,6 @@ from shiftproof.pipeline import choose_device
 from shiftproof.records import BackgroundStudy, StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
-from shiftproof.seeding import child_generator
 from shiftproof.storage import locked, write_atomically, write_json
 
 HEADS = ("zero-shot", "own")
@@ -141,15 +139,7 @@ def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
         shown = "the reference" if asked.shift is None else shift
         found = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
     found = found if asked.masks is None else with_masks(found, asked.masks)
-    if asked.images >= len(found):
-        return found
-    order = torch.randperm(len(found), generator=child_generator(asked.seed, "diagnosed images")).numpy()
-    turn = np.empty(len(found), dtype=np.int64)  # the how-maniest of its class an image is, in that order
-    for label in np.unique(found.labels):
-        own = order[found.labels[order] == label]
-        turn[own] = np.arange(len(own))
-    ranked = order[np.argsort(turn[order], kind="stable")]
-    return found.subset(sorted(ranked[: asked.images].tolist()))
+    return spread_over_classes(found, asked.images, asked.seed)
 
 
 def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:

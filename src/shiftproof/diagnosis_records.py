@@ -28,18 +28,21 @@ class ConnectivityRecord:
     ``above_line`` is the accuracy at every alpha minus the line's, ``intervals`` its paired bootstrap intervals, where
     the predictions were given. ``barrier_over_line`` is the largest error above the line, at ``barrier_alpha``, and
     ``barrier_over_mean`` that above the mean of the ends' errors; both are 0 or more, since the ends are on the path.
-    ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better end's.
+    ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better end's; it was found
+    by reading the set, so that its interval lies somewhat high. ``mean_interval`` is that of the barrier over the mean.
     """
 
     set: str
     alphas: tuple[float, ...]
     above_line: tuple[float, ...]
-    intervals: tuple[tuple[float, float], ...] | None
+    intervals: tuple[tuple[float, float] | None, ...] | None
     barrier_over_line: float
     barrier_alpha: float
     barrier_over_mean: float
     best_alpha: float
     gain: float
+    gain_interval: tuple[float, float] | None = None
+    mean_interval: tuple[float, float] | None = None
 
     @property
     def observation_1(self) -> bool:
@@ -50,6 +53,12 @@ class ConnectivityRecord:
     def observation_2(self) -> bool:
         """Some alpha is above both ends (WiSE-FT, sec. 4)."""
         return self.gain > 0
+
+    @property
+    def clearly_under(self) -> tuple[float, ...]:
+        """The alphas whose accuracy is under the line beyond its interval: where observation 1 fails for certain."""
+        bounds = self.intervals or ()
+        return tuple(a for a, interval in zip(self.alphas, bounds, strict=False) if interval and interval[1] < 0)
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,43 @@ class MovementRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number and its interval."""
+    """A number and its 95 % interval; None where one cluster alone leaves nothing to resample."""
 
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
+
+    def negative(self) -> Measured:
+        """The number with its sign turned, and its interval."""
+        return Measured(-self.value, None if self.interval is None else (-self.interval[1], -self.interval[0]))
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """How an alpha path's mean loss (nats) on one set compares with the straight line between its ends.
+
+    ``above_line`` is the height of the loss above that line at every alpha; the barriers are those of
+    ``ConnectivityRecord``, of loss.
+    """
+
+    set: str
+    alphas: tuple[float, ...]
+    loss: tuple[Measured, ...]
+    above_line: tuple[Measured, ...]
+    barrier_over_line: float
+    barrier_alpha: float
+    barrier_over_mean: float
+
+
+@dataclass(frozen=True)
+class CkaRecord:
+    """The linear CKA of two models' outputs on ``n`` samples of one set: as it was defined, and of unbiased estimates.
+
+    Each is None where it is not defined: too few samples, or outputs that do not vary.
+    """
+
+    n: int
+    biased: Measured | None
+    debiased: float | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +140,8 @@ class AgreementRecord:
 class FollowedRecord:
     """``override_rates`` on one set with intervals; ``by_right`` splits them by who was right, where labels are given.
 
-    A rate is None where there was no disagreement.
+    A rate is None where there was no disagreement. ``beyond_both`` is, of the samples that the ensemble gets right and
+    fine-tuned does not, the share that zero-shot errs on as well; None without labels or such samples.
     """
 
     disagreements: int
@@ -107,3 +150,4 @@ class FollowedRecord:
     fine_tuned: Measured | None
     neither: Measured | None
     by_right: Mapping[str, FollowedRecord]
+    beyond_both: Measured | None = None

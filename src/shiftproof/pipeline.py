@@ -5,10 +5,11 @@ Each stage writes what it made into the run directory and is skipped when a run 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,23 +23,24 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.layouts import alpha_folder
-from shiftproof.ensembling.path import FIXED_ALPHA, choose_alpha, compare_alphas, path_sets, sweep_alpha
+from shiftproof.ensembling.path import FIXED_ALPHA, Add, choose_alpha, compare_alphas, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, METHOD
-from shiftproof.evaluation.metrics import Scores, evaluate, scores
-from shiftproof.evaluation.predictions import (
-    Predictions,
-    load_predictions,
+from shiftproof.evaluation.kept import (
+    KeptPredictions,
     load_scores,
-    predict,
-    save_predictions,
+    open_predictions,
     save_scores,
+    writing_predictions,
 )
+from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
+from shiftproof.evaluation.predictions import predict_batches
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.processes import joined_processes, said_by_main
+from shiftproof.quick_diagnosis import diagnose_kept
 from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import render_report
 from shiftproof.runfile import RunFile, SuiteFile
@@ -81,7 +83,7 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
 
         models = dict(zip(MODELS, (zero_shot, fine_tuned, ensemble), strict=True))
         predictions = run.predictions(models, suite)
-        return run.conclude(suite, predictions, path, alpha)
+        return run.conclude(suite, models, predictions, path, alpha)
 
 
 def follow_pipeline(asked: RunFile, out: Path) -> None:
@@ -143,9 +145,12 @@ class PathFiles:
         """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
         return self.folder / alpha_folder(alpha) / f"{name}.npz"
 
-    def keep(self, alpha: float, name: str, found: Predictions) -> None:
-        """Writes one file."""
-        save_scores(scores(found.logits, found.labels), found.ids, self.file(alpha, name))
+    @contextlib.contextmanager
+    def keep(self, alpha: float, name: str) -> Iterator[Add]:
+        """Takes in the logits of an alpha on a set, batch by batch, and writes one file once all are there."""
+        collector = ScoreCollector(self.sets[name].labels)
+        yield collector.add
+        save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
 
     def kept(self, alpha: float, name: str) -> int | None:
         """How many images a kept file has right; None where it is absent, damaged or of other images."""
@@ -254,13 +259,16 @@ class _Run:
 
         files = self.along_path(suite)
 
-        def keep(alpha: float, name: str, found: Predictions) -> None:
-            if alpha in named and name in suite.test_sets:
-                save_predictions(found, self.logits(named[alpha], name))
-            files.keep(alpha, name, found)
+        @contextlib.contextmanager
+        def keep(alpha: float, name: str) -> Iterator[Add]:
+            with contextlib.ExitStack() as opened:
+                adds = [opened.enter_context(files.keep(alpha, name))]
+                if alpha in named:
+                    adds.append(opened.enter_context(self.writing(named[alpha], name, files.sets[name])))
+                yield lambda logits: [add(logits) for add in adds]
 
         def kept(alpha: float, name: str) -> int | None:
-            whole = alpha not in named or name not in suite.test_sets or self.has_logits(named[alpha], name, suite)
+            whole = alpha not in named or self.has_logits(named[alpha], name, files.sets[name])
             return files.kept(alpha, name) if whole else None
 
         def sweep() -> None:
@@ -280,42 +288,50 @@ class _Run:
         """Where a model's logits on a set stand."""
         return self.out / "predictions" / model / f"{set_name}.npz"
 
-    def has_logits(self, model: str, set_name: str, suite: ShiftSuite) -> bool:
+    def writing(self, model: str, set_name: str, images: ImageSet) -> contextlib.AbstractContextManager[Add]:
+        """Takes in a model's logits on a set, batch by batch."""
+        file = self.logits(model, set_name)
+        return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
+
+    def has_logits(self, model: str, set_name: str, images: ImageSet) -> bool:
         """Whether they do, undamaged and of the set's images."""
         file = self.logits(model, set_name)
         try:
-            return file.is_file() and load_predictions(file).ids == suite.test_sets[set_name].ids
+            return file.is_file() and open_predictions(file).require_whole().ids == images.ids
         except InputError:
             return False
 
-    def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, Predictions]]:
-        """The logits of the three models on every test set; what the sweep has kept is not run again."""
+    def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, KeptPredictions]]:
+        """The logits of the three models on every set, validation too; what the sweep has kept is not run again."""
+        sets = path_sets(suite)
 
         def run_all() -> None:
             for model, classifier in models.items():
-                for name, images in suite.test_sets.items():
-                    file = self.logits(model, name)
-                    if not file.is_file():
-                        save_predictions(predict(classifier, images, device=self.device), file)
+                for name, images in sets.items():
+                    if not self.logits(model, name).is_file():
+                        with self.writing(model, name, images) as add:
+                            for logits in predict_batches(classifier, images, device=self.device):
+                                add(logits)
 
         self.stage("predict", run_all)
-        found = {m: {name: load_predictions(self.logits(m, name)) for name in suite.test_sets} for m in models}
+        found = {m: {name: open_predictions(self.logits(m, name)) for name in sets} for m in models}
         for of_sets in found.values():
-            for name, images in suite.test_sets.items():
+            for name, images in sets.items():
                 _require_same_samples(of_sets[name].ids, images)
         return found
 
     def conclude(
         self,
         suite: ShiftSuite,
-        predictions: dict[str, dict[str, Predictions]],
+        classifiers: Mapping[str, Classifier],
+        predictions: dict[str, dict[str, KeptPredictions]],
         path: PathRecord,
         alpha: float,
     ) -> RunRecord:
-        """Results, summary, samples and report."""
+        """Results, summary, diagnosis, samples and report."""
         ends = dict(zip(MODELS, (0.0, 1.0, alpha), strict=True))
         models = {
-            model: {name: _record(suite, found, model, ends[model], name) for name, found in of_sets.items()}
+            model: {name: _record(suite, of_sets[name], model, ends[model], name) for name in suite.test_sets}
             for model, of_sets in predictions.items()
         }
         lines = [record for records in models.values() for record in records.values()]
@@ -337,8 +353,12 @@ class _Run:
             versions=versions(),
         )
         write_json(self.out / "summary.json", record.to_json())
-        if rules := self.along_path(suite).rules(path, suite, self.asked.alpha_tolerance):
+        files = self.along_path(suite)
+        if rules := files.rules(path, suite, self.asked.alpha_tolerance):
             write_json(self.out / "rules.json", rules.to_json())
+        write_json(
+            self.out / "diagnosis.json", diagnose_kept(record, suite, predictions, classifiers, files.read).to_json()
+        )
         write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
         render_report([self.out])
         return record
@@ -373,9 +393,12 @@ def _require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
         )
 
 
-def _record(suite: ShiftSuite, found: Predictions, model: str, alpha: float, name: str) -> AccuracyRecord:
+def _record(suite: ShiftSuite, found: KeptPredictions, model: str, alpha: float, name: str) -> AccuracyRecord:
+    collector = ScoreCollector(found.labels)
+    for logits in found.blocks():
+        collector.add(logits)
     return evaluate(
-        scores(found.logits, found.labels),
+        collector.whole(),
         found.labels,
         suite.classes.ids,
         model=model,

@@ -30,7 +30,8 @@ class AccuracyRecord:
     """One evaluation: one model (at one alpha, where it lies on a path) on one set.
 
     ``accuracy`` is the fraction correct/n, ``interval`` its Clopper-Pearson bounds; ``calibration_error``
-    is None where only compact predictions were kept.
+    is None where only compact predictions were kept. ``per_class`` is the accuracy on each class that has images,
+    ``class_counts`` how many.
     """
 
     model: str
@@ -42,6 +43,7 @@ class AccuracyRecord:
     calibration_error: float | None = None
     per_class: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
+    class_counts: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, one line of ``results.jsonl``."""
@@ -56,12 +58,13 @@ class AccuracyRecord:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One alpha of a path: accuracy on the reference's validation split and on every test set."""
+    """One alpha of a path: accuracy on the reference's validation split and on every test set, with intervals."""
 
     alpha: float
     validation: float
     accuracy: Mapping[str, float]
     interval: Mapping[str, tuple[float, float]]
+    validation_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class PathRecord:
                 entry["validation"],
                 entry["accuracy"],
                 {name: _pair(bounds) for name, bounds in entry["interval"].items()},
+                None if entry.get("validation_interval") is None else _pair(entry["validation_interval"]),
             )
             for entry in value
         ]

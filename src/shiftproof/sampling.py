@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from shiftproof.data.suites import ShiftSuite
+from shiftproof.evaluation.kept import KeptPredictions
 from shiftproof.evaluation.metrics import scores
-from shiftproof.evaluation.predictions import Predictions
 from shiftproof.seeding import child_generator
 from shiftproof.storage import write_atomically, write_json
 
@@ -20,7 +20,7 @@ _LARGEST_SIDE = 160
 
 
 def write_samples(
-    suite: ShiftSuite, predictions: Mapping[str, Mapping[str, Predictions]], folder: Path, *, seed: int
+    suite: ShiftSuite, predictions: Mapping[str, Mapping[str, KeptPredictions]], folder: Path, *, seed: int
 ) -> None:
     """Writes thumbnails and ``samples.json`` with the answers of ``predictions[model][set]``.
 
@@ -28,8 +28,11 @@ def write_samples(
     """
     entries = []
     for name, images in suite.test_sets.items():
-        order = torch.randperm(len(images), generator=child_generator(seed, "samples", name))
-        for number, position in enumerate(order[:_PER_SET].tolist()):
+        positions = sample_positions(name, len(images), seed)
+        answers = {
+            model: _answers(of_sets[name], positions, suite.classes.names) for model, of_sets in predictions.items()
+        }
+        for number, position in enumerate(positions):
             file = f"{name}-{number:02d}.png"
             thumbnail = Image.fromarray(images.read(position))
             thumbnail.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
@@ -40,19 +43,25 @@ def write_samples(
                     "id": images.ids[position],
                     "label": suite.classes.names[images.labels[position]],
                     "file": file,
-                    "answers": {
-                        model: _answer(of_sets[name], position, suite.classes.names)
-                        for model, of_sets in predictions.items()
-                    },
+                    "answers": {model: own[number] for model, own in answers.items()},
                 }
             )
     write_json(folder / "samples.json", {"samples": entries})
 
 
-def _answer(predictions: Predictions, position: int, names: tuple[str, ...]) -> dict[str, object]:
-    row = slice(position, position + 1)
-    kept = scores(predictions.logits[row], predictions.labels[row])
-    return {
-        "prediction": names[int(kept.prediction[0])],
-        "confidence": round(float(np.float64(kept.confidence[0])), 4),
-    }
+def sample_positions(name: str, count: int, seed: int) -> list[int]:
+    """Which of a set's ``count`` images are its samples."""
+    order = torch.randperm(count, generator=child_generator(seed, "samples", name))
+    return [int(position) for position in order[:_PER_SET]]
+
+
+def _answers(kept: KeptPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
+    rows, start = {}, 0
+    for block in kept.blocks():
+        rows |= {position: block[position - start] for position in positions if 0 <= position - start < len(block)}
+        start += len(block)
+    found = scores(np.stack([rows[position] for position in positions]), kept.labels[positions])
+    return [
+        {"prediction": names[int(named)], "confidence": round(float(np.float64(sure)), 4)}
+        for named, sure in zip(found.prediction, found.confidence, strict=True)
+    ]

@@ -25,6 +25,14 @@ def cache_directory() -> Path:
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Lets ``write`` fill a temporary file beside the target, syncs it to disk and renames it into place."""
+    with atomically(path) as temporary:
+        write(temporary)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def atomically(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside the target to fill; it is synced to disk and renamed into place unless that fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: writers such as matplotlib and numpy choose the format by it.
@@ -32,14 +40,13 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     os.close(descriptor)
     temporary = Path(name)
     try:
-        write(temporary)
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 @contextlib.contextmanager

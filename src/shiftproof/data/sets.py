@@ -10,11 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, decode_mask
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
+from shiftproof.seeding import child_generator
 from shiftproof.storage import read_rows
 
 SET_KINDS = ("folder", "csv")
@@ -29,7 +31,8 @@ class ImageSet:
     ``classes``; ``groups``, where given, splits the samples for reporting (seen and withheld renditions, say).
     ``in_memory`` says that reading costs nothing, so that no threads are spent on it. ``mask(i)``, where given, is the
     (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 object. ``resized_for`` is the
-    preprocessing whose resizing pixels and masks have been through already, so that none does it twice.
+    preprocessing whose resizing pixels and masks have been through already, so that none does it twice. ``sources``,
+    where given, name what each sample is a view of (a drawing, a video): views of one are no independent evidence.
     """
 
     name: str
@@ -41,6 +44,7 @@ class ImageSet:
     in_memory: bool = False
     mask: Callable[[int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
     resized_for: Preprocessing | None = field(default=None, repr=False, compare=False)
+    sources: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -68,6 +72,7 @@ class ImageSet:
             read=lambda i: self.read(chosen[i]),
             groups=None if self.groups is None else tuple(self.groups[i] for i in chosen),
             mask=None if mask is None else lambda i: mask(chosen[i]),
+            sources=None if self.sources is None else tuple(self.sources[i] for i in chosen),
         )
 
     def of_classes(self, classes: ClassSpace) -> ImageSet:
@@ -102,7 +107,13 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         lambda i: places[i][0].read(places[i][1]),
         in_memory=all(part.in_memory for part in sets),
         mask=mask if all(part.mask for part in sets) else None,
+        sources=_all_of([part.sources for part in sets]),
     )
+
+
+def _all_of(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    known = [part for part in parts if part is not None]
+    return tuple(name for part in known for name in part) if len(known) == len(parts) else None
 
 
 def samples_digest(images: ImageSet) -> str:
@@ -161,7 +172,7 @@ def array_set(
 
 
 def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = False) -> ImageSet:
-    """``folder:PATH`` (``class/image``) or ``csv:PATH`` (``filepath,label`` and, where there are masks, ``mask``).
+    """``folder:PATH`` (``class/image``) or ``csv:PATH`` (``filepath,label`` and, optionally, ``mask``, ``group``).
 
     With ``classes``, labels are matched to that space by name: a class that it lacks is an error, and so is one that
     the set lacks, unless ``partial``. Without, the classes are the set's own, sorted. A mask is a grey image whose
@@ -178,9 +189,38 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
         classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
     paths = [entry.path for entry in entries]
     ids = tuple(entry.sample for entry in entries)
-    images = ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]))
+    groups = tuple(entry.group for entry in entries if entry.group is not None)
+    images = ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]), groups or None)
     masks = [entry.mask for entry in entries if entry.mask is not None]
     return _masked(images, masks) if masks else images
+
+
+def spread_over_classes(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """So many images at most, as many of every class as can be, drawn with the seed, in the set's order."""
+    if count >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=child_generator(seed, "diagnosed images")).numpy()
+    turn = np.empty(len(images), dtype=np.int64)  # the how-maniest of its class an image is, in that order
+    for label in np.unique(images.labels):
+        own = order[images.labels[order] == label]
+        turn[own] = np.arange(len(own))
+    ranked = order[np.argsort(turn[order], kind="stable")]
+    return images.subset(sorted(ranked[:count].tolist()))
+
+
+def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
+    """Every image under a folder, whatever its subfolders: data met in production, whose classes nobody knows.
+
+    Its labels are all -1 and serve for nothing; measures that need labels must not be asked of it.
+    """
+    if not root.is_dir():
+        raise InputError(f"the folder {root} does not exist. It must hold the images.")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"the folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)}). Check the path.")
+    ids = tuple(path.relative_to(root).as_posix() for path in paths)
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    return ImageSet(str(root), classes, ids, labels, lambda i: decode(paths[i]))
 
 
 def with_masks(images: ImageSet, root: Path) -> ImageSet:
@@ -223,6 +263,7 @@ class _Entry(NamedTuple):
     class_id: str
     sample: str
     mask: Path | None = None
+    group: str | None = None
 
 
 def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
@@ -261,9 +302,11 @@ def _folder_entries(root: Path) -> list[_Entry]:
 
 def _csv_entries(path: Path) -> list[_Entry]:
     """Every row; paths are relative to the CSV's folder."""
+    rows = read_rows(path, ("filepath", "label"), ("mask",))
+    groups = [group for _, *group in read_rows(path, ("filepath",), ("group",))]
     entries = [
-        _Entry(path.parent / file, label, file, path.parent / mask[0] if mask else None)
-        for file, label, *mask in read_rows(path, ("filepath", "label"), ("mask",))
+        _Entry(path.parent / file, label, file, path.parent / mask[0] if mask else None, *group)
+        for (file, label, *mask), group in zip(rows, groups, strict=True)
     ]
     if not entries:
         raise InputError(f"{path} holds no row. It needs one a labelled image.")

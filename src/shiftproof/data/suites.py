@@ -293,7 +293,8 @@ def _emoji_set(
     if rendition != "colour":
         seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
         groups = [seen[label] for label in labels]
-    return array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
+    found = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
+    return replace(found, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
 
 
 def _hold_out(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

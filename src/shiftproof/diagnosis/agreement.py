@@ -1,12 +1,12 @@
 """How different two models' predictions are, and whom an ensemble follows (WiSE-FT, sec. 5.1 and app. E).
 
-All functions take (N, K) logits of the same samples in the same order; numpy only.
+All functions take (N, K) logits of the same samples in the same order; numpy only. What gives
+intervals takes kept predictions as well, block by block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.diagnosis_records import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
+from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
 from shiftproof.evaluation.metrics import log_probabilities, top_margins
 
-_AT_ONCE = 1 << 22  # logits that are held in float64 together
+_AT_ONCE = 1 << 20  # logits that are held in float64 together
 
 
 def prediction_diversity(
@@ -42,9 +43,7 @@ def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) 
     >>> kappa_complement(np.eye(2), np.eye(2)[::-1])
     2.0
     """
-    one, other = (logits.argmax(1) for logits in _aligned(first, second))
-    shares = [np.bincount(named, minlength=first.shape[1]) / len(named) for named in (one, other)]
-    return _complement(float((one == other).mean()), float(shares[0] @ shares[1]))
+    return _kappa_complement(*(logits.argmax(1) for logits in _aligned(first, second)), first.shape[1])
 
 
 def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -67,7 +66,7 @@ def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
     >>> round(kl_divergence(np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])), 6)
     0.143841
     """
-    return max(float(_divergences(*_aligned(first, second)).mean()), 0.0)
+    return max(float(compare_logits(first, second).forward.mean()), 0.0)
 
 
 def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -78,11 +77,7 @@ def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     >>> margins(np.array([[3.0, 1.0, 2.5]])).tolist()
     [0.5]
     """
-    (logits,) = _aligned(logits)
-    found = np.empty(len(logits))
-    for rows in _blocks(logits):
-        found[rows] = top_margins(logits[rows])
-    return found
+    return top_margins(*_aligned(logits))
 
 
 def override_rates(
@@ -113,7 +108,7 @@ def override_rates_by_right(
     (1.0, 0)
     """
     zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
-    right = _who_was_right(zero_shot, fine_tuned, labels)
+    right = _who_was_right(zero, tuned, labels)
     return {name: _rates(zero, tuned, followed, (zero != tuned) & own) for name, own in right.items()}
 
 
@@ -136,69 +131,157 @@ def gain_beyond_both(
     return float((~zero)[gained].mean()) if gained.any() else 0.0
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two models, sample by sample: (N,) arrays, whatever the number of classes.
+
+    ``first`` and ``second`` are the named classes, ``forward`` is KL(first || second) and ``backward`` the other way
+    round, in nats, ``wider`` the first's margin minus the second's; ``classes`` is their number.
+    """
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    forward: NDArray[np.float64]
+    backward: NDArray[np.float64]
+    wider: NDArray[np.float64]
+    classes: int
+
+
+def compare_logits(first: Logits, second: Logits) -> Comparison:
+    """Two models' (N, K) logits in one pass; kept predictions are read block by block.
+
+    >>> found = compare_logits(np.eye(3), np.roll(np.eye(3), 1, axis=1))
+    >>> found.second.tolist()
+    [1, 2, 0]
+    """
+    _require_alike(first, second)
+    rows = max(_AT_ONCE // first.shape[1], 1)
+    blocks = zip(logit_blocks(first, rows), logit_blocks(second, rows), strict=True)
+    parts = [_compared(*_aligned(*pair, start=number * rows)) for number, pair in enumerate(blocks)]
+    return Comparison(*(np.concatenate(column) for column in zip(*parts, strict=True)), classes=first.shape[1])
+
+
 def measure_agreement(
-    first: NDArray[np.floating],
-    second: NDArray[np.floating],
+    first: Logits,
+    second: Logits,
     labels: NDArray[np.integer] | None = None,
     clusters: ArrayLike | None = None,
 ) -> AgreementRecord:
     """Every measure of two models' difference, with 95 % bootstrap intervals over samples, or over ``clusters`` (N,).
 
     A measure that is no mean over samples is linearised first (the delta method): of every sample its influence is
-    taken, so that classes or drawings that go together are resampled together there as well. At least two clusters.
+    taken, so that classes or drawings that go together are resampled together there as well. Where there is one
+    cluster alone, nothing is known of how the measures vary, and the intervals are None. Logits may be arrays or kept
+    predictions, which are read block by block.
 
     >>> found = measure_agreement(np.eye(4), np.roll(np.eye(4), 1, axis=1))
     >>> found.disagreement.value, found.prediction_diversity
     (1.0, None)
     """
-    one, other = (logits.argmax(1) for logits in _aligned(first, second))
+    return agreement_of(compare_logits(first, second), labels, clusters)
+
+
+def agreement_of(
+    found: Comparison, labels: NDArray[np.integer] | None = None, clusters: ArrayLike | None = None
+) -> AgreementRecord:
+    """``measure_agreement`` of what ``compare_logits`` found."""
+    one, other = found.first, found.second
     alike = one == other
-    right = None if labels is None else (_right(first, labels), _right(second, labels))
+    right = None if labels is None else (_hits(one, labels), _hits(other, labels))
+    kappa = _kappa_complement(one, other, found.classes)
 
-    def measured(value: float, samples: NDArray[np.floating] | NDArray[np.bool_]) -> Measured:
-        return Measured(float(value), bootstrap_interval(samples, clusters))
+    def measured(samples: NDArray[np.floating] | NDArray[np.bool_], value: float | None = None) -> Measured:
+        return measured_mean(samples, clusters, value)
 
-    kappa = kappa_complement(first, second)
-    forward, backward = _divergences(first, second), _divergences(second, first)
-    wider = margins(first) - margins(second)
     return AgreementRecord(
         n=len(one),
-        disagreement=measured((~alike).mean(), ~alike),
-        kappa_complement=measured(kappa, _linearised(kappa, alike, one, other, first.shape[1])),
-        kl_forward=measured(forward.mean(), forward),
-        kl_backward=measured(backward.mean(), backward),
-        margin_difference=measured(wider.mean(), wider),
-        prediction_diversity=None if right is None else measured((right[0] != right[1]).mean(), right[0] != right[1]),
-        error_consistency=None if right is None else measured(*_consistency(right[0], right[1])),
+        disagreement=measured(~alike),
+        kappa_complement=measured(_linearised(kappa, alike, one, other, found.classes), kappa),
+        kl_forward=measured(found.forward),
+        kl_backward=measured(found.backward),
+        margin_difference=measured(found.wider),
+        prediction_diversity=None if right is None else measured(right[0] != right[1]),
+        error_consistency=None if right is None else measured(*reversed(_consistency(right[0], right[1]))),
     )
 
 
 def measure_overrides(
-    zero_shot: NDArray[np.floating],
-    fine_tuned: NDArray[np.floating],
-    ensemble: NDArray[np.floating],
+    zero_shot: Logits,
+    fine_tuned: Logits,
+    ensemble: Logits,
     labels: NDArray[np.integer] | None = None,
     clusters: ArrayLike | None = None,
 ) -> FollowedRecord:
     """``override_rates`` with 95 % intervals, and apart by who was right where labels are given.
 
     Clopper-Pearson over the disagreements, or bootstrap intervals over the ``clusters`` (N,) that these fall into;
-    where they fall into one alone, nothing is known, and the interval is 0 to 1.
+    where they fall into one alone, nothing is known, and the interval is 0 to 1. With labels, ``beyond_both`` is
+    ``gain_beyond_both``.
 
     >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
     >>> measure_overrides(zero, tuned, zero).zero_shot.interval[1]
     1.0
     """
-    zero, tuned, followed = (logits.argmax(1) for logits in _aligned(zero_shot, fine_tuned, ensemble))
+    _require_alike(zero_shot, fine_tuned, ensemble)
+    return overrides_of(*map(named_classes, (zero_shot, fine_tuned, ensemble)), labels=labels, clusters=clusters)
+
+
+def overrides_of(
+    zero: NDArray[np.int64],
+    tuned: NDArray[np.int64],
+    followed: NDArray[np.int64],
+    *,
+    labels: NDArray[np.integer] | None = None,
+    clusters: ArrayLike | None = None,
+) -> FollowedRecord:
+    """``measure_overrides`` of the (N,) classes that the three models name."""
+    for named in (tuned, followed):
+        require_equal_length("two models' predictions", zero, named)
     groups = None if clusters is None else np.asarray(clusters)
     if groups is not None:
         require_equal_length("logits and clusters", zero, groups)
     differ = zero != tuned
-    by_right = {}
-    if labels is not None:
-        right = _who_was_right(zero_shot, fine_tuned, labels)
-        by_right = {name: _followed(zero, tuned, followed, differ & own, groups) for name, own in right.items()}
-    return replace(_followed(zero, tuned, followed, differ, groups), by_right=by_right)
+    found = _followed(zero, tuned, followed, differ, groups)
+    if labels is None:
+        return found
+    right = _who_was_right(zero, tuned, labels)
+    by_right = {name: _followed(zero, tuned, followed, differ & own, groups) for name, own in right.items()}
+    gained = _hits(followed, labels) & ~right["fine_tuned"]
+    beyond = _rate(~right["zero_shot"][gained], None if groups is None else groups[gained]) if gained.any() else None
+    return replace(found, by_right=by_right, beyond_both=beyond)
+
+
+def named_classes(logits: Logits) -> NDArray[np.int64]:
+    """(N,) the classes that (N, K) logits name; kept predictions are read block by block.
+
+    >>> named_classes(np.eye(3)).tolist()
+    [0, 1, 2]
+    """
+    rows = max(_AT_ONCE // logits.shape[1], 1)
+    blocks = enumerate(logit_blocks(logits, rows))
+    return np.concatenate([_aligned(block, start=number * rows)[0].argmax(1) for number, block in blocks])
+
+
+def measured_mean(
+    samples: NDArray[np.floating] | NDArray[np.bool_], clusters: ArrayLike | None = None, value: float | None = None
+) -> Measured:
+    """The mean of (N,) samples with its 95 % bootstrap interval, which is None where there is one cluster alone.
+
+    >>> measured_mean(np.array([True])).interval is None
+    True
+    """
+    require_at_least("the number of samples", len(samples), 1)
+    names = range(len(samples)) if clusters is None else np.unique(np.asarray(clusters))
+    interval = bootstrap_interval(samples, clusters) if len(names) > 1 else None
+    return Measured(float(samples.mean()) if value is None else value, interval)
+
+
+def _compared(first: NDArray[np.floating], second: NDArray[np.floating]) -> tuple[NDArray[Any], ...]:
+    one, other = log_probabilities(first), log_probabilities(second)
+    apart = one - other
+    forward, backward = (np.exp(one) * apart).sum(1), -(np.exp(other) * apart).sum(1)
+    wider = top_margins(first) - top_margins(second)
+    return first.argmax(1), second.argmax(1), forward, backward, wider
 
 
 def _followed(
@@ -256,13 +339,9 @@ def _rates(
     return OverrideRecord(float(by_zero), float(by_tuned), max(float(neither), 0.0), count, len(zero))
 
 
-def _divergences(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N,) KL divergences."""
-    found = np.empty(len(first))
-    for rows in _blocks(first):
-        one, other = log_probabilities(first[rows]), log_probabilities(second[rows])
-        found[rows] = (np.exp(one) * (one - other)).sum(1)
-    return found
+def _kappa_complement(one: NDArray[np.integer], other: NDArray[np.integer], classes: int) -> float:
+    shares = [np.bincount(named, minlength=classes) / len(named) for named in (one, other)]
+    return _complement(float((one == other).mean()), float(shares[0] @ shares[1]))
 
 
 def _complement(observed: float, expected: float) -> float:
@@ -270,34 +349,38 @@ def _complement(observed: float, expected: float) -> float:
 
 
 def _who_was_right(
-    zero_shot: NDArray[np.floating], fine_tuned: NDArray[np.floating], labels: NDArray[np.integer]
+    zero: NDArray[np.integer], tuned: NDArray[np.integer], labels: NDArray[np.integer]
 ) -> dict[str, NDArray[np.bool_]]:
-    right = {"zero_shot": _right(zero_shot, labels), "fine_tuned": _right(fine_tuned, labels)}
+    right = {"zero_shot": _hits(zero, labels), "fine_tuned": _hits(tuned, labels)}
     return right | {"neither": ~(right["zero_shot"] | right["fine_tuned"])}
 
 
 def _right(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
-    require_equal_length("logits and labels", logits, labels)
-    return np.asarray(logits.argmax(1) == labels)
+    return _hits(logits.argmax(1), labels)
 
 
-def _blocks(logits: NDArray[np.floating]) -> Iterator[slice]:
-    step = max(_AT_ONCE // logits.shape[1], 1)
-    return (slice(start, start + step) for start in range(0, len(logits), step))
+def _hits(named: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    require_equal_length("predictions and labels", named, labels)
+    return np.asarray(named == labels)
 
 
-def _aligned(*several: NDArray[np.floating]) -> tuple[NDArray[np.floating], ...]:
-    """The logits, once they are finite and of the same samples and classes."""
+def _aligned(*several: NDArray[np.floating], start: int = 0) -> tuple[NDArray[np.floating], ...]:
+    """The logits, once they are finite and of the same samples and classes; ``start`` is the first sample's number."""
+    _require_alike(*several)
     for logits in several:
-        if logits.ndim != 2 or logits.shape[1] < 2:
+        if not np.isfinite(logits).all():
+            row = start + int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+            raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken.")
+    return several
+
+
+def _require_alike(*several: Logits) -> None:
+    for logits in several:
+        if len(logits.shape) != 2 or logits.shape[1] < 2:
             raise InputError(f"logits have the shape {logits.shape}; they must be (N, K) with two classes at least.")
-        if logits.shape != several[0].shape:
+        if tuple(logits.shape) != tuple(several[0].shape):
             raise InputError(
                 f"the logits have the shapes {several[0].shape} and {logits.shape}; they must be of the same samples "
                 "and classes. Align them by sample id and class id first."
             )
-        require_at_least("the number of samples", len(logits), 1)
-        if not np.isfinite(logits).all():
-            row = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
-            raise InputError(f"the logits of sample {row} are not finite. The model's weights are broken.")
-    return several
+        require_at_least("the number of samples", logits.shape[0], 1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shiftproof.diagnosis.agreement import measured_mean
+from shiftproof.diagnosis_records import CkaRecord
 from shiftproof.errors import InputError, require_equal_length
+from shiftproof.evaluation.blocks import Logits, logit_blocks
 
 Floats = NDArray[np.float64]
 _ROWS = 4096
@@ -86,6 +90,26 @@ class CkaSums:
             raise InputError(f"{self.n} samples have no debiased CKA; give four at least.")
         return _ratio({pair: self._debiased(*pair) for pair in _PAIRS})
 
+    def influences(self, x: ArrayLike, y: ArrayLike) -> Floats:
+        """(n,) values of some of the samples; over all that were taken in their mean is the biased CKA.
+
+        Each is the CKA moved by its sample's influence on it (the derivative by the sample's weight), so that a
+        resample's mean is the CKA of the resample, to first order.
+        """
+        centred = [
+            _features(values) - offset - self._columns[self._part(which)] / self.n
+            for which, (values, offset) in enumerate(zip((x, y), self._offset, strict=True))
+        ]
+        value, parts = self.biased(), {}
+        for one, other in _PAIRS:
+            rows, columns = self._part(one), self._part(other)
+            covariance = self._products[rows, columns] / self.n
+            covariance -= np.outer(self._columns[rows], self._columns[columns]) / self.n**2
+            whole = float((covariance**2).sum())
+            own = ((centred[one] @ covariance) * centred[other]).sum(1)
+            parts[one, other] = 2 * (own / whole - 1) if whole else np.zeros(len(own))
+        return np.asarray(value * (1 + parts[0, 1] - (parts[0, 0] + parts[1, 1]) / 2))
+
     def _part(self, which: int) -> slice:
         return slice(0, self._widths[0]) if which == 0 else slice(self._widths[0], None)
 
@@ -104,6 +128,38 @@ class CkaSums:
         sums = (x @ x - self._norms[one]) * (y @ y - self._norms[other])
         chained = x @ cross @ y - x @ self._by_norms[rows, other] - y @ self._by_norms[columns, one] + diagonal
         return trace + float(sums / ((n - 1) * (n - 2)) - 2 * chained / (n - 2))
+
+
+def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None) -> CkaRecord:
+    """The linear CKA of two models' (N, K) outputs, biased and debiased, with a 95 % interval of the biased one.
+
+    What the paper compares for classifiers on one frozen encoder, whose features are equal (WiSE-FT, app. E). Arrays or
+    kept predictions, read twice: the second time for every sample's influence on the CKA, whose mean is resampled, by
+    ``clusters`` (N,) where they are given. Outputs that do not vary, and too few samples, give None.
+
+    >>> outputs = np.random.default_rng(0).normal(size=(20, 3))
+    >>> found = measure_cka(outputs, 2 * outputs)
+    >>> round(found.biased.value, 12), round(found.debiased, 12)
+    (1.0, 1.0)
+    """
+    sums = CkaSums()
+    for x, y in _both(first, second):
+        sums.add(x, y)
+    try:
+        value = sums.biased()
+    except InputError:
+        return CkaRecord(sums.n, None, None)
+    samples = np.concatenate([sums.influences(x, y) for x, y in _both(first, second)])
+    try:
+        debiased = sums.debiased()
+    except InputError:
+        debiased = None
+    return CkaRecord(sums.n, measured_mean(samples, clusters, value), debiased)
+
+
+def _both(first: Logits, second: Logits) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
+    require_equal_length("the outputs", range(first.shape[0]), range(second.shape[0]))
+    return zip(logit_blocks(first, _ROWS), logit_blocks(second, _ROWS), strict=True)
 
 
 _PAIRS = ((0, 1), (0, 0), (1, 1))

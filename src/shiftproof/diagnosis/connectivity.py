@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis_records import ConnectivityRecord
+from shiftproof.diagnosis.agreement import measured_mean
+from shiftproof.diagnosis_records import ConnectivityRecord, LossRecord
 from shiftproof.errors import InputError, require_equal_length
-from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.records import PathRecord
 
 _ROUNDING = 1e-12  # less than that under the line is none
@@ -36,22 +36,102 @@ def measure_connectivity(
     ``correct`` says for every alpha and set which of its (N,) samples were named right: with it come paired bootstrap
     intervals, by the ``clusters`` of a set where these are given. The path must hold alpha 0 and 1.
     """
+    return tuple(
+        _connectivity(
+            name,
+            path.alphas,
+            [point.accuracy[name] for point in path.points],
+            None if correct is None else [correct[alpha][name] for alpha in path.alphas],
+            (clusters or {}).get(name),
+        )
+        for name in (path.reference, *path.shifts)
+    )
+
+
+def connectivity_of(
+    correct: Mapping[float, Mapping[str, NDArray[np.bool_]]], clusters: Mapping[str, ArrayLike] | None = None
+) -> tuple[ConnectivityRecord, ...]:
+    """``measure_connectivity`` of ``correct[alpha][set]`` (N,) alone: which samples each alpha names right.
+
+    >>> right = {0.0: {"photo": np.array([True, False])}, 1.0: {"photo": np.array([True, True])}}
+    >>> connectivity_of(right)[0].best_alpha
+    1.0
+    """
+    alphas = sorted(correct)
+    return tuple(
+        _connectivity(
+            name,
+            alphas,
+            [float(correct[alpha][name].mean()) for alpha in alphas],
+            [correct[alpha][name] for alpha in alphas],
+            (clusters or {}).get(name),
+        )
+        for name in correct[alphas[0]]
+    )
+
+
+def _connectivity(
+    name: str,
+    alphas: Sequence[float],
+    accuracies: Sequence[float],
+    correct: Sequence[NDArray[np.bool_]] | None,
+    clusters: ArrayLike | None,
+) -> ConnectivityRecord:
+    above = _above_line(alphas, accuracies)
+    best, better = accuracies.index(max(accuracies)), 0 if accuracies[0] >= accuracies[-1] else -1
+    intervals = gain_interval = mean_interval = None
+    if correct is not None:
+        values = [right.astype(np.float64) for right in correct]
+        lines = [(1 - alpha) * values[0] + alpha * values[-1] for alpha in alphas]
+        intervals = tuple(_interval(own - line, clusters) for own, line in zip(values, lines, strict=True))
+        gain_interval = _interval(values[best] - values[better], clusters)
+        lowest = values[accuracies.index(min(accuracies))]
+        mean_interval = _interval((values[0] + values[-1]) / 2 - lowest, clusters)
+    return ConnectivityRecord(
+        set=name,
+        alphas=tuple(alphas),
+        above_line=tuple(above),
+        intervals=intervals,
+        barrier_over_line=max(0.0, -min(above)),
+        barrier_alpha=alphas[above.index(min(above))],
+        barrier_over_mean=max(0.0, (accuracies[0] + accuracies[-1]) / 2 - min(accuracies)),
+        best_alpha=alphas[best],
+        gain=max(accuracies) - accuracies[better],
+        gain_interval=gain_interval,
+        mean_interval=mean_interval,
+    )
+
+
+def _interval(values: NDArray[np.float64], clusters: ArrayLike | None) -> tuple[float, float] | None:
+    return measured_mean(values, clusters).interval
+
+
+def measure_loss_connectivity(
+    losses: Mapping[float, Mapping[str, NDArray[np.floating]]], clusters: Mapping[str, ArrayLike] | None = None
+) -> tuple[LossRecord, ...]:
+    """Every set's mean loss along a path against the line between its ends; ``losses[alpha][set]`` are (N,) in nats.
+
+    Intervals are those of the mean loss, and paired ones of its height above the line.
+    """
+    alphas = sorted(losses)
     found = []
-    for name in (path.reference, *path.shifts):
-        accuracies = [point.accuracy[name] for point in path.points]
-        above = _above_line(path.alphas, accuracies)
-        lowest, best = min(above), max(accuracies)
+    for name in losses[alphas[0]]:
+        own = {alpha: losses[alpha][name].astype(np.float64) for alpha in alphas}
+        means = [float(own[alpha].mean()) for alpha in alphas]
+        above = [-height for height in _above_line(alphas, [-mean for mean in means])]
+        among = (clusters or {}).get(name)
+        line = {alpha: (1 - alpha) * own[alphas[0]] + alpha * own[alphas[-1]] for alpha in alphas}
         found.append(
-            ConnectivityRecord(
+            LossRecord(
                 set=name,
-                alphas=tuple(path.alphas),
-                above_line=tuple(above),
-                intervals=None if correct is None else _intervals(path.alphas, correct, name, clusters),
-                barrier_over_line=max(0.0, -lowest),
-                barrier_alpha=path.alphas[above.index(lowest)],
-                barrier_over_mean=max(0.0, (accuracies[0] + accuracies[-1]) / 2 - min(accuracies)),
-                best_alpha=path.alphas[accuracies.index(best)],
-                gain=best - max(accuracies[0], accuracies[-1]),
+                alphas=tuple(alphas),
+                loss=tuple(measured_mean(own[alpha], among) for alpha in alphas),
+                above_line=tuple(
+                    measured_mean(own[alpha] - line[alpha], among, h) for alpha, h in zip(alphas, above, strict=True)
+                ),
+                barrier_over_line=max(0.0, *above),
+                barrier_alpha=alphas[above.index(max(above))],
+                barrier_over_mean=max(0.0, max(means) - (means[0] + means[-1]) / 2),
             )
         )
     return tuple(found)
@@ -64,16 +144,3 @@ def _above_line(alphas: Sequence[float], accuracies: Sequence[float]) -> list[fl
     line = [(1 - alpha) * accuracies[0] + alpha * accuracies[-1] for alpha in alphas]
     above = [accuracy - there for accuracy, there in zip(accuracies, line, strict=True)]
     return [0.0 if abs(distance) < _ROUNDING else distance for distance in above]
-
-
-def _intervals(
-    alphas: Sequence[float],
-    correct: Mapping[float, Mapping[str, NDArray[np.bool_]]],
-    name: str,
-    clusters: Mapping[str, ArrayLike] | None,
-) -> tuple[tuple[float, float], ...]:
-    ends = [correct[alpha][name].astype(np.float64) for alpha in (alphas[0], alphas[-1])]
-    return tuple(
-        bootstrap_interval(correct[alpha][name] - (1 - alpha) * ends[0] - alpha * ends[1], (clusters or {}).get(name))
-        for alpha in alphas
-    )

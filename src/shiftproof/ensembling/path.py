@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -20,8 +21,8 @@ from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.ensembling.ensembles import TextPath, mixed_logits
 from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval
-from shiftproof.evaluation.metrics import accuracy
-from shiftproof.evaluation.predictions import BATCH_SIZE, Predictions, require_its_classes
+from shiftproof.evaluation.metrics import ScoreCollector, Scores, accuracy
+from shiftproof.evaluation.predictions import BATCH_SIZE, require_its_classes
 from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.records import MeanRecord, PathPoint, PathRecord, RuleRecord, RulesRecord
 from shiftproof.weights import combine, path_coefficients, require_compatible
@@ -30,8 +31,9 @@ FIXED_ALPHA = 0.5
 RULES = ("fixed", "reference", "tolerance")
 SPACES = ("weights", "outputs")
 MEAN = "mean"
-# What a sweep hands on for every model it ran: alpha, the set's name, the predictions.
-Keep: TypeAlias = Callable[[float, str, Predictions], object]
+# What takes in a batch's (B, K) logits; opened for an alpha and a set, it is closed when all batches were taken in.
+Add: TypeAlias = Callable[[NDArray[np.float32]], object]
+Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add]]
 # How many of a set's images an alpha named right in an earlier sweep; None where it is not known.
 Kept: TypeAlias = Callable[[float, str], int | None]
 # A batch's logits at each of some alphas, in their order.
@@ -78,8 +80,9 @@ def sweep_alpha(
     Every image is decoded once and seen by all alphas, whose weights are interpolated in place into one working copy
     of the network; the logits are those of ``wise_ft`` at each alpha, bit for bit. ``space="outputs"`` interpolates
     the ends' logits instead (``output_ensemble``). Where only the head differs, both are one function, and the
-    encoder runs once for all alphas. ``keep`` is called with the predictions of each (alpha, set), validation
-    included; for its sake the logits of all alphas on one set are held. Pairs that ``kept`` knows are not run again.
+    encoder runs once for all alphas. ``keep`` opens what takes in the logits of an (alpha, set), validation included,
+    batch by batch; where the sweep is interrupted, its exit gets the exception. Pairs that ``kept`` knows are not run
+    again.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -87,8 +90,28 @@ def sweep_alpha(
     >>> sweep_alpha(zero, zero, suite, 3, kept=lambda alpha, name: 9).alphas
     (0.0, 0.5, 1.0)
     """
+    grid, sets = alpha_grid(alphas), path_sets(suite)
+    correct = sweep_sets(zero_shot, fine_tuned, sets, grid, space=space, device=device, keep=keep, kept=kept)
+    points = [
+        _point(alpha, {name: (correct[name][alpha], len(images)) for name, images in sets.items()}) for alpha in grid
+    ]
+    return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
+
+
+def sweep_sets(
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    sets: Mapping[str, ImageSet],
+    alphas: Sequence[float],
+    *,
+    space: str = "weights",
+    device: str = "cpu",
+    keep: Keep | None = None,
+    kept: Kept | None = None,
+) -> dict[str, dict[float, int]]:
+    """``sweep_alpha`` over any sets: how many images of each, by name, each alpha names right."""
     require_same_task(zero_shot, fine_tuned)
-    grid, sets, along = alpha_grid(alphas), path_sets(suite), _along(zero_shot, fine_tuned, space, device)
+    grid, along = alpha_grid(alphas), _along(zero_shot, fine_tuned, space, device)
     for images in sets.values():
         require_its_classes(zero_shot, images)
     correct = {
@@ -106,15 +129,32 @@ def sweep_alpha(
         missing = [alpha for alpha in grid if alpha not in correct[name]]
         if missing:
             batches = _batches(images, zero_shot.preprocessing, device)
-            found = _measured(along, batches, images, missing, seen, with_logits=keep is not None)
-            for alpha, (right, logits) in found.items():
-                correct[name][alpha] = right
-                if keep is not None:
-                    keep(alpha, name, Predictions(images.ids, images.labels, np.concatenate(logits), images.groups))
-    points = [
-        _point(alpha, {name: (correct[name][alpha], len(images)) for name, images in sets.items()}) for alpha in grid
-    ]
-    return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
+            with contextlib.ExitStack() as opened:
+                # The last opened is the first closed: so that files appear in the order of alpha.
+                adds = {a: opened.enter_context(keep(a, name)) for a in reversed(missing)} if keep else {}
+                correct[name] |= _measured(along, batches, images, missing, seen, adds)
+    return correct
+
+
+def sweep_scores(
+    first: Classifier,
+    second: Classifier,
+    sets: Mapping[str, ImageSet],
+    alphas: int | Sequence[float] = 11,
+    *,
+    device: str = "cpu",
+) -> dict[float, dict[str, Scores]]:
+    """The compact predictions of every alpha between two classifiers on labelled sets, by alpha and set."""
+    found: dict[float, dict[str, Scores]] = {alpha: {} for alpha in alpha_grid(alphas)}
+
+    @contextlib.contextmanager
+    def collect(alpha: float, name: str) -> Iterator[Add]:
+        collector = ScoreCollector(sets[name].labels)
+        yield collector.add
+        found[alpha][name] = collector.whole()
+
+    sweep_sets(first, second, sets, alpha_grid(alphas), device=device, keep=collect)
+    return found
 
 
 def choose_alpha(path: PathRecord, rule: str = "fixed", *, tolerance: float = 0.01) -> float:
@@ -273,12 +313,10 @@ def _measured(
     images: ImageSet,
     alphas: Sequence[float],
     seen: Callable[[int], None],
-    *,
-    with_logits: bool,
-) -> dict[float, tuple[int, list[NDArray[np.float32]]]]:
-    """One pass over a set: how many images each alpha names right and, where asked for, the logits of its batches."""
+    adds: Mapping[float, Add],
+) -> dict[float, int]:
+    """One pass over a set: how many images each alpha names right; ``adds`` take in the logits of its batches."""
     right = dict.fromkeys(alphas, 0)
-    logits: dict[float, list[NDArray[np.float32]]] = {alpha: [] for alpha in alphas}
     start = 0
     with torch.inference_mode():
         for batch in batches:
@@ -287,10 +325,10 @@ def _measured(
             for alpha, found in zip(alphas, along(batch, alphas), strict=True):
                 rows = found.float().cpu().numpy()
                 right[alpha] += round(accuracy(rows, labels) * len(labels))
-                if with_logits:
-                    logits[alpha].append(rows)
+                if alpha in adds:
+                    adds[alpha](rows)
                 seen(len(labels))
-    return {alpha: (right[alpha], logits[alpha]) for alpha in alphas}
+    return right
 
 
 def _mean(point: PathPoint, sets: Sequence[str]) -> float:
@@ -330,4 +368,5 @@ def _point(alpha: float, counts: dict[str, tuple[int, int]]) -> PathPoint:
         validation=hits / n,
         accuracy={name: right / size for name, (right, size) in counts.items()},
         interval={name: accuracy_interval(right, size) for name, (right, size) in counts.items()},
+        validation_interval=accuracy_interval(hits, n),
     )

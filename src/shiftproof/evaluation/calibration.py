@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.errors import InputError, require_at_least, require_between, require_equal_length
+from shiftproof.evaluation.blocks import Logits, logit_blocks
+from shiftproof.evaluation.intervals import statistic_interval
 
+BINS = 15
 _TEMPERATURES = (0.01, 100.0)
+_ROWS = 1024
+_FITTED = 10_000  # samples that a temperature is fitted on, at most: it is one number
 
 
-def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:
+def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> float:
     """Expected calibration error over the whole set: the mean |accuracy - confidence| of equal-width bins.
 
     ``confidence`` (N,) in [0, 1] is the probability of the predicted class, ``correct`` (N,) whether it was
@@ -20,15 +25,36 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
     >>> calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
     0.4
     """
-    require_equal_length("confidence and correct", confidence, correct)
-    require_at_least("the number of samples", len(confidence), 1)
-    require_at_least("bins", bins, 1)
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise InputError("a confidence lies outside 0 to 1; it must be a probability, no percentage and no logit.")
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.zeros(bins)
-    np.add.at(gap, index, correct.astype(np.float64) - confidence.astype(np.float64))
+    index = _bin_index(confidence, correct, bins)
+    gap = np.bincount(index, correct.astype(np.float64) - confidence.astype(np.float64), bins)
     return round(float(np.abs(gap).sum() / len(confidence)), 12)
+
+
+def calibration_interval(
+    confidence: NDArray[np.floating],
+    correct: NDArray[np.bool_],
+    clusters: ArrayLike | None = None,
+    *,
+    bins: int = BINS,
+    draws: int = 500,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval of ``calibration_error``, by resampling samples or ``clusters`` (N,); at least 0.
+
+    The error is biased upward, since every bin's noise counts as error; the interval lies around it all the same.
+
+    >>> low, high = calibration_interval(np.full(100, 0.9), np.arange(100) < 60)
+    >>> 0.15 < low < 0.3 < high < 0.45
+    True
+    """
+    index = _bin_index(confidence, correct, bins)
+    gap = correct.astype(np.float64) - confidence.astype(np.float64)
+
+    def error(weights: NDArray[np.float64]) -> float:
+        return float(np.abs(np.bincount(index, weights * gap, bins)).sum() / weights.sum())
+
+    low, high = statistic_interval(error, len(index), clusters, draws=draws, seed=seed)
+    return max(low, 0.0), high
 
 
 def negative_log_likelihood(log_probability: NDArray[np.floating]) -> float:
@@ -50,10 +76,19 @@ def brier_score(log_probability: NDArray[np.floating], square_sum: NDArray[np.fl
     >>> brier_score(np.log([1.0]), np.array([1.0]))
     0.0
     """
-    require_equal_length("log_probability and square_sum", log_probability, square_sum)
     require_at_least("the number of samples", len(log_probability), 1)
+    return float(brier_scores(log_probability, square_sum).mean())
+
+
+def brier_scores(log_probability: NDArray[np.floating], square_sum: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(N,) the squared distances whose mean is ``brier_score``.
+
+    >>> brier_scores(np.log([1.0]), np.array([1.0])).tolist()
+    [0.0]
+    """
+    require_equal_length("log_probability and square_sum", log_probability, square_sum)
     true = np.exp(log_probability.astype(np.float64))
-    return float((square_sum.astype(np.float64) - 2 * true + 1).mean())
+    return np.asarray(square_sum.astype(np.float64) - 2 * true + 1)
 
 
 def selective_accuracy(confidence: NDArray[np.floating], correct: NDArray[np.bool_], coverage: float) -> float:
@@ -65,20 +100,27 @@ def selective_accuracy(confidence: NDArray[np.floating], correct: NDArray[np.boo
     1.0
     """
     require_equal_length("confidence and correct", confidence, correct)
-    require_at_least("the number of samples", len(confidence), 1)
-    require_between("coverage", coverage, 0, 1)
-    taken = max(round(coverage * len(confidence)), 1)
-    edge = np.partition(confidence, len(confidence) - taken)[len(confidence) - taken]
+    taken, edge = _edge(confidence, coverage)
     above, level = confidence > edge, confidence == edge
     right = correct[above].sum() + (taken - above.sum()) * correct[level].mean()
     return float(right / taken)
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+def confident_share(confidence: NDArray[np.floating], coverage: float) -> NDArray[np.bool_]:
+    """(N,) which samples are among the most confident ``coverage`` share; of one confidence at the edge, all.
+
+    >>> confident_share(np.array([0.9, 0.3, 0.8, 0.4]), 0.5).tolist()
+    [True, False, True, False]
+    """
+    return np.asarray(confidence >= _edge(confidence, coverage)[1])
+
+
+def fit_temperature(logits: Logits, labels: NDArray[np.integer]) -> float:
     """The temperature T to divide (N, K) logits by for the least negative log-likelihood (Guo et al. 2017).
 
     To be fitted on the reference's validation split, never on a shift. Between 0.01 and 100: where every prediction is
-    right, or none better than chance, the best T lies at an end.
+    right, or none better than chance, the best T lies at an end. Of more than 10,000 samples, so many are taken, spread
+    evenly. Logits may be an array or kept predictions.
 
     >>> logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 3)
@@ -86,12 +128,14 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
     """
     from scipy.optimize import minimize_scalar
 
-    require_equal_length("logits and labels", logits, labels)
+    require_equal_length("logits and labels", range(logits.shape[0]), labels)
     require_at_least("the number of samples", len(labels), 1)
-    if not np.isfinite(logits).all():
+    step = -(-len(labels) // _FITTED)
+    some = np.concatenate([block[::step] for block in logit_blocks(logits, step * _ROWS)])
+    if not np.isfinite(some).all():
         raise InputError("a logit is not finite. The model's weights are broken.")
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    true = shifted[np.arange(len(labels)), labels]
+    shifted = some.astype(np.float64) - some.max(1, keepdims=True)
+    true = shifted[np.arange(len(some)), labels[::step]]
 
     def loss(log_temperature: float) -> float:
         sharpness = np.exp(-log_temperature)
@@ -99,3 +143,21 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.integer]) -
 
     low, high = np.log(_TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
+
+
+def _bin_index(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int) -> NDArray[np.intp]:
+    """(N,) the bin of every sample, once they are probabilities."""
+    require_equal_length("confidence and correct", confidence, correct)
+    require_at_least("the number of samples", len(confidence), 1)
+    require_at_least("bins", bins, 1)
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise InputError("a confidence lies outside 0 to 1; it must be a probability, no percentage and no logit.")
+    return np.minimum((confidence * bins).astype(np.intp), bins - 1)
+
+
+def _edge(confidence: NDArray[np.floating], coverage: float) -> tuple[int, float]:
+    """How many samples a coverage takes, and the least confidence among them."""
+    require_at_least("the number of samples", len(confidence), 1)
+    require_between("coverage", coverage, 0, 1)
+    taken = max(round(coverage * len(confidence)), 1)
+    return taken, np.partition(confidence, len(confidence) - taken)[len(confidence) - taken]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,34 @@ def scores(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
     )
 
 
+class ScoreCollector:
+    """The scores of samples whose logits come batch by batch; no logits are held.
+
+    >>> collector = ScoreCollector(np.array([0, 1, 1]))
+    >>> collector.add(np.eye(2))
+    >>> collector.add(np.array([[1.0, 0.0]]))
+    >>> collector.whole().prediction.tolist()
+    [0, 1, 0]
+    """
+
+    def __init__(self, labels: NDArray[np.integer]) -> None:
+        self._labels = labels
+        self._parts: list[Scores] = []
+        self._taken = 0
+
+    def add(self, logits: NDArray[np.floating]) -> None:
+        """Takes in the (B, K) logits of the next samples."""
+        self._parts.append(scores(logits, self._labels[self._taken : self._taken + len(logits)]))
+        self._taken += len(logits)
+
+    def whole(self) -> Scores:
+        """The scores of all samples; an InputError where some are missing."""
+        require_equal_length("logits and labels", range(self._taken), self._labels)
+        return Scores(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in self._parts]) for f in fields(Scores)}
+        )
+
+
 def log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """The natural logarithms of the softmax of (N, K) logits, in float64.
 
@@ -75,6 +103,27 @@ def top_margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     top = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
     return np.asarray(top[:, 1] - top[:, 0])
+
+
+def macro_f1(
+    prediction: NDArray[np.integer], labels: NDArray[np.integer], weights: NDArray[np.floating] | None = None
+) -> float:
+    """The mean F1 over the classes that are present among the (N,) labels; ``weights`` (N,) count samples.
+
+    iWildCam's measure (WILDS): a class that is only predicted has no F1 of its own, but costs the others precision. NaN
+    where no sample counts.
+
+    >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 3)
+    0.667
+    """
+    require_equal_length("predictions and labels", prediction, labels)
+    require_at_least("the number of samples", len(labels), 1)
+    counted = np.ones(len(labels)) if weights is None else weights
+    classes = 1 + max(int(prediction.max()), int(labels.max()))
+    hits = np.bincount(labels, counted * (prediction == labels), classes)
+    named, true = (np.bincount(side, counted, classes) for side in (prediction, labels))
+    present = true > 0
+    return float((2 * hits[present] / (named + true)[present]).mean()) if present.any() else float("nan")
 
 
 def evaluate(
@@ -103,6 +152,7 @@ def evaluate(
         calibration_error=calibration_error(kept.confidence, correct),
         per_class={class_ids[k]: float(hits[k] / counts[k]) for k in range(len(class_ids)) if counts[k]},
         groups={str(name): _group(correct[named == name]) for name in sorted(set(named.tolist()))},
+        class_counts={class_ids[k]: int(counts[k]) for k in range(len(class_ids)) if counts[k]},
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import IncompatibleWeightsError, listed
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.clip import Clip
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
 from shiftproof.models.prompts import prompt_templates
@@ -92,6 +92,25 @@ class Classifier:
         network = deepcopy(self.network)
         network.load_state_dict(dict(tensors))
         return replace(self, network=network.eval(), **{"text": None, **changes})
+
+    def in_order_of(self, classes: ClassSpace) -> Classifier:
+        """The same classifier with its classes in another space's order; an InputError where they are not the same."""
+        if classes.ids == self.classes.ids:
+            return self
+        rows = _rows_of(self.classes, classes)
+        tensors = self.state_dict()
+        head = {name: tensors[name][rows] for name in ("head.weight", "head.bias") if name in tensors}
+        return self.with_weights({**tensors, **head}, classes=classes, text=self.text)
+
+
+def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
+    if only := sorted(set(classes.ids) ^ set(wanted.ids)):
+        raise InputError(
+            f"the two classifiers have other classes; these are in one only: {listed(only)}. "
+            "Compare classifiers of the same classes."
+        )
+    place = {name: row for row, name in enumerate(classes.ids)}
+    return [place[name] for name in wanted.ids]
 
 
 def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:

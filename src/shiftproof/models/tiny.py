@@ -14,7 +14,26 @@ TINY_CONFIG = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.js
 TINY_WEIGHTS = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.safetensors"
 TINY_CARD = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.card.json"
 
-__all__ = ["TINY_ARCHITECTURE", "TINY_CARD", "TINY_CONFIG", "TINY_WEIGHTS", "TinyNet", "shiftproof_tiny"]
+# timm's names of the tower in its sizes. open_clip hands a timm model no arguments, so every width has a name.
+TINY_SIZES = {
+    "sixth": "shiftproof_tiny_sixth",
+    "third": "shiftproof_tiny_third",
+    "half": "shiftproof_tiny_half",
+    "whole": "shiftproof_tiny",
+}
+
+__all__ = [
+    "TINY_ARCHITECTURE",
+    "TINY_CARD",
+    "TINY_CONFIG",
+    "TINY_SIZES",
+    "TINY_WEIGHTS",
+    "TinyNet",
+    "shiftproof_tiny",
+    "shiftproof_tiny_half",
+    "shiftproof_tiny_sixth",
+    "shiftproof_tiny_third",
+]
 
 
 class _Block(nn.Module):
@@ -94,6 +113,28 @@ class TinyNet(nn.Module):
 @register_model  # type: ignore[untyped-decorator]
 def shiftproof_tiny(pretrained: bool = False, **kwargs: Any) -> TinyNet:
     """The tower of 0.7 M parameters; its weights come with the CLIP model around it, not from timm."""
+    return _tower("shiftproof_tiny", pretrained, kwargs)
+
+
+@register_model  # type: ignore[untyped-decorator]
+def shiftproof_tiny_half(pretrained: bool = False, **kwargs: Any) -> TinyNet:
+    """The tower with half the channels; for this and smaller ones there are no weights."""
+    return _tower("shiftproof_tiny_half", pretrained, {**kwargs, "widths": (24, 48, 96)})
+
+
+@register_model  # type: ignore[untyped-decorator]
+def shiftproof_tiny_third(pretrained: bool = False, **kwargs: Any) -> TinyNet:
+    """The tower with a third of the channels."""
+    return _tower("shiftproof_tiny_third", pretrained, {**kwargs, "widths": (16, 32, 64)})
+
+
+@register_model  # type: ignore[untyped-decorator]
+def shiftproof_tiny_sixth(pretrained: bool = False, **kwargs: Any) -> TinyNet:
+    """The tower with a sixth of the channels."""
+    return _tower("shiftproof_tiny_sixth", pretrained, {**kwargs, "widths": (8, 16, 32)})
+
+
+def _tower(name: str, pretrained: bool, kwargs: dict[str, Any]) -> TinyNet:
     cfg = {
         "input_size": (3, 64, 64),
         "pool_size": (8, 8),
@@ -102,12 +143,7 @@ def shiftproof_tiny(pretrained: bool = False, **kwargs: Any) -> TinyNet:
         "classifier": "fc",
     }
     return build_model_with_cfg(  # type: ignore[no-any-return]
-        TinyNet,
-        "shiftproof_tiny",
-        pretrained,
-        pretrained_cfg=cfg,
-        pretrained_strict=False,
-        **_supported(kwargs),
+        TinyNet, name, pretrained, pretrained_cfg=cfg, pretrained_strict=False, **_supported(kwargs)
     )
 
 

@@ -13,6 +13,7 @@ import jinja2
 from shiftproof.errors import InputError, require_between
 from shiftproof.records import AccuracyRecord, GroupRecord, RulesRecord, RunRecord
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
+from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
 from shiftproof.report.samples import Sample, data_uri, read_samples
 from shiftproof.report.tables import (
@@ -25,6 +26,7 @@ from shiftproof.report.tables import (
     rules_table,
     seeds_table,
 )
+from shiftproof.run_diagnosis_records import DiagnosisRecord
 from shiftproof.storage import read_json, write_atomically, write_text
 
 
@@ -40,8 +42,9 @@ class _Section:
     classes: Table | None
     path: Table
     rules: Table | None
-    path_image: str
-    shift_image: str
+    images: dict[str, str]
+    explained: tuple[tuple[str, str, str], ...]  # (image, what it shows in its place, caption)
+    diagnosis: tuple[Table, ...]
     samples: dict[str, list[Sample]]
     headline: str
     many: bool
@@ -52,19 +55,17 @@ def render_report(run_directories: Sequence[Path], out: Path | None = None) -> P
 
     One run: ``figures/path.png``, ``figures/shifts.png`` and ``report.html`` in its directory, or the page at
     ``out``. Several runs: one page at ``out``, the run directories stay as they are. ``out`` is an ``.html``
-    file or a directory. Read are ``summary.json`` and, where they exist, ``rules.json``, ``results.jsonl`` and
-    ``samples/samples.json``. The same runs give the same bytes.
+    file or a directory. Read are ``summary.json`` and, where they exist, ``rules.json``, ``diagnosis.json``,
+    ``results.jsonl`` and ``samples/samples.json``. The same runs give the same bytes.
     """
     directories = [Path(directory) for directory in run_directories]
     target = _target(directories, out)
     runs = [read_run(directory) for directory in directories]
-    seeds = seeds_table(runs) if len(runs) > 1 else None
-    figures = [_figures(run) for run in runs]
+    found = [read_diagnosis(directory) for directory in directories]
+    seeds = seeds_table(runs, found) if len(runs) > 1 else None
+    figures = [_figures(run, own) for run, own in zip(runs, found, strict=True)]
     repeated = len({run.seed for run in runs}) < len(runs)
-    sections = [
-        _section(directory, run, images, repeated)
-        for directory, run, images in zip(directories, runs, figures, strict=True)
-    ]
+    sections = [_section(*parts, repeated) for parts in zip(directories, runs, found, figures, strict=True)]
     # Nothing is written before everything is read and drawn.
     if len(runs) == 1:
         for name, content in figures[0].items():
@@ -88,6 +89,22 @@ def read_run(directory: Path) -> RunRecord:
         reason = str(error) if isinstance(error, InputError) else repr(error)
         raise InputError(f"{path} is damaged or of another version ({reason}). Run again to write it.") from error
     return run
+
+
+def read_diagnosis(directory: Path) -> DiagnosisRecord | None:
+    """The record in a run directory's ``diagnosis.json``, None where there is none; damage is an InputError."""
+    path = directory / "diagnosis.json"
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        return DiagnosisRecord.from_json(value)
+    except (InputError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged or of another version ({error}). Write it anew with `shiftproof diagnose run "
+            f"{directory}`, "
+            "or delete it to report without the diagnoses."
+        ) from error
 
 
 def _target(directories: Sequence[Path], out: Path | None) -> Path:
@@ -147,28 +164,32 @@ def _read_rules(directory: Path) -> Table | None:
         ) from error
 
 
-def _figures(run: RunRecord) -> dict[str, bytes]:
+def _figures(run: RunRecord, found: DiagnosisRecord | None) -> dict[str, bytes]:
     """The figures' files by name."""
-    images = {"path.png": figure_bytes(path_figure(run))}
-    if (panels := shift_figure(run)) is not None:
-        images["shifts.png"] = figure_bytes(panels)
-    return images
+    images = {"path.png": path_figure(run), "shifts.png": shift_figure(run)}
+    if found is not None:
+        images |= diagnosis_figures(found)
+    return {name: figure_bytes(figure) for name, figure in images.items() if figure is not None}
 
 
-def _section(directory: Path, run: RunRecord, images: dict[str, bytes], repeated: bool) -> _Section:
+def _section(
+    directory: Path, run: RunRecord, found: DiagnosisRecord | None, images: dict[str, bytes], repeated: bool
+) -> _Section:
     shifts = headline_shifts(run)
+    shown = {Path(name).stem: data_uri(content) or "" for name, content in images.items()}
     where = f" ({directory.resolve().name})" if repeated else ""
     return _Section(
         name=f"Seed {run.seed}{where}",
         run=run,
         verdict=verdict(run),
-        accuracy=accuracy_table(run),
+        accuracy=accuracy_table(run, found),
         groups=group_table(run),
         classes=class_table(run, _read_results(directory)),
         path=path_table(run),
         rules=_read_rules(directory),
-        path_image=data_uri(images["path.png"]) or "",
-        shift_image=data_uri(images.get("shifts.png", b"")) or "",
+        images=shown,
+        explained=tuple((shown[stem], *told) for stem in shown if (told := explanation(stem)) is not None),
+        diagnosis=() if found is None else diagnosis_tables(found),
         samples=_by_set(run, read_samples(directory)),
         headline=headline_name(run),
         many=len(shifts) > 1,

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from shiftproof.diagnosis_records import Measured
 from shiftproof.errors import InputError
+from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records import AccuracyRecord, GroupRecord, MeanRecord, PathPoint, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     headline_name,
     headline_shifts,
+    model_estimate,
     per_cent,
+    point_estimate,
     signed_points,
 )
+from shiftproof.run_diagnosis_records import DiagnosisRecord
 
 ABSENT = "–"
 
@@ -28,20 +33,23 @@ class Table:
     note: str = ""
 
 
-def accuracy_table(run: RunRecord) -> Table:
-    """The three models on the reference, on every shift, and on the means over each kind of shift."""
+def accuracy_table(run: RunRecord, found: DiagnosisRecord | None = None) -> Table:
+    """The three models on the reference, on every shift, and on the means over each kind of shift.
+
+    ``found``, where the run was diagnosed, holds the means' intervals; else those of the sets are propagated.
+    """
     columns: list[tuple[str, Callable[[str], str]]] = [(reference_name(run.reference), _cell(run, run.reference))]
     for kind in ("natural", "synthetic"):
         shifts = run.shifts_of(kind)
         columns += [(f"{name} ({kind})", _cell(run, name)) for name in shifts]
         if len(shifts) > 1:
-            columns.append((f"mean of {kind}", _mean_cell(run, shifts)))
+            columns.append((f"mean of {kind}", _mean_cell(run, shifts, found)))
     rows = tuple((_model_name(run, model), *(cell(model) for _, cell in columns)) for model in MODEL_NAMES)
     return Table(
         "Accuracy of the three models, in per cent",
         ("model", *(name for name, _ in columns)),
         rows,
-        f"In brackets the {interval_name(run)}. Means are means of their columns and carry no interval. "
+        f"In brackets the {interval_name(run)}; that of a mean {_mean_note(found)}. "
         f"The reference's numbers are its test split's. {_sizes(run)}",
     )
 
@@ -69,12 +77,14 @@ def path_table(run: RunRecord) -> Table:
     header = ("alpha", "validation", reference_name(run.reference), *run.shifts)
     rows = [_path_row(run, point, shifts if with_mean else ()) for point in run.path.points]
     oracle = run.path.oracle()
-    best = (f"{per_cent(run.path.at(oracle[name]).accuracy[name])} at {oracle[name]:g}" for name in run.sets)
+    best = (_oracle_cell(run.path.at(oracle[name]), name) for name in run.sets)
     rows.append(("oracle (read the shift)", ABSENT, *best, *((ABSENT,) if with_mean else ())))
     note = (
         f"The rule “{run.alpha_rule}” chose alpha {run.alpha:g} and saw no shift. The oracle row says which "
         "alpha would have been best on each test set; it looked at the very numbers it maximises, so it is "
-        "for reading only and not a result. On the reference it read the test split."
+        f"for reading only and not a result. On the reference it read the test split. In brackets the "
+        f"{interval_name(run)}"
+        f"{'; that of the mean is propagated from its sets, taken as independent' if with_mean else ''}."
     )
     mean = (f"mean of {run.kinds[shifts[0]]}",) if with_mean else ()
     return Table("The alpha path: accuracy in per cent", (*header, *mean), tuple(rows), note)
@@ -86,7 +96,7 @@ def sweep_table(path: PathRecord) -> Table:
     rows = tuple(
         (
             f"{point.alpha:g}",
-            per_cent(point.validation),
+            _validation_cell(point),
             *(_with_interval(point.accuracy[name], point.interval[name]) for name in sets),
         )
         for point in path.points
@@ -102,45 +112,58 @@ def rules_table(rules: RulesRecord) -> Table:
     rows = []
     for record in rules.rules:
         if not record.oracle:
-            cells = [_against_half(record.accuracy[name], record.difference[name]) for name in sets]
-            cells += [_against_half(record.mean, record.mean_difference)] if with_mean else []
+            cells = [_against_half(record.difference[name]) for name in sets]
+            cells += [_against_half(record.mean_difference)] if with_mean else []
             name = f"{record.rule} ({rules.tolerance:g})" if record.rule == "tolerance" else record.rule
             rows.append((name, f"{record.alpha:g}", *cells))
     best = [(rules.rule("oracle", name), name) for name in sets]
-    cells = [_against_half(r.accuracy[name], r.difference[name], f" at {r.alpha:g}") for r, name in best]
+    cells = [_against_half(r.difference[name], f" at {r.alpha:g}") for r, name in best]
     if with_mean:
         of_mean = rules.rule("oracle", "mean")
-        cells.append(_against_half(of_mean.mean, of_mean.mean_difference, f" at {of_mean.alpha:g}"))
+        cells.append(_against_half(of_mean.mean_difference, f" at {of_mean.alpha:g}"))
     rows.append(("oracle (reads the shift; for the report only)", ABSENT, *cells))
     header = ("rule", "alpha", reference_name(rules.reference), *rules.shifts)
     mean = (f"mean of {len(rules.averaged)} shifts",) if with_mean else ()
     note = (
-        f"In brackets the difference to alpha 0.5 in points and its paired {100 * rules.level:g} % bootstrap interval. "
-        "The rules read the validation split at most. An oracle took the alpha that is best on the very column that it "
-        "stands in (on the reference: on its test split), so it bounds what a rule could gain and is no result."
+        f"In brackets the paired {100 * rules.level:g} % bootstrap interval. The rules read the validation split at "
+        f"most. "
+        "An oracle took the alpha that is best on the very column that it stands in (on the reference: on its test "
+        "split), "
+        "so it bounds what a rule could gain and is no result. The accuracies themselves stand in the table of every "
+        "alpha."
     )
-    return Table("Choosing alpha: accuracy in per cent", (*header, *mean), tuple(rows), note)
+    return Table("Choosing alpha: accuracy minus that of alpha 0.5, in points", (*header, *mean), tuple(rows), note)
 
 
-def seeds_table(runs: Sequence[RunRecord]) -> Table:
+def seeds_table(runs: Sequence[RunRecord], found: Sequence[DiagnosisRecord | None] = ()) -> Table:
     """Several runs of one suite: every seed of every model, and the range over the seeds.
 
-    All seeds are reported and none is picked; differences are to the fine-tuned model of the same run.
+    All seeds are reported and none is picked. ``found`` are the runs' diagnoses: with all of them there, the paired
+    differences to the fine-tuned model of the same run are told as well.
     """
     first = _require_one_suite(runs)
+    known = [own for own in found if own is not None]
+    differing = len(known) == len(runs)
     rows: list[tuple[str, ...]] = []
     for model in MODEL_NAMES:
-        numbers = [_seed_numbers(run, model) for run in runs]
+        numbers = [
+            _seed_numbers(run, model, own)
+            for run, own in zip(runs, known if differing else [None] * len(runs), strict=True)
+        ]
         for run, values in zip(runs, numbers, strict=True):
             rows.append((_model_name(run, model), str(run.seed), *_seed_cells(values)))
         if len(runs) > 1:
             ranges = (_range(column, FORMATS[i]) for i, column in enumerate(zip(*numbers, strict=True)))
             rows.append((MODEL_NAMES[model], "range", *ranges))
     header = ("model", "seed", "reference", headline_name(first))
-    note = f"All {len(runs)} seeds are shown, none is picked; the range is from the lowest to the highest seed."
+    note = (
+        f"All {len(runs)} seeds are shown, none is picked; the range is from the lowest to the highest seed. In "
+        f"brackets "
+        "95 % intervals."
+    )
     if len({run.seed for run in runs}) < len(runs):
         note += " Some seeds repeat: those runs differ in other settings, see their sections."
-    differences = ("to fine-tuned (reference, points)", "to fine-tuned (shifts, points)")
+    differences = ("to fine-tuned (reference, points)", "to fine-tuned (shifts, points)") if differing else ()
     return Table("Every seed: accuracy in per cent", (*header, *differences), tuple(rows), note)
 
 
@@ -150,22 +173,28 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     ``records`` are the lines of ``results.jsonl``; of the same model and set the last one counts.
     """
     shifts = headline_shifts(run)
-    latest = {(record.model, record.set): record.per_class for record in records if record.model in MODEL_NAMES}
-    if not shifts or any(not latest.get((model, name)) for model in MODEL_NAMES for name in shifts):
+    latest = {(record.model, record.set): record for record in records if record.model in MODEL_NAMES}
+    of_models = [[latest.get((model, name)) for name in shifts] for model in MODEL_NAMES]
+    if not shifts or any(record is None or not record.class_counts for own in of_models for record in own):
         return None
-    known = sorted(set.intersection(*(set(latest[model, name]) for model in MODEL_NAMES for name in shifts)))
-    means = {
-        name: [sum(latest[model, shift][name] for shift in shifts) / len(shifts) for model in MODEL_NAMES]
-        for name in known
-    }
-    moved = sorted(known, key=lambda name: (-abs(means[name][1] - means[name][0]), name))[:count]
-    rows = tuple((name, *map(per_cent, means[name]), signed_points(means[name][1] - means[name][0])) for name in moved)
+    known = set.intersection(*(set(record.class_counts) for own in of_models for record in own if record))
+    pooled = {name: [_pooled(name, [r for r in own if r]) for own in of_models] for name in known}
+    moved = sorted(known, key=lambda name: (-abs(pooled[name][1][0] - pooled[name][0][0]), name))[:count]
+    rows = tuple((name, *(_with_interval(*found) for found in pooled[name])) for name in moved)
     note = (
-        f"Mean over the headline shifts ({', '.join(shifts)}). These classes are shown because they moved most; "
-        "each rests on few images."
+        f"Over the images of the headline shifts ({', '.join(shifts)}), with Clopper-Pearson intervals. These classes "
+        f"are "
+        "shown because they moved most, so that they moved less than it seems; each rests on few images."
     )
-    header = ("class", *(_model_name(run, model) for model in MODEL_NAMES), "fine-tuned minus zero-shot")
+    header = ("class", *(_model_name(run, model) for model in MODEL_NAMES))
     return Table("The classes that fine-tuning moved most, in per cent", header, rows, note)
+
+
+def _pooled(name: str, records: Sequence[AccuracyRecord]) -> tuple[float, tuple[float, float]]:
+    """A class's accuracy over several sets' images together, with its interval."""
+    n = sum(record.class_counts[name] for record in records)
+    correct = round(sum(record.per_class[name] * record.class_counts[name] for record in records))
+    return correct / n, accuracy_interval(correct, n)
 
 
 def records_table(records: Sequence[AccuracyRecord], title: str = "Accuracy") -> Table:
@@ -204,6 +233,20 @@ def interval_name(run: RunRecord) -> str:
     return f"{100 * run.interval_level:g} % interval ({run.interval_method.title()})"
 
 
+def with_interval(found: Measured | None, form: Callable[[float], str] = per_cent) -> str:
+    """A number with its interval in brackets; a dash where there is none of it.
+
+    >>> with_interval(Measured(0.5, (0.41, 0.58))), with_interval(None)
+    ('50.0 (41.0–58.0)', '–')
+    """
+    if found is None:
+        return ABSENT
+    if found.interval is None:
+        return f"{form(found.value)} (no interval)"
+    low, high = map(form, found.interval)
+    return f"{form(found.value)} ({low}{'–' if form is per_cent else ' to '}{high})"
+
+
 def _model_name(run: RunRecord, model: str) -> str:
     return f"ensemble, alpha {run.alpha:g}" if model == "ensemble" else MODEL_NAMES[model]
 
@@ -217,20 +260,44 @@ def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
     return f"{per_cent(accuracy)} ({per_cent(low)}–{per_cent(high)})"
 
 
-def _against_half(accuracy: float | None, difference: MeanRecord | None, at: str = "") -> str:
-    shown = f"{_optional(accuracy, per_cent)}{at}"
+def _against_half(difference: MeanRecord | None, at: str = "") -> str:
     if difference is None or difference.value is None or difference.interval is None:
-        return shown
+        return ABSENT
     low, high = map(signed_points, difference.interval)
-    return f"{shown} ({signed_points(difference.value)}; {low} to {high})"
+    return f"{signed_points(difference.value)}{at} ({low} to {high})"
 
 
 def _cell(run: RunRecord, name: str) -> Callable[[str], str]:
     return lambda model: _interval_cell(run.models[model][name])
 
 
-def _mean_cell(run: RunRecord, sets: tuple[str, ...]) -> Callable[[str], str]:
-    return lambda model: _optional(run.mean_accuracy(model, sets), per_cent)
+def _mean_cell(run: RunRecord, sets: tuple[str, ...], found: DiagnosisRecord | None) -> Callable[[str], str]:
+    def cell(model: str) -> str:
+        average = None if found is None else found.average(model, *sets)
+        if average is not None and average.accuracy.interval is not None:
+            return _with_interval(average.accuracy.value, average.accuracy.interval)
+        mean = model_estimate(run, model, sets)
+        return _with_interval(mean.value, (mean.low, mean.high))
+
+    return cell
+
+
+def _mean_note(found: DiagnosisRecord | None) -> str:
+    if found is None:
+        return "is propagated from its columns', which are taken as independent"
+    kinds = " or ".join(sorted(set(found.clusters.values())))
+    return f"is a bootstrap interval that resamples every {kinds} in all sets at once"
+
+
+def _validation_cell(point: PathPoint) -> str:
+    if point.validation_interval is None:  # a path of an older version
+        return f"{per_cent(point.validation)} (no interval)"
+    return _with_interval(point.validation, point.validation_interval)
+
+
+def _oracle_cell(point: PathPoint, name: str) -> str:
+    head, _, tail = _with_interval(point.accuracy[name], point.interval[name]).partition(" ")
+    return f"{head} at {point.alpha:g} {tail}"
 
 
 def _optional(value: float | None, form: Callable[[float], str]) -> str:
@@ -250,10 +317,14 @@ def _path_row(run: RunRecord, point: PathPoint, averaged: tuple[str, ...]) -> tu
     if abs(point.alpha - run.alpha) < 1e-9:
         marks.append("chosen")
     label = f"{point.alpha:g} ({', '.join(marks)})" if marks else f"{point.alpha:g}"
-    values = [point.validation, *(point.accuracy[name] for name in run.sets)]
+    cells = [
+        _validation_cell(point),
+        *(_with_interval(point.accuracy[name], point.interval[name]) for name in run.sets),
+    ]
     if averaged:
-        values.append(sum(point.accuracy[name] for name in averaged) / len(averaged))
-    return (label, *map(per_cent, values))
+        mean = point_estimate(point, averaged)
+        cells.append(_with_interval(mean.value, (mean.low, mean.high)))
+    return (label, *cells)
 
 
 def _require_one_suite(runs: Sequence[RunRecord]) -> RunRecord:
@@ -269,20 +340,39 @@ def _require_one_suite(runs: Sequence[RunRecord]) -> RunRecord:
 FORMATS: tuple[Callable[[float], str], ...] = (per_cent, per_cent, signed_points, signed_points)
 
 
-def _seed_numbers(run: RunRecord, model: str) -> tuple[float | None, ...]:
+def _seed_numbers(run: RunRecord, model: str, found: DiagnosisRecord | None) -> tuple[Measured | None, ...]:
+    """Accuracy on the reference and on the headline shifts and, of a diagnosed run, their differences to fine-tuned."""
     sets = (run.reference,), headline_shifts(run)
-    own = [run.mean_accuracy(model, names) for names in sets]
-    tuned = [run.mean_accuracy("fine_tuned", names) for names in sets]
-    if model == "fine_tuned":
-        return (*own, None, None)
-    changes = (None if a is None or b is None else a - b for a, b in zip(own, tuned, strict=True))
-    return (*own, *changes)
+    own = [_seed_accuracy(run, model, names, found) for names in sets]
+    if found is None:
+        return tuple(own)
+    return (*own, *(_to_fine_tuned(model, names, found) for names in sets))
 
 
-def _seed_cells(values: tuple[float | None, ...]) -> tuple[str, ...]:
-    return tuple(_optional(value, form) for value, form in zip(values, FORMATS, strict=True))
+def _seed_accuracy(
+    run: RunRecord, model: str, names: tuple[str, ...], found: DiagnosisRecord | None
+) -> Measured | None:
+    if not names:
+        return None
+    average = None if found is None else found.average(model, *names)
+    if average is not None:
+        return average.accuracy
+    estimate = model_estimate(run, model, names)
+    return Measured(estimate.value, (estimate.low, estimate.high))
 
 
-def _range(column: tuple[float | None, ...], form: Callable[[float], str]) -> str:
-    values = [value for value in column if value is not None]
+def _to_fine_tuned(model: str, names: tuple[str, ...], found: DiagnosisRecord) -> Measured | None:
+    if model == "ensemble":
+        record = found.difference("ensemble", "fine_tuned", *names)
+        return None if record is None else record.difference
+    record = found.difference("fine_tuned", "zero_shot", *names) if model == "zero_shot" else None
+    return None if record is None else record.difference.negative()
+
+
+def _seed_cells(values: tuple[Measured | None, ...]) -> tuple[str, ...]:
+    return tuple(with_interval(value, form) for value, form in zip(values, FORMATS, strict=False))
+
+
+def _range(column: tuple[Measured | None, ...], form: Callable[[float], str]) -> str:
+    values = [found.value for found in column if found is not None]
     return f"{form(min(values))} to {form(max(values))}" if values else ABSENT

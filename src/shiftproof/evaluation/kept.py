@@ -1,0 +1,193 @@
+"""Predictions in files: written batch by batch, read block by block, never with pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.errors import InputError, listed
+from shiftproof.evaluation.metrics import Scores
+from shiftproof.storage import atomically, write_atomically
+
+# What numpy and zipfile raise for files that are absent, cut, damaged or of other content.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+_ROWS = 4096
+Add: TypeAlias = Callable[[NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A classifier's logits on one set, sample by sample.
+
+    ``ids`` (N,) name the samples, ``labels`` (N,) are their classes, ``logits`` (N, K) float32; ``groups`` (N,)
+    splits the samples for reporting, where the set has groups.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    groups: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """Predictions in a file: all but the logits, which ``blocks`` reads from it each time.
+
+    ``shape`` is that of the logits, (N, K).
+    """
+
+    path: Path
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    groups: tuple[str, ...] | None
+    shape: tuple[int, int]
+
+    def blocks(self, rows: int = _ROWS) -> Iterator[NDArray[np.float32]]:
+        """The logits' rows in order, so many at a time; the last block may be smaller."""
+        with _readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open("logits.npy") as stream:
+            _read_header(stream)
+            for start in range(0, self.shape[0], rows):
+                count = min(rows, self.shape[0] - start) * self.shape[1]
+                content = stream.read(4 * count)
+                if len(content) < 4 * count:
+                    raise EOFError("the logits are cut")
+                yield np.frombuffer(content, dtype="<f4").reshape(-1, self.shape[1])
+            stream.read(1)  # past the end, where the checksum is compared
+
+    def require_whole(self) -> KeptPredictions:
+        """Reads all logits once, which the file's checksum is compared with; an InputError where it is damaged."""
+        for _ in self.blocks():
+            pass
+        return self
+
+
+@contextlib.contextmanager
+def writing_predictions(
+    path: Path, ids: Sequence[str], labels: NDArray[np.integer], classes: int, groups: Sequence[str] | None = None
+) -> Iterator[Add]:
+    """A function that takes in (B, K) float32 logits of the samples in their order, and the file once all are there.
+
+    The file appears whole or not at all; an InputError where rows are missing at the end, or too many.
+    """
+    entries: dict[str, NDArray[np.generic]] = {"ids": np.array(ids), "labels": np.asarray(labels)}
+    if groups is not None:
+        entries["groups"] = np.array(groups)
+    written = 0
+    with atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in entries.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+        with archive.open("logits.npy", "w", force_zip64=True) as stream:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), classes)}
+            np.lib.format.write_array_header_1_0(stream, header)
+
+            def add(logits: NDArray[np.float32]) -> None:
+                nonlocal written
+                if logits.ndim != 2 or logits.shape[1] != classes or written + len(logits) > len(ids):
+                    raise InputError(
+                        f"logits of the shape {logits.shape} do not follow the {written} rows of {path}, which holds "
+                        f"{len(ids)} of {classes} classes. Give every batch once, in order."
+                    )
+                stream.write(np.ascontiguousarray(logits, dtype="<f4").tobytes())
+                written += len(logits)
+
+            yield add
+        if written < len(ids):
+            raise InputError(f"{path} got the logits of {written} of {len(ids)} samples; it is not written.")
+
+
+def save_predictions(predictions: Predictions, path: Path) -> Path:
+    """Writes ids, labels, logits and groups to an ``.npz`` without pickle."""
+    shape = predictions.logits.shape
+    with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
+        add(predictions.logits)
+    return path
+
+
+def open_predictions(path: Path) -> KeptPredictions:
+    """A file that ``save_predictions`` wrote, its logits left in it; an error names the file."""
+    with _readable(path):
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            ids, labels = tuple(file["ids"].tolist()), file["labels"]
+            groups = tuple(file["groups"].tolist()) if "groups" in file else None
+        with zipfile.ZipFile(path) as archive, archive.open("logits.npy") as entry:
+            shape = _read_header(entry)
+        if len(ids) != len(labels) or len(ids) != shape[0]:
+            raise ValueError(f"it holds {len(ids)} ids, {len(labels)} labels and {shape[0]} rows of logits")
+    return KeptPredictions(path, ids, labels, groups, shape)
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Reads what ``save_predictions`` wrote, logits and all; an error names the file."""
+    kept = open_predictions(path)
+    blocks = list(kept.blocks())
+    logits = np.concatenate(blocks) if blocks else np.empty(kept.shape, dtype=np.float32)
+    return Predictions(kept.ids, kept.labels, logits, kept.groups)
+
+
+def align_predictions(first: Predictions, second: Predictions) -> Predictions:
+    """The second predictions with their samples in the order of the first's, matched by id.
+
+    An InputError lists samples that only one of them has, and those whose labels differ.
+
+    >>> one = Predictions(("a", "b"), np.array([0, 1]), np.eye(2, dtype=np.float32))
+    >>> other = Predictions(("b", "a"), np.array([1, 0]), np.eye(2, dtype=np.float32))
+    >>> align_predictions(one, other).logits.tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    if alone := sorted(set(first.ids) ^ set(second.ids)):
+        raise InputError(f"these samples are in one of the predictions only: {listed(alone, 5)}. Predict the same set.")
+    place = {sample: row for row, sample in enumerate(second.ids)}
+    rows = [place[sample] for sample in first.ids]
+    if (differing := np.flatnonzero(first.labels != second.labels[rows])).size:
+        raise InputError(
+            f"these samples are labelled differently: {listed([first.ids[row] for row in differing], 5)}. Bring both "
+            "predictions into one class space."
+        )
+    groups = None if second.groups is None else tuple(second.groups[row] for row in rows)
+    return Predictions(first.ids, second.labels[rows], second.logits[rows], groups)
+
+
+def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
+    """Writes the compact form, one array a field, to an ``.npz`` without pickle."""
+    entries = {
+        "ids": np.array(ids),
+        "prediction": kept.prediction,
+        "confidence": kept.confidence,
+        "margin": kept.margin,
+        "log_probability": kept.log_probability,
+        "square_sum": kept.square_sum,
+    }
+    return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))  # type: ignore[arg-type]
+
+
+def load_scores(path: Path) -> tuple[tuple[str, ...], Scores]:
+    """The ids and the compact form that ``save_scores`` wrote; an error names the file."""
+    with _readable(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return tuple(file["ids"].tolist()), Scores(**{n: file[n] for n in file.files if n != "ids"})
+
+
+def _read_header(stream: IO[bytes]) -> tuple[int, int]:
+    """The shape of an array of float32 whose rows follow each other in the stream."""
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("its logits are of another format")
+    shape, columns_first, kind = np.lib.format.read_array_header_1_0(stream)
+    if columns_first or kind != np.dtype("<f4") or len(shape) != 2:
+        raise ValueError("its logits are no rows of float32")
+    return shape[0], shape[1]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise InputError(f"the predictions {path} cannot be read ({error}). Run the evaluation again.") from error

@@ -1,0 +1,120 @@
+"""The quick diagnoses of a run: from what it kept of its predictions, in seconds; no model is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.data.sets import ImageSet
+from shiftproof.data.suites import SHIFT_KINDS, VALIDATION, ShiftSuite
+from shiftproof.diagnosis.connectivity import connectivity_of, measure_connectivity, measure_loss_connectivity
+from shiftproof.diagnosis.evidence import (
+    Correctness,
+    SetEvidence,
+    find_averages,
+    find_by_class,
+    find_confidence,
+    find_differences,
+    find_overrides,
+    find_pairs,
+    find_robustness,
+    find_temperatures,
+)
+from shiftproof.diagnosis.movement import measure_movement
+from shiftproof.diagnosis_records import ConnectivityRecord, LossRecord
+from shiftproof.ensembling.path import sweep_scores
+from shiftproof.evaluation.intervals import LEVEL
+from shiftproof.evaluation.kept import KeptPredictions
+from shiftproof.evaluation.metrics import Scores
+from shiftproof.models.classifier import Classifier
+from shiftproof.records import RunRecord
+from shiftproof.run_diagnosis_records import DiagnosisRecord
+
+
+def find_path(
+    first: Classifier, second: Classifier, sets: Mapping[str, ImageSet], alphas: int = 11, *, device: str = "cpu"
+) -> tuple[tuple[ConnectivityRecord, ...], tuple[LossRecord, ...], dict[str, str]]:
+    """Connectivity between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
+    along = sweep_scores(first, second, sets, alphas, device=device)
+    resampled = {name: resampled_of(images) for name, images in sets.items()}
+    clusters = {name: found.names for name, found in resampled.items() if found.names is not None}
+    right = {a: {name: own[name].prediction == sets[name].labels for name in sets} for a, own in along.items()}
+    losses = {a: {name: -own[name].log_probability for name in sets} for a, own in along.items()}
+    kinds = {name: found.kind for name, found in resampled.items()}
+    return connectivity_of(right, clusters), measure_loss_connectivity(losses, clusters), kinds
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What the intervals of a set resample: its drawings, its groups, or every sample by itself."""
+
+    kind: str
+    names: NDArray[np.str_] | None
+
+
+def resampled_of(images: ImageSet) -> Resampled:
+    """Drawings, or whatever the samples are views of, where the set knows them; else groups; else single samples."""
+    if images.sources is not None:
+        return Resampled("drawing", np.asarray(images.sources))
+    if images.groups is not None:
+        return Resampled("group", np.asarray(images.groups))
+    return Resampled("sample", None)
+
+
+def diagnose_kept(
+    run: RunRecord,
+    suite: ShiftSuite,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    classifiers: Mapping[str, Classifier],
+    read_scores: Callable[[float, str], Scores],
+) -> DiagnosisRecord:
+    """Everything that a run's kept predictions and weights tell.
+
+    ``predictions[model][set]`` are the logits on every set, validation too, ``read_scores`` gives the compact scores of
+    an alpha on a set.
+    """
+    evidence = [
+        _evidence(name, images, predictions, {alpha: read_scores(alpha, name) for alpha in run.path.alphas})
+        for name, images in suite.test_sets.items()
+    ]
+    validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
+    known = Correctness.of(evidence)
+    means = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
+    right = {a: {own.name: own.along[a].prediction == own.labels for own in evidence} for a in run.path.alphas}
+    losses = {a: {own.name: -own.along[a].log_probability for own in evidence} for a in run.path.alphas}
+    clusters = {own.name: own.clusters for own in evidence if own.clusters is not None}
+    whole = {0.0, 1.0} <= set(run.path.alphas)  # a path without its ends has no line between them
+    return DiagnosisRecord(
+        suite=run.suite,
+        reference=run.reference,
+        shifts=run.shifts,
+        kinds=run.kinds,
+        seed=run.seed,
+        alpha=run.alpha,
+        level=LEVEL,
+        clusters={name: resampled_of(images).kind for name, images in suite.test_sets.items()},
+        pairs=find_pairs(evidence),
+        overrides=find_overrides(evidence),
+        connectivity=measure_connectivity(run.path, right, clusters) if whole else (),
+        losses=measure_loss_connectivity(losses, clusters) if whole else (),
+        differences=find_differences(known, means),
+        averages=find_averages(known, means),
+        by_class=find_by_class(evidence),
+        confidence=find_confidence(evidence),
+        temperatures=find_temperatures(evidence, validation),
+        robustness=find_robustness(known, run.reference),
+        movement=measure_movement(classifiers["zero_shot"].state_dict(), classifiers["fine_tuned"].state_dict()),
+    )
+
+
+def _evidence(
+    name: str,
+    images: ImageSet,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    along: Mapping[float, Scores],
+) -> SetEvidence:
+    logits = {model: of_sets[name] for model, of_sets in predictions.items()}
+    return SetEvidence(name, images.labels, logits, along, images.groups, resampled_of(images).names)
