@@ -32,6 +32,7 @@ from shiftproof.training import Trainer
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
     "merge", "study", "diagnose strong-edge", "diagnose backgrounds",
+    "diagnose agreement", "diagnose connectivity", "diagnose movement",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 

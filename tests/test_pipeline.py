@@ -515,7 +515,7 @@ def test_a_finished_run_is_resumed_without_any_work(
     out = tmp_path / "run"
     sp.run_pipeline(run_file(folders, alphas=2), out)
     before = summary_of(out)
-    for name in ("zero_shot_classifier", "finetune", "sweep_alpha", "wise_ft", "predict"):
+    for name in ("zero_shot_classifier", "finetune", "sweep_alpha", "wise_ft", "predict_batches"):
         monkeypatch.setattr(pipeline, name, interrupted)
     sp.run_pipeline(run_file(folders, alphas=2), out, resume=True)
     assert summary_of(out) == before

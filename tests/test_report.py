@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from shiftproof.errors import InputError
+from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records import AccuracyRecord, GroupRecord, PathPoint, PathRecord, RunRecord
 from shiftproof.report import (
     accuracy_table,
@@ -186,7 +187,8 @@ def test_accuracy_table_holds_the_numbers_in_per_cent() -> None:
     natural = ("sketch (natural)", "painting (natural)", "mean of natural")
     assert table.header == ("model", "photo (reference)", *natural, "noise (synthetic)")
     assert table.rows[0] == (
-        "zero-shot", "90.0 (89.0–91.0)", "80.0 (79.0–81.0)", "60.0 (59.0–61.0)", "70.0", "50.0 (49.0–51.0)"
+        "zero-shot", "90.0 (89.0–91.0)", "80.0 (79.0–81.0)", "60.0 (59.0–61.0)", "70.0 (69.3–70.7)",
+        "50.0 (49.0–51.0)",
     )  # fmt: skip
     assert [row[0] for row in table.rows] == ["zero-shot", "fine-tuned", "ensemble, alpha 0.5"]
     assert "95 % interval (Clopper-Pearson)" in table.note and "1,000 images" in table.note
@@ -204,16 +206,18 @@ def test_path_table_marks_the_chosen_and_the_oracle_alphas() -> None:
     assert [row[0] for row in table.rows] == [
         "0 (zero-shot)", "0.5 (chosen)", "1 (fine-tuned)", "oracle (read the shift)"
     ]  # fmt: skip
-    assert table.rows[-1] == ("oracle (read the shift)", "–", "97.0 at 1", "90.0 at 1", "62.0 at 0.5", "–")
+    best = ("97.0 at 1 (96.0–98.0)", "90.0 at 1 (89.0–91.0)", "62.0 at 0.5 (61.0–63.0)")
+    assert table.rows[-1] == ("oracle (read the shift)", "–", *best, "–")
+    assert table.rows[1][3:] == ("82.0 (81.0–83.0)", "62.0 (61.0–63.0)", "72.0 (71.3–72.7)")
     assert "not a result" in table.note
 
 
 def test_seeds_table_shows_every_seed_and_the_range() -> None:
     runs = [make_run(seed=0), make_run(seed=1, ensemble=(0.95, 0.80, 0.60))]
     rows = [row for row in seeds_table(runs).rows if row[0].startswith("ensemble")]
-    assert rows[0] == ("ensemble, alpha 0.5", "0", "96.5", "72.0", "−0.5", "+17.0")
-    assert rows[1] == ("ensemble, alpha 0.5", "1", "95.0", "70.0", "−2.0", "+15.0")
-    assert rows[2] == ("ensemble", "range", "95.0 to 96.5", "70.0 to 72.0", "−2.0 to −0.5", "+15.0 to +17.0")
+    assert rows[0] == ("ensemble, alpha 0.5", "0", "96.5 (95.5–97.5)", "72.0 (71.3–72.7)")
+    assert rows[1] == ("ensemble, alpha 0.5", "1", "95.0 (94.0–96.0)", "70.0 (69.3–70.7)")
+    assert rows[2] == ("ensemble", "range", "95.0 to 96.5", "70.0 to 72.0")
 
 
 def test_seeds_of_different_suites_are_refused() -> None:
@@ -227,16 +231,20 @@ def test_class_table_takes_the_last_record_and_ranks_by_change() -> None:
     run = make_run(kinds={"sketch": "natural"})
     values = {"zero_shot": (0.9, 0.5), "fine_tuned": (0.2, 0.6), "ensemble": (0.8, 0.6)}
     records = [
-        dataclasses.replace(run.models[model]["sketch"], per_class={"lemon": lemon, "pear": pear})
+        dataclasses.replace(
+            run.models[model]["sketch"],
+            per_class={"lemon": lemon, "pear": pear},
+            class_counts={"lemon": 10, "pear": 10},
+        )
         for model, (lemon, pear) in values.items()
     ]
     stale = dataclasses.replace(records[0], per_class={"lemon": 0.0, "pear": 0.0})
     table = class_table(run, [stale, *records])
     assert table is not None
-    assert table.rows == (
-        ("lemon", "90.0", "20.0", "80.0", "−70.0"),
-        ("pear", "50.0", "60.0", "60.0", "+10.0"),
-    )
+    assert [row[0] for row in table.rows] == ["lemon", "pear"]
+    low, high = accuracy_interval(9, 10)
+    assert table.rows[0][1] == f"90.0 ({100 * low:.1f}–{100 * high:.1f})"
+    assert [cell.partition(" ")[0] for cell in table.rows[1][1:]] == ["50.0", "60.0", "60.0"]
     assert class_table(run, records[:2]) is None
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shiftproof.augmentation.targets import contrastive_targets, mix_targets, one_hot, soft_cross_entropy
     from shiftproof.data.corruptions import corrupt
     from shiftproof.data.labels import ClassSpace
-    from shiftproof.data.sets import ImageSet, load_set, with_masks
+    from shiftproof.data.sets import ImageSet, load_set, unlabelled_set, with_masks
     from shiftproof.data.suites import (
         Reference,
         Shift,
@@ -42,7 +42,12 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.baselines import train_from_scratch
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
     from shiftproof.diagnosis.cka import CkaSums, linear_cka, measure_cka
-    from shiftproof.diagnosis.connectivity import error_barrier, measure_connectivity, measure_loss_connectivity
+    from shiftproof.diagnosis.connectivity import (
+        connectivity_of,
+        error_barrier,
+        measure_connectivity,
+        measure_loss_connectivity,
+    )
     from shiftproof.diagnosis.evidence import SetEvidence
     from shiftproof.diagnosis.movement import measure_movement
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from shiftproof.evaluation.calibration import (
         brier_score,
         calibration_error,
+        calibration_interval,
         fit_temperature,
         negative_log_likelihood,
         selective_accuracy,
@@ -111,11 +117,12 @@ if TYPE_CHECKING:
     from shiftproof.models.clip import Clip, load_clip
     from shiftproof.models.directories import load_classifier, save_classifier
     from shiftproof.models.encoders import Encoder, load_encoder
+    from shiftproof.pair_diagnosis import PairFile
     from shiftproof.pipeline import run_pipeline
     from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
     from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
     from shiftproof.report.page import render_report
-    from shiftproof.run_diagnosis_records import DiagnosisRecord
+    from shiftproof.run_diagnosis_records import DiagnosisRecord, plain_json
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
     from shiftproof.study import run_study
@@ -124,7 +131,11 @@ if TYPE_CHECKING:
     from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
-    "run_diagnosis_records": ("DiagnosisRecord",),
+    "pair_diagnosis": ("PairFile",),
+    "run_diagnosis_records": (
+        "DiagnosisRecord",
+        "plain_json",
+    ),
     "diagnosis.evidence": ("SetEvidence",),
     "augmentation.masks": (
         "hard_mask",
@@ -175,6 +186,7 @@ _MODULES = {
         "measure_cka",
     ),
     "diagnosis.connectivity": (
+        "connectivity_of",
         "error_barrier",
         "measure_connectivity",
         "measure_loss_connectivity",
@@ -201,7 +213,12 @@ _MODULES = {
     ),
     "data.corruptions": ("corrupt",),
     "data.labels": ("ClassSpace",),
-    "data.sets": ("ImageSet", "load_set", "with_masks"),
+    "data.sets": (
+        "ImageSet",
+        "load_set",
+        "unlabelled_set",
+        "with_masks",
+    ),
     "data.suites": (
         "Reference",
         "Shift",
@@ -228,6 +245,7 @@ _MODULES = {
     "evaluation.calibration": (
         "brier_score",
         "calibration_error",
+        "calibration_interval",
         "fit_temperature",
         "negative_log_likelihood",
         "selective_accuracy",
@@ -309,6 +327,7 @@ __all__ = [
     "MovementRecord",
     "OutputEnsemble",
     "OverrideRecord",
+    "PairFile",
     "PathRecord",
     "Predictions",
     "PretrainSettings",
@@ -340,12 +359,14 @@ __all__ = [
     "bootstrap_spreads",
     "brier_score",
     "calibration_error",
+    "calibration_interval",
     "child_generator",
     "choose_alpha",
     "class_activation_map",
     "class_evidence",
     "class_targets",
     "compare_alphas",
+    "connectivity_of",
     "contrast_interval",
     "contrastive_loss",
     "contrastive_targets",
@@ -402,6 +423,7 @@ __all__ = [
     "override_rates_by_right",
     "own_head_classifier",
     "own_suite",
+    "plain_json",
     "predict",
     "prediction_diversity",
     "pretrain",
@@ -421,6 +443,7 @@ __all__ = [
     "sweep_alpha",
     "train_from_scratch",
     "uniform_soup",
+    "unlabelled_set",
     "weight_distance",
     "wise_ft",
     "with_masks",

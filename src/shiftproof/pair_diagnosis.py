@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,10 @@ from shiftproof.data.sets import ImageSet, spread_over_classes, unlabelled_set
 from shiftproof.data.suites import load_data, load_suite
 from shiftproof.diagnosis.agreement import measure_agreement, measure_overrides
 from shiftproof.diagnosis.cka import measure_cka
-from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.diagnosis_records import (
     ConnectivityRecord,
     FollowedRecord,
-    LayersRecord,
     LossRecord,
     MovementRecord,
 )
@@ -77,30 +76,18 @@ def compare_agreement(asked: PairFile) -> PairAgreement:
         known = list(logits)
         pairs += [
             PairRecord(
-                first,
-                second,
+                one,
+                other,
                 name,
-                measure_agreement(logits[first], logits[second], labels, clusters),
-                measure_cka(logits[first], logits[second], clusters),
+                measure_agreement(logits[one], logits[other], labels, clusters),
+                measure_cka(logits[one], logits[other], clusters),
             )
-            for number, first in enumerate(known)
-            for second in known[number + 1 :]
+            for one, other in itertools.combinations(known, 2)
         ]
         if len(known) == 3:
-            overrides[name] = measure_overrides(*logits.values(), labels, clusters)
+            first, second, third = logits.values()
+            overrides[name] = measure_overrides(first, second, third, labels, clusters)
     return PairAgreement(tuple(pairs), overrides, kinds)
-
-
-def compare_layers(
-    asked: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
-) -> tuple[LayersRecord, ...]:
-    """CKA between the layers of two classifiers on every set."""
-    device, models = choose_device(asked.device), _models(asked)
-    first, second = models.values()
-    return tuple(
-        measure_layers(first, second, images, layers=layers, other_layers=layers, device=device, debiased=debiased)
-        for images in _sets(asked, first.classes).values()
-    )
 
 
 @dataclass(frozen=True)
@@ -159,10 +146,3 @@ def _sets(asked: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
     if asked.images is None:
         return found
     return {name: spread_over_classes(images, asked.images, asked.seed) for name, images in found.items()}
-
-
-def compare_maps(asked: PairFile) -> dict[str, tuple[WindowExample, ...]]:
-    """Where two classifiers look: maps of the class that each names, of every image of every set."""
-    models = _models(asked)
-    sets = _sets(asked, next(iter(models.values())).classes)
-    return {name: map_examples(models, images) for name, images in sets.items()}

@@ -11,11 +11,9 @@ from shiftproof.diagnosis_records import (
     CkaRecord,
     ConnectivityRecord,
     FollowedRecord,
-    LayersRecord,
     LossRecord,
     Measured,
     MovementRecord,
-    PlaneRecord,
 )
 from shiftproof.errors import InputError
 
@@ -149,8 +147,6 @@ class DiagnosisRecord:
     temperatures: tuple[TemperatureRecord, ...]
     robustness: tuple[RobustnessRecord, ...]
     movement: tuple[MovementRecord, ...]
-    layers: tuple[LayersRecord, ...] = ()
-    planes: tuple[PlaneRecord, ...] = ()
     other_paths: tuple[OtherPathRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

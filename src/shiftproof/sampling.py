@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from shiftproof.data.suites import ShiftSuite
@@ -56,7 +57,8 @@ def sample_positions(name: str, count: int, seed: int) -> list[int]:
 
 
 def _answers(kept: KeptPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
-    rows, start = {}, 0
+    rows: dict[int, NDArray[np.float32]] = {}
+    start = 0
     for block in kept.blocks():
         rows |= {position: block[position - start] for position in positions if 0 <= position - start < len(block)}
         start += len(block)

@@ -43,7 +43,8 @@ def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) 
     >>> kappa_complement(np.eye(2), np.eye(2)[::-1])
     2.0
     """
-    return _kappa_complement(*(logits.argmax(1) for logits in _aligned(first, second)), first.shape[1])
+    one, other = (logits.argmax(1) for logits in _aligned(first, second))
+    return _kappa_complement(one, other, first.shape[1])
 
 
 def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -158,7 +159,8 @@ def compare_logits(first: Logits, second: Logits) -> Comparison:
     rows = max(_AT_ONCE // first.shape[1], 1)
     blocks = zip(logit_blocks(first, rows), logit_blocks(second, rows), strict=True)
     parts = [_compared(*_aligned(*pair, start=number * rows)) for number, pair in enumerate(blocks)]
-    return Comparison(*(np.concatenate(column) for column in zip(*parts, strict=True)), classes=first.shape[1])
+    one, other, forward, backward, wider = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Comparison(one, other, forward, backward, wider, first.shape[1])
 
 
 def measure_agreement(
@@ -189,6 +191,7 @@ def agreement_of(
     alike = one == other
     right = None if labels is None else (_hits(one, labels), _hits(other, labels))
     kappa = _kappa_complement(one, other, found.classes)
+    consistency = None if right is None else _consistency(*right)
 
     def measured(samples: NDArray[np.floating] | NDArray[np.bool_], value: float | None = None) -> Measured:
         return measured_mean(samples, clusters, value)
@@ -201,7 +204,7 @@ def agreement_of(
         kl_backward=measured(found.backward),
         margin_difference=measured(found.wider),
         prediction_diversity=None if right is None else measured(right[0] != right[1]),
-        error_consistency=None if right is None else measured(*reversed(_consistency(right[0], right[1]))),
+        error_consistency=None if consistency is None else measured(consistency[1], consistency[0]),
     )
 
 
@@ -361,6 +364,8 @@ def _right(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray
 
 def _hits(named: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
     require_equal_length("predictions and labels", named, labels)
+    if len(labels) and labels.min() < 0:
+        raise InputError(f"a label is {labels.min()}, which no class has: the images are unlabelled. Leave labels out.")
     return np.asarray(named == labels)
 
 

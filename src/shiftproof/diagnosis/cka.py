@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from shiftproof.evaluation.blocks import Logits, logit_blocks
 
 Floats = NDArray[np.float64]
 _ROWS = 4096
+_STILL = 1e-6  # of a layer's size; about 8 roundings of the float32 that networks work in
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = False) -> float:
@@ -53,42 +54,35 @@ class CkaSums:
 
     def add(self, x: ArrayLike, y: ArrayLike) -> None:
         """Takes in (n, P) and (n, Q) features of n more samples."""
-        first, second = _features(x), _features(y)
-        require_equal_length("the features", first, second)
+        both = _features(x), _features(y)
+        require_equal_length("the features", *both)
+        widths = both[0].shape[1], both[1].shape[1]
         if not self.n:
             # Neither CKA depends on an offset; near the mean no digit is lost to it.
-            self._offset = first.mean(0), second.mean(0)
-            self._widths = first.shape[1], second.shape[1]
-            self._products = np.zeros((sum(self._widths),) * 2)
-            self._columns = np.zeros(sum(self._widths))
-            self._norms = np.zeros(2)
-            self._by_norms = np.zeros((sum(self._widths), 2))
-            self._norm_products = np.zeros((2, 2))
-        if (first.shape[1], second.shape[1]) != self._widths:
+            self._offset = both[0].mean(0), both[1].mean(0)
+            self._widths = widths
+            self._pairs = {(one, other): _Products(widths[one], widths[other]) for one, other in _PAIRS}
+        if widths != self._widths:
             raise InputError(
-                f"this block has {first.shape[1]} and {second.shape[1]} columns, those before {self._widths[0]} and "
+                f"this block has {widths[0]} and {widths[1]} columns, those before {self._widths[0]} and "
                 f"{self._widths[1]}. Take all blocks from the same two layers."
             )
-        first, second = first - self._offset[0], second - self._offset[1]
-        both, norms = np.hstack([first, second]), np.stack([(first**2).sum(1), (second**2).sum(1)], axis=1)
-        self.n += len(both)
-        self._products += both.T @ both
-        self._columns += both.sum(0)
-        self._norms += norms.sum(0)
-        self._by_norms += both.T @ norms
-        self._norm_products += norms.T @ norms
+        self.n += len(both[0])
+        near = both[0] - self._offset[0], both[1] - self._offset[1]
+        for (one, other), products in self._pairs.items():
+            products.add(near[one], near[other])
 
     def biased(self) -> float:
         """The CKA as it was defined."""
         if self.n < 2:
             raise InputError(f"{self.n} sample(s) have no CKA; give two at least.")
-        return _ratio({pair: self._biased(*pair) for pair in _PAIRS})
+        return _ratio({pair: products.biased() for pair, products in self._pairs.items()})
 
     def debiased(self) -> float:
         """The CKA of unbiased estimates."""
         if self.n < 4:
             raise InputError(f"{self.n} samples have no debiased CKA; give four at least.")
-        return _ratio({pair: self._debiased(*pair) for pair in _PAIRS})
+        return _ratio({pair: products.debiased() for pair, products in self._pairs.items()})
 
     def influences(self, x: ArrayLike, y: ArrayLike) -> Floats:
         """(n,) values of some of the samples; over all that were taken in their mean is the biased CKA.
@@ -96,38 +90,122 @@ class CkaSums:
         Each is the CKA moved by its sample's influence on it (the derivative by the sample's weight), so that a
         resample's mean is the CKA of the resample, to first order.
         """
-        centred = [
-            _features(values) - offset - self._columns[self._part(which)] / self.n
-            for which, (values, offset) in enumerate(zip((x, y), self._offset, strict=True))
-        ]
         value, parts = self.biased(), {}
-        for one, other in _PAIRS:
-            rows, columns = self._part(one), self._part(other)
-            covariance = self._products[rows, columns] / self.n
-            covariance -= np.outer(self._columns[rows], self._columns[columns]) / self.n**2
+        centred = [
+            _features(values) - offset - columns / self.n
+            for values, offset, columns in zip((x, y), self._offset, self._pairs[0, 1].columns, strict=True)
+        ]
+        for (one, other), products in self._pairs.items():
+            covariance = products.centred() / self.n
             whole = float((covariance**2).sum())
             own = ((centred[one] @ covariance) * centred[other]).sum(1)
             parts[one, other] = 2 * (own / whole - 1) if whole else np.zeros(len(own))
         return np.asarray(value * (1 + parts[0, 1] - (parts[0, 0] + parts[1, 1]) / 2))
 
-    def _part(self, which: int) -> slice:
-        return slice(0, self._widths[0]) if which == 0 else slice(self._widths[0], None)
 
-    def _biased(self, one: int, other: int) -> float:
+class CkaTable:
+    """Every layer of one model with every layer of another, block by block: ``CkaSums`` for many, at P x Q memory.
+
+    P and Q are the columns of all layers of the one and of the other. Every layer's products with itself are summed
+    once, not again for every pair.
+
+    >>> x = np.random.default_rng(0).normal(size=(20, 3))
+    >>> table = CkaTable()
+    >>> table.add([x, np.ones((20, 2))], [-x])
+    >>> [row[0] if row[0] is None else round(row[0], 12) for row in table.values()]
+    [1.0, None]
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> None:
+        """Takes in n more samples: the first model's layers, (n, P_i) each, and the second's, (n, Q_j) each."""
+        ones, others = [_features(layer) for layer in first], [_features(layer) for layer in second]
+        for layer in (*ones, *others):
+            require_equal_length("the layers", ones[0], layer)
+        if not self.n:
+            self._offsets = [[layer.mean(0) for layer in layers] for layers in (ones, others)]
+            self._own = [[_Products(len(o), len(o)) for o in offsets] for offsets in self._offsets]
+            self._cross = [[_Products(len(o), len(p)) for p in self._offsets[1]] for o in self._offsets[0]]
+        self.n += len(ones[0])
+        near = [_less(ones, self._offsets[0]), _less(others, self._offsets[1])]
+        for layers, kept in zip(near, self._own, strict=True):
+            for layer, products in zip(layers, kept, strict=True):
+                products.add(layer, layer)
+        for x, row in zip(near[0], self._cross, strict=True):
+            for y, products in zip(near[1], row, strict=True):
+                products.add(x, y)
+
+    def values(self, debiased: bool = False) -> tuple[tuple[float | None, ...], ...]:
+        """The CKAs, a row for each of the first's layers: None where one does not vary, or too little for so few."""
+        if self.n < (least := 4 if debiased else 2):
+            raise InputError(f"{self.n} sample(s) are too few for this CKA; give {least} at least.")
+        norms = [
+            [
+                _of(products, debiased) if products.varies(offset) else 0.0
+                for products, offset in zip(*pair, strict=True)
+            ]
+            for pair in zip(self._own, self._offsets, strict=True)
+        ]
+        return tuple(
+            tuple(
+                _of(products, debiased) / math.sqrt(one) / math.sqrt(other) if min(one, other) > 0 else None
+                for products, other in zip(row, norms[1], strict=True)
+            )
+            for row, one in zip(self._cross, norms[0], strict=True)
+        )
+
+
+class _Products:
+    """What HSIC needs of (N, P) and (N, Q) features, X and Y, whose rows' squared lengths are a and b."""
+
+    def __init__(self, p: int, q: int) -> None:
+        self.n = 0
+        self.cross = np.zeros((p, q))  # X'Y
+        self.columns = np.zeros(p), np.zeros(q)
+        self.norms = np.zeros(2)  # the sums of a and b
+        self.by_norms = np.zeros(p), np.zeros(q)  # X'b and Y'a
+        self.diagonal = 0.0  # a'b
+
+    def add(self, x: Floats, y: Floats) -> None:
+        a, b = (x**2).sum(1), (y**2).sum(1)
+        self.n += len(x)
+        self.cross += x.T @ y
+        self.norms += a.sum(), b.sum()
+        self.diagonal += float(a @ b)
+        new = x.sum(0), y.sum(0), b @ x, a @ y
+        for total, part in zip((*self.columns, *self.by_norms), new, strict=True):
+            np.add(total, part, out=total)
+
+    def centred(self) -> Floats:
+        """(P, Q) X'Y of centred features."""
+        return np.asarray(self.cross - np.outer(*self.columns) / self.n)
+
+    def biased(self) -> float:
         """||X'Y||^2 of centred features."""
-        rows, columns = self._part(one), self._part(other)
-        mean = np.outer(self._columns[rows], self._columns[columns]) / self.n
-        return float(((self._products[rows, columns] - mean) ** 2).sum())
+        return float((self.centred() ** 2).sum())
 
-    def _debiased(self, one: int, other: int) -> float:
+    def debiased(self) -> float:
         """N (n - 3) times the unbiased HSIC of the kernels XX' and YY' without their diagonals."""
-        n, rows, columns = self.n, self._part(one), self._part(other)
-        x, y, cross = self._columns[rows], self._columns[columns], self._products[rows, columns]
-        diagonal = self._norm_products[one, other]
-        trace = float((cross**2).sum() - diagonal)
-        sums = (x @ x - self._norms[one]) * (y @ y - self._norms[other])
-        chained = x @ cross @ y - x @ self._by_norms[rows, other] - y @ self._by_norms[columns, one] + diagonal
+        n, (x, y) = self.n, self.columns
+        trace = float((self.cross**2).sum() - self.diagonal)
+        sums = (x @ x - self.norms[0]) * (y @ y - self.norms[1])
+        chained = x @ self.cross @ y - x @ self.by_norms[0] - y @ self.by_norms[1] + self.diagonal
         return trace + float(sums / ((n - 1) * (n - 2)) - 2 * chained / (n - 2))
+
+    def varies(self, offset: Floats) -> bool:
+        """Whether features paired with themselves, from which ``offset`` (P,) was taken, vary beyond rounding."""
+        whole = self.norms[0] + 2 * offset @ self.columns[0] + self.n * (offset @ offset)
+        return bool(self.norms[0] - (self.columns[0] ** 2).sum() / self.n > _STILL**2 * whole)
+
+
+def _less(layers: Sequence[Floats], offsets: Sequence[Floats]) -> list[Floats]:
+    return [layer - offset for layer, offset in zip(layers, offsets, strict=True)]
+
+
+def _of(products: _Products, debiased: bool) -> float:
+    return products.debiased() if debiased else products.biased()
 
 
 def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None) -> CkaRecord:

@@ -99,8 +99,8 @@ class Classifier:
             return self
         rows = _rows_of(self.classes, classes)
         tensors = self.state_dict()
-        head = {name: tensors[name][rows] for name in ("head.weight", "head.bias") if name in tensors}
-        return self.with_weights({**tensors, **head}, classes=classes, text=self.text)
+        head = {name: entry[rows] for name, entry in tensors.items() if name in ("head.weight", "head.bias")}
+        return self.with_weights(tensors | head, classes=classes, text=self.text)
 
 
 def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:

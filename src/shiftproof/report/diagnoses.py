@@ -13,8 +13,6 @@ from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.records import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import CURVE, MARKS, STYLE
-from shiftproof.report.layers import layers_figure, layers_table
-from shiftproof.report.plane import plane_figure
 from shiftproof.report.tables import ABSENT, Table, reference_name, with_interval
 from shiftproof.run_diagnosis_records import DiagnosisRecord, PairRecord
 
@@ -33,14 +31,6 @@ _EXPLAINED = {
         "is no "
         "barrier. The bands are paired intervals.",
     ),
-    "layers": (
-        "A heat map of CKA between the layers of two models.",
-        "CKA between every layer of zero-shot and every layer of fine-tuned: 1 is alike up to rotation and scale.",
-    ),
-    "plane": (
-        "Error in the plane through zero-shot and two fine-tuned models.",
-        "Error in the plane of weights through the zero-shot model and two fine-tunings of it; axes are distances.",
-    ),
 }
 
 
@@ -56,8 +46,8 @@ def plain(value: float) -> str:
 def explanation(stem: str) -> tuple[str, str] | None:
     """What a figure of the diagnoses shows, and its caption, by its file's name without the ending; None of others.
 
-    >>> explanation("plane-sketch")[1].split(":")[0]
-    'On sketch'
+    >>> explanation("path") is None
+    True
     """
     kind, _, name = stem.partition("-")
     if kind not in _EXPLAINED:
@@ -133,7 +123,7 @@ def right_override_table(
 
 def difference_table(found: DiagnosisRecord) -> Table:
     """Every two models' difference in accuracy, with McNemar's test corrected over the sets."""
-    shown = [(name,) for name in found.sets]
+    shown: list[tuple[str, ...]] = [(name,) for name in found.sets]
     shown += [a.sets for a in found.averages if a.model == "ensemble"]
     rows = []
     for sets in shown:
@@ -281,7 +271,6 @@ def diagnosis_tables(found: DiagnosisRecord) -> tuple[Table, ...]:
     for path in found.other_paths:
         tables.append(connectivity_table(path.connectivity, path.losses, *about, f"Connected? {path.name}"))
     tables += [calibration_table(found), robustness_table(found), group_measures_table(found)]
-    tables += [layers_table(record) for record in found.layers]
     tables.append(movement_table(found.movement))
     return tuple(table for table in tables if table is not None)
 
@@ -309,8 +298,6 @@ def diagnosis_figures(found: DiagnosisRecord) -> dict[str, Figure | None]:
     return {
         "overrides.png": override_figure(found),
         "connectivity.png": connectivity_figure(found),
-        **{f"layers-{record.set}.png": layers_figure(record, "zero-shot", "fine-tuned") for record in found.layers},
-        **{f"plane-{record.set}.png": plane_figure(record) for record in found.planes},
     }
 
 
