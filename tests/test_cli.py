@@ -32,7 +32,8 @@ from shiftproof.training import Trainer
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
     "merge", "study", "diagnose strong-edge", "diagnose backgrounds",
-    "diagnose agreement", "diagnose connectivity", "diagnose movement",
+    "diagnose agreement", "diagnose connectivity", "diagnose movement", "diagnose cka", "diagnose cam",
+    "diagnose run",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         measure_loss_connectivity,
     )
     from shiftproof.diagnosis.evidence import SetEvidence
+    from shiftproof.diagnosis.layers import layer_names, measure_layers
     from shiftproof.diagnosis.movement import measure_movement
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         CkaRecord,
         ConnectivityRecord,
         FollowedRecord,
+        LayersRecord,
         LossRecord,
         Measured,
         MovementRecord,
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
     from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
     from shiftproof.report.page import render_report
+    from shiftproof.run_diagnosis import diagnose_run
     from shiftproof.run_diagnosis_records import DiagnosisRecord, plain_json
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
@@ -131,6 +134,11 @@ if TYPE_CHECKING:
     from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
+    "run_diagnosis": ("diagnose_run",),
+    "diagnosis.layers": (
+        "layer_names",
+        "measure_layers",
+    ),
     "pair_diagnosis": ("PairFile",),
     "run_diagnosis_records": (
         "DiagnosisRecord",
@@ -197,6 +205,7 @@ _MODULES = {
         "CkaRecord",
         "ConnectivityRecord",
         "FollowedRecord",
+        "LayersRecord",
         "LossRecord",
         "Measured",
         "MovementRecord",
@@ -317,6 +326,7 @@ __all__ = [
     "IncompatibleWeightsError",
     "InputError",
     "KeptPredictions",
+    "LayersRecord",
     "LossRecord",
     "Measured",
     "MergeRecord",
@@ -371,6 +381,7 @@ __all__ = [
     "contrastive_loss",
     "contrastive_targets",
     "corrupt",
+    "diagnose_run",
     "distillation_loss",
     "effective_robustness",
     "error_barrier",
@@ -390,6 +401,7 @@ __all__ = [
     "interpolate_weights",
     "kappa_complement",
     "kl_divergence",
+    "layer_names",
     "linear_cka",
     "load_classifier",
     "load_clip",
@@ -406,6 +418,7 @@ __all__ = [
     "measure_backgrounds",
     "measure_cka",
     "measure_connectivity",
+    "measure_layers",
     "measure_loss_connectivity",
     "measure_movement",
     "measure_overrides",

@@ -126,6 +126,36 @@ Some = Annotated[int | None, typer.Option("--images", min=2, help="At most so ma
 Written = Annotated[Path | None, typer.Option("--out", help="A directory for the numbers, if they are to be kept.")]
 
 
+@diagnose.command("run")
+def whole_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
+    parts: Annotated[
+        str, typer.Option("--parts", help="What comes to the quick diagnoses: layers, or none.")
+    ] = "layers",
+    others: Annotated[
+        list[Path] | None, typer.Option("--with", help="Another fine-tuned classifier to compare. May be repeated.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Diagnose a finished run: write its diagnosis.json, figures and report anew.
+
+    Agreement, overrides, CKA, connectivity, calibration, robustness and movement take seconds, from what the run kept;
+    layer-wise CKA runs the models on some images of every natural set.
+
+    Example: shiftproof diagnose run runs/demo
+    """
+    from shiftproof.console import live_progress, print_table
+    from shiftproof.report.diagnoses import diagnosis_tables
+    from shiftproof.run_diagnosis import diagnose_run
+
+    asked = () if parts == "none" else tuple(part.strip() for part in parts.split(","))
+    with live_progress():
+        found = diagnose_run(run, asked, others=tuple(others or ()), device=device)
+    for table in diagnosis_tables(found):
+        print_table(table)
+    print(f"numbers: {run / 'diagnosis.json'}; report: {run / 'report.html'}")
+
+
 @diagnose.command("agreement")
 def agreement(
     first: First,
@@ -157,6 +187,44 @@ def agreement(
     for table in pair_tables(found.pairs, found.overrides, found.clusters):
         print_table(table)
     _keep(out, "agreement.json", found)
+
+
+@diagnose.command("cka")
+def cka(
+    first: First,
+    second: Second,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Module names, e.g. encoder.trunk.stem,features; else a few.")
+    ] = None,
+    debiased: Annotated[bool, typer.Option("--debiased", help="Of unbiased estimates, for few images.")] = False,
+    suite: Suite = "emoji",
+    shift: Shift = None,
+    data: Data = None,
+    unlabelled: Unlabelled = None,
+    images: Some = None,
+    prompts: Prompts = "photo",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Written = None,
+) -> None:
+    """How alike two models' layers are: linear CKA, layer by layer, and a heat map for every set; no labels needed.
+
+    Example: shiftproof diagnose cka runs/demo/zero_shot runs/demo/fine_tuned --shift sketch --out runs/cka
+    """
+    from shiftproof.console import live_progress, print_table
+    from shiftproof.pair_diagnosis import compare_layers
+    from shiftproof.report.figures import save_figure
+    from shiftproof.report.layers import layers_figure, layers_table
+
+    asked = _pair((first, second), suite, shift, data, unlabelled, images, prompts, seed, device)
+    names = None if layers is None else tuple(name.strip() for name in layers.split(","))
+    with live_progress():
+        found = compare_layers(asked, names, debiased=debiased)
+    for record in found:
+        print_table(layers_table(record))
+        if out is not None:
+            save_figure(layers_figure(record, first, second), out / f"cka-{record.set.replace('/', '-')}.png")
+    _keep(out, "cka.json", found)
 
 
 @diagnose.command("connectivity")
@@ -206,6 +274,36 @@ def movement(
     found = compare_weights(PairFile(tuple(name for name in (first, second, third) if name)))
     print_table(movement_table(found, None))
     _keep(out, "movement.json", found)
+
+
+@diagnose.command("cam")
+def cam(
+    first: First,
+    second: Second,
+    suite: Suite = "emoji",
+    shift: Shift = None,
+    data: Data = None,
+    unlabelled: Unlabelled = None,
+    images: Annotated[int, typer.Option("--images", min=2, help="How many images, spread over the classes.")] = 8,
+    prompts: Prompts = "photo",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option("--out", help="Where the figures go.")] = Path("runs/cam"),
+) -> None:
+    """Where two models look: class activation maps of the class that each names, side by side, a figure for every set.
+
+    Example: shiftproof diagnose cam runs/demo/zero_shot runs/demo/fine_tuned --shift clutter --out runs/cam
+    """
+    from shiftproof.console import live_progress
+    from shiftproof.pair_diagnosis import compare_maps
+    from shiftproof.report.figures import save_figure
+    from shiftproof.report.windows import map_figure
+
+    asked = _pair((first, second), suite, shift, data, unlabelled, images, prompts, seed, device)
+    with live_progress():
+        found = compare_maps(asked)
+    for name, examples in found.items():
+        print(save_figure(map_figure(examples), out / f"cam-{name.replace('/', '-')}.png"))
 
 
 def _pair(

@@ -157,8 +157,8 @@ class FollowedRecord:
 class LayersRecord:
     """The linear CKA of every layer of one classifier with every layer of another, on ``n`` images of one set.
 
-    ``values[i][j]`` is that of ``first[i]`` with ``second[j]``: None where it is not defined, since a layer does not vary
-    on these images, or ``debiased`` on too few of them. Debiased values may be below 0.
+    ``values[i][j]`` is that of ``first[i]`` with ``second[j]``: None where it is not defined, since a layer does not
+    vary on these images, or ``debiased`` on too few of them. Debiased values may be below 0.
     """
 
     set: str

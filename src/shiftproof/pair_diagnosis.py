@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shiftproof.data.labels import ClassSpace
@@ -12,10 +12,13 @@ from shiftproof.data.sets import ImageSet, spread_over_classes, unlabelled_set
 from shiftproof.data.suites import load_data, load_suite
 from shiftproof.diagnosis.agreement import measure_agreement, measure_overrides
 from shiftproof.diagnosis.cka import measure_cka
+from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.movement import measure_movement
+from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.diagnosis_records import (
     ConnectivityRecord,
     FollowedRecord,
+    LayersRecord,
     LossRecord,
     MovementRecord,
 )
@@ -26,6 +29,7 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier
 from shiftproof.pipeline import choose_device
 from shiftproof.quick_diagnosis import find_path, resampled_of
+from shiftproof.records import MapExample
 from shiftproof.run_diagnosis_records import PairRecord
 
 
@@ -88,6 +92,25 @@ def compare_agreement(asked: PairFile) -> PairAgreement:
             first, second, third = logits.values()
             overrides[name] = measure_overrides(first, second, third, labels, clusters)
     return PairAgreement(tuple(pairs), overrides, kinds)
+
+
+def compare_layers(
+    asked: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
+) -> tuple[LayersRecord, ...]:
+    """CKA between the layers of two classifiers on every set; labels are not needed."""
+    device, models = choose_device(asked.device), _models(asked)
+    first, second = models.values()
+    return tuple(
+        replace(measure_layers(first, second, images, layers=layers, device=device, debiased=debiased), set=name)
+        for name, images in _sets(asked, first.classes).items()
+    )
+
+
+def compare_maps(asked: PairFile) -> dict[str, tuple[MapExample, ...]]:
+    """Where two classifiers look: maps of the class that each names, of every image of every set."""
+    models = _models(asked)
+    sets = _sets(asked, next(iter(models.values())).classes)
+    return {name: map_examples(models, images, device=choose_device(asked.device)) for name, images in sets.items()}
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class PathFiles:
     def read(self, alpha: float, name: str) -> Scores:
         """A kept file; an InputError where it is damaged or of other images."""
         ids, found = load_scores(self.file(alpha, name))
-        _require_same_samples(ids, self.sets[name])
+        require_same_samples(ids, self.sets[name])
         require_equal_length(f"ids and predictions of {self.file(alpha, name)}", ids, found.prediction)
         return found
 
@@ -264,7 +264,8 @@ class _Run:
             with contextlib.ExitStack() as opened:
                 adds = [opened.enter_context(files.keep(alpha, name))]
                 if alpha in named:
-                    adds.append(opened.enter_context(self.writing(named[alpha], name, files.sets[name])))
+                    file = self.logits(named[alpha], name)
+                    adds.append(opened.enter_context(_writing(files.sets[name], file)))
                 yield lambda logits: [add(logits) for add in adds]
 
         def kept(alpha: float, name: str) -> int | None:
@@ -288,11 +289,6 @@ class _Run:
         """Where a model's logits on a set stand."""
         return self.out / "predictions" / model / f"{set_name}.npz"
 
-    def writing(self, model: str, set_name: str, images: ImageSet) -> contextlib.AbstractContextManager[Add]:
-        """Takes in a model's logits on a set, batch by batch."""
-        file = self.logits(model, set_name)
-        return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
-
     def has_logits(self, model: str, set_name: str, images: ImageSet) -> bool:
         """Whether they do, undamaged and of the set's images."""
         file = self.logits(model, set_name)
@@ -309,15 +305,13 @@ class _Run:
             for model, classifier in models.items():
                 for name, images in sets.items():
                     if not self.logits(model, name).is_file():
-                        with self.writing(model, name, images) as add:
-                            for logits in predict_batches(classifier, images, device=self.device):
-                                add(logits)
+                        keep_predictions(classifier, images, self.logits(model, name), device=self.device)
 
         self.stage("predict", run_all)
         found = {m: {name: open_predictions(self.logits(m, name)) for name in sets} for m in models}
         for of_sets in found.values():
             for name, images in sets.items():
-                _require_same_samples(of_sets[name].ids, images)
+                require_same_samples(of_sets[name].ids, images)
         return found
 
     def conclude(
@@ -380,12 +374,24 @@ class _Run:
         ]
 
 
+def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
+    """Runs a classifier over a set and writes its logits, batch by batch."""
+    with _writing(images, file) as add:
+        for logits in predict_batches(classifier, images, device=device):
+            add(logits)
+
+
+def _writing(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
+    return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
+
+
 def _is_run_record(settings: Path) -> bool:
     """Tells the run.yaml of a run directory, which notes its versions, from a run file that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
 
 
-def _require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
+def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
+    """Raises an InputError unless kept predictions are of a set's images, in its order."""
     if ids != images.ids:
         raise InputError(
             f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "

@@ -445,6 +445,20 @@ class WindowExample:
     answers: Mapping[str, tuple[str, float, bool]]
 
 
+@dataclass(frozen=True)
+class MapExample:
+    """One image, and every model's map of the class it names.
+
+    ``image`` is (S, S, 3) bytes; ``maps[model]`` (S, S) is scaled to a maximum of 1; ``answers[model]`` is the named
+    class, its probability, and whether it is the true one (None where nobody knows that).
+    """
+
+    label: str
+    image: NDArray[np.uint8]
+    maps: Mapping[str, NDArray[np.float32]]
+    answers: Mapping[str, tuple[str, float, bool | None]]
+
+
 def _means(value: Mapping[str, Mapping[str, Any]]) -> dict[str, MeanRecord]:
     return {name: _mean(mean) for name, mean in value.items()}
 

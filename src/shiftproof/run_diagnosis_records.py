@@ -11,6 +11,7 @@ from shiftproof.diagnosis_records import (
     CkaRecord,
     ConnectivityRecord,
     FollowedRecord,
+    LayersRecord,
     LossRecord,
     Measured,
     MovementRecord,
@@ -147,6 +148,7 @@ class DiagnosisRecord:
     temperatures: tuple[TemperatureRecord, ...]
     robustness: tuple[RobustnessRecord, ...]
     movement: tuple[MovementRecord, ...]
+    layers: tuple[LayersRecord, ...] = ()
     other_paths: tuple[OtherPathRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once, read_resized, read_resized_mask
@@ -24,7 +25,7 @@ from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, 
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
 from shiftproof.models.classifier import Classifier
-from shiftproof.records import MeanRecord, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
+from shiftproof.records import MapExample, MeanRecord, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
 from shiftproof.seeding import child_generator
 
 CLEAN = "clean"
@@ -261,6 +262,32 @@ def _mean(values: NDArray[np.float64], classes: NDArray[np.int64]) -> MeanRecord
         return MeanRecord(None, None, int(defined.sum()))
     kept = values[defined]
     return MeanRecord(float(kept.mean()), bootstrap_interval(kept, classes[defined]), int(defined.sum()))
+
+
+def map_examples(
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str = "cpu"
+) -> tuple[MapExample, ...]:
+    """Every image of a small set with every model's map of the class that it names; labels may be unknown (-1)."""
+    first = next(iter(classifiers.values())).preprocessing
+    shown = to_unit_range([read_resized(images, i, first) for i in range(len(images))])
+    parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in images.ids]
+    for model, classifier in classifiers.items():
+        wanted = classifier.preprocessing
+        inputs = normalise(to_unit_range([read_resized(images, i, wanted) for i in range(len(images))]), wanted)
+        with torch.inference_mode():
+            probabilities = classifier.network_on(device)(inputs.to(device)).softmax(1).cpu()
+        top = probabilities.argmax(1)
+        maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
+        maps = functional.interpolate(maps[:, None], shown.shape[2:], mode="bilinear")[:, 0]
+        for place, part in enumerate(parts):
+            named, label = int(top[place]), int(images.labels[place])
+            right = None if label < 0 else named == label
+            part["maps"][model] = maps[place].numpy()
+            part["answers"][model] = (classifier.classes.names[named], float(probabilities[place, named]), right)
+    names = [images.ids[i] if k < 0 else images.classes.names[k] for i, k in enumerate(images.labels)]
+    return tuple(
+        MapExample(name, _to_bytes(pixels), **part) for name, pixels, part in zip(names, shown, parts, strict=True)
+    )
 
 
 def window_examples(

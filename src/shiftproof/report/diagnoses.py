@@ -13,6 +13,7 @@ from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.records import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import CURVE, MARKS, STYLE
+from shiftproof.report.layers import layers_figure, layers_table
 from shiftproof.report.tables import ABSENT, Table, reference_name, with_interval
 from shiftproof.run_diagnosis_records import DiagnosisRecord, PairRecord
 
@@ -30,6 +31,10 @@ _EXPLAINED = {
         "Accuracy along the alpha path minus the straight line between its ends: above 0 throughout means that there "
         "is no "
         "barrier. The bands are paired intervals.",
+    ),
+    "layers": (
+        "A heat map of CKA between the layers of two models.",
+        "CKA between every layer of zero-shot and every layer of fine-tuned: 1 is alike up to rotation and scale.",
     ),
 }
 
@@ -271,6 +276,7 @@ def diagnosis_tables(found: DiagnosisRecord) -> tuple[Table, ...]:
     for path in found.other_paths:
         tables.append(connectivity_table(path.connectivity, path.losses, *about, f"Connected? {path.name}"))
     tables += [calibration_table(found), robustness_table(found), group_measures_table(found)]
+    tables += [layers_table(record) for record in found.layers]
     tables.append(movement_table(found.movement))
     return tuple(table for table in tables if table is not None)
 
@@ -298,6 +304,7 @@ def diagnosis_figures(found: DiagnosisRecord) -> dict[str, Figure | None]:
     return {
         "overrides.png": override_figure(found),
         "connectivity.png": connectivity_figure(found),
+        **{f"layers-{record.set}.png": layers_figure(record, "zero-shot", "fine-tuned") for record in found.layers},
     }
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.records import BackgroundStudy, MeanRecord, StrongEdgeStudy, WindowExample
+from shiftproof.records import BackgroundStudy, MapExample, MeanRecord, StrongEdgeStudy, WindowExample
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table
@@ -127,6 +127,27 @@ def window_figure(examples: Sequence[WindowExample], models: Sequence[str]) -> F
                 _show(axes, example.windowed, f"{_short(named)}\n{100 * probability:.0f} %", colour)
                 axes.imshow(example.maps[model], cmap="jet", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear")
         for axes, name in zip(grid[0], ("image", "with a window", *models), strict=True):
+            axes.set_title(textwrap.fill(name.replace("-", " "), 18), fontsize=9, parse_math=False)
+    return figure
+
+
+def map_figure(examples: Sequence[MapExample]) -> Figure:
+    """One row an image: the image, and each model's map over it with the class that it names and its probability.
+
+    A right answer is written in green, a wrong one in red, one that nobody can judge in grey.
+    """
+    models = tuple(examples[0].maps)
+    colours = {True: "#1a7f37", False: "#b42318", None: "#5f6b76"}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.62 * (1 + len(models)), 2.02 * len(examples) + 0.2), layout="constrained")
+        grid = figure.subplots(len(examples), 1 + len(models), squeeze=False)
+        for row, example in zip(grid, examples, strict=True):
+            _show(row[0], example.image, _short(example.label), "#1f262d")
+            for axes, model in zip(row[1:], models, strict=True):
+                named, probability, right = example.answers[model]
+                _show(axes, example.image, f"{_short(named)}\n{100 * probability:.0f} %", colours[right])
+                axes.imshow(example.maps[model], cmap="jet", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear")
+        for axes, name in zip(grid[0], ("image", *models), strict=True):
             axes.set_title(textwrap.fill(name.replace("-", " "), 18), fontsize=9, parse_math=False)
     return figure
 
