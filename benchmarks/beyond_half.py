@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,17 +46,22 @@ from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.ensembling.path import alpha_grid, choose_alpha
 from shiftproof.ensembling.schedules import alphas_by_depth, alphas_by_pattern
 from shiftproof.evaluation.intervals import bootstrap_interval
+from shiftproof.evaluation.metrics import top_margins
 from shiftproof.evaluation.predictions import BATCH_SIZE
 from shiftproof.models.classifier import fingerprint
 from shiftproof.records import PathPoint, PathRecord
 
 BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)
-MIXING = replace(BASE, mixing="smoothmix-circle", mixing_probability=0.25, label_smoothing=0.1)
+RECIPES = {
+    "plain": BASE,
+    "mixing": replace(BASE, mixing="smoothmix-circle", mixing_probability=0.25, label_smoothing=0.1),
+}
 FOLDS, SEEDS = (1, 2), (0, 1)
 SHIFT_IMAGES = 600  # of every shift while tuning; the reference is taken whole
 ALLOWED_LOSS = 0.5  # points of the reference, on either fold
 NATURAL = ("sketch", "painting", "monochrome", "clutter")
-TESTS = ("reference", *NATURAL)
+HELD_IN = ("train", "validation")
+CHOSEN = ("winner", "best single model")
 
 Rows: TypeAlias = NDArray[np.floating]
 
@@ -78,6 +85,11 @@ class Case:
     mixed: Classifier | None = None
     known: dict[tuple[str, str], Seen] = field(default_factory=dict)
 
+    @property
+    def tests(self) -> list[str]:
+        """The reference's test split and the shifts."""
+        return [name for name in self.sets if name not in HELD_IN]
+
     def look(self, classifier: Classifier, name: str) -> Seen:
         """What a classifier says of one of the sets; run once."""
         key = (fingerprint(classifier), name)
@@ -96,6 +108,7 @@ class Case:
             "tuned": lambda: self.tuned,
             "half": lambda: wise_ft(self.zero, self.tuned, 0.5),
             "soup": lambda: uniform_soup(self.members),
+            "mixed": lambda: self.mixed or self.tuned,
         }
         return made[which]()
 
@@ -134,11 +147,11 @@ class Gate:
 
         held_out = distance("validation")
         threshold, scale = np.quantile(held_out, self.quantile), held_out.std()
-        return {name: np.asarray(expit((threshold - distance(name)) / scale)) for name in TESTS}
+        return {name: np.asarray(expit((threshold - distance(name)) / scale)) for name in case.tests}
 
     def __call__(self, case: Case) -> dict[str, Rows]:
         first, second, weights = case.zero, case.end(self.partner), self.weights(case)
-        found = {}
+        found: dict[str, Rows] = {}
         for name, weight in weights.items():
             ends = [case.look(model, name).logits for model in (first, second)]
             ends = [softmax(end, axis=1) for end in ends] if self.failures else ends
@@ -146,40 +159,40 @@ class Gate:
         return found
 
 
-def one_model(make: Callable[[Case], Classifier | None]) -> Answer:
+def one_model(make: Callable[[Case], Classifier]) -> Answer:
     """A candidate that is one classifier."""
 
-    def answer(case: Case) -> dict[str, Rows] | None:
+    def answer(case: Case) -> dict[str, Rows]:
         made = make(case)
-        return None if made is None else {name: case.look(made, name).logits for name in TESTS}
+        return {name: case.look(made, name).logits for name in case.tests}
 
     return answer
 
 
-def two_outputs(mix: Callable[[Rows, Rows], Rows]) -> Answer:
-    """A candidate that mixes the ends' logits sample by sample."""
+def between(alpha: float) -> Answer:
+    """The ends' logits, mixed alike for every sample."""
+    return lambda case: {
+        name: (1 - alpha) * case.look(case.zero, name).logits + alpha * case.look(case.tuned, name).logits
+        for name in case.tests
+    }
+
+
+def by_certainty(certainty: Callable[[Rows], Rows]) -> Answer:
+    """The ends' probabilities, each weighted by how certain it is of the sample."""
 
     def answer(case: Case) -> dict[str, Rows]:
-        ends = {n: [case.look(case.end(end), n).logits.astype(np.float64) for end in ("zero", "tuned")] for n in TESTS}
-        return {name: mix(*both) for name, both in ends.items()}
+        found = {}
+        for name in case.tests:
+            ends = [softmax(case.look(end, name).logits, axis=1) for end in (case.zero, case.tuned)]
+            found[name] = np.sum([certainty(end)[:, None] * end for end in ends], axis=0)
+        return found
 
     return answer
 
 
-def by_certainty(certainty: Callable[[Rows], Rows]) -> Callable[[Rows, Rows], Rows]:
-    """Probabilities, each end's weighted by how certain it is of the sample."""
-
-    def mix(first: Rows, second: Rows) -> Rows:
-        probabilities = [softmax(end, axis=1) for end in (first, second)]
-        return np.asarray(sum(certainty(some)[:, None] * some for some in probabilities))
-
-    return mix
-
-
-def margin(probabilities: Rows) -> Rows:
-    """The two largest probabilities' difference."""
-    top = np.partition(probabilities, -2, axis=1)[:, -2:]
-    return np.asarray(top[:, 1] - top[:, 0])
+def largest(probabilities: Rows) -> Rows:
+    """The largest probability."""
+    return np.asarray(probabilities.max(1))
 
 
 def negentropy(probabilities: Rows) -> Rows:
@@ -202,104 +215,202 @@ def by_rule(rule: str) -> Callable[[Case], Classifier]:
     return make
 
 
-def by_layer(alphas: Callable[[Iterable[str]], Mapping[str, float]]) -> Callable[[Case], Classifier]:
-    """An alpha for every layer."""
-    return lambda case: wise_ft(case.zero, case.tuned, alphas(case.zero.state_dict()))
+def at(alpha: float, end: str = "tuned") -> Callable[[Case], Classifier]:
+    """A point on the path to an end."""
+    return lambda case: wise_ft(case.zero, case.end(end), alpha)
 
 
-def candidates() -> dict[str, Answer]:
-    """Everything that is tried, by name; the first word is the family."""
-    found: dict[str, Answer] = {"alpha 0.5": one_model(lambda case: case.end("half"))}
-    for alpha in (0.3, 0.4, 0.6):
-        found[f"alpha {alpha}"] = one_model(lambda c, a=alpha: wise_ft(c.zero, c.tuned, a))  # type: ignore[misc]
-        found[f"outputs, alpha {alpha}"] = two_outputs(lambda x, y, a=alpha: (1 - a) * x + a * y)  # type: ignore[misc]
-    found["outputs, alpha 0.5"] = two_outputs(lambda x, y: (x + y) / 2)
-    for rule in ("reference", "tolerance"):
-        found[f"rule {rule}"] = one_model(by_rule(rule))
+def by_layer(schedule: Callable[..., Mapping[str, float]], *arguments: Any) -> Callable[[Case], Classifier]:
+    """An alpha for every layer, by one of the library's schedules."""
+    return lambda case: wise_ft(case.zero, case.tuned, schedule(case.zero.state_dict(), *arguments))
+
+
+def single_models() -> dict[str, Answer]:
+    """Candidates that cost no more at inference than alpha 0.5."""
+    found = {f"alpha {alpha}": at(alpha) for alpha in (0.5, 0.3, 0.4, 0.6)}
+    found |= {f"rule {rule}": by_rule(rule) for rule in ("reference", "tolerance")}
     for first, last in ((0.25, 0.75), (0.4, 0.6), (0.6, 0.4), (0.75, 0.25)):
-        depth: Callable[[Iterable[str]], Mapping[str, float]]
-        depth = lambda names, a=first, b=last: alphas_by_depth(names, a, b)  # type: ignore[misc] # noqa: E731
-        found[f"depth, {first} to {last}"] = one_model(by_layer(depth))
+        found[f"depth, {first} to {last}"] = by_layer(alphas_by_depth, first, last)
     for encoder, head in ((0.5, 0.25), (0.5, 0.75), (0.5, 1.0), (0.4, 1.0)):
-        own = lambda names, a=encoder, b=head: alphas_by_pattern(names, {"head.*": b}, a)  # noqa: E731
-        found[f"head {head}, encoder {encoder}"] = one_model(by_layer(own))
-    for alpha in (0.4, 0.5):
-        found[f"soup of the seeds, alpha {alpha}"] = one_model(
-            lambda c, a=alpha: wise_ft(c.zero, c.end("soup"), a)  # type: ignore[misc]
+        found[f"head {head}, encoder {encoder}"] = by_layer(alphas_by_pattern, {"head.*": head}, encoder)
+    found |= {f"soup of the seeds, alpha {alpha}": at(alpha, "soup") for alpha in (0.4, 0.5)}
+    found["stock of the seeds (Model Stock)"] = lambda case: model_stock_soup(case.zero, case.members)
+    answers = {name: one_model(make) for name, make in found.items()}
+    mixed = one_model(at(0.5, "mixed"))
+    return answers | {"mixing and smoothing, alpha 0.5": lambda case: mixed(case) if case.mixed else None}
+
+
+def pairs_of_models() -> dict[str, Answer]:
+    """Candidates that run two models on every image."""
+    found: dict[str, Answer] = {f"outputs, alpha {alpha}": between(alpha) for alpha in (0.3, 0.4, 0.5, 0.6)}
+    for name, certainty in {"probability": largest, "margin": top_margins, "entropy": negentropy}.items():
+        found[f"certainty by {name}"] = by_certainty(certainty)
+    for quantile, k in product((0.5, 0.8, 0.9), (1, 5)):
+        found[f"VRF, k {k}, quantile {quantile}"] = Gate("tuned", "tuned", quantile, k, failures=True)
+    for features, partner, quantile in product(("zero", "tuned"), ("half", "tuned"), (0.7, 0.8, 0.9, 0.95)):
+        found[f"novelty, {features} features, zero to {partner}, quantile {quantile}"] = Gate(
+            features, partner, quantile
         )
-    found["stock of the seeds (Model Stock)"] = one_model(lambda case: model_stock_soup(case.zero, case.members))
-    found["mixing and smoothing, alpha 0.5"] = one_model(lambda c: wise_ft(c.zero, c.mixed, 0.5) if c.mixed else None)
-    for name, certainty in {"probability": lambda p: p.max(1), "margin": margin, "entropy": negentropy}.items():
-        found[f"certainty by {name}"] = two_outputs(by_certainty(certainty))
-    for quantile in (0.5, 0.8, 0.9):
-        for k in (1, 5):
-            found[f"VRF, k {k}, quantile {quantile}"] = Gate("tuned", "tuned", quantile, k, failures=True)
-    for features in ("zero", "tuned"):
-        for partner in ("half", "tuned"):
-            for quantile in (0.7, 0.8, 0.9, 0.95):
-                name = f"novelty, {features} features, zero to {partner}, quantile {quantile}"
-                found[name] = Gate(features, partner, quantile)
-    return found | {f"novelty, zero features, zero to soup, quantile {q}": Gate("zero", "soup", q) for q in (0.8, 0.9)}
-
-
-def sets_of(suite_name: str, seed: int, start: Classifier | None, images: int | None) -> dict[str, ImageSet]:
-    """The training and validation images, the reference's test split and the natural shifts, decoded once."""
-    suite = load_suite(suite_name, seed)
-    parts = {"train": suite.reference.train, "validation": suite.reference.validation, "reference": suite.reference.test}
-    parts |= {shift.name: shift.data for shift in suite.limited(images).shifts if shift.kind == "natural"}
-    return {name: decoded_once(part, start.preprocessing) if start else part for name, part in parts.items()}
-
-
-def correct(answer: Mapping[str, Rows], case: Case) -> dict[str, NDArray[np.bool_]]:
-    """Which images of every test set are named right."""
-    return {name: scores.argmax(1) == case.sets[name].labels for name, scores in answer.items()}
-
-
-def fine_tuned(runs: Path, zero: Classifier, fold: int, seed: int, recipe: str) -> Classifier:
-    """A classifier fine-tuned on a fold, from --runs where it is there already."""
-    suite = load_suite(f"emoji-development-{fold}", seed)
-    place = runs / f"{suite.name}-{recipe}-{seed}"
-    if not place.is_dir():
-        settings = BASE if recipe == "plain" else MIXING
-        save_classifier(finetune(zero, suite, settings, seed=seed), place)
-    return load_classifier(place)
+    for quantile in (0.8, 0.9):
+        found[f"novelty, zero features, zero to soup, quantile {quantile}"] = Gate("zero", "soup", quantile)
+    return found
 
 
 def cases_of(runs: Path, fold: int) -> list[Case]:
     """A fold's case for every seed; mixing with the first."""
-    zero = zero_shot_classifier(load_clip("tiny"), load_suite(f"emoji-development-{fold}").classes)
-    members = [fine_tuned(runs, zero, fold, seed, "plain") for seed in SEEDS]
-    mixed = [fine_tuned(runs, zero, fold, SEEDS[0], "mixing"), *[None] * (len(SEEDS) - 1)]
-    sets = [sets_of(f"emoji-development-{fold}", seed, zero, SHIFT_IMAGES) for seed in SEEDS]
+    name = f"emoji-development-{fold}"
+    zero = zero_shot_classifier(load_clip("tiny"), load_suite(name).classes)
+    members = [fine_tuned(runs, zero, name, seed, "plain") for seed in SEEDS]
+    mixed = [fine_tuned(runs, zero, name, SEEDS[0], "mixing"), *[None] * (len(SEEDS) - 1)]
+    sets = [sets_of(name, seed, zero, SHIFT_IMAGES) for seed in SEEDS]
     return [Case(s, zero, own, members, other) for s, own, other in zip(sets, members, mixed, strict=True)]
 
 
-def points(answer: Mapping[str, NDArray[np.bool_]], base: Mapping[str, NDArray[np.bool_]]) -> dict[str, float]:
-    """Points above alpha 0.5 on every test set and on the shifts' mean."""
-    found = {name: 100 * float(answer[name].mean() - base[name].mean()) for name in TESTS}
-    return found | {"mean": float(np.mean([found[name] for name in NATURAL]))}
+def fine_tuned(runs: Path, zero: Classifier, name: str, seed: int, recipe: str) -> Classifier:
+    """A classifier fine-tuned on a fold, from --runs where it is there already."""
+    place = runs / f"{name}-{recipe}-{seed}"
+    if not place.is_dir():
+        save_classifier(finetune(zero, load_suite(name, seed), RECIPES[recipe], seed=seed), place)
+    return load_classifier(place)
+
+
+def sets_of(name: str, seed: int, start: Classifier, images: int | None = None) -> dict[str, ImageSet]:
+    """The training and validation images, the reference's whole test split and the shifts, decoded once.
+
+    With ``images``, so many of every shift, and the natural ones only.
+    """
+    suite = load_suite(name, seed)
+    own = suite.reference
+    parts = {"train": own.train, "validation": own.validation, "reference": own.test}
+    shifts = [shift for shift in suite.limited(images).shifts if images is None or shift.kind == "natural"]
+    parts |= {shift.name: shift.data for shift in shifts}
+    return {part: decoded_once(data, start.preprocessing) for part, data in parts.items()}
+
+
+def moved(answer: Answer, case: Case) -> dict[str, Rows] | None:
+    """Per image, whether it is named right minus whether alpha 0.5 names it right, for every test set."""
+    found = answer(case)
+    if found is None:
+        return None
+    half = case.end("half")
+    differences = {}
+    for name, scores in found.items():
+        labels = case.sets[name].labels
+        right = [rows.argmax(1) == labels for rows in (scores, case.look(half, name).logits)]
+        differences[name] = right[0].astype(float) - right[1]
+    return differences
 
 
 def tune(options: argparse.Namespace) -> None:
     """Tries every candidate on every fold and seed, and writes them with the choice."""
-    tried: dict[str, list[list[dict[str, float]]]] = {}
+    tried: dict[str, list[dict[str, float]]] = {}
     for fold in FOLDS:
         cases = cases_of(options.runs, fold)
-        bases = [correct({n: case.look(case.end("half"), n).logits for n in TESTS}, case) for case in cases]
-        for name, candidate in candidates().items():
-            answers = [candidate(case) for case in cases]
-            found = [points(correct(a, c), b) for a, c, b in zip(answers, cases, bases, strict=True) if a is not None]
-            tried.setdefault(name, []).append(found)
-            print(fold, name, *(f"{np.mean([f[s] for f in found]):+.2f}" for s in ("reference", "mean")), flush=True)
-    entries = [entry(name, folds) for name, folds in tried.items()]
-    allowed = [e for e in entries if e["allowed"] and e["candidate"] != "alpha 0.5"]
-    best = max(allowed, key=lambda e: e["mean"])
-    single = max((e for e in allowed if e["models at inference"] == 1), key=lambda e: e["mean"])
-    written = {
-        "settings": {"plain": asdict(BASE), "mixing": asdict(MIXING), "folds": FOLDS, "seeds": SEEDS}
-        | {"images a shift": SHIFT_IMAGES, "allowed loss on the reference, points": ALLOWED_LOSS},
-        "candidates": entries,
-        "choice": {"winner": best["candidate"], "best single model": single["candidate"]},
+        for name, answer in (SINGLE | PAIRS).items():
+            found = [change for case in cases if (change := moved(answer, case)) is not None]
+            points = {part: round(100 * float(np.mean([one[part].mean() for one in found])), 2) for part in found[0]}
+            points["mean"] = round(float(np.mean([points[part] for part in NATURAL])), 2)
+            tried.setdefault(name, []).append(points)
+            print(fold, name, points["reference"], points["mean"], flush=True)
+    entries = [_entry(name, folds) for name, folds in tried.items()]
+    allowed = [entry for entry in entries if entry["allowed"]]
+    single = [entry for entry in allowed if entry["models at inference"] == 1]
+    choice = {
+        what: max(of, key=itemgetter("mean"))["candidate"] for what, of in zip(CHOSEN, (allowed, single), strict=True)
     }
-    write(options.out, written)
-    print(json.dumps(written["choice"], indent=1))
+    settings: dict[str, Any] = {
+        "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
+        "folds": FOLDS,
+        "seeds": SEEDS,
+    }
+    settings |= {"images a shift": SHIFT_IMAGES, "allowed loss on the reference": ALLOWED_LOSS}
+    write(options.out, {"settings": settings, "choice": choice, "candidates": entries})
+
+
+def _entry(name: str, folds: list[dict[str, float]]) -> dict[str, Any]:
+    """A candidate's points above alpha 0.5: on the folds' mean, and on each fold."""
+    return {
+        "candidate": name,
+        "models at inference": 1 if name in SINGLE else 2,
+        "fine-tunings": len(SEEDS) if "seeds" in name or "soup" in name else 1,
+        "reference": round(float(np.mean([fold["reference"] for fold in folds])), 2),
+        "mean": round(float(np.mean([fold["mean"] for fold in folds])), 2),
+        "allowed": all(fold["reference"] >= -ALLOWED_LOSS for fold in folds),
+        "points by fold": folds,
+    }
+
+
+def judge(options: argparse.Namespace) -> None:
+    """The frozen choice on the task: differences to alpha 0.5 of the same seed, with paired intervals."""
+    results = json.loads(options.out.read_text(encoding="utf-8"))
+    folders = [Path(folder) for folder in options.demos.split(",")]
+    zero = load_classifier(folders[0] / "zero_shot")
+    members = [load_classifier(folder / "fine_tuned") for folder in folders]
+    cases = [Case(sets_of("emoji", seed, zero), zero, own, members) for seed, own in enumerate(members)]
+    results["judgement"] = {}
+    for what, name in results["choice"].items():
+        answer = (SINGLE | PAIRS)[name]
+        found = [change for case in cases if (change := moved(answer, case)) is not None]
+        labels = {part: cases[0].sets[part].labels for part in cases[0].tests}
+        together = {part: np.mean([one[part] for one in found], axis=0) for part in labels}
+        entry: dict[str, Any] = {"candidate": name, "seeds together": intervals(together, labels)}
+        entry["by seed"] = [intervals(one, labels) for one in found]
+        entry["beats alpha 0.5"] = [beats(one) for one in (entry["seeds together"], *entry["by seed"])]
+        if isinstance(answer, Gate):
+            entry["mean weight"] = {part: round(float(w.mean()), 3) for part, w in answer.weights(cases[0]).items()}
+        results["judgement"][what] = entry
+        print(what, name, json.dumps(entry["seeds together"]), entry["beats alpha 0.5"], flush=True)
+    results["alpha 0.5"] = [_accuracies(case) for case in cases]
+    write(options.out, results)
+
+
+def intervals(differences: Mapping[str, Rows], labels: Mapping[str, NDArray[np.int64]]) -> dict[str, list[float]]:
+    """Points above alpha 0.5 with the ends of the 95 % interval, whole classes being resampled, for both at once."""
+    series = {part: (values, labels[part]) for part, values in differences.items()}
+    synthetic = [part for part in differences if part not in ("reference", *NATURAL)]
+    # A mean's sets have the same classes, view by view, so that a class is drawn with its images of all shifts.
+    for mean, parts in {"mean": NATURAL, "mean of synthetic": synthetic}.items():
+        series[mean] = (np.mean([differences[part] for part in parts], axis=0), labels[parts[0]])
+    return {
+        part: [round(100 * x, 2) for x in (float(values.mean()), *bootstrap_interval(values, classes))]
+        for part, (values, classes) in series.items()
+    }
+
+
+def beats(points: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the shifts' mean is clearly better and the reference neither clearly worse nor by more than allowed."""
+    value, _, high = points["reference"]
+    return points["mean"][1] > 0 and high >= 0 and value >= -ALLOWED_LOSS
+
+
+def _accuracies(case: Case) -> dict[str, float]:
+    """Alpha 0.5's own accuracy on every test set, in per cent."""
+    logits = {part: case.look(case.end("half"), part).logits for part in case.tests}
+    return {part: round(100 * accuracy(rows, case.sets[part].labels), 2) for part, rows in logits.items()}
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """JSON, one line a candidate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {key: value for key, value in results.items() if key != "candidates"}
+    lines = ",\n".join(json.dumps(entry) for entry in results["candidates"])
+    head = json.dumps(plain, indent=1).removesuffix("\n}")
+    path.write_text(f'{head},\n "candidates": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+SINGLE, PAIRS = single_models(), pairs_of_models()
+
+
+def main() -> None:
+    """Runs one of the two stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("tune", "judge"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/beyond_half"))
+    parser.add_argument("--demos", default="runs/demo-0,runs/demo-1,runs/demo-2")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/beyond_half.json"))
+    options = parser.parse_args()
+    (tune if options.stage == "tune" else judge)(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         prediction_diversity,
     )
     from shiftproof.diagnosis.backgrounds import background_sets, measure_backgrounds
-    from shiftproof.diagnosis.baselines import train_from_scratch
+    from shiftproof.diagnosis.baselines import finetune_half, halves, train_from_scratch
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
     from shiftproof.diagnosis.cka import CkaSums, linear_cka, measure_cka
     from shiftproof.diagnosis.connectivity import (
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.evidence import SetEvidence
     from shiftproof.diagnosis.layers import layer_names, measure_layers
     from shiftproof.diagnosis.movement import measure_movement
+    from shiftproof.diagnosis.plane import measure_plane
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
     from shiftproof.diagnosis_records import (
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
         Measured,
         MovementRecord,
         OverrideRecord,
+        PlanePoint,
+        PlaneRecord,
     )
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
@@ -134,6 +137,7 @@ if TYPE_CHECKING:
     from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
 
 _MODULES = {
+    "diagnosis.plane": ("measure_plane",),
     "run_diagnosis": ("diagnose_run",),
     "diagnosis.layers": (
         "layer_names",
@@ -183,7 +187,11 @@ _MODULES = {
         "background_sets",
         "measure_backgrounds",
     ),
-    "diagnosis.baselines": ("train_from_scratch",),
+    "diagnosis.baselines": (
+        "finetune_half",
+        "halves",
+        "train_from_scratch",
+    ),
     "diagnosis.cam": (
         "class_activation_map",
         "class_evidence",
@@ -210,6 +218,8 @@ _MODULES = {
         "Measured",
         "MovementRecord",
         "OverrideRecord",
+        "PlanePoint",
+        "PlaneRecord",
     ),
     "diagnosis.strong_edge": (
         "measure_windows",
@@ -339,6 +349,8 @@ __all__ = [
     "OverrideRecord",
     "PairFile",
     "PathRecord",
+    "PlanePoint",
+    "PlaneRecord",
     "Predictions",
     "PretrainSettings",
     "Reference",
@@ -389,11 +401,13 @@ __all__ = [
     "export_suite",
     "few_shot",
     "finetune",
+    "finetune_half",
     "fingerprint",
     "fit_baseline",
     "fit_temperature",
     "gain_beyond_both",
     "greedy_soup",
+    "halves",
     "hard_mask",
     "has_batch_norm",
     "holm_correction",
@@ -422,6 +436,7 @@ __all__ = [
     "measure_loss_connectivity",
     "measure_movement",
     "measure_overrides",
+    "measure_plane",
     "measure_windows",
     "merge_files",
     "mix_images",

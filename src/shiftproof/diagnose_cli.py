@@ -130,7 +130,7 @@ Written = Annotated[Path | None, typer.Option("--out", help="A directory for the
 def whole_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
     parts: Annotated[
-        str, typer.Option("--parts", help="What comes to the quick diagnoses: layers, or none.")
+        str, typer.Option("--parts", help="Beside the quick ones: layers,halves,plane,scratch, or none.")
     ] = "layers",
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="Another fine-tuned classifier to compare. May be repeated.")
@@ -140,7 +140,8 @@ def whole_run(
     """Diagnose a finished run: write its diagnosis.json, figures and report anew.
 
     Agreement, overrides, CKA, connectivity, calibration, robustness and movement take seconds, from what the run kept;
-    layer-wise CKA runs the models on some images of every natural set.
+    layer-wise CKA runs the models on some images of every natural set. The fine-tunings of two halves of the reference,
+    the plane through them and two networks from random weights are trained, and kept in RUN/diagnosis.
 
     Example: shiftproof diagnose run runs/demo
     """

@@ -167,3 +167,32 @@ class LayersRecord:
     second: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     debiased: bool
+
+
+@dataclass(frozen=True)
+class PlanePoint:
+    """One model of a plane: its place, its error with a Clopper-Pearson interval, and its mean loss in nats."""
+
+    x: float
+    y: float
+    error: float
+    interval: tuple[float, float]
+    loss: float
+
+
+@dataclass(frozen=True)
+class PlaneRecord:
+    """Error and mean loss (nats) over the plane through three models' weights, on ``n`` images of one set.
+
+    ``axes`` are the grid's coordinates, x and then y: Euclidean distances from the origin's weights, x along the way
+    to the first model, y at a right angle to it. ``points`` are the three models (zero_shot, first and second).
+    ``error[j][i]``, ``intervals[j][i]`` and ``loss[j][i]`` are those at ``axes[0][i]``, ``axes[1][j]``.
+    """
+
+    set: str
+    n: int
+    axes: tuple[tuple[float, ...], tuple[float, ...]]
+    points: Mapping[str, PlanePoint]
+    error: tuple[tuple[float, ...], ...]
+    intervals: tuple[tuple[tuple[float, float], ...], ...]
+    loss: tuple[tuple[float, ...], ...]

@@ -52,7 +52,7 @@ from shiftproof.tracking import trackers_from
 _WRITTEN = {
     *MODELS,
     *("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"),
-    "diagnosis.json",
+    *("diagnosis.json", "diagnosis"),
     *("checkpoints", "predictions", "samples", "maps", "figures"),
 }
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")

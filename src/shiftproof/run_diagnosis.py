@@ -8,39 +8,46 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shiftproof.data.sets import ImageSet, spread_over_classes
-from shiftproof.data.suites import ShiftSuite
+from shiftproof.data.sets import ImageSet, joined, spread_over_classes
+from shiftproof.data.suites import ShiftSuite, load_suite
 from shiftproof.diagnosis.agreement import measure_agreement
+from shiftproof.diagnosis.baselines import finetune_half, train_from_scratch
 from shiftproof.diagnosis.cka import measure_cka
 from shiftproof.diagnosis.layers import measure_layers
-from shiftproof.diagnosis_records import LayersRecord
+from shiftproof.diagnosis.plane import measure_plane
+from shiftproof.diagnosis_records import LayersRecord, PlaneRecord
 from shiftproof.ensembling.path import path_sets
 from shiftproof.errors import InputError, require_choice
 from shiftproof.evaluation.kept import KeptPredictions, open_predictions
 from shiftproof.evaluation.predictions import predict
 from shiftproof.models.classifier import Classifier
-from shiftproof.models.directories import load_classifier
+from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import PathFiles, choose_device, keep_predictions, require_same_samples, suite_of
-from shiftproof.quick_diagnosis import diagnose_kept, resampled_of
+from shiftproof.quick_diagnosis import diagnose_kept, find_path, resampled_of
 from shiftproof.records import MODELS
 from shiftproof.report.page import read_run, render_report
-from shiftproof.run_diagnosis_records import DiagnosisRecord, PairRecord
+from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, OtherPathRecord, PairRecord
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, write_json
 
-PARTS = ("layers",)
+PARTS = ("layers", "halves", "plane", "scratch")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite
+# From random weights: eight epochs of as many draws of the training views, at the rate that the fine-tuning has.
+_SCRATCH_EPOCHS, _SCRATCH_LR, _DRAWS = 8, 2e-3, 8
 Found = TypeVar("Found")
 
 
 def diagnose_run(
-    run: Path, parts: Sequence[str] = PARTS, *, others: Sequence[Path] = (), device: str = "auto"
+    run: Path, parts: Sequence[str] = ("layers",), *, others: Sequence[Path] = (), device: str = "auto"
 ) -> DiagnosisRecord:
     """Diagnoses a finished run anew: ``diagnosis.json``, the figures and the report in its directory.
 
     ``parts`` come to what the kept predictions tell: "layers" is CKA layer by layer on the reference and on every
-    natural shift. ``others`` are further fine-tuned classifiers of the same classes, which are compared with zero-shot
-    and with fine-tuned.
+    natural shift; "halves" fine-tunes on two halves of the reference, compares the two, the paper's baseline pair, and
+    walks the path between them; "plane" is the error in the plane through them and zero-shot; "scratch" trains two
+    networks from random weights, between which there is no path without a barrier. What is trained is kept in
+    ``RUN/diagnosis`` and not trained again. ``others`` are further fine-tuned classifiers of the same classes, compared
+    with zero-shot and with fine-tuned.
     """
     for part in parts:
         require_choice("part", part, PARTS)
@@ -51,8 +58,7 @@ def diagnose_run(
             "kept", lambda: diagnose_kept(record, work.suite, work.kept(), work.models, work.scores.read)
         )
         found = replace(found, pairs=(*found.pairs, *work.timed("others", lambda: work.compare(_named(others)))))
-        if "layers" in parts:
-            found = replace(found, layers=work.timed("layers", work.layers))
+        found = work.extended(found, parts)
         found = replace(found, seconds=work.seconds)
         write_json(run / "diagnosis.json", found.to_json())
         render_report([run])
@@ -64,6 +70,7 @@ class _Diagnosis:
     """One run: its suite, its three models, where its predictions are, and how long each part took."""
 
     run: Path
+    asked: RunFile
     device: str
     suite: ShiftSuite
     models: Mapping[str, Classifier]
@@ -73,8 +80,8 @@ class _Diagnosis:
     def of(cls, run: Path, device: str) -> _Diagnosis:
         """Loads what is needed of a finished run."""
         models = {model: load_classifier(run / model) for model in MODELS}
-        suite = suite_of(RunFile.read(run / "run.yaml")).relabelled(models["zero_shot"].classes)
-        return cls(run, device, suite, models)
+        asked = RunFile.read(run / "run.yaml")
+        return cls(run, asked, device, suite_of(asked).relabelled(models["zero_shot"].classes), models)
 
     @property
     def scores(self) -> PathFiles:
@@ -120,15 +127,93 @@ class _Diagnosis:
                     pairs.append(PairRecord(model, other, name, agreement, cka))
         return tuple(pairs)
 
+    def extended(self, found: DiagnosisRecord, parts: Sequence[str]) -> DiagnosisRecord:
+        """The record with the parts that run or train models."""
+        if "layers" in parts:
+            found = replace(found, layers=self.timed("layers", self.layers))
+        if {"halves", "plane"} & set(parts):
+            ends = self.timed(
+                "halves", lambda: [self.trained(name, self.half(which)) for which, name in enumerate(HALVES)]
+            )
+            first, second = ends
+            pairs = self.timed("pair of halves", lambda: self.pair_of_halves(first, second))
+            found = replace(found, pairs=(*found.pairs, *pairs))
+            path = self.timed(
+                "path between halves", lambda: self.path("two fine-tunings, of two halves", first, second)
+            )
+            found = replace(found, other_paths=(*found.other_paths, path))
+            if "plane" in parts:
+                found = replace(found, planes=self.timed("plane", lambda: self.planes(first, second)))
+        if "scratch" in parts:
+            names = ("scratch 1", "scratch 2")
+            nets = self.timed("scratch", lambda: [self.trained(name, self.scratch(i)) for i, name in enumerate(names)])
+            path = self.timed("path of scratch", lambda: self.path("two networks from random weights", *nets))
+            found = replace(found, other_paths=(*found.other_paths, path))
+        return found
+
+    def trained(self, name: str, train: Callable[[], Classifier]) -> Classifier:
+        """A classifier that the diagnosis trains, or the one that an earlier diagnosis of this run kept."""
+        folder = self.run / "diagnosis" / name.replace(" ", "-")
+        if not (folder / "classifier.json").is_file():
+            save_classifier(train(), folder)
+        return load_classifier(folder)
+
+    def half(self, which: int) -> Callable[[], Classifier]:
+        """Fine-tunes as the run did, on one half of the reference."""
+        start, asked = self.models["zero_shot"], self.asked
+        return lambda: finetune_half(start, self.suite, asked.finetune, which, seed=asked.seed, device=self.device)
+
+    def scratch(self, number: int) -> Callable[[], Classifier]:
+        """Trains the run's architecture on the reference alone, from random weights; each number has its own."""
+        start, seed = self.models["zero_shot"], self.asked.seed + 1000 * (number + 1)
+        settings = replace(self.asked.finetune, epochs=_SCRATCH_EPOCHS, lr=_SCRATCH_LR)
+        return lambda: train_from_scratch(start, self.many_views(), settings, seed=seed, device=self.device)
+
+    def many_views(self) -> ShiftSuite:
+        """The suite with the training views of several seeds, where it is embedded: a few teach random weights nothing."""
+        suite, asked = self.suite, self.asked
+        if not isinstance(asked.suite, str):
+            return suite
+        draws = [load_suite(asked.suite, _DRAWS * asked.seed + number) for number in range(_DRAWS)]
+        train = joined([draw.reference.train.relabelled(suite.classes) for draw in draws], "train")
+        return replace(suite, reference=replace(suite.reference, train=train))
+
+    def pair_of_halves(self, first: Classifier, second: Classifier) -> tuple[PairRecord, ...]:
+        """How much the fine-tunings of two halves differ, on every set."""
+        pairs = []
+        for name, images in self.suite.test_sets.items():
+            clusters = resampled_of(images).names
+            one, other = (predict(end, images, device=self.device).logits for end in (first, second))
+            agreement = measure_agreement(one, other, images.labels, clusters)
+            pairs.append(PairRecord(*HALVES, name, agreement, measure_cka(one, other, clusters)))
+        return tuple(pairs)
+
+    def path(self, name: str, first: Classifier, second: Classifier) -> OtherPathRecord:
+        """Connectivity between two classifiers on the reference and the natural shifts."""
+        connectivity, losses, _ = find_path(first, second, self.some_images(), device=self.device)
+        return OtherPathRecord(name, connectivity, losses)
+
+    def planes(self, first: Classifier, second: Classifier) -> tuple[PlaneRecord, ...]:
+        """The plane through zero-shot and two fine-tunings, on the reference and on the first natural shift."""
+        sets = list(self.some_images().items())[:2]
+        start = self.models["zero_shot"]
+        return tuple(
+            replace(measure_plane(start, first, second, images, device=self.device), set=name) for name, images in sets
+        )
+
+    def some_images(self) -> dict[str, ImageSet]:
+        """Some images of the reference and of every natural shift."""
+        natural = [shift.name for shift in self.suite.shifts if shift.kind == "natural"]
+        sets = self.suite.test_sets
+        return {n: spread_over_classes(sets[n], _IMAGES, 0) for n in (self.suite.reference.name, *natural)}
+
     def layers(self) -> tuple[LayersRecord, ...]:
         """CKA between the layers of zero-shot and of fine-tuned, on some images of every natural set."""
-        natural = [shift.name for shift in self.suite.shifts if shift.kind == "natural"]
-        found = []
-        for name in (self.suite.reference.name, *natural):
-            some = spread_over_classes(self.suite.test_sets[name], _IMAGES, 0)
-            layers = measure_layers(self.models["zero_shot"], self.models["fine_tuned"], some, device=self.device)
-            found.append(replace(layers, set=name))
-        return tuple(found)
+        ends = self.models["zero_shot"], self.models["fine_tuned"]
+        return tuple(
+            replace(measure_layers(*ends, images, device=self.device), set=name)
+            for name, images in self.some_images().items()
+        )
 
 
 def _named(directories: Sequence[Path]) -> dict[str, Classifier]:

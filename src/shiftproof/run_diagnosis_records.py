@@ -15,10 +15,12 @@ from shiftproof.diagnosis_records import (
     LossRecord,
     Measured,
     MovementRecord,
+    PlaneRecord,
 )
 from shiftproof.errors import InputError
 
 SCHEMA = 1
+HALVES = ("half 1", "half 2")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class DiagnosisRecord:
     robustness: tuple[RobustnessRecord, ...]
     movement: tuple[MovementRecord, ...]
     layers: tuple[LayersRecord, ...] = ()
+    planes: tuple[PlaneRecord, ...] = ()
     other_paths: tuple[OtherPathRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 

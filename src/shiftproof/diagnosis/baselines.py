@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
+from shiftproof.errors import InputError
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.encoders import build_encoder
-from shiftproof.seeding import global_draws
+from shiftproof.seeding import child_generator, global_draws
 
 _HEAD_LENGTH = 16.0
 
@@ -42,6 +45,38 @@ def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
         parents=(),
         training={},
     )
+
+
+def halves(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """Two disjoint random halves of a set, class by class; of an odd class either half gets the image that is left.
+
+    >>> from shiftproof.data.suites import load_data
+    >>> [len(half) for half in halves(load_data("emoji").subset(range(8)))]
+    [4, 4]
+    """
+    generator = child_generator(seed, "halves")
+    first: list[int] = []
+    for label in np.unique(images.labels):
+        own = np.flatnonzero(images.labels == label)
+        order = own[torch.randperm(len(own), generator=generator).numpy()]
+        extra = len(own) % 2 and int(torch.randint(2, (1,), generator=generator))
+        first += order[: len(own) // 2 + extra].tolist()
+    second = sorted(set(range(len(images))) - set(first))
+    if not first or not second:
+        raise InputError(f"{images.name} has {len(images)} image(s); two halves need one each at least.")
+    return images.subset(sorted(first)), images.subset(second)
+
+
+def finetune_half(
+    start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, which: int, *, seed: int = 0, device: str = "cpu"
+) -> Classifier:
+    """Fine-tunes on one of the reference's two ``halves``, 0 or 1: the paper's baseline pair (WiSE-FT, app. E).
+
+    The epochs are doubled, so that it takes as many steps as fine-tuning on the whole.
+    """
+    train = halves(suite.reference.train, seed=seed)[which]
+    own = replace(suite, reference=replace(suite.reference, train=train))
+    return finetune(start, own, replace(settings, epochs=2 * settings.epochs), seed=seed, device=device)
 
 
 def train_from_scratch(

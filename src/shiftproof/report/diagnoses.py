@@ -14,8 +14,9 @@ from shiftproof.records import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import CURVE, MARKS, STYLE
 from shiftproof.report.layers import layers_figure, layers_table
+from shiftproof.report.plane import plane_figure
 from shiftproof.report.tables import ABSENT, Table, reference_name, with_interval
-from shiftproof.run_diagnosis_records import DiagnosisRecord, PairRecord
+from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
 
 Form = Callable[[float], str]
 _PAIRS = (("ensemble", "fine_tuned"), ("ensemble", "zero_shot"), ("fine_tuned", "zero_shot"))
@@ -35,6 +36,12 @@ _EXPLAINED = {
     "layers": (
         "A heat map of CKA between the layers of two models.",
         "CKA between every layer of zero-shot and every layer of fine-tuned: 1 is alike up to rotation and scale.",
+    ),
+    "plane": (
+        "Error in the plane through zero-shot and two fine-tuned models.",
+        "Error in the plane of weights through zero-shot and its fine-tunings on two halves of the reference. The "
+        "axes are "
+        "distances of weights.",
     ),
 }
 
@@ -305,6 +312,7 @@ def diagnosis_figures(found: DiagnosisRecord) -> dict[str, Figure | None]:
         "overrides.png": override_figure(found),
         "connectivity.png": connectivity_figure(found),
         **{f"layers-{record.set}.png": layers_figure(record, "zero-shot", "fine-tuned") for record in found.layers},
+        **{f"plane-{record.set}.png": plane_figure(record, *HALVES) for record in found.planes},
     }
 
 
