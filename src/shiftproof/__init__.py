@@ -39,7 +39,13 @@ if TYPE_CHECKING:
         prediction_diversity,
     )
     from shiftproof.diagnosis.backgrounds import background_sets, measure_backgrounds
-    from shiftproof.diagnosis.baselines import finetune_half, halves, train_from_scratch
+    from shiftproof.diagnosis.baselines import (
+        BaselineSettings,
+        finetune_half,
+        halves,
+        train_baseline,
+        train_from_scratch,
+    )
     from shiftproof.diagnosis.cam import class_activation_map, class_evidence
     from shiftproof.diagnosis.cka import CkaSums, linear_cka, measure_cka
     from shiftproof.diagnosis.connectivity import (
@@ -94,6 +100,7 @@ if TYPE_CHECKING:
         bootstrap_interval,
         bootstrap_spreads,
         contrast_interval,
+        resampled_means,
         statistic_interval,
     )
     from shiftproof.evaluation.kept import (
@@ -108,8 +115,10 @@ if TYPE_CHECKING:
     from shiftproof.evaluation.predictions import predict
     from shiftproof.evaluation.robustness import (
         Baseline,
+        effective_interval,
         effective_robustness,
         fit_baseline,
+        read_baselines,
         relative_robustness,
         robustness_gap,
     )
@@ -188,8 +197,10 @@ _MODULES = {
         "measure_backgrounds",
     ),
     "diagnosis.baselines": (
+        "BaselineSettings",
         "finetune_half",
         "halves",
+        "train_baseline",
         "train_from_scratch",
     ),
     "diagnosis.cam": (
@@ -271,8 +282,10 @@ _MODULES = {
     ),
     "evaluation.robustness": (
         "Baseline",
+        "effective_interval",
         "effective_robustness",
         "fit_baseline",
+        "read_baselines",
         "relative_robustness",
         "robustness_gap",
     ),
@@ -281,6 +294,7 @@ _MODULES = {
         "bootstrap_interval",
         "bootstrap_spreads",
         "contrast_interval",
+        "resampled_means",
         "statistic_interval",
     ),
     "evaluation.metrics": (
@@ -320,6 +334,7 @@ __all__ = [
     "AccuracyRecord",
     "AgreementRecord",
     "Baseline",
+    "BaselineSettings",
     "CkaRecord",
     "CkaSums",
     "ClassSpace",
@@ -395,6 +410,7 @@ __all__ = [
     "corrupt",
     "diagnose_run",
     "distillation_loss",
+    "effective_interval",
     "effective_robustness",
     "error_barrier",
     "error_consistency",
@@ -455,9 +471,11 @@ __all__ = [
     "predict",
     "prediction_diversity",
     "pretrain",
+    "read_baselines",
     "reestimate_batch_norm",
     "relative_robustness",
     "render_report",
+    "resampled_means",
     "robustness_gap",
     "run_pipeline",
     "run_study",
@@ -469,6 +487,7 @@ __all__ = [
     "statistic_interval",
     "strong_edge_study",
     "sweep_alpha",
+    "train_baseline",
     "train_from_scratch",
     "uniform_soup",
     "unlabelled_set",

@@ -130,8 +130,11 @@ Written = Annotated[Path | None, typer.Option("--out", help="A directory for the
 def whole_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
     parts: Annotated[
-        str, typer.Option("--parts", help="Beside the quick ones: layers,halves,plane,scratch, or none.")
+        str, typer.Option("--parts", help="Beside the quick ones: layers,halves,plane,scratch,baselines, or none.")
     ] = "layers",
+    baselines: Annotated[
+        Path | None, typer.Option("--baselines", help="A CSV of models trained on the reference only: model,SET,...")
+    ] = None,
     others: Annotated[
         list[Path] | None, typer.Option("--with", help="Another fine-tuned classifier to compare. May be repeated.")
     ] = None,
@@ -141,7 +144,7 @@ def whole_run(
 
     Agreement, overrides, CKA, connectivity, calibration, robustness and movement take seconds, from what the run kept;
     layer-wise CKA runs the models on some images of every natural set. The fine-tunings of two halves of the reference,
-    the plane through them and two networks from random weights are trained, and kept in RUN/diagnosis.
+    the plane through them, two networks from random weights and the baseline's are trained, and kept in RUN/diagnosis.
 
     Example: shiftproof diagnose run runs/demo
     """
@@ -151,7 +154,7 @@ def whole_run(
 
     asked = () if parts == "none" else tuple(part.strip() for part in parts.split(","))
     with live_progress():
-        found = diagnose_run(run, asked, others=tuple(others or ()), device=device)
+        found = diagnose_run(run, asked, baselines=baselines, others=tuple(others or ()), device=device)
     for table in diagnosis_tables(found):
         print_table(table)
     print(f"numbers: {run / 'diagnosis.json'}; report: {run / 'report.html'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,7 @@ def diagnose_kept(
     ``predictions[model][set]`` are the logits on every set, validation too, ``read_scores`` gives the compact scores of
     an alpha on a set.
     """
-    evidence = [
-        _evidence(name, images, predictions, {alpha: read_scores(alpha, name) for alpha in run.path.alphas})
-        for name, images in suite.test_sets.items()
-    ]
+    evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
     validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
     known = Correctness.of(evidence)
     means = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
@@ -108,6 +105,19 @@ def diagnose_kept(
         robustness=find_robustness(known, run.reference),
         movement=measure_movement(classifiers["zero_shot"].state_dict(), classifiers["fine_tuned"].state_dict()),
     )
+
+
+def kept_evidence(
+    suite: ShiftSuite,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    alphas: Sequence[float] = (),
+    read_scores: Callable[[float, str], Scores] | None = None,
+) -> list[SetEvidence]:
+    """What was kept of the reference's test split and of every shift."""
+    along = {
+        name: {alpha: read_scores(alpha, name) for alpha in alphas} if read_scores else {} for name in suite.test_sets
+    }
+    return [_evidence(name, images, predictions, along[name]) for name, images in suite.test_sets.items()]
 
 
 def _evidence(

@@ -11,26 +11,35 @@ from typing import TypeVar
 from shiftproof.data.sets import ImageSet, joined, spread_over_classes
 from shiftproof.data.suites import ShiftSuite, load_suite
 from shiftproof.diagnosis.agreement import measure_agreement
-from shiftproof.diagnosis.baselines import finetune_half, train_from_scratch
+from shiftproof.diagnosis.baselines import (
+    BASELINES,
+    BaselineSettings,
+    finetune_half,
+    train_baseline,
+    train_from_scratch,
+)
 from shiftproof.diagnosis.cka import measure_cka
+from shiftproof.diagnosis.evidence import Correctness, find_robustness
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.plane import measure_plane
 from shiftproof.diagnosis_records import LayersRecord, PlaneRecord
 from shiftproof.ensembling.path import path_sets
 from shiftproof.errors import InputError, require_choice
 from shiftproof.evaluation.kept import KeptPredictions, open_predictions
+from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
+from shiftproof.evaluation.robustness import read_baselines
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import PathFiles, choose_device, keep_predictions, require_same_samples, suite_of
-from shiftproof.quick_diagnosis import diagnose_kept, find_path, resampled_of
+from shiftproof.quick_diagnosis import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.records import MODELS
 from shiftproof.report.page import read_run, render_report
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, OtherPathRecord, PairRecord
 from shiftproof.runfile import RunFile
-from shiftproof.storage import locked, write_json
+from shiftproof.storage import locked, write_json, write_text
 
-PARTS = ("layers", "halves", "plane", "scratch")
+PARTS = ("layers", "halves", "plane", "scratch", "baselines")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite
 # From random weights: eight epochs of as many draws of the training views, at the rate that the fine-tuning has.
 _SCRATCH_EPOCHS, _SCRATCH_LR, _DRAWS = 8, 2e-3, 8
@@ -38,14 +47,21 @@ Found = TypeVar("Found")
 
 
 def diagnose_run(
-    run: Path, parts: Sequence[str] = ("layers",), *, others: Sequence[Path] = (), device: str = "auto"
+    run: Path,
+    parts: Sequence[str] = ("layers",),
+    *,
+    baselines: Path | None = None,
+    others: Sequence[Path] = (),
+    device: str = "auto",
 ) -> DiagnosisRecord:
     """Diagnoses a finished run anew: ``diagnosis.json``, the figures and the report in its directory.
 
     ``parts`` come to what the kept predictions tell: "layers" is CKA layer by layer on the reference and on every
     natural shift; "halves" fine-tunes on two halves of the reference, compares the two, the paper's baseline pair, and
     walks the path between them; "plane" is the error in the plane through them and zero-shot; "scratch" trains two
-    networks from random weights, between which there is no path without a barrier. What is trained is kept in
+    networks from random weights, between which there is no path without a barrier; "baselines" trains networks of
+    several sizes on the reference alone, for effective robustness. The CSV ``baselines`` (``model,SET,...``) holds
+    accuracies in their place; other seeds of a run may take ``RUN/diagnosis/baselines.csv``. What is trained is kept in
     ``RUN/diagnosis`` and not trained again. ``others`` are further fine-tuned classifiers of the same classes, compared
     with zero-shot and with fine-tuned.
     """
@@ -59,6 +75,10 @@ def diagnose_run(
         )
         found = replace(found, pairs=(*found.pairs, *work.timed("others", lambda: work.compare(_named(others)))))
         found = work.extended(found, parts)
+        if baselines is not None or "baselines" in parts:
+            points = work.timed("baselines", lambda: work.baselines(baselines))
+            known = Correctness.of(kept_evidence(work.suite, work.kept()))
+            found = replace(found, robustness=find_robustness(known, record.reference, points), baselines=points)
         found = replace(found, seconds=work.seconds)
         write_json(run / "diagnosis.json", found.to_json())
         render_report([run])
@@ -170,13 +190,32 @@ class _Diagnosis:
         return lambda: train_from_scratch(start, self.many_views(), settings, seed=seed, device=self.device)
 
     def many_views(self) -> ShiftSuite:
-        """The suite with the training views of several seeds, where it is embedded: a few teach random weights nothing."""
+        """The suite; of an embedded one with the training views of several seeds, since few teach nothing from scratch."""
         suite, asked = self.suite, self.asked
         if not isinstance(asked.suite, str):
             return suite
         draws = [load_suite(asked.suite, _DRAWS * asked.seed + number) for number in range(_DRAWS)]
         train = joined([draw.reference.train.relabelled(suite.classes) for draw in draws], "train")
         return replace(suite, reference=replace(suite.reference, train=train))
+
+    def baselines(self, given: Path | None) -> dict[str, tuple[float, ...]]:
+        """The accuracies on every natural set of models trained on the reference only, trained now or read."""
+        sets = self.natural_sets()
+        if given is not None:
+            return read_baselines(given, tuple(sets))
+        lines = [",".join(["model", *sets])]
+        for wanted in BASELINES:
+            model = self.trained(f"baseline {wanted.name}", self.baseline(wanted))
+            logits = {name: predict(model, images, device=self.device).logits for name, images in sets.items()}
+            cells = [f"{accuracy(logits[name], images.labels):.6f}" for name, images in sets.items()]
+            lines.append(",".join([wanted.name, *cells]))
+        table = write_text(self.run / "diagnosis" / "baselines.csv", "\n".join(lines) + "\n")
+        return read_baselines(table, tuple(sets))
+
+    def baseline(self, wanted: BaselineSettings) -> Callable[[], Classifier]:
+        """Trains one of the baseline's networks."""
+        start, seed = self.models["zero_shot"], self.asked.seed
+        return lambda: train_baseline(start, self.many_views(), wanted, seed=seed, device=self.device)
 
     def pair_of_halves(self, first: Classifier, second: Classifier) -> tuple[PairRecord, ...]:
         """How much the fine-tunings of two halves differ, on every set."""
@@ -203,9 +242,12 @@ class _Diagnosis:
 
     def some_images(self) -> dict[str, ImageSet]:
         """Some images of the reference and of every natural shift."""
+        return {name: spread_over_classes(images, _IMAGES, 0) for name, images in self.natural_sets().items()}
+
+    def natural_sets(self) -> dict[str, ImageSet]:
+        """The reference's test split and the natural shifts."""
         natural = [shift.name for shift in self.suite.shifts if shift.kind == "natural"]
-        sets = self.suite.test_sets
-        return {n: spread_over_classes(sets[n], _IMAGES, 0) for n in (self.suite.reference.name, *natural)}
+        return {name: self.suite.test_sets[name] for name in (self.suite.reference.name, *natural)}
 
     def layers(self) -> tuple[LayersRecord, ...]:
         """CKA between the layers of zero-shot and of fine-tuned, on some images of every natural set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from torch.nn import functional
 
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.encoders import build_encoder
+from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.seeding import child_generator, global_draws
 
 _HEAD_LENGTH = 16.0
@@ -84,3 +85,42 @@ def train_from_scratch(
 ) -> Classifier:
     """Trains the start's architecture on the suite's reference alone, from random weights."""
     return finetune(untrained(start, seed=seed), suite, settings, seed=seed, device=device)
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """One network of the emoji suites' baseline: the tiny tower's ``size``, and how long it is trained."""
+
+    size: str
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.size}-{self.epochs}"
+
+
+# Of sizes and lengths whose accuracies on the reference lie apart, so that a line through them has an angle.
+BASELINES = tuple(
+    BaselineSettings(size, epochs)
+    for size, epochs in (("sixth", 6), ("sixth", 12), ("third", 4), ("third", 8), ("third", 16), ("half", 10))
+)
+_BASELINE = FinetuneSettings(lr=4e-3, batch_size=64, warmup_steps=100, weight_decay=0.05)
+
+
+def train_baseline(
+    start: Classifier, suite: ShiftSuite, wanted: BaselineSettings, *, seed: int = 0, device: str = "cpu"
+) -> Classifier:
+    """Trains the tiny tower in one size on the reference alone, from random weights.
+
+    An InputError refuses other architectures: for these, accuracies of models trained elsewhere serve as the baseline.
+    """
+    if start.architecture.get("vision_cfg", {}).get("timm_model_name") != TINY_SIZES["whole"]:
+        raise InputError(
+            f"{start.source} is not the tiny tower, whose sizes the baseline is trained in. Give accuracies of models "
+            "trained on your reference only as a CSV (--baselines)."
+        )
+    name = TINY_SIZES[require_choice("size", wanted.size, TINY_SIZES)]
+    vision = {**start.architecture["vision_cfg"], "timm_model_name": name}
+    small = replace(start, architecture={**start.architecture, "vision_cfg": vision})
+    return train_from_scratch(small, suite, replace(_BASELINE, epochs=wanted.epochs), seed=seed, device=device)

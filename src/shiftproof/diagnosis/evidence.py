@@ -24,8 +24,9 @@ from shiftproof.evaluation.calibration import (
     fit_temperature,
     selective_accuracy,
 )
-from shiftproof.evaluation.intervals import contrast_interval, statistic_interval
+from shiftproof.evaluation.intervals import contrast_interval, resampled_means, statistic_interval
 from shiftproof.evaluation.metrics import Scores, macro_f1, scores
+from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
 from shiftproof.records import MODELS
 from shiftproof.run_diagnosis_records import (
@@ -39,6 +40,7 @@ from shiftproof.run_diagnosis_records import (
 )
 
 COVERAGES = (0.5, 0.8)
+_EDGE = 1e-4
 _ROWS = 4096
 
 
@@ -142,19 +144,41 @@ def find_averages(known: Correctness, means: Sequence[tuple[str, ...]]) -> tuple
     )
 
 
-def find_robustness(known: Correctness, reference: str) -> tuple[RobustnessRecord, ...]:
-    """Every model's gap to the reference under every shift, and its accuracy there beyond the fine-tuned model's."""
+def find_robustness(
+    known: Correctness, reference: str, baselines: Mapping[str, Sequence[float]] | None = None
+) -> tuple[RobustnessRecord, ...]:
+    """Every model's gap to the reference under every shift, and its accuracy there beyond the fine-tuned model's.
+
+    ``baselines`` are the accuracies of models trained on the reference only, by set: with them, effective robustness on
+    the shifts that they were measured on.
+    """
     return tuple(
         RobustnessRecord(
             model,
             shift,
             gap=known.contrast(known.right[model], {reference: 1.0, shift: -1.0}),
             relative=None if model == "fine_tuned" else known.difference(model, "fine_tuned", shift).difference,
+            effective=_effective(known, model, reference, shift, baselines) if shift in (baselines or {}) else None,
         )
         for shift in known.right["zero_shot"]
         if shift != reference
         for model in MODELS
     )
+
+
+def _effective(
+    known: Correctness,
+    model: str,
+    reference: str,
+    shift: str,
+    baselines: Mapping[str, Sequence[float]] | None,
+) -> Measured:
+    sets = {name: known.right[model][name] for name in (reference, shift)}
+    line = ((baselines or {})[reference], (baselines or {})[shift])
+    on_reference = float(np.clip(sets[reference].mean(), _EDGE, 1 - _EDGE))
+    value = float(effective_robustness(on_reference, sets[shift].mean(), fit_baseline(*line)))
+    drawn = resampled_means(sets, known.clusters, draws=1000)
+    return Measured(value, effective_interval((drawn[reference], drawn[shift]), line))
 
 
 def find_by_class(evidence: Sequence[SetEvidence]) -> tuple[ClassesRecord, ...]:

@@ -104,15 +104,30 @@ def contrast_interval(
     """
     require_between("level", level, 0, 1)
     require_at_least("draws", draws, 1)
-    known, generator = clusters or {}, np.random.default_rng(seed)
-    shared = _joint_means({name: (values[name], known[name]) for name in weights if name in known}, draws, generator)
-    means = np.zeros(draws)
-    for name, weight in weights.items():
-        alone = None if name in shared else _cluster_sums(np.asarray(values[name], dtype=np.float64), None)
-        means += weight * (shared[name] if alone is None else _set_means(*alone, draws, generator))
+    drawn = resampled_means({name: values[name] for name in weights}, clusters, draws=draws, seed=seed)
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(sum(weight * drawn[name] for name, weight in weights.items()), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def resampled_means(
+    values: Mapping[str, ArrayLike],
+    clusters: Mapping[str, ArrayLike] | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """(draws,) means of every set's values, resampled as ``contrast_interval`` does.
+
+    >>> resampled_means({"photo": [0.5, 0.5]}, draws=2)["photo"].tolist()
+    [0.5, 0.5]
+    """
+    known, generator = clusters or {}, np.random.default_rng(seed)
+    found = _joint_means({name: (own, known[name]) for name, own in values.items() if name in known}, draws, generator)
+    for name, own in values.items():
+        if name not in found:
+            found[name] = _set_means(*_cluster_sums(np.asarray(own, dtype=np.float64), None), draws, generator)
+    return found
 
 
 def statistic_interval(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.errors import InputError, require_choice, require_equal_length
+from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
+from shiftproof.evaluation.intervals import LEVEL
+from shiftproof.storage import read_rows
 
 SCALES = ("logit", "probit")
+_EDGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,7 @@ def fit_baseline(reference: ArrayLike, shift: ArrayLike, scale: str = "logit") -
             f"the baseline has {len(np.unique(x))} accuracies on the reference; a line needs two that differ. "
             "Train models of other sizes."
         )
-    slope = float((x - x.mean()) @ (y - y.mean()) / ((x - x.mean()) @ (x - x.mean())))
-    return Baseline(scale, slope, float(y.mean() - slope * x.mean()))
+    return Baseline(scale, *_line(x, y))
 
 
 def effective_robustness(reference: ArrayLike, shift: ArrayLike, baseline: Baseline) -> NDArray[np.float64]:
@@ -57,6 +61,59 @@ def effective_robustness(reference: ArrayLike, shift: ArrayLike, baseline: Basel
     return np.asarray(np.asarray(shift, dtype=np.float64) - baseline.expected(reference))
 
 
+def effective_interval(
+    drawn: tuple[NDArray[np.floating], NDArray[np.floating]],
+    baselines: tuple[ArrayLike, ArrayLike],
+    scale: str = "logit",
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of effective robustness: of the model's own accuracies and of the baseline's line.
+
+    ``drawn`` are (D,) resampled accuracies of the model on the reference and under the shift, ``baselines`` the (M,)
+    baseline models' accuracies on both, of which so many are drawn with replacement each time; a draw of models of one
+    accuracy, which has no line, is drawn again. Few baseline models make it too narrow.
+
+    >>> own = np.full(200, 0.7), np.full(200, 0.6)
+    >>> low, high = effective_interval(own, ([0.2, 0.4, 0.6, 0.8], [0.2, 0.4, 0.6, 0.8]))
+    >>> round(low, 6), round(high, 6)
+    (-0.1, -0.1)
+    """
+    require_between("level", level, 0, 1)
+    x, y = (_scaled(side, scale) for side in baselines)
+    fit_baseline(*baselines, scale=scale)  # which says where no line can be drawn
+    generator, found = np.random.default_rng(seed), []
+    for reference, shift in zip(*drawn, strict=True):
+        picked = generator.integers(len(x), size=len(x))
+        while np.ptp(x[picked]) == 0:
+            picked = generator.integers(len(x), size=len(x))
+        slope, intercept = _line(x[picked], y[picked])
+        # A resample may be right on everything, or on nothing, which has no place on the scale.
+        inside = np.clip(reference, _EDGE, 1 - _EDGE)
+        found.append(float(shift - Baseline(scale, slope, intercept).expected(inside)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """The accuracies of models that were trained on the reference only, by set, from a CSV: ``model,SET,SET,...``.
+
+    One row a model, one column for each of ``sets``, in fractions or, where any is above 1, all in per cent; further
+    columns are left alone. For ImageNet such a table is the ImageNet testbed's (Taori et al. 2020).
+    """
+    rows = read_rows(path, ("model", *sets))
+    try:
+        numbers = np.array([[float(cell) for cell in cells] for _, *cells in rows])
+    except ValueError as error:
+        raise InputError(f"{path} holds an accuracy that is no number ({error}). Write 0.763, or 76.3.") from error
+    if len(rows) < 2:
+        raise InputError(f"{path} holds {len(rows)} model(s); a line needs two at least.")
+    numbers = numbers / 100 if numbers.max() > 1 else numbers
+    return {name: tuple(column.tolist()) for name, column in zip(sets, numbers.T, strict=True)}
+
+
 def relative_robustness(shift: ArrayLike, standard_shift: ArrayLike) -> NDArray[np.float64]:
     """Tau = accuracy under the shift minus that of the same model without the intervention (Taori et al. 2020)."""
     return np.asarray(np.asarray(shift, dtype=np.float64) - np.asarray(standard_shift, dtype=np.float64))
@@ -65,6 +122,12 @@ def relative_robustness(shift: ArrayLike, standard_shift: ArrayLike) -> NDArray[
 def robustness_gap(reference: ArrayLike, shift: ArrayLike) -> NDArray[np.float64]:
     """Accuracy on the reference minus that under the shift."""
     return np.asarray(np.asarray(reference, dtype=np.float64) - np.asarray(shift, dtype=np.float64))
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    slope = float((x - x.mean()) @ (y - y.mean()) / ((x - x.mean()) @ (x - x.mean())))
+    return slope, float(y.mean() - slope * x.mean())
 
 
 def _scaled(accuracies: ArrayLike, scale: str) -> NDArray[np.float64]:
