@@ -781,15 +781,26 @@ def test_neither_the_package_nor_its_help_loads_torch(tmp_path: Path) -> None:
     assert (lines[0], lines[-1]) == ("[]", "[]")
 
 
-def test_help_answers_in_half_a_second(tmp_path: Path) -> None:
-    def seconds() -> float:
-        """Of the processor's time, which a busy machine does not stretch as it does the clock's."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert process("--help", cwd=tmp_path).code == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+BARE = """
+import typer
+app = typer.Typer()
+app.command()(lambda name: None)
+app(["--help"])
+"""
 
-    assert min(seconds() for _ in range(3)) < 0.5
+
+def test_help_costs_little_beyond_what_typer_s_own_costs(tmp_path: Path) -> None:
+    def seconds(*command: str) -> float:
+        """Of the processor's time, the least of three: as a ratio in one run it is the same on a slow machine."""
+        found = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=tmp_path)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(found)
+
+    assert seconds("-m", "shiftproof", "--help") < 1.6 * seconds("-c", BARE)
 
 
 def test_every_public_name_resolves_and_is_listed() -> None:

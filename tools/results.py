@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from claims import beyond_half, claim_sections
+
 from shiftproof.ensembling.path import choose_alpha
 from shiftproof.records import MODELS, PathPoint, PathRecord, RunRecord, StrongEdgeStudy
 from shiftproof.report.comparisons import per_cent, signed_points
@@ -331,6 +333,19 @@ def _folded(table: Table) -> list[str]:
     return [f"<details><summary>{table.title}</summary>", _of_table(table), "</details>"]
 
 
+def memory_table() -> str:
+    """What the diagnoses of kept predictions hold in memory."""
+    found = read_json(BENCHMARKS / "diagnosis.json")
+    rows = [
+        (name, f"{entry['peak_mb']:.0f}", f"{entry['seconds']:.0f}")
+        for name, entry in found.items()
+        if isinstance(entry, dict)
+    ]
+    more = [f"{name} {value:.0f}" for name, value in found.items() if "MB more at 1" in name]
+    told = f"{'; '.join(more)} (at most {found['target, MB more at most']} was asked for)."
+    return f"{_markdown(('', 'peak memory, MB', 'seconds'), rows)}\n\n{told}"
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"results": demo_tables},
     "docs/mixing.md": {"regime": regime_table, "robustness": robustness_tables, "speed": speed_table},
@@ -343,6 +358,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "recipes": recipe_tables,
     },
     "docs/strong-edge.md": {"strong-edge": strong_edge_tables},
+    "docs/diagnosis.md": {
+        "claims": functools.partial(claim_sections, RESULTS, BENCHMARKS),
+        "beyond-half": functools.partial(beyond_half, BENCHMARKS),
+        "memory": memory_table,
+    },
 }
 
 
@@ -362,6 +382,7 @@ def take(folder: Path) -> None:
     if (folder / "summary.json").is_file():
         seed = read_json(folder / "summary.json")["seed"]
         shutil.copyfile(folder / "summary.json", RESULTS / f"demo-seed-{seed}.json")
+        _take_diagnosis(folder, seed)
         return
     if (folder / "study.json").is_file():
         shutil.copyfile(folder / "study.json", RESULTS / f"study-{folder.name}.json")
@@ -373,6 +394,18 @@ def take(folder: Path) -> None:
     if study["seed"] == 0:
         for figure in (folder / "figures").glob("*.png"):
             shutil.copyfile(figure, ROOT / "docs" / "images" / figure.name)
+
+
+def _take_diagnosis(folder: Path, seed: int) -> None:
+    """A demo's diagnosis, without what the pages do not show, and its figures."""
+    if (folder / "diagnosis.json").is_file():
+        found = read_json(folder / "diagnosis.json")
+        found |= {"confidence": [], "by_class": [], "movement": []}
+        write_json(RESULTS / f"diagnosis-seed-{seed}.json", found)
+        if seed == 0:
+            for name in ("overrides", "connectivity", "layers-colour", "layers-sketch", "plane-colour", "plane-sketch"):
+                if (figure := folder / "figures" / f"{name}.png").is_file():
+                    shutil.copyfile(figure, ROOT / "docs" / "images" / f"diagnosis-{name}.png")
 
 
 def _groups(run: RunRecord, model: str, name: str) -> str:
