@@ -76,7 +76,8 @@ def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -
     expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in ("validation", *SETS)}
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}
     found = set(files_of(finished))
-    pictures = {name for name in found if name.startswith(("samples/", "figures/"))}
+    pictures = {name for name in found if name.startswith(("samples/", "figures/", "maps/"))}
+    assert {f"maps/{name}-00-{model}.png" for name in SETS for model in MODELS} <= pictures
     resumable = {name for name in found if name.startswith("checkpoints/")}
     assert found - pictures - resumable == expected
     assert "checkpoints/training.jsonl" in resumable

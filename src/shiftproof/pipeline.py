@@ -44,7 +44,7 @@ from shiftproof.quick_diagnosis import diagnose_kept
 from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import render_report
 from shiftproof.runfile import RunFile, SuiteFile
-from shiftproof.sampling import write_samples
+from shiftproof.sampling import write_maps, write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.tracking import trackers_from
 
@@ -354,6 +354,7 @@ class _Run:
             self.out / "diagnosis.json", diagnose_kept(record, suite, predictions, classifiers, files.read).to_json()
         )
         write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
+        write_maps(suite, classifiers, self.out / "maps", seed=self.asked.seed, device=self.device)
         render_report([self.out])
         return record
 

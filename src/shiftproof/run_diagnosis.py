@@ -190,7 +190,7 @@ class _Diagnosis:
         return lambda: train_from_scratch(start, self.many_views(), settings, seed=seed, device=self.device)
 
     def many_views(self) -> ShiftSuite:
-        """The suite; of an embedded one with the training views of several seeds, since few teach nothing from scratch."""
+        """The suite; an embedded one with the training views of several seeds: few teach random weights nothing."""
         suite, asked = self.suite, self.asked
         if not isinstance(asked.suite, str):
             return suite

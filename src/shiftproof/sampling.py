@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftproof.data.suites import ShiftSuite
+from shiftproof.diagnosis.strong_edge import map_examples
+from shiftproof.errors import InputError
 from shiftproof.evaluation.kept import KeptPredictions
 from shiftproof.evaluation.metrics import scores
+from shiftproof.models.classifier import Classifier
 from shiftproof.seeding import child_generator
 from shiftproof.storage import write_atomically, write_json
 
 _PER_SET = 8
 _LARGEST_SIDE = 160
+_MAPPED = 4  # samples of a set that get maps
 
 
 def write_samples(
@@ -48,6 +52,26 @@ def write_samples(
                 }
             )
     write_json(folder / "samples.json", {"samples": entries})
+
+
+def write_maps(
+    suite: ShiftSuite, classifiers: Mapping[str, Classifier], folder: Path, *, seed: int, device: str = "cpu"
+) -> None:
+    """Writes where each model looks in some of the samples: grey ``SET-NUMBER-MODEL.png``, white the most.
+
+    Nothing is written of models whose maps cannot be made (an encoder that CAM does not fit, without the extra cam).
+    """
+    for name, images in suite.test_sets.items():
+        some = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
+        try:
+            examples = map_examples(classifiers, some, device=device)
+        except InputError:
+            return
+        for number, example in enumerate(examples):
+            for model, found in example.maps.items():
+                picture = Image.fromarray((255 * found).round().astype(np.uint8))
+                picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+                write_atomically(folder / f"{name}-{number:02d}-{model}.png", picture.save)
 
 
 def sample_positions(name: str, count: int, seed: int) -> list[int]:

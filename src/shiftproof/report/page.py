@@ -46,6 +46,7 @@ class _Section:
     explained: tuple[tuple[str, str, str], ...]  # (image, what it shows in its place, caption)
     diagnosis: tuple[Table, ...]
     samples: dict[str, list[Sample]]
+    mapped: bool
     headline: str
     many: bool
 
@@ -175,7 +176,7 @@ def _figures(run: RunRecord, found: DiagnosisRecord | None) -> dict[str, bytes]:
 def _section(
     directory: Path, run: RunRecord, found: DiagnosisRecord | None, images: dict[str, bytes], repeated: bool
 ) -> _Section:
-    shifts = headline_shifts(run)
+    shifts, samples = headline_shifts(run), read_samples(directory)
     shown = {Path(name).stem: data_uri(content) or "" for name, content in images.items()}
     where = f" ({directory.resolve().name})" if repeated else ""
     return _Section(
@@ -190,7 +191,8 @@ def _section(
         images=shown,
         explained=tuple((shown[stem], *told) for stem in shown if (told := explanation(stem)) is not None),
         diagnosis=() if found is None else diagnosis_tables(found),
-        samples=_by_set(run, read_samples(directory)),
+        samples=_by_set(run, samples),
+        mapped=any(sample.maps for sample in samples),
         headline=headline_name(run),
         many=len(shifts) > 1,
     )

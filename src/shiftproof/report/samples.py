@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
 
 from shiftproof.errors import InputError, require_between
 from shiftproof.records import MODELS
@@ -28,7 +33,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One test image with its true class; ``image`` is a data URI, ``small`` asks for sharp enlarging."""
+    """One test image with its true class; ``image`` is a data URI, ``small`` asks for sharp enlarging.
+
+    ``maps`` are data URIs of the image with each model's class activation map over it, where the run made them.
+    """
 
     set: str
     id: str
@@ -36,6 +44,7 @@ class Sample:
     image: str
     small: bool
     answers: Mapping[str, Answer]
+    maps: Mapping[str, str]
 
 
 def read_samples(directory: Path) -> tuple[Sample, ...]:
@@ -76,7 +85,30 @@ def _sample(entry: Mapping[str, Any], folder: Path) -> Sample:
     answers = {model: _answer(entry["answers"][model], label) for model in MODELS}
     # A PNG's width stands in its first chunk; only small images are enlarged, and only these stay sharp.
     small = uri.startswith("data:image/png") and int.from_bytes(content[16:20], "big") <= _SMALL
-    return Sample(str(entry["set"]), str(entry["id"]), label, uri, small, answers)
+    maps = _maps(content, folder.parent / "maps", Path(str(entry["file"])).stem)
+    return Sample(str(entry["set"]), str(entry["id"]), label, uri, small, answers, maps)
+
+
+def _maps(content: bytes, folder: Path, stem: str) -> dict[str, str]:
+    """The thumbnail under each model's map, none where the run has no maps of it."""
+    files = {model: folder / f"{stem}-{model}.png" for model in MODELS}
+    if not all(file.is_file() for file in files.values()):
+        return {}
+    return {model: _overlaid(content, file) for model, file in files.items()}
+
+
+def _overlaid(content: bytes, file: Path) -> str:
+    thumbnail = Image.open(io.BytesIO(content)).convert("RGB")
+    try:
+        found = Image.open(file).convert("L").resize(thumbnail.size, Image.Resampling.BILINEAR)
+    except OSError as error:
+        raise InputError(
+            f"the map {file} cannot be read ({error}). Run again, or delete the folder {file.parent} to report without."
+        ) from error
+    colours = Image.fromarray(matplotlib.colormaps["jet"](np.asarray(found), bytes=True)[..., :3])
+    buffer = io.BytesIO()
+    Image.blend(thumbnail, colours, 0.45).save(buffer, "JPEG", quality=80)
+    return data_uri(buffer.getvalue()) or ""
 
 
 def _answer(value: Mapping[str, Any], label: str) -> Answer:
