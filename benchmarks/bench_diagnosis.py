@@ -11,6 +11,7 @@ most 100 MB above the smaller one's. The floor is what N samples need in compact
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import subprocess
@@ -64,7 +65,8 @@ def diagnose(folder: Path) -> None:
     for block in kept["ensemble"].blocks():
         collector.add(block)
     compact = collector.whole()
-    evidence = [sp.SetEvidence(name, labels, kept, dict.fromkeys(ALPHAS, compact)) for name in ("photo", "sketch")]
+    along = {alpha: copy.deepcopy(compact) for alpha in ALPHAS}  # a run holds those of every alpha
+    evidence = [sp.SetEvidence(name, labels, kept, along) for name in ("photo", "sketch")]
     known = Correctness.of(evidence)
     find_pairs(evidence[:1])
     find_overrides(evidence)

@@ -80,7 +80,9 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
 
 def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_diagnosis, "_SCRATCH_EPOCHS", 1)
-    answer = CliRunner().invoke(app, ["diagnose", "run", str(run), "--parts", "layers,halves,plane,scratch"])
+    answer = CliRunner().invoke(
+        app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
+    )
     assert answer.exit_code == 0, answer.output
     found = sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert {pair.set for pair in found.pairs if pair.first == "half 1"} == {"photos", "sketch"}
@@ -90,8 +92,12 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     ]
     assert [plane.set for plane in found.planes] == ["photos", "sketch"]
     assert [layers.set for layers in found.layers] == ["photos", "sketch"]
+    assert found.strong_edge is not None
+    assert set(found.strong_edge.models) == {"zero_shot", "fine_tuned", "ensemble"}
     assert {"plane-photos.png", "layers-sketch.png"} <= {path.name for path in (run / "figures").iterdir()}
-    assert "How half 1 and half 2 differ" in (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "How half 1 and half 2 differ" in page
+    assert "zero-shot − fine-tuned" in page  # under pasted windows
     kept = {path: path.stat().st_mtime_ns for path in (run / "diagnosis").rglob("*.safetensors")}
     assert len(kept) == 4
     again = sp.diagnose_run(run, ("halves",), others=[run / "diagnosis" / "half-1"])

@@ -130,7 +130,10 @@ Written = Annotated[Path | None, typer.Option("--out", help="A directory for the
 def whole_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a finished run.")],
     parts: Annotated[
-        str, typer.Option("--parts", help="Beside the quick ones: layers,halves,plane,scratch,baselines, or none.")
+        str,
+        typer.Option(
+            "--parts", help="Beside the quick ones: layers,strong-edge,halves,plane,scratch,baselines, or none."
+        ),
     ] = "layers",
     baselines: Annotated[
         Path | None, typer.Option("--baselines", help="A CSV of models trained on the reference only: model,SET,...")
@@ -143,8 +146,9 @@ def whole_run(
     """Diagnose a finished run: write its diagnosis.json, figures and report anew.
 
     Agreement, overrides, CKA, connectivity, calibration, robustness and movement take seconds, from what the run kept;
-    layer-wise CKA runs the models on some images of every natural set. The fine-tunings of two halves of the reference,
-    the plane through them, two networks from random weights and the baseline's are trained, and kept in RUN/diagnosis.
+    layer-wise CKA and the strong-edge study run the models on some images. The fine-tunings of two halves of the
+    reference (for the plane, too), networks from random weights and the baseline's are trained, and kept in
+    RUN/diagnosis.
 
     Example: shiftproof diagnose run runs/demo
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from shiftproof.diagnosis.cka import measure_cka
 from shiftproof.diagnosis.evidence import Correctness, find_robustness
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.plane import measure_plane
+from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
+from shiftproof.diagnosis.windows import WindowSettings
 from shiftproof.diagnosis_records import LayersRecord, PlaneRecord
 from shiftproof.ensembling.path import path_sets
 from shiftproof.errors import InputError, require_choice
@@ -33,13 +36,13 @@ from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pipeline import PathFiles, choose_device, keep_predictions, require_same_samples, suite_of
 from shiftproof.quick_diagnosis import diagnose_kept, find_path, kept_evidence, resampled_of
-from shiftproof.records import MODELS
+from shiftproof.records import MODELS, StrongEdgeStudy
 from shiftproof.report.page import read_run, render_report
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, OtherPathRecord, PairRecord
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, write_json, write_text
 
-PARTS = ("layers", "halves", "plane", "scratch", "baselines")
+PARTS = ("layers", "strong-edge", "halves", "plane", "scratch", "baselines")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite
 # From random weights: eight epochs of as many draws of the training views, at the rate that the fine-tuning has.
 _SCRATCH_EPOCHS, _SCRATCH_LR, _DRAWS = 8, 2e-3, 8
@@ -57,8 +60,9 @@ def diagnose_run(
     """Diagnoses a finished run anew: ``diagnosis.json``, the figures and the report in its directory.
 
     ``parts`` come to what the kept predictions tell: "layers" is CKA layer by layer on the reference and on every
-    natural shift; "halves" fine-tunes on two halves of the reference, compares the two, the paper's baseline pair, and
-    walks the path between them; "plane" is the error in the plane through them and zero-shot; "scratch" trains two
+    natural shift; "strong-edge" pastes windows into images of the reference and looks for them in the models' maps;
+    "halves" fine-tunes on two halves of the reference, compares the two, the paper's baseline pair, and walks the path
+    between them; "plane" is the error in the plane through them and zero-shot; "scratch" trains two
     networks from random weights, between which there is no path without a barrier; "baselines" trains networks of
     several sizes on the reference alone, for effective robustness. The CSV ``baselines`` (``model,SET,...``) holds
     accuracies in their place; other seeds of a run may take ``RUN/diagnosis/baselines.csv``. What is trained is kept in
@@ -151,6 +155,8 @@ class _Diagnosis:
         """The record with the parts that run or train models."""
         if "layers" in parts:
             found = replace(found, layers=self.timed("layers", self.layers))
+        if "strong-edge" in parts:
+            found = replace(found, strong_edge=self.timed("strong-edge", self.strong_edge))
         if {"halves", "plane"} & set(parts):
             ends = self.timed(
                 "halves", lambda: [self.trained(name, self.half(which)) for which, name in enumerate(HALVES)]
@@ -170,6 +176,17 @@ class _Diagnosis:
             path = self.timed("path of scratch", lambda: self.path("two networks from random weights", *nets))
             found = replace(found, other_paths=(*found.other_paths, path))
         return found
+
+    def strong_edge(self) -> StrongEdgeStudy:
+        """How much of their maps the three models put into pasted windows, on some images of the reference."""
+        images, seed = self.some_images()[self.suite.reference.name], self.asked.seed
+        measured = {
+            name: measure_windows(
+                model, images, WindowSettings(), seed=seed, device=self.device, stage=f"windows {name}"
+            )
+            for name, model in self.models.items()
+        }
+        return strong_edge_study(measured, tuple(itertools.combinations(MODELS, 2)), set_name=images.name, seed=seed)
 
     def trained(self, name: str, train: Callable[[], Classifier]) -> Classifier:
         """A classifier that the diagnosis trains, or the one that an earlier diagnosis of this run kept."""

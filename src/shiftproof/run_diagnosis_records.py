@@ -18,6 +18,7 @@ from shiftproof.diagnosis_records import (
     PlaneRecord,
 )
 from shiftproof.errors import InputError
+from shiftproof.records import StrongEdgeStudy
 
 SCHEMA = 1
 HALVES = ("half 1", "half 2")
@@ -128,8 +129,8 @@ class DiagnosisRecord:
 
     ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
     zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
-    ``layers``, ``planes``, ``other_paths``, ``baselines`` (accuracies of models trained on the reference only, by set)
-    and effective robustness come with a whole diagnosis alone.
+    ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``baselines`` (accuracies of models trained on the
+    reference only, by set) and effective robustness come with a whole diagnosis alone.
     """
 
     suite: str
@@ -152,6 +153,7 @@ class DiagnosisRecord:
     robustness: tuple[RobustnessRecord, ...]
     movement: tuple[MovementRecord, ...]
     layers: tuple[LayersRecord, ...] = ()
+    strong_edge: StrongEdgeStudy | None = None
     planes: tuple[PlaneRecord, ...] = ()
     baselines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     other_paths: tuple[OtherPathRecord, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.errors import InputError, listed
+from shiftproof.evaluation.blocks import logit_blocks
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.storage import atomically, write_atomically
 
@@ -108,7 +109,8 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
     """Writes ids, labels, logits and groups to an ``.npz`` without pickle."""
     shape = predictions.logits.shape
     with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
-        add(predictions.logits)
+        for block in logit_blocks(predictions.logits, _ROWS):
+            add(block)
     return path
 
 

@@ -16,6 +16,7 @@ from shiftproof.report.figures import CURVE, MARKS, STYLE
 from shiftproof.report.layers import layers_figure, layers_table
 from shiftproof.report.plane import plane_figure
 from shiftproof.report.tables import ABSENT, Table, reference_name, with_interval
+from shiftproof.report.windows import hard_edge_tables
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
 
 Form = Callable[[float], str]
@@ -284,6 +285,7 @@ def diagnosis_tables(found: DiagnosisRecord) -> tuple[Table, ...]:
         tables.append(connectivity_table(path.connectivity, path.losses, *about, f"Connected? {path.name}"))
     tables += [calibration_table(found), robustness_table(found), group_measures_table(found)]
     tables += [layers_table(record) for record in found.layers]
+    tables += () if found.strong_edge is None else hard_edge_tables(found.strong_edge)
     tables.append(movement_table(found.movement))
     return tuple(table for table in tables if table is not None)
 

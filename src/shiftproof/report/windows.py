@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftproof.records import BackgroundStudy, MapExample, MeanRecord, StrongEdgeStudy, WindowExample
-from shiftproof.report.comparisons import per_cent, signed_points
+from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table
 
@@ -32,7 +32,7 @@ def clean_table(study: StrongEdgeStudy) -> Table:
     """Every model on the images without a window."""
     shown = [name for name in _CLEAN if any(name in windows["clean"].means for windows in study.models.values())]
     rows = [
-        (model, study.kinds[model], *(_cell(windows["clean"].means.get(name)) for name in shown))
+        (_name(model), study.kinds[model], *(_cell(windows["clean"].means.get(name)) for name in shown))
         for model, windows in study.models.items()
     ]
     header = ("model", "maps", *(_CLEAN[name] for name in shown))
@@ -43,7 +43,7 @@ def window_table(study: StrongEdgeStudy, place: str, edge: float) -> Table:
     """Every model under the windows of one place and edge, over contents and sizes."""
     some = [s for s in study.summaries if (s.place, s.edge) == (place, edge)]
     shown = ["area", *(name for name in _WINDOWED if name in some[0].means)]
-    rows = [(s.model, *((_points if name in _SIGNED else _cell)(s.means[name]) for name in shown)) for s in some]
+    rows = [(_name(s.model), *((_points if name in _SIGNED else _cell)(s.means[name]) for name in shown)) for s in some]
     note = (
         "Shares of the map's sum, drops in points. “Drawn there” is the map in the window minus the share of the clean "
         "image's map in the same place, in points. " + _note(study)
@@ -63,9 +63,16 @@ def contrast_table(study: StrongEdgeStudy, place: str, edge: float) -> Table | N
     if not some:
         return None
     shown = [name for name in _WINDOWED if name in some[0].means]
-    rows = [(f"{c.model} − {c.second}", *(_points(c.means[name]) for name in shown)) for c in some]
+    rows = [(f"{_name(c.model)} − {_name(c.second or '')}", *(_points(c.means[name]) for name in shown)) for c in some]
     title = f"Paired differences under {edge_name(edge)} windows {_PLACED[place]}, in points"
     return Table(title, ("models", *(_WINDOWED[name] for name in shown)), tuple(rows), _note(study))
+
+
+def hard_edge_tables(study: StrongEdgeStudy) -> tuple[Table, ...]:
+    """The models' tables and their differences, under windows with hard edges that do not lie over the object."""
+    kinds = [(place, edge) for place, edge in window_kinds(study) if place != "over" and edge == 0]
+    tables = [window_table(study, *kind) for kind in kinds] + [contrast_table(study, *kind) for kind in kinds]
+    return tuple(table for table in tables if table is not None)
 
 
 def strong_edge_verdict(study: StrongEdgeStudy) -> str:
@@ -159,6 +166,10 @@ def edge_name(edge: float) -> str:
     ('hard', 'soft 0.5')
     """
     return "hard" if edge == 0 else f"soft {edge:g}"
+
+
+def _name(model: str) -> str:
+    return MODEL_NAMES.get(model, model)
 
 
 def _show(axes: Axes, image: Any, caption: str, colour: str) -> None:
