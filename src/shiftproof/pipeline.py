@@ -40,7 +40,7 @@ from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.processes import joined_processes, said_by_main
-from shiftproof.quick_diagnosis import diagnose_kept
+from shiftproof.quick_diagnosis import diagnose_kept, resampled_of
 from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import render_report
 from shiftproof.runfile import RunFile, SuiteFile
@@ -177,7 +177,9 @@ class PathFiles:
         names = (path.reference, *path.shifts)
         correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
         natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
-        return compare_alphas(path, correct, natural or path.shifts, tolerance=tolerance)
+        found = {name: resampled_of(self.sets[name]).names for name in names}
+        clusters = {name: own for name, own in found.items() if own is not None}
+        return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
 
 
 @dataclass

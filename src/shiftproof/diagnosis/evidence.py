@@ -24,7 +24,7 @@ from shiftproof.evaluation.calibration import (
     fit_temperature,
     selective_accuracy,
 )
-from shiftproof.evaluation.intervals import contrast_interval, resampled_means, statistic_interval
+from shiftproof.evaluation.intervals import can_resample, contrast_interval, resampled_means, statistic_interval
 from shiftproof.evaluation.metrics import Scores, macro_f1, scores
 from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
@@ -110,8 +110,8 @@ class Correctness:
     def contrast(self, values: Mapping[str, NDArray[Any]], weights: Mapping[str, float]) -> Measured:
         """A weighted sum of sets' means with its interval, None where a set has one cluster alone."""
         value = sum(weight * float(values[name].mean()) for name, weight in weights.items())
-        counts = [len(np.unique(self.clusters[n])) if n in self.clusters else len(values[n]) for n in weights]
-        interval = contrast_interval(values, weights, self.clusters) if min(counts) > 1 else None
+        known = can_resample({name: values[name] for name in weights}, self.clusters)
+        interval = contrast_interval(values, weights, self.clusters) if known else None
         return Measured(value, interval)
 
     def difference(self, first: str, second: str, *sets: str) -> DifferenceRecord:

@@ -20,7 +20,7 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.ensembling.ensembles import TextPath, mixed_logits
 from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
-from shiftproof.evaluation.intervals import LEVEL, accuracy_interval
+from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, can_resample, contrast_interval
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, accuracy
 from shiftproof.evaluation.predictions import BATCH_SIZE, require_its_classes
 from shiftproof.models.classifier import Classifier, Network, require_same_task
@@ -40,7 +40,6 @@ Kept: TypeAlias = Callable[[float, str], int | None]
 _Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
 # The head's entries at an alpha, and what else ``TextPath`` tells.
 _Heads: TypeAlias = Callable[[float], tuple[dict[str, Tensor], float, dict[str, Tensor]]]
-_DRAWS = 2000
 
 
 def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
@@ -180,6 +179,7 @@ def compare_alphas(
     path: PathRecord,
     correct: Mapping[float, Mapping[str, NDArray[np.bool_]]],
     averaged: Sequence[str] | None = None,
+    clusters: Mapping[str, NDArray[np.str_]] | None = None,
     *,
     tolerance: float = 0.01,
     seed: int = 0,
@@ -187,7 +187,8 @@ def compare_alphas(
     """What each rule's alpha gives on every set, and its difference to alpha 0.5 with paired bootstrap intervals.
 
     ``correct[alpha][set]`` (N,) says which samples an alpha names right; ``averaged`` are the shifts whose mean is
-    told (else all). The oracles beside the rules take the alpha that is best on a set, or on that mean, and are marked.
+    told (else all). ``clusters[set]`` (N,) name what is resampled together, as in ``contrast_interval``. The oracles
+    beside the rules take the alpha that is best on a set, or on that mean, and are marked.
     Raises an InputError where alpha 0.5 is not on the path, or samples are missing.
 
     >>> points = [PathPoint(alpha, 0.5, {"photo": share}, {}) for alpha, share in ((0.5, 0.5), (1.0, 1.0))]
@@ -199,9 +200,14 @@ def compare_alphas(
     averaged = path.shifts if averaged is None else tuple(averaged)
     path.at(FIXED_ALPHA)
     _require_samples(path, correct)
-    records = tuple(
-        _rule_record(path, correct, averaged, choice, seed) for choice in _choices(path, averaged, tolerance)
-    )
+    choices = _choices(path, averaged, tolerance)
+    names = (path.reference, *path.shifts)
+    moved = {
+        alpha: {name: correct[alpha][name].astype(np.float64) - correct[FIXED_ALPHA][name] for name in names}
+        for alpha in {alpha for _, alpha, _ in choices}
+    }
+    told = {alpha: _differences(own, averaged, clusters, seed) for alpha, own in moved.items()}
+    records = tuple(_rule_record(path, averaged, choice, *told[choice[1]]) for choice in choices)
     return RulesRecord(path.reference, path.shifts, averaged, tolerance, LEVEL, records)
 
 
@@ -219,25 +225,41 @@ def _choices(path: PathRecord, averaged: Sequence[str], tolerance: float) -> lis
 
 def _rule_record(
     path: PathRecord,
-    correct: Mapping[float, Mapping[str, NDArray[np.bool_]]],
     averaged: Sequence[str],
     choice: tuple[str, float, str | None],
-    seed: int,
+    difference: Mapping[str, MeanRecord],
+    mean_difference: MeanRecord | None,
 ) -> RuleRecord:
     rule, alpha, of_set = choice
-    point, base = path.at(alpha), correct[FIXED_ALPHA]
-    sets = (path.reference, *path.shifts)
-    moved = {name: correct[alpha][name].astype(np.int8) - base[name].astype(np.int8) for name in sets}
+    point = path.at(alpha)
     return RuleRecord(
         rule=rule,
         alpha=alpha,
-        accuracy={name: point.accuracy[name] for name in sets},
-        difference={name: _difference([moved[name]], seed) for name in sets},
+        accuracy={name: point.accuracy[name] for name in (path.reference, *path.shifts)},
+        difference=difference,
         mean=_mean(point, averaged) if averaged else None,
-        mean_difference=_difference([moved[name] for name in averaged], seed) if averaged else None,
+        mean_difference=mean_difference,
         oracle=of_set is not None,
         set=of_set,
     )
+
+
+def _differences(
+    moved: Mapping[str, NDArray[np.float64]],
+    averaged: Sequence[str],
+    clusters: Mapping[str, NDArray[np.str_]] | None,
+    seed: int,
+) -> tuple[dict[str, MeanRecord], MeanRecord | None]:
+    """What (N,) moves of correctness (-1, 0, 1) come to on every set, and on the mean of some."""
+
+    def contrast(*names: str) -> MeanRecord:
+        weights, some = dict.fromkeys(names, 1 / len(names)), {name: moved[name] for name in names}
+        known = can_resample(some, clusters)
+        interval = contrast_interval(some, weights, clusters, seed=seed) if known else None
+        mean = sum(weight * float(moved[name].mean()) for name, weight in weights.items())
+        return MeanRecord(mean, interval, sum(map(len, some.values())))
+
+    return {name: contrast(name) for name in moved}, contrast(*averaged) if averaged else None
 
 
 def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: str) -> _Along:
@@ -333,20 +355,6 @@ def _measured(
 
 def _mean(point: PathPoint, sets: Sequence[str]) -> float:
     return sum(point.accuracy[name] for name in sets) / len(sets)
-
-
-def _difference(moved: Sequence[NDArray[np.int8]], seed: int) -> MeanRecord:
-    """The mean over sets of per-sample differences in correctness (-1, 0, 1), each set resampled by itself."""
-    generator, values, drawn = np.random.default_rng(seed), [], np.zeros(_DRAWS)
-    for signs in moved:
-        counts = np.bincount(signs + 1, minlength=3)
-        # N picks from three values are one multinomial draw: what bootstrap_interval does, in a thousandth of its time.
-        picked = generator.multinomial(len(signs), counts / len(signs), size=_DRAWS)
-        drawn += (picked[:, 2] - picked[:, 0]) / len(signs)
-        values.append(float(counts[2] - counts[0]) / len(signs))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn / len(moved), [tail, 1 - tail])
-    return MeanRecord(sum(values) / len(values), (float(low), float(high)), sum(map(len, moved)))
 
 
 def _require_samples(path: PathRecord, correct: Mapping[float, Mapping[str, NDArray[np.bool_]]]) -> None:

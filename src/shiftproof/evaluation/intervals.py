@@ -110,6 +110,16 @@ def contrast_interval(
     return float(low), float(high)
 
 
+def can_resample(values: Mapping[str, ArrayLike], clusters: Mapping[str, ArrayLike] | None = None) -> bool:
+    """Whether every set has the two clusters that resampling needs at least.
+
+    >>> can_resample({"photo": [0.5, 0.7]}), can_resample({"photo": [0.5, 0.7]}, {"photo": ["a", "a"]})
+    (True, False)
+    """
+    known = clusters or {}
+    return all(len(np.unique(known[name]) if name in known else np.asarray(own)) > 1 for name, own in values.items())
+
+
 def resampled_means(
     values: Mapping[str, ArrayLike],
     clusters: Mapping[str, ArrayLike] | None = None,

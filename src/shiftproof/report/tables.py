@@ -261,8 +261,10 @@ def _with_interval(accuracy: float, interval: tuple[float, float]) -> str:
 
 
 def _against_half(difference: MeanRecord | None, at: str = "") -> str:
-    if difference is None or difference.value is None or difference.interval is None:
+    if difference is None or difference.value is None:
         return ABSENT
+    if difference.interval is None:
+        return f"{signed_points(difference.value)}{at} (no interval)"
     low, high = map(signed_points, difference.interval)
     return f"{signed_points(difference.value)}{at} ({low} to {high})"
 
