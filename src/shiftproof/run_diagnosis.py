@@ -186,7 +186,9 @@ class _Diagnosis:
             )
             for name, model in self.models.items()
         }
-        return strong_edge_study(measured, tuple(itertools.combinations(MODELS, 2)), set_name=images.name, seed=seed)
+        return strong_edge_study(
+            measured, tuple(itertools.combinations(MODELS, 2)), set_name=self.suite.reference.name, seed=seed
+        )
 
     def trained(self, name: str, train: Callable[[], Classifier]) -> Classifier:
         """A classifier that the diagnosis trains, or the one that an earlier diagnosis of this run kept."""

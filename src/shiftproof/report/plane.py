@@ -31,7 +31,8 @@ def plane_figure(record: PlaneRecord, first_name: str = "first", second_name: st
     (columns, rows), error = record.axes, 100 * np.array(record.error)
     levels = MaxNLocator(_LEVELS).tick_values(error.min(), max(error.max(), error.min() + 1))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 1.2 + 4.7 * float(np.clip(np.ptp(rows) / np.ptp(columns), 0.3, 1.5))))
+        figure.set_layout_engine("constrained")
         axes = figure.subplots()
         drawn = axes.contourf(columns, rows, error, levels, cmap=_COLOURS)
         axes.contour(columns, rows, error, levels, colors="white", linewidths=0.5, alpha=0.6)
