@@ -483,10 +483,10 @@ def test_what_goes_together_is_resampled_together() -> None:
     path, correct = samples_of(CURVES, 100)
     views = {name: np.arange(100) // 5 for name in ("photos", "sketch", "clutter")}
     apart, together = (sp.compare_alphas(path, correct, clusters=own).rule("reference") for own in (None, views))
-    for name in views:
+    for name, own in views.items():
         moved = correct[1.0][name].astype(float) - correct[0.5][name]
         assert together.difference[name].interval == pytest.approx(
-            sp.bootstrap_interval(moved, views[name], draws=4000), abs=0.0201
+            sp.bootstrap_interval(moved, own, draws=4000), abs=0.0201
         )
         assert together.difference[name].value == apart.difference[name].value
     weights = {"sketch": 0.5, "clutter": 0.5}
