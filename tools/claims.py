@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from shiftproof.diagnosis_records import ConnectivityRecord, Measured
-from shiftproof.records import StrongEdgeStudy
+from shiftproof.records import MeanRecord, StrongEdgeStudy, WindowSummary
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import study_verdict
 from shiftproof.report.tables import with_interval
-from shiftproof.report.windows import strong_edge_verdict
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
 from shiftproof.storage import read_json
 from shiftproof.study_records import StudyRecord
@@ -33,8 +32,7 @@ def claim_sections(results: Path, benchmarks: Path) -> str:
         *_effective(runs),
         "### The hyper-parameters matter less for the ensemble",
         study_verdict(StudyRecord.from_json(read_json(results / "study-hyperparameters.json"))),
-        "### Hard edges are looked at, soft ones are not",
-        "\n".join(f"- {line}" for line in _strong_edges(results)),
+        *_strong_edges(results),
         "### No extra cost at inference",
         _cost(read_json(benchmarks / "inference.json")),
     ]
@@ -209,18 +207,50 @@ def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:
     )
     return [
         "### Effective robustness",
-        f"Points above what {len(known[runs[0].reference])} networks trained on the reference alone let expect (a "
-        f"line in logit "
-        f"space; they reach, on the reference and on sketch in per cent: {reached}). They lie far below the models "
-        f"here, so "
-        "that the line is extrapolated.",
+        f"Points above what {len(known[runs[0].reference])} networks trained on the reference alone, seed 0, let "
+        f"expect "
+        f"(a line in logit space; they reach, on the reference and on sketch in per cent: {reached}). None reaches the "
+        "reference accuracy of the models here, so the line is extrapolated; and under the shifts all are near chance, "
+        "so what is above it is close to the accuracy itself.",
         _markdown(("model", *shifts), rows),
     ]
 
 
 def _strong_edges(results: Path) -> list[str]:
-    study = StrongEdgeStudy.from_json(read_json(next(iter(sorted(results.glob("strong-edge-seed-*.json"))))))
-    return [line for line in strong_edge_verdict(study).splitlines() if "smoothmix" in line]
+    studies = [StrongEdgeStudy.from_json(read_json(path)) for path in sorted(results.glob("strong-edge-seed-*.json"))]
+    pairs = [(c.model, c.second or "") for c in _hard(studies[0]) if "smoothmix" in (c.second or "")]
+    measures = {
+        "map in the window": "window_share",
+        "newly drawn there": "share_drawn",
+        "accuracy lost": "accuracy_drop",
+    }
+    found = {(c.model, c.second, n): c.means for n, study in enumerate(studies) for c in _hard(study)}
+    rows = []
+    for first, second in pairs:
+        own = [found[first, second, n] for n in range(len(studies))]
+        cells = (_stacked(_mean_points(means[measure]) for means in own) for measure in measures.values())
+        rows.append((f"{first} − {second}", *cells))
+    intervals = [
+        found[first, second, n]["window_share"].interval for first, second in pairs for n in range(len(studies))
+    ]
+    more, less = (sum(1 for i in intervals if i and (i[0] > 0 if up else i[1] < 0)) for up in (True, False))
+    return [
+        "### Hard edges are looked at, soft ones are not",
+        f"Of {len(intervals)} comparisons (four pairs of networks, each of {len(studies)} seeds, under hard windows "
+        f"away "
+        f"from the object), the network trained with hard edges attends the window clearly more than the one trained "
+        f"with soft edges in {more}, and clearly less in {less}. Differences in points; more in "
+        "[the study](strong-edge.md).",
+        _markdown(("networks", *measures), rows),
+    ]
+
+
+def _hard(study: StrongEdgeStudy) -> list[WindowSummary]:
+    return [c for c in study.contrasts if (c.place, c.edge) == ("away", 0)]
+
+
+def _mean_points(mean: MeanRecord) -> str:
+    return "–" if mean.value is None else with_interval(Measured(mean.value, mean.interval), signed_points)
 
 
 def _cost(inference: dict[str, Any]) -> str:

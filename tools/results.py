@@ -400,10 +400,10 @@ def _take_diagnosis(folder: Path, seed: int) -> None:
     """A demo's diagnosis, without what the pages do not show, and its figures."""
     if (folder / "diagnosis.json").is_file():
         found = read_json(folder / "diagnosis.json")
-        found |= {"confidence": [], "by_class": [], "movement": []}
+        found |= {"confidence": [], "by_class": [], "movement": [], "strong_edge": None}
         write_json(RESULTS / f"diagnosis-seed-{seed}.json", found)
         if seed == 0:
-            for name in ("overrides", "connectivity", "layers-colour", "layers-sketch", "plane-colour", "plane-sketch"):
+            for name in ("overrides", "connectivity", "layers-sketch", "plane-sketch"):
                 if (figure := folder / "figures" / f"{name}.png").is_file():
                     shutil.copyfile(figure, ROOT / "docs" / "images" / f"diagnosis-{name}.png")
 
