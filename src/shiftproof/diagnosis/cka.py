@@ -14,7 +14,6 @@ from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 
 Floats = NDArray[np.float64]
-_ROWS = 4096
 _STILL = 1e-6  # of a layer's size; about 8 roundings of the float32 that networks work in
 
 
@@ -31,10 +30,9 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = False) -> float:
     1.0
     """
     first, second = _features(x), _features(y)
-    require_equal_length("the features", first, second)
     sums = CkaSums()
-    for start in range(0, len(first), _ROWS):
-        sums.add(first[start : start + _ROWS], second[start : start + _ROWS])
+    for one, other in _both(first, second):
+        sums.add(one, other)
     return sums.debiased() if debiased else sums.biased()
 
 
@@ -236,8 +234,8 @@ def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None
 
 
 def _both(first: Logits, second: Logits) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    require_equal_length("the outputs", range(first.shape[0]), range(second.shape[0]))
-    return zip(logit_blocks(first, _ROWS), logit_blocks(second, _ROWS), strict=True)
+    require_equal_length("the features", range(first.shape[0]), range(second.shape[0]))
+    return zip(logit_blocks(first), logit_blocks(second), strict=True)
 
 
 _PAIRS = ((0, 1), (0, 0), (1, 1))

@@ -41,7 +41,6 @@ from shiftproof.run_diagnosis_records import (
 
 COVERAGES = (0.5, 0.8)
 _EDGE = 1e-4
-_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def _scaled(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
     """(N,) confidences, rights and losses of logits divided by a temperature."""
     parts, start = [], 0
-    for block in logit_blocks(own.logits[model], _ROWS):
+    for block in logit_blocks(own.logits[model]):
         kept = scores(block / temperature, own.labels[start : start + len(block)])
         parts.append((kept.confidence, kept.prediction, -kept.log_probability.astype(np.float64)))
         start += len(block)

@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+ROWS = 1024  # of a block: at 1,000 classes eight megabytes in float64
+
 
 class RowBlocks(Protocol):
     """(N, K) logits that are read from the first row to the last, time and again: kept predictions."""
@@ -22,7 +24,7 @@ class RowBlocks(Protocol):
 Logits: TypeAlias = NDArray[np.floating] | RowBlocks
 
 
-def logit_blocks(logits: Logits, rows: int) -> Iterator[NDArray[np.floating]]:
+def logit_blocks(logits: Logits, rows: int = ROWS) -> Iterator[NDArray[np.floating]]:
     """The logits' rows in order, ``rows`` at a time; the last block may be smaller.
 
     >>> [len(block) for block in logit_blocks(np.eye(5), 2)]

@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.errors import InputError, require_at_least, require_between, require_equal_length
-from shiftproof.evaluation.blocks import Logits, logit_blocks
+from shiftproof.evaluation.blocks import ROWS, Logits, logit_blocks
 from shiftproof.evaluation.intervals import statistic_interval
 
 BINS = 15
 _TEMPERATURES = (0.01, 100.0)
-_ROWS = 1024
 _FITTED = 10_000  # samples that a temperature is fitted on, at most: it is one number
 
 
@@ -131,18 +130,31 @@ def fit_temperature(logits: Logits, labels: NDArray[np.integer]) -> float:
     require_equal_length("logits and labels", range(logits.shape[0]), labels)
     require_at_least("the number of samples", len(labels), 1)
     step = -(-len(labels) // _FITTED)
-    some = np.concatenate([block[::step] for block in logit_blocks(logits, step * _ROWS)])
-    if not np.isfinite(some).all():
-        raise InputError("a logit is not finite. The model's weights are broken.")
-    shifted = some.astype(np.float64) - some.max(1, keepdims=True)
-    true = shifted[np.arange(len(some)), labels[::step]]
+    some, named = _every(logits, step), labels[::step]
 
     def loss(log_temperature: float) -> float:
-        sharpness = np.exp(-log_temperature)
-        return float((np.log(np.exp(sharpness * shifted).sum(1)) - sharpness * true).mean())
+        blocks = enumerate(logit_blocks(some))
+        return sum(_loss(block, named[n * ROWS : (n + 1) * ROWS], np.exp(-log_temperature)) for n, block in blocks)
 
     low, high = np.log(_TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
+
+
+def _every(logits: Logits, step: int) -> NDArray[np.floating]:
+    """Every ``step``-th row, once all are finite; of the others nothing is held."""
+    rows, start = [], 0
+    for block in logit_blocks(logits):
+        if not np.isfinite(block).all():
+            raise InputError("a logit is not finite. The model's weights are broken.")
+        rows.append(block[-start % step :: step].copy())
+        start += len(block)
+    return np.concatenate(rows)
+
+
+def _loss(logits: NDArray[np.floating], labels: NDArray[np.integer], sharpness: float) -> float:
+    """The sum of the negative log-likelihoods of logits that are multiplied by ``sharpness``, in float64."""
+    shifted = sharpness * (logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return float((np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]).sum())
 
 
 def _bin_index(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int) -> NDArray[np.intp]:

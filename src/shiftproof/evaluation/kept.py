@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.errors import InputError, listed
-from shiftproof.evaluation.blocks import logit_blocks
+from shiftproof.evaluation.blocks import ROWS, logit_blocks
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.storage import atomically, write_atomically
 
 # What numpy and zipfile raise for files that are absent, cut, damaged or of other content.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-_ROWS = 4096
 Add: TypeAlias = Callable[[NDArray[np.float32]], None]
 
 
@@ -51,7 +50,7 @@ class KeptPredictions:
     groups: tuple[str, ...] | None
     shape: tuple[int, int]
 
-    def blocks(self, rows: int = _ROWS) -> Iterator[NDArray[np.float32]]:
+    def blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
         """The logits' rows in order, so many at a time; the last block may be smaller."""
         with _readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open("logits.npy") as stream:
             _read_header(stream)
@@ -109,7 +108,7 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
     """Writes ids, labels, logits and groups to an ``.npz`` without pickle."""
     shape = predictions.logits.shape
     with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
-        for block in logit_blocks(predictions.logits, _ROWS):
+        for block in logit_blocks(predictions.logits):
             add(block)
     return path
 
