@@ -224,6 +224,13 @@ def test_without_labels_what_needs_them_is_left_out() -> None:
     assert found.n == 30
 
 
+def test_what_always_holds_is_as_sure_as_its_clusters_are_many() -> None:
+    always, drawings = np.ones(12, dtype=bool), np.arange(12) // 3
+    assert agreement.measured_mean(always).interval == sp.accuracy_interval(12, 12)
+    assert agreement.measured_mean(~always, drawings).interval == sp.accuracy_interval(0, 4)
+    assert agreement.measured_mean(np.ones(12)).interval == (1.0, 1.0)  # a number that does not vary
+
+
 def test_one_sample_has_values_and_no_intervals() -> None:
     one, other = np.random.default_rng(4).normal(size=(2, 1, 3))
     found = sp.measure_agreement(one, other, np.array([0]))

@@ -72,6 +72,16 @@ def test_the_papers_sweeps_are_connected_and_their_gaps_come_out() -> None:
     assert round(100 * gaps["avg_shifts"], 1) == 0.5
 
 
+def test_the_lowest_point_lies_between_the_ends() -> None:
+    right = {alpha: np.arange(10) < count for alpha, count in ((0.0, 5), (0.3, 8), (0.6, 7), (1.0, 5))}
+    (found,) = sp.connectivity_of({alpha: {"photo": own} for alpha, own in right.items()})
+    alpha, height = found.lowest
+    assert (alpha, round(height.value, 9)) == (0.6, 0.2)
+    assert height.interval == sp.bootstrap_interval(right[0.6] - 0.4 * right[0.0] - 0.6 * right[1.0])
+    (ends,) = sp.connectivity_of({alpha: {"photo": right[alpha]} for alpha in (0.0, 1.0)})
+    assert ends.lowest[1].value == 0
+
+
 def test_intervals_are_paired() -> None:
     # Both ends are right on half of the samples, and the middle where either is: every sample's term is known.
     right = np.arange(400) % 2 == 0

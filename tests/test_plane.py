@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import shiftproof as sp
+from shiftproof.models.classifier import Network
 from shiftproof.report.plane import plane_figure
 
 CLASSES = ("lemon", "kiwifruit", "grapes", "red_apple")
@@ -79,6 +82,16 @@ def test_what_spans_no_plane_is_refused(models: tuple[sp.Classifier, ...], image
         sp.measure_plane(zero, first, sp.wise_ft(zero, first, 0.5), images)
     with pytest.raises(sp.InputError, match="steps is 1"):
         sp.measure_plane(zero, first, models[2], images, steps=1)
+
+
+def test_outputs_that_are_not_finite_are_errors(
+    models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = replace(images.subset(range(4)), labels=np.zeros(4, dtype=np.int64))  # the class that NaN names
+    monkeypatch.setattr(Network, "forward", lambda *_: torch.full((4, 3), torch.nan))
+    found = sp.measure_plane(*models, zeros, steps=2)
+    assert {point.error for point in found.points.values()} == {1.0}
+    assert found.loss == ((None, None), (None, None))
 
 
 def test_numbers_are_finite(models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet) -> None:

@@ -136,13 +136,48 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         expected = sp.effective_robustness(np.clip(reference, 1e-4, 1 - 1e-4), shift, line)
         assert record.effective.value == pytest.approx(float(expected))
     for content, said in {
-        "model,photos\na,1\n": "it needs",
+        "model,photos\na,1\n": "it needs one of 'sketch'",
+        "model,sketch\na,1\n": "it needs 'model' and 'photos'",
+        "model,photos,sketch\na,130,20\nb,10,20\n": "outside 0 to 1",
         "model,photos,sketch\na,0.1,much\nb,0.2,0.3\n": "no number",
         "model,photos,sketch\na,0.1,0.2\n": "needs two",
     }.items():
         table.write_text(content, encoding="utf-8")
         with pytest.raises(sp.InputError, match=said):
             sp.diagnose_run(run, (), baselines=table)
+    with pytest.raises(sp.InputError, match="Give one of the two"):
+        sp.diagnose_run(run, ("baselines",), baselines=table)
+    # A network that is right on nothing is left out; with one left there is no line.
+    table.write_text("model,photos,sketch\na,0.3,0.1\nb,0.6,0\nc,0.8,0.5\n", encoding="utf-8")
+    line = sp.fit_baseline((0.3, 0.8), (0.1, 0.5))
+    for record in sp.diagnose_run(run, (), baselines=table).robustness:
+        reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
+        expected = sp.effective_robustness(np.clip(reference, 1e-4, 1 - 1e-4), shift, line)
+        assert record.effective is not None and record.effective.value == pytest.approx(float(expected))
+    table.write_text("model,photos,sketch\na,0.3,0\nb,0.6,0\n", encoding="utf-8")
+    assert all(record.effective is None for record in sp.diagnose_run(run, (), baselines=table).robustness)
+
+
+def test_what_one_part_found_outlasts_the_failure_of_the_next(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_diagnosis, "measure_windows", failing)
+    with pytest.raises(KeyboardInterrupt):
+        sp.diagnose_run(run, ("layers", "strong-edge"))
+    found = sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    assert found.layers and found.strong_edge is None
+
+
+def test_a_shift_of_one_image_is_diagnosed(run: Path, tmp_path: Path) -> None:
+    asked = sp.RunFile.read(run / "run.yaml")
+    few = asked.model_copy(update={"limit": 1})
+    sp.run_pipeline(few, tmp_path / "few")
+    table = tmp_path / "baselines.csv"
+    table.write_text("model,photos,sketch\na,30,10\nb,60.0,30\n", encoding="utf-8")
+    found = sp.diagnose_run(tmp_path / "few", ("layers",), baselines=table)
+    assert found.layers == ()
+    assert all(record.effective is None or record.effective.interval is None for record in found.robustness)
 
 
 @given(st.integers(0, 10**6), st.integers(3, 9))

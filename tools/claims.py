@@ -79,14 +79,13 @@ def _robustness(runs: Sequence[DiagnosisRecord]) -> list[str]:
         ]
         return _stacked(with_interval(None if r is None else r.difference, signed_points) for r in records)
 
-    header = ("points", "reference", "mean of the natural shifts", "of the shifts")
+    header = ("points", "reference", "mean of the natural shifts")
     pairs = (("fine_tuned", "zero_shot"), ("ensemble", "fine_tuned"), ("ensemble", "zero_shot"))
     rows = [
         (
             f"{_shown(first)} − {_shown(second)}",
             moved(first, second, True),
             moved(first, second, False),
-            _each(runs, first, second),
         )
         for first, second in pairs
     ]
@@ -171,15 +170,17 @@ def _connectivity(runs: Sequence[DiagnosisRecord]) -> list[str]:
     failing = [record.set for record in own if record.clearly_under]
     touching = [record.set for record in own if not record.observation_1 and not record.clearly_under]
     better = [r.set for r in own if r.gain_interval is not None and r.gain_interval[0] > 0]
+    inner = sum(len(record.alphas) - 2 for record in own)
     parts = [
         "### The path is linearly connected",
         f"Over {len(runs)} seeds and {len(own)} paths (a set of a seed), observation 1, no alpha is under the line "
-        f"between the "
-        f"ends, fails clearly on {len(failing)} ({', '.join(failing) or 'none'}); on {len(touching)} more some alpha "
-        f"lies under "
+        f"between the ends, fails clearly on {len(failing)} ({', '.join(failing) or 'none'}; every one of {inner} "
+        f"alphas "
+        f"has an interval of its own, so that some lie there by chance); on {len(touching)} more some alpha lies under "
         f"it within its interval ({', '.join(touching) or 'none'}). Observation 2, some alpha is above both ends, "
-        f"holds clearly on "
-        f"{len(better)}. Between other models, the lowest height above the line, in points:",
+        f"holds "
+        f"clearly on {len(better)}, with the alpha that the set itself says is best. Between other models, the lowest "
+        "height above the line between the ends, in points:",
     ]
     rows = [
         (str(run.seed), path.name, *(_lowest(record) for record in path.connectivity))
@@ -202,16 +203,14 @@ def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:
             cells.append(_stacked(with_interval(None if r is None else r.effective, signed_points) for r in found))
         rows.append((_shown(model), *cells))
     known = runs[0].baselines
-    reached = ", ".join(
-        f"{per_cent(a)} and {per_cent(b)}" for a, b in zip(known[runs[0].reference], known["sketch"], strict=True)
-    )
+    most = {name: per_cent(max(known[name])) for name in (runs[0].reference, *shifts)}
     return [
         "### Effective robustness",
         f"Points above what {len(known[runs[0].reference])} networks trained on the reference alone, seed 0, let "
-        f"expect "
-        f"(a line in logit space; they reach, on the reference and on sketch in per cent: {reached}). None reaches the "
-        "reference accuracy of the models here, so the line is extrapolated; and under the shifts all are near chance, "
-        "so what is above it is close to the accuracy itself.",
+        f"expect (a line in logit space). In per cent they reach at most {most.pop(runs[0].reference)} on the "
+        f"reference, "
+        f"so that the line is extrapolated to the models here, and at most "
+        f"{', '.join(f'{value} on {name}' for name, value in most.items())}: what is above it is most of the accuracy.",
         _markdown(("model", *shifts), rows),
     ]
 
@@ -271,14 +270,6 @@ def _told_sets(run: DiagnosisRecord) -> tuple[str, ...]:
     return (run.reference, *_natural(run))
 
 
-def _each(runs: Sequence[DiagnosisRecord], first: str, second: str) -> str:
-    cells = []
-    for run in runs:
-        values = [d.difference.value for name in _natural(run) if (d := run.difference(first, second, name))]
-        cells.append(f"{signed_points(min(values))} to {signed_points(max(values))}")
-    return _stacked(cells)
-
-
 def _clear(record: Any, *, below: bool = False) -> bool:
     interval = record.difference.interval
     return interval is not None and (interval[1] < 0 if below else interval[0] > 0)
@@ -321,9 +312,7 @@ def _plain(value: float) -> str:
 
 
 def _lowest(record: ConnectivityRecord) -> str:
-    place = record.alphas.index(record.barrier_alpha)
-    interval = None if record.intervals is None else record.intervals[place]
-    return with_interval(Measured(record.above_line[place], interval), signed_points)
+    return with_interval(record.lowest[1], signed_points)
 
 
 def _shown(model: str) -> str:

@@ -390,9 +390,10 @@ def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
 def _show(record: RunRecord, out: Path) -> None:
     from shiftproof.console import print_table
     from shiftproof.report.comparisons import verdict
+    from shiftproof.report.page import read_diagnosis
     from shiftproof.report.tables import accuracy_table, group_table, transposed
 
-    print_table(transposed(accuracy_table(record)))
+    print_table(transposed(accuracy_table(record, read_diagnosis(out))))
     if groups := group_table(record):
         print_table(groups)
     print(verdict(record))

@@ -55,6 +55,13 @@ class ConnectivityRecord:
         return self.gain > 0
 
     @property
+    def lowest(self) -> tuple[float, Measured]:
+        """The alpha between the ends, or an end where there is none, at which the path is lowest over the line."""
+        inner = range(1, len(self.alphas) - 1) or range(len(self.alphas))
+        place = min(inner, key=lambda i: self.above_line[i])
+        return self.alphas[place], Measured(self.above_line[place], self.intervals[place] if self.intervals else None)
+
+    @property
     def clearly_under(self) -> tuple[float, ...]:
         """The alphas whose accuracy is under the line beyond its interval: where observation 1 fails for certain."""
         bounds = self.intervals or ()
@@ -171,13 +178,16 @@ class LayersRecord:
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """One model of a plane: its place, its error with a Clopper-Pearson interval, and its mean loss in nats."""
+    """One model of a plane: its place, its error with a Clopper-Pearson interval, and its mean loss in nats.
+
+    The loss is None where an output is not finite, which counts as an error.
+    """
 
     x: float
     y: float
     error: float
     interval: tuple[float, float]
-    loss: float
+    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -195,4 +205,4 @@ class PlaneRecord:
     points: Mapping[str, PlanePoint]
     error: tuple[tuple[float, ...], ...]
     intervals: tuple[tuple[tuple[float, float], ...], ...]
-    loss: tuple[tuple[float, ...], ...]
+    loss: tuple[tuple[float | None, ...], ...]

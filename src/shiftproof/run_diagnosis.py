@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from shiftproof.diagnosis.baselines import (
     train_baseline,
     train_from_scratch,
 )
+from shiftproof.diagnosis.cam import map_kind
 from shiftproof.diagnosis.cka import measure_cka
 from shiftproof.diagnosis.evidence import Correctness, find_robustness
 from shiftproof.diagnosis.layers import measure_layers
@@ -46,6 +47,7 @@ PARTS = ("layers", "strong-edge", "halves", "plane", "scratch", "baselines")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite
 # From random weights: eight epochs of as many draws of the training views, at the rate that the fine-tuning has.
 _SCRATCH_EPOCHS, _SCRATCH_LR, _DRAWS = 8, 2e-3, 8
+_LEAST = 4  # images that a debiased CKA needs
 Found = TypeVar("Found")
 
 
@@ -71,22 +73,30 @@ def diagnose_run(
     """
     for part in parts:
         require_choice("part", part, PARTS)
+    if baselines is not None and "baselines" in parts:
+        raise InputError("the part 'baselines' trains what the CSV of baselines holds. Give one of the two.")
     record = read_run(run)
     with locked(run):
         work = _Diagnosis.of(run, choose_device(device))
+        # What may be refused is looked at before anything takes long.
+        points = None if baselines is None else read_baselines(baselines, tuple(work.natural_sets()))
+        for model in work.models.values() if "strong-edge" in parts else ():
+            map_kind(model)
         found = work.timed(
             "kept", lambda: diagnose_kept(record, work.suite, work.kept(), work.models, work.scores.read)
         )
         found = replace(found, pairs=(*found.pairs, *work.timed("others", lambda: work.compare(_named(others)))))
-        found = work.extended(found, parts)
-        if baselines is not None or "baselines" in parts:
-            points = work.timed("baselines", lambda: work.baselines(baselines))
+        if "baselines" in parts:
+            points = work.timed("baselines", work.baselines)
+        if points is not None:
             known = Correctness.of(kept_evidence(work.suite, work.kept()))
             found = replace(found, robustness=find_robustness(known, record.reference, points), baselines=points)
-        found = replace(found, seconds=work.seconds)
-        write_json(run / "diagnosis.json", found.to_json())
+        whole = found
+        for extended in work.extensions(found, parts):
+            whole = replace(extended, seconds=work.seconds)
+            write_json(run / "diagnosis.json", whole.to_json())
         render_report([run])
-    return found
+    return whole
 
 
 @dataclass
@@ -151,12 +161,15 @@ class _Diagnosis:
                     pairs.append(PairRecord(model, other, name, agreement, cka))
         return tuple(pairs)
 
-    def extended(self, found: DiagnosisRecord, parts: Sequence[str]) -> DiagnosisRecord:
-        """The record with the parts that run or train models."""
+    def extensions(self, found: DiagnosisRecord, parts: Sequence[str]) -> Iterator[DiagnosisRecord]:
+        """The record, and then again after each part that runs or trains models, so that none is lost to the next."""
+        yield found
         if "layers" in parts:
             found = replace(found, layers=self.timed("layers", self.layers))
+            yield found
         if "strong-edge" in parts:
             found = replace(found, strong_edge=self.timed("strong-edge", self.strong_edge))
+            yield found
         if {"halves", "plane"} & set(parts):
             ends = self.timed(
                 "halves", lambda: [self.trained(name, self.half(which)) for which, name in enumerate(HALVES)]
@@ -168,14 +181,15 @@ class _Diagnosis:
                 "path between halves", lambda: self.path("two fine-tunings, of two halves", first, second)
             )
             found = replace(found, other_paths=(*found.other_paths, path))
+            yield found
             if "plane" in parts:
                 found = replace(found, planes=self.timed("plane", lambda: self.planes(first, second)))
+                yield found
         if "scratch" in parts:
             names = ("scratch 1", "scratch 2")
             nets = self.timed("scratch", lambda: [self.trained(name, self.scratch(i)) for i, name in enumerate(names)])
             path = self.timed("path of scratch", lambda: self.path("two networks from random weights", *nets))
-            found = replace(found, other_paths=(*found.other_paths, path))
-        return found
+            yield replace(found, other_paths=(*found.other_paths, path))
 
     def strong_edge(self) -> StrongEdgeStudy:
         """How much of their maps the three models put into pasted windows, on some images of the reference."""
@@ -217,11 +231,9 @@ class _Diagnosis:
         train = joined([draw.reference.train.relabelled(suite.classes) for draw in draws], "train")
         return replace(suite, reference=replace(suite.reference, train=train))
 
-    def baselines(self, given: Path | None) -> dict[str, tuple[float, ...]]:
-        """The accuracies on every natural set of models trained on the reference only, trained now or read."""
+    def baselines(self) -> dict[str, tuple[float, ...]]:
+        """The accuracies on every natural set of models that are trained on the reference only."""
         sets = self.natural_sets()
-        if given is not None:
-            return read_baselines(given, tuple(sets))
         lines = [",".join(["model", *sets])]
         for wanted in BASELINES:
             model = self.trained(f"baseline {wanted.name}", self.baseline(wanted))
@@ -274,6 +286,7 @@ class _Diagnosis:
         return tuple(
             replace(measure_layers(*ends, images, device=self.device), set=name)
             for name, images in self.some_images().items()
+            if len(images) >= _LEAST
         )
 
 

@@ -123,13 +123,21 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}). Write it anew or restore it.") from error
 
 
+def read_header(path: Path) -> tuple[str, ...]:
+    """The names of a CSV file's columns, none where it is empty; an error names the file."""
+    if not path.is_file():
+        raise InputError(f"the file {path} does not exist. Check the path.")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return tuple(next(csv.reader(file), ()))
+
+
 def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Columns of a CSV file with a header, every field filled; an error names file, columns or row.
 
     Those of the ``optional`` columns that the file has follow the others in every row.
     """
     if not path.is_file():
-        raise InputError(f"the file {path} does not exist. Check the path after 'csv:'.")
+        raise InputError(f"the file {path} does not exist. Check the path.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)

@@ -270,13 +270,21 @@ def measured_mean(
 ) -> Measured:
     """The mean of (N,) samples with its 95 % bootstrap interval, which is None where there is one cluster alone.
 
+    Of cases that are all true, or all false, nothing can be resampled: then Clopper-Pearson's, over the clusters.
+
     >>> measured_mean(np.array([True])).interval is None
     True
     """
     require_at_least("the number of samples", len(samples), 1)
     names = range(len(samples)) if clusters is None else np.unique(np.asarray(clusters))
-    interval = bootstrap_interval(samples, clusters) if len(names) > 1 else None
-    return Measured(float(samples.mean()) if value is None else value, interval)
+    mean = float(samples.mean())
+    if len(names) < 2:
+        interval = None
+    elif samples.dtype == bool and mean in (0, 1):
+        interval = accuracy_interval(round(mean * len(names)), len(names))
+    else:
+        interval = bootstrap_interval(samples, clusters)
+    return Measured(mean if value is None else value, interval)
 
 
 def _compared(first: NDArray[np.floating], second: NDArray[np.floating]) -> tuple[NDArray[Any], ...]:
@@ -306,9 +314,8 @@ def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:
     value = float(cases.mean())
     if groups is None:
         return Measured(value, accuracy_interval(int(cases.sum()), len(cases)))
-    if len(np.unique(groups)) < 2:
-        return Measured(value, (0.0, 1.0))
-    return Measured(value, bootstrap_interval(cases, groups))
+    found = measured_mean(cases, groups)
+    return found if found.interval else Measured(value, (0.0, 1.0))
 
 
 def _consistency(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:

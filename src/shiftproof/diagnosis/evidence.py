@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +149,8 @@ def find_robustness(
     """Every model's gap to the reference under every shift, and its accuracy there beyond the fine-tuned model's.
 
     ``baselines`` are the accuracies of models trained on the reference only, by set: with them, effective robustness on
-    the shifts that they were measured on.
+    the shifts that they were measured on. Models of accuracy 0 or 1 are left out; where fewer than two remain, it is
+    None.
     """
     return tuple(
         RobustnessRecord(
@@ -157,7 +158,9 @@ def find_robustness(
             shift,
             gap=known.contrast(known.right[model], {reference: 1.0, shift: -1.0}),
             relative=None if model == "fine_tuned" else known.difference(model, "fine_tuned", shift).difference,
-            effective=_effective(known, model, reference, shift, baselines) if shift in (baselines or {}) else None,
+            effective=_effective(known, model, reference, shift, baselines)
+            if baselines and shift in baselines
+            else None,
         )
         for shift in known.right["zero_shot"]
         if shift != reference
@@ -170,12 +173,19 @@ def _effective(
     model: str,
     reference: str,
     shift: str,
-    baselines: Mapping[str, Sequence[float]] | None,
-) -> Measured:
+    baselines: Mapping[str, Sequence[float]],
+) -> Measured | None:
     sets = {name: known.right[model][name] for name in (reference, shift)}
-    line = ((baselines or {})[reference], (baselines or {})[shift])
+    pairs = zip(baselines[reference], baselines[shift], strict=True)
+    # A network that is right on nothing, or on everything, has no place on the scale.
+    usable = [pair for pair in pairs if min(pair) > 0 and max(pair) < 1]
+    line = [pair[0] for pair in usable], [pair[1] for pair in usable]
+    if len(set(line[0])) < 2:
+        return None
     on_reference = float(np.clip(sets[reference].mean(), _EDGE, 1 - _EDGE))
     value = float(effective_robustness(on_reference, sets[shift].mean(), fit_baseline(*line)))
+    if not can_resample(sets, known.clusters):
+        return Measured(value, None)
     drawn = resampled_means(sets, known.clusters, draws=1000)
     return Measured(value, effective_interval((drawn[reference], drawn[shift]), line))
 
@@ -189,9 +199,17 @@ def _by_class(own: SetEvidence, model: str) -> ClassesRecord:
     named, n = named_classes(own.logits[model]), len(own.labels)
     several = n > 1 if own.clusters is None else len(np.unique(own.clusters)) > 1
     value = macro_f1(named, own.labels)
-    interval = statistic_interval(lambda w: macro_f1(named, own.labels, w), n, own.clusters) if several else None
+    interval = _share_interval(lambda w: macro_f1(named, own.labels, w), n, own.clusters) if several else None
     group, worst = _worst_group(named == own.labels, own) if own.groups else (None, None)
     return ClassesRecord(model, own.name, Measured(value, interval), group, worst)
+
+
+def _share_interval(
+    share: Callable[[NDArray[np.float64]], float], n: int, clusters: NDArray[np.str_] | None
+) -> tuple[float, float]:
+    """The interval of what lies between 0 and 1."""
+    low, high = statistic_interval(share, n, clusters)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measured]:
@@ -209,7 +227,7 @@ def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measu
     clusters = None if own.clusters is None or np.array_equal(own.clusters, np.asarray(own.groups)) else own.clusters
     several = len(right) > 1 if clusters is None else len(np.unique(clusters)) > 1
     least = lambda weights: float(np.nanmin(accuracies(weights)))  # noqa: E731
-    interval = statistic_interval(least, len(right), clusters) if several else None
+    interval = _share_interval(least, len(right), clusters) if several else None
     return str(names[worst]), Measured(float(found[worst]), interval)
 
 

@@ -127,7 +127,7 @@ def _enclosing(corners: Sequence[float], steps: int, margin: float) -> tuple[flo
 
 def _measuring(
     models: Sequence[Classifier], images: ImageSet, device: str
-) -> Callable[[Sequence[float]], tuple[int, float]]:
+) -> Callable[[Sequence[float]], tuple[int, float | None]]:
     """From shares of the models' weights to the errors and the mean loss of their mixture, in one working copy."""
     networks = [model.network_on(device) for model in models]
     working = deepcopy(networks[0])
@@ -135,20 +135,24 @@ def _measuring(
     moving = [name for name, entry in inside.items() if entry.is_floating_point()]
     batches = [b.to(device) for b in evaluation_batches(images, models[0].preprocessing, BATCH_SIZE)]
 
-    def measure(shares: Sequence[float]) -> tuple[int, float]:
+    def measure(shares: Sequence[float]) -> tuple[int, float | None]:
         with torch.inference_mode():
             for name in moving:
                 combine([entry[name] for entry in entries], shares, out=inside[name])
+                if name.endswith("running_var"):
+                    inside[name].clamp_(min=0)  # beyond the models a line may leave what a variance can be
             return _errors_and_loss(working, batches, images)
 
     return measure
 
 
-def _errors_and_loss(network: Network, batches: Sequence[Tensor], images: ImageSet) -> tuple[int, float]:
+def _errors_and_loss(network: Network, batches: Sequence[Tensor], images: ImageSet) -> tuple[int, float | None]:
     logits = np.concatenate([network(batch).float().cpu().numpy() for batch in batches])
+    if not (whole := np.isfinite(logits).all(1)).all():  # weights far from all models may give numbers beyond float32
+        return int((~whole | (logits.argmax(1) != images.labels)).sum()), None
     own = log_probabilities(logits)[np.arange(len(images)), images.labels]
     return int((logits.argmax(1) != images.labels).sum()), -float(own.mean())
 
 
-def _point(place: tuple[float, float], wrong: int, loss: float, n: int) -> PlanePoint:
+def _point(place: tuple[float, float], wrong: int, loss: float | None, n: int) -> PlanePoint:
     return PlanePoint(*place, error=wrong / n, interval=accuracy_interval(wrong, n), loss=loss)

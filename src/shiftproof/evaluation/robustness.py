@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
+from shiftproof.errors import InputError, listed, require_between, require_choice, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL
-from shiftproof.storage import read_rows
+from shiftproof.storage import read_header, read_rows
 
 SCALES = ("logit", "probit")
 _EDGE = 1e-4
@@ -100,9 +100,18 @@ def effective_interval(
 def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """The accuracies of models that were trained on the reference only, by set, from a CSV: ``model,SET,SET,...``.
 
-    One row a model, one column for each of ``sets``, in fractions or, where any is above 1, all in per cent; further
-    columns are left alone. For ImageNet such a table is the ImageNet testbed's (Taori et al. 2020).
+    One row a model; a column for the first of ``sets``, the reference, and for those of the others that were measured;
+    in fractions or, where any is above 1, all in per cent. Further columns are left alone. For ImageNet such a table is
+    the ImageNet testbed's (Taori et al. 2020).
     """
+    known = read_header(path)
+    measured = [name for name in sets[1:] if name in known]
+    if sets[1:] and not measured:
+        raise InputError(
+            f"{path} has the columns {listed(known)}; beside 'model' and {sets[0]!r} it needs one of "
+            f"{listed(sets[1:])} at least."
+        )
+    sets = [sets[0], *measured]
     rows = read_rows(path, ("model", *sets))
     try:
         numbers = np.array([[float(cell) for cell in cells] for _, *cells in rows])
@@ -111,6 +120,8 @@ def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ..
     if len(rows) < 2:
         raise InputError(f"{path} holds {len(rows)} model(s); a line needs two at least.")
     numbers = numbers / 100 if numbers.max() > 1 else numbers
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        raise InputError(f"{path} holds an accuracy outside 0 to 1, or 0 to 100 per cent. Mend the table.")
     return {name: tuple(column.tolist()) for name, column in zip(sets, numbers.T, strict=True)}
 
 

@@ -76,6 +76,15 @@ def resampling_note(clusters: Mapping[str, str]) -> str:
     return f"In brackets {100 * LEVEL:g} % bootstrap intervals over {kinds}."
 
 
+def _rate_note(clusters: Mapping[str, str]) -> str:
+    """What the intervals of shares of disagreements are: those of single images are exact."""
+    exact = f"{100 * LEVEL:g} % Clopper-Pearson intervals over images"
+    kinds = set(clusters.values())
+    if kinds == {"sample"}:
+        return f"In brackets {exact}."
+    return resampling_note(clusters) + (f" Where images stand for themselves, {exact}." if "sample" in kinds else "")
+
+
 def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "") -> Table:
     """How much two models differ, a row for every set."""
     rows = []
@@ -114,7 +123,7 @@ def override_table(overrides: Mapping[str, FollowedRecord], clusters: Mapping[st
     note = (
         "In per cent of the images on which the two disagree; who is right plays no part. The last column: of the "
         "images that "
-        "the ensemble wins over fine-tuned, the share that zero-shot gets wrong, too. " + resampling_note(clusters)
+        "the ensemble wins over fine-tuned, the share that zero-shot gets wrong, too. " + _rate_note(clusters)
     )
     header = ("set", "disagreements", "zero-shot prevails", "fine-tuned prevails", "neither", "gained beyond both")
     return Table("Whom the ensemble follows", header, rows, note)
@@ -129,7 +138,7 @@ def right_override_table(
         for name, followed in overrides.items()
         for who, own in ((MODEL_NAMES.get(right, right), part) for right, part in followed.by_right.items())
     )
-    note = "In per cent of those disagreements. " + resampling_note(clusters)
+    note = "In per cent of those disagreements. " + _rate_note(clusters)
     header = ("set", "who was right", "disagreements", "zero-shot prevails", "fine-tuned prevails")
     return Table("Whom the ensemble follows, by who was right", header, rows, note) if rows else None
 
@@ -165,7 +174,7 @@ def connectivity_table(
     rows = tuple(
         (
             _shown(own.set, reference),
-            _at(_height(own), own.barrier_alpha),
+            _at(with_interval(own.lowest[1], signed_points), own.lowest[0]),
             with_interval(Measured(own.barrier_over_mean, own.mean_interval)),
             _at(with_interval(Measured(own.gain, own.gain_interval), signed_points), own.best_alpha),
             _verdict(own),
@@ -180,7 +189,8 @@ def connectivity_table(
         "third the "
         "best alpha's gain over the better end, which was found by reading the set. Observation 1 (no alpha is under "
         "the "
-        "line) fails where an interval lies under 0. Losses are in nats. " + resampling_note(clusters)
+        "line) fails where an interval lies under 0; every alpha has its own, so of many some lie there by chance. "
+        "Losses are in nats. " + resampling_note(clusters)
     )
     return Table(title, (*header, *(["highest loss above the line"] if losses else [])), rows, note)
 
@@ -246,6 +256,8 @@ def group_measures_table(found: DiagnosisRecord) -> Table:
     measures = ("macro F1", "worst group")
     header = ("set", *(f"{measure}, {MODEL_NAMES[model]}" for measure in measures for model in MODELS))
     note = "In per cent; macro F1 over the classes that are present. " + resampling_note(found.clusters)
+    if any(c.worst_group and found.clusters[c.set] == "group" for c in found.by_class):
+        note += " That of the worst group resamples images, for a group left out would have no accuracy."
     return Table("Beyond plain accuracy", header, tuple(rows), note)
 
 
@@ -378,12 +390,6 @@ def _shown(name: str, reference: str) -> str:
 def _tested(difference: Measured, p: float | None) -> str:
     shown = with_interval(difference, signed_points)
     return shown if p is None else f"{shown[:-1]}; p {'< 0.001' if p < 0.001 else f'{p:.3f}'})"
-
-
-def _height(own: ConnectivityRecord) -> str:
-    place = own.alphas.index(own.barrier_alpha)
-    interval = None if own.intervals is None else own.intervals[place]
-    return with_interval(Measured(own.above_line[place], interval), signed_points)
 
 
 def _loss_height(own: LossRecord) -> str:
