@@ -213,8 +213,10 @@ def test_the_linearised_samples_have_the_measure_as_their_mean(drawn: tuple[list
     complement = sp.kappa_complement(one, other)
     samples = agreement._linearised(complement, named_by[0] == named_by[1], *named_by, one.shape[1])
     assert samples.mean() == pytest.approx(complement, abs=1e-9)
-    value, samples = agreement._consistency(*(side == labels for side in named_by))
-    assert samples.mean() == pytest.approx(value, abs=1e-9)
+    right = [(side == labels).astype(np.int64) for side in named_by]
+    complement, most = agreement._kappa_complement(*right, 2)
+    assert agreement._linearised(complement, right[0] == right[1], *right, 2).mean() == pytest.approx(complement)
+    assert most is None or complement <= most + 1e-12
 
 
 def test_without_labels_what_needs_them_is_left_out() -> None:
@@ -228,7 +230,26 @@ def test_what_always_holds_is_as_sure_as_its_clusters_are_many() -> None:
     always, drawings = np.ones(12, dtype=bool), np.arange(12) // 3
     assert agreement.measured_mean(always).interval == sp.accuracy_interval(12, 12)
     assert agreement.measured_mean(~always, drawings).interval == sp.accuracy_interval(0, 4)
-    assert agreement.measured_mean(np.ones(12)).interval == (1.0, 1.0)  # a number that does not vary
+    # Of a number that does not vary: what is known of its bounds.
+    assert agreement.measured_mean(np.ones(12)).interval is None
+    low, high = agreement.measured_mean(np.zeros(12), bounds=(-1, 1)).interval or (0, 0)
+    assert (-low, high) == (sp.accuracy_interval(0, 12)[1],) * 2
+
+
+def test_models_that_always_agree_are_not_known_to_do_so_for_ever() -> None:
+    logits, labels = np.random.default_rng(5).normal(size=(20, 3)), np.arange(20) % 3
+    found = sp.measure_agreement(logits, logits, labels)
+    unseen = sp.accuracy_interval(0, 20)[1]
+    for measured, value in (
+        (found.disagreement, 0.0),
+        (found.kappa_complement, 0.0),
+        (found.prediction_diversity, 0.0),
+        (found.error_consistency, 1.0),
+    ):
+        assert measured is not None and measured.value == value and measured.interval is not None
+        low, high = measured.interval
+        assert high - low >= unseen and low <= value <= high
+    assert found.kl_forward == sp.Measured(0.0, None)
 
 
 def test_one_sample_has_values_and_no_intervals() -> None:

@@ -113,6 +113,10 @@ def test_what_is_given_stays_as_it_is() -> None:
     [
         (np.ones((9, 2)), np.random.default_rng(0).normal(size=(9, 2)), "the first features do not vary"),
         (np.random.default_rng(0).normal(size=(9, 2)), np.zeros((9, 2)), "the second features do not vary"),
+        *(
+            (np.full((n, 5), 0.1), np.random.default_rng(0).normal(size=(n, 5)), "the first features do not vary")
+            for n in (33, 100)  # of which the rounding of a tenth leaves something
+        ),
         (np.zeros((9, 2)), np.zeros((8, 2)), "must be equally many"),
         (np.zeros((1, 2)), np.zeros((1, 2)), "two at least"),
         (np.zeros(9), np.zeros(9), r"must be \(N, P\)"),
@@ -123,6 +127,15 @@ def test_what_is_given_stays_as_it_is() -> None:
 def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
         sp.linear_cka(x, y)
+
+
+@pytest.mark.parametrize("n", [33, 100])
+def test_the_rounding_of_a_constant_is_no_variation(n: int) -> None:
+    still = np.full((n, 5), 0.1)
+    for x, which in ((still, "first"), (features(5, n, (5, 5))[0], "second")):
+        with pytest.raises(sp.InputError, match=f"the {which} features do not vary"):
+            sp.linear_cka(x, still, debiased=True)
+    assert sp.measure_cka(still, features(5, n, (5, 5))[0]) == sp.CkaRecord(n, None, None)
 
 
 def test_too_few_samples_and_other_widths_are_refused() -> None:

@@ -22,7 +22,7 @@ from shiftproof.diagnosis.evidence import (
     find_temperatures,
 )
 from shiftproof.evaluation.calibration import confident_share
-from shiftproof.evaluation.metrics import scores
+from shiftproof.evaluation.metrics import Scores, scores
 from shiftproof.records import MODELS
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -102,9 +102,79 @@ def test_an_interval_lies_around_a_statistic_that_resampling_biases() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.floats(0, 1))
 def test_the_most_confident_are_at_least_so_many(tenths: list[int], coverage: float) -> None:
     confidence = np.array(tenths) / 10
-    sure = confident_share(confidence, coverage)
-    assert sure.sum() >= max(round(coverage * len(tenths)), 1)
-    assert not sure.any() or sure.all() or confidence[sure].min() > confidence[~sure].max()
+    weights = confident_share(confidence, coverage)
+    assert weights.sum() == pytest.approx(max(round(coverage * len(tenths)), 1))
+    parts = weights[(weights > 0) & (weights < 1)]
+    assert len(set(parts.tolist())) <= 1 and len(set(confidence[(weights > 0) & (weights < 1)].tolist())) <= 1
+    assert not (weights == 0).any() or confidence[weights > 0].min() > confidence[weights == 0].max()
+
+
+def test_accuracy_among_ties_lies_inside_its_interval() -> None:
+    # Half of the samples share the edge's confidence and are all wrong; those above are all right.
+    right = np.arange(100) < 40
+    confidence = np.where(np.arange(100) < 40, 0.9, 0.5).astype(np.float32)
+    labels = np.zeros(100, np.int64)
+    kept = Scores(np.where(right, 0, 1), confidence, confidence, np.log(confidence), confidence)
+    own = sp.SetEvidence("photo", labels, {}, {0.5: kept})
+    (record,) = find_confidence([own])
+    measured = record.selective["0.5"]
+    assert measured.value == pytest.approx(0.8) and measured.interval is not None
+    assert measured.interval[0] < 0.8 < measured.interval[1] <= 1
+    # By hand: the share's weights stay with the samples, which are drawn with replacement.
+    weights, generator = confident_share(confidence, 0.5), np.random.default_rng(3)
+    sure = np.flatnonzero(weights)
+    drawn = [generator.choice(sure, size=len(sure)) for _ in range(2000)]
+    expected = np.quantile([(weights[rows] @ right[rows]) / weights[rows].sum() for rows in drawn], [0.025, 0.975])
+    assert measured.interval == pytest.approx(tuple(expected), abs=0.03)
+
+
+def test_few_samples_that_are_all_alike_make_nobody_sure() -> None:
+    own = evidence("photo", n=5)
+    always = {model: 9 * np.eye(4, dtype=np.float32)[own.labels] for model in MODELS}
+    along = {alpha: scores(always["zero_shot"], own.labels) for alpha in ALPHAS}
+    alike = sp.SetEvidence("photo", own.labels, always, along, ["g"] * 2 + ["h"] * 3)
+    known = Correctness.of([alike])
+    unseen = sp.accuracy_interval(0, 5)[1]
+    for record in find_differences(known, ()):
+        assert record.difference == sp.Measured(0.0, (-unseen, unseen))
+    for classes in find_by_class([alike]):
+        assert classes.macro_f1.interval == pytest.approx((1 - unseen, 1))
+        assert classes.worst_accuracy is not None  # of two samples in the smaller group
+        assert classes.worst_accuracy.interval == pytest.approx((sp.accuracy_interval(2, 2)[0], 1))
+    for confidence in find_confidence([alike]):
+        assert confidence.selective["0.8"].interval == pytest.approx((1 - unseen, 1))  # one confidence: all share it
+        assert confidence.calibration_error.interval is None and confidence.nll.interval is None
+    (pair, *_) = find_pairs([alike])
+    assert pair.agreement.kappa_complement.interval is not None and pair.agreement.kappa_complement.interval[1] > unseen
+    # One set alone that is all alike widens a mean over sets by its part.
+    other = evidence("sketch", n=60)
+    both = Correctness.of([alike, other])
+    values = {name: both.right["zero_shot"][name] for name in ("photo", "sketch")}
+    found, narrow = (
+        both.contrast(values, {"photo": 0.5, "sketch": 0.5}).interval,
+        sp.contrast_interval(values, {"photo": 0.5, "sketch": 0.5}),
+    )
+    assert found == pytest.approx((narrow[0] - unseen / 2, narrow[1]))
+
+
+@given(st.floats(-1, 1), st.integers(1, 500))
+def test_an_interval_of_what_is_all_alike_lies_within_the_bounds(value: float, n: int) -> None:
+    low, high = sp.alike_interval(value, n, (-1.0, 1.0))
+    assert -1 - 1e-12 <= low <= value <= high <= 1 + 1e-12
+    wider = sp.alike_interval(value, n, (-2.0, 2.0))
+    assert wider[0] <= low and high <= wider[1]
+    with pytest.raises(sp.InputError, match="must lie within its bounds"):
+        sp.alike_interval(3.0, n, (-1.0, 1.0))
+
+
+def test_a_resample_without_a_set_s_drawings_does_not_make_its_mean_sure() -> None:
+    # Two drawings of a hundred are in the small set: most resamples hold one of them alone, or none.
+    values = {"small": np.array([0.0, 1.0]), "large": np.zeros(100)}
+    names = {"small": np.arange(2), "large": np.arange(100)}
+    drawn = sp.resampled_means(values, names, draws=4000)["small"]
+    assert set(np.unique(drawn[(drawn == 0) | (drawn == 1)])) == {0.0, 1.0}
+    # None is drawn in 13 % of the resamples; with the whole set's mean there, 0.5 would come in 31 %, not 24 %.
+    assert np.mean(drawn == 0.5) < 0.275
 
 
 def test_differences_hold_the_plain_ones_with_corrected_tests() -> None:

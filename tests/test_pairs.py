@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import shiftproof as sp
 from shiftproof.cli import app
+from shiftproof.diagnosing import DiagnosisFile
 from shiftproof.evaluation.metrics import scores
 from shiftproof.pair_diagnosis import PairFile, compare_agreement, compare_path, compare_weights
 
@@ -77,6 +78,13 @@ def test_what_needs_no_labels_is_the_same_without_them(models: dict[str, Path], 
         compare_path(asked(models, folders, "zero tuned", unlabelled=folders / "met"))
     with pytest.raises(sp.InputError, match=r"--data and --unlabelled"):
         asked(models, folders, data="emoji", unlabelled=folders / "met")
+    for others in ({"data": "emoji"}, {"unlabelled": folders / "met"}):
+        with pytest.raises(sp.InputError, match=r"--shift is of --suite"):
+            asked(models, folders, shift="sketch", **{"data": None, **others})
+    with pytest.raises(sp.InputError, match=r"--shift is of an embedded suite"):
+        DiagnosisFile(shift="sketch", data="emoji")
+    with pytest.raises(sp.InputError, match=r"zer holds no classifier\.json"):
+        compare_agreement(replace(asked(models, folders), models=(f"{models['zero']}/../zer", str(models["zero"]))))
     with pytest.raises(sp.InputError, match="holds no image"):
         compare_agreement(asked(models, folders, unlabelled=models["zero"]))
     with pytest.raises(sp.InputError, match="do not name the classes"):

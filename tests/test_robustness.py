@@ -184,6 +184,14 @@ def test_a_task_vector_points_its_own_way() -> None:
     assert everything.share == 1 and everything.distance == pytest.approx(sp.weight_distance(zero, one), rel=1e-6)
 
 
+def test_batch_norm_s_running_statistics_are_no_movement() -> None:
+    zero = {"bn.weight": torch.ones(3), "bn.running_mean": torch.zeros(3), "bn.running_var": torch.ones(3)}
+    still = sp.measure_movement(
+        zero, {**zero, "bn.running_mean": torch.full((3,), 9.0), "bn.running_var": torch.zeros(3)}
+    )
+    assert [(record.layer, record.distance, record.share) for record in still] == [("bn", 0.0, 0.0)]
+
+
 def test_models_of_two_architectures_do_not_move() -> None:
     with pytest.raises(sp.IncompatibleWeightsError, match="scale"):
         sp.measure_movement(state(0), {name: entry for name, entry in state(1).items() if name != "scale"})

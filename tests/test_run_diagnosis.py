@@ -51,6 +51,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+def read(run: Path) -> sp.DiagnosisRecord:
+    return sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
@@ -79,7 +83,7 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
 
 
 def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_diagnosis, "_SCRATCH_EPOCHS", 1)
+    monkeypatch.setattr(run_diagnosis, "_SCRATCH", replace(run_diagnosis._SCRATCH, epochs=1))
     answer = CliRunner().invoke(
         app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
     )
@@ -103,9 +107,46 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     again = sp.diagnose_run(run, ("halves",), others=[run / "diagnosis" / "half-1"])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert any((pair.first, pair.second) == ("fine_tuned", "half-1") for pair in again.pairs)
+    # What was not asked for again is there as it was; what was is there once.
+    assert (again.layers, again.strong_edge, again.planes) == (found.layers, found.strong_edge, found.planes)
+    assert again.other_paths == found.other_paths
+    assert len({(pair.first, pair.second, pair.set) for pair in again.pairs}) == len(again.pairs)
+    sp.run_pipeline(sp.RunFile.read(run / "run.yaml"), run, resume=True)
+    assert read(run).layers == found.layers and read(run).other_paths == found.other_paths
+    # Networks of another training are not taken for those that are asked for.
+    card = run / "diagnosis" / "half-1" / "classifier.json"
+    card.write_text(card.read_text(encoding="utf-8").replace('"epochs": 2', '"epochs": 3'), encoding="utf-8")
+    with pytest.raises(sp.InputError, match=r"half-1 holds a network.*Delete that folder"):
+        sp.diagnose_run(run, ("halves",))
     # A run may be overwritten with all that its diagnosis trained.
     sp.run_pipeline(sp.RunFile.read(run / "run.yaml"), run, overwrite=True)
     assert not (run / "diagnosis").exists()
+
+
+def test_what_was_found_of_other_models_is_forgotten(run: Path) -> None:
+    known = sp.diagnose_run(run, ("layers",))
+    assert known.layers and (run / "figures" / "layers-sketch.png").is_file()
+    mine = run / "figures" / "mine.png"
+    mine.write_bytes(b"mine")
+    shutil.rmtree(run / "fine_tuned")
+    shutil.copytree(run / "ensemble", run / "fine_tuned")
+    assert sp.diagnose_run(run, ()).layers == ()
+    assert not (run / "figures" / "layers-sketch.png").exists() and mine.is_file()
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(run_diagnosis, "diagnose_kept", never)
+    with pytest.raises(sp.InputError, match="is no classifier|does not exist|no classifier"):
+        sp.diagnose_run(run, (), others=[run / "nothing"])
+    fruit = sp.zero_shot_classifier(sp.load_clip("tiny"), sp.ClassSpace.from_ids(["lemon", "plum"]))
+    with pytest.raises(sp.InputError, match="plum"):
+        sp.diagnose_run(run, (), others=[sp.save_classifier(fruit, run.parent / "fruit")])
+    monkeypatch.setattr("shiftproof.diagnosis.baselines.TINY_SIZES", {**TINY_SIZES, "whole": "another"})
+    with pytest.raises(sp.InputError, match=r"not the tiny tower.*--baselines"):
+        sp.diagnose_run(run, ("baselines",))
 
 
 def test_wrong_questions_are_answered(run: Path, tmp_path: Path) -> None:
@@ -133,7 +174,7 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
     for record in found.robustness:
         assert record.effective is not None and record.effective.interval is not None
         reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
-        expected = sp.effective_robustness(np.clip(reference, 1e-4, 1 - 1e-4), shift, line)
+        expected = sp.effective_robustness(sp.on_scale(reference, 18), shift, line)
         assert record.effective.value == pytest.approx(float(expected))
     for content, said in {
         "model,photos\na,1\n": "it needs one of 'sketch'",
@@ -141,20 +182,21 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         "model,photos,sketch\na,130,20\nb,10,20\n": "outside 0 to 1",
         "model,photos,sketch\na,0.1,much\nb,0.2,0.3\n": "no number",
         "model,photos,sketch\na,0.1,0.2\n": "needs two",
+        "model,photos,sketch\na,0.3,10\nb,0.6,20\n": "photos in fractions and another set in per cent",
     }.items():
         table.write_text(content, encoding="utf-8")
         with pytest.raises(sp.InputError, match=said):
             sp.diagnose_run(run, (), baselines=table)
     with pytest.raises(sp.InputError, match="Give one of the two"):
         sp.diagnose_run(run, ("baselines",), baselines=table)
-    # A network that is right on nothing is left out; with one left there is no line.
+    # A network that is right on nothing counts as right on half an image.
     table.write_text("model,photos,sketch\na,0.3,0.1\nb,0.6,0\nc,0.8,0.5\n", encoding="utf-8")
-    line = sp.fit_baseline((0.3, 0.8), (0.1, 0.5))
+    line = sp.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.5 / 18, 0.5))
     for record in sp.diagnose_run(run, (), baselines=table).robustness:
         reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
-        expected = sp.effective_robustness(np.clip(reference, 1e-4, 1 - 1e-4), shift, line)
+        expected = sp.effective_robustness(sp.on_scale(reference, 18), shift, line)
         assert record.effective is not None and record.effective.value == pytest.approx(float(expected))
-    table.write_text("model,photos,sketch\na,0.3,0\nb,0.6,0\n", encoding="utf-8")
+    table.write_text("model,photos,sketch\na,0.3,0.1\nb,0.3,0.2\n", encoding="utf-8")  # no line
     assert all(record.effective is None for record in sp.diagnose_run(run, (), baselines=table).robustness)
 
 

@@ -11,7 +11,7 @@ from shiftproof.records import MeanRecord, StrongEdgeStudy, WindowSummary
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import study_verdict
 from shiftproof.report.tables import with_interval
-from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
+from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
 from shiftproof.storage import read_json
 from shiftproof.study_records import StudyRecord
 
@@ -202,15 +202,15 @@ def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:
             found = [next((r for r in run.robustness if (r.model, r.shift) == (model, shift)), None) for run in runs]
             cells.append(_stacked(with_interval(None if r is None else r.effective, signed_points) for r in found))
         rows.append((_shown(model), *cells))
-    known = runs[0].baselines
-    most = {name: per_cent(max(known[name])) for name in (runs[0].reference, *shifts)}
+    known, reference = runs[0].baselines, runs[0].reference
+    most = {name: per_cent(max(known[name])) for name in (reference, *shifts)}
     return [
         "### Effective robustness",
-        f"Points above what {len(known[runs[0].reference])} networks trained on the reference alone, seed 0, let "
-        f"expect (a line in logit space). In per cent they reach at most {most.pop(runs[0].reference)} on the "
-        f"reference, "
-        f"so that the line is extrapolated to the models here, and at most "
-        f"{', '.join(f'{value} on {name}' for name, value in most.items())}: what is above it is most of the accuracy.",
+        f"Points above what {len(known[reference])} networks trained on the reference alone, with the first seed, let "
+        "expect (a line in logit space; an accuracy of 0 counts as half an image). In per cent they reach at most "
+        f"{most.pop(reference)} on the reference and "
+        f"{', '.join(f'{value} on {name}' for name, value in most.items())}: where the models here are beyond that, "
+        "the line is extrapolated, and most of their accuracy lies above it.",
         _markdown(("model", *shifts), rows),
     ]
 
@@ -235,7 +235,8 @@ def _strong_edges(results: Path) -> list[str]:
     more, less = (sum(1 for i in intervals if i and (i[0] > 0 if up else i[1] < 0)) for up in (True, False))
     return [
         "### Hard edges are looked at, soft ones are not",
-        f"Of {len(intervals)} comparisons (four pairs of networks, each of {len(studies)} seeds, under hard windows "
+        f"Of {len(intervals)} comparisons ({len(pairs)} pairs of networks, each of {len(studies)} seeds, under hard "
+        f"windows "
         f"away "
         f"from the object), the network trained with hard edges attends the window clearly more than the one trained "
         f"with soft edges in {more}, and clearly less in {less}. Differences in points; more in "
@@ -270,13 +271,13 @@ def _told_sets(run: DiagnosisRecord) -> tuple[str, ...]:
     return (run.reference, *_natural(run))
 
 
-def _clear(record: Any, *, below: bool = False) -> bool:
-    interval = record.difference.interval
+def _clear(record: DifferenceRecord | None, *, below: bool = False) -> bool:
+    interval = None if record is None else record.difference.interval
     return interval is not None and (interval[1] < 0 if below else interval[0] > 0)
 
 
-def _reaches_zero(record: Any) -> bool:
-    return not _clear(record, below=True)
+def _reaches_zero(record: DifferenceRecord | None) -> bool:
+    return record is not None and not _clear(record, below=True)
 
 
 def _above(first: Measured | None, second: Measured | None) -> bool:

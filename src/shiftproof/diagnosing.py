@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import ImageSet, joined, spread_over_classes, with_masks
 from shiftproof.data.suites import Reference, ShiftSuite, load_data, load_suite
 from shiftproof.diagnosis.backgrounds import measure_backgrounds
-from shiftproof.diagnosis.baselines import train_from_scratch
+from shiftproof.diagnosis.baselines import require_trained_so, train_from_scratch
 from shiftproof.diagnosis.strong_edge import WindowMeasurements, measure_windows, strong_edge_study, window_examples
 from shiftproof.diagnosis.windows import Window, WindowSettings
 from shiftproof.errors import InputError, listed, require_at_least, require_choice
@@ -45,6 +44,7 @@ _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
 # What --overwrite may delete, and what is written last.
 _WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
 _RESULTS = {"strong_edge.json", "backgrounds.json"}
+_OTHER_OUT = "Choose another --out, or add --overwrite to train anew."
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class DiagnosisFile:
     def __post_init__(self) -> None:
         require_choice("head", self.head, HEADS)
         require_at_least("the number of images", self.images, 2)
+        if self.data is not None and self.shift is not None:
+            raise InputError("--shift is of an embedded suite, and --data names other images. Give one of the two.")
 
 
 def run_strong_edge(
@@ -189,20 +191,8 @@ def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: 
             if not (folder / "classifier.json").is_file():
                 save_classifier(train(mixed), folder)
             networks[folder.name] = load_classifier(folder)
-            _require_of_study(networks[folder.name], suite, mixed, asked.seed, folder)
+            require_trained_so(networks[folder.name], suite.classes, mixed, asked.seed, folder, _OTHER_OUT)
     return networks
-
-
-def _require_of_study(
-    network: Classifier, suite: ShiftSuite, settings: FinetuneSettings, seed: int, folder: Path
-) -> None:
-    """Raises an InputError where a network that was there already is of another seed, suite or setting."""
-    trained = network.training.get("seed"), network.training.get("settings"), network.classes.ids
-    if trained != (seed, json.loads(json.dumps(asdict(settings))), suite.classes.ids):
-        raise InputError(
-            f"{folder} holds a network that was trained with another seed, suite or setting. "
-            "Choose another --out, or add --overwrite to train anew."
-        )
 
 
 def _study_pairs() -> list[tuple[str, str]]:

@@ -93,7 +93,15 @@ class Measured:
 
     def negative(self) -> Measured:
         """The number with its sign turned, and its interval."""
-        return Measured(-self.value, None if self.interval is None else (-self.interval[1], -self.interval[0]))
+        return self._moved(0.0)
+
+    def one_minus(self) -> Measured:
+        """1 minus the number, and its interval."""
+        return self._moved(1.0)
+
+    def _moved(self, start: float) -> Measured:
+        interval = None if self.interval is None else (start - self.interval[1], start - self.interval[0])
+        return Measured(start - self.value, interval)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +10,8 @@ from pathlib import Path
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import ImageSet, spread_over_classes, unlabelled_set
 from shiftproof.data.suites import load_data, load_suite
-from shiftproof.diagnosis.agreement import measure_agreement, measure_overrides
-from shiftproof.diagnosis.cka import measure_cka
+from shiftproof.diagnosis.agreement import measure_overrides
+from shiftproof.diagnosis.evidence import pairs_of
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.diagnosis.strong_edge import map_examples
@@ -23,11 +23,10 @@ from shiftproof.diagnosis_records import (
     MovementRecord,
 )
 from shiftproof.errors import InputError, require_choice
-from shiftproof.evaluation.predictions import predict
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier
-from shiftproof.pipeline import choose_device
+from shiftproof.pipeline import choose_device, kept_logits
 from shiftproof.quick_diagnosis import find_path, resampled_of
 from shiftproof.records import MapExample
 from shiftproof.run_diagnosis_records import PairRecord
@@ -56,6 +55,8 @@ class PairFile:
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
             raise InputError("--data and --unlabelled both name images. Give one of the two.")
+        if self.shift is not None and (self.data is not None or self.unlabelled is not None):
+            raise InputError("--shift is of --suite, beside which other images are named. Give one of the two.")
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,11 @@ def compare_agreement(asked: PairFile) -> PairAgreement:
         labels = None if images.labels.min() < 0 else images.labels
         resampled = resampled_of(images)
         kinds[name], clusters = resampled.kind, resampled.names
-        logits = {model: predict(classifier, images, device=device).logits for model, classifier in models.items()}
-        known = list(logits)
-        pairs += [
-            PairRecord(
-                one,
-                other,
-                name,
-                measure_agreement(logits[one], logits[other], labels, clusters),
-                measure_cka(logits[one], logits[other], clusters),
-            )
-            for one, other in itertools.combinations(known, 2)
-        ]
-        if len(known) == 3:
-            first, second, third = logits.values()
-            overrides[name] = measure_overrides(first, second, third, labels, clusters)
+        with kept_logits(models, images, device=device) as logits:
+            pairs += pairs_of(logits, name, labels, clusters)
+            if len(logits) == 3:
+                first, second, third = logits.values()
+                overrides[name] = measure_overrides(first, second, third, labels, clusters)
     return PairAgreement(tuple(pairs), overrides, kinds)
 
 
@@ -142,6 +133,8 @@ def _models(asked: PairFile) -> dict[str, Classifier]:
     known = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(asked)
     found: dict[str, Classifier] = {}
     for number, name in enumerate(asked.models, 1):
+        if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
+            raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
         classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, asked.seed), known, asked.prompts)
         short = Path(name).absolute().name if name in loaded else name
         short = f"{Path(name).absolute().parent.name}-{short}" if short in found and name in loaded else short

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.processes import joined_processes, said_by_main
 from shiftproof.quick_diagnosis import diagnose_kept, resampled_of
 from shiftproof.records import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
-from shiftproof.report.page import render_report
+from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runfile import RunFile, SuiteFile
 from shiftproof.sampling import write_maps, write_samples
 from shiftproof.storage import locked, read_json, write_json, write_text
@@ -352,9 +353,9 @@ class _Run:
         files = self.along_path(suite)
         if rules := files.rules(path, suite, self.asked.alpha_tolerance):
             write_json(self.out / "rules.json", rules.to_json())
-        write_json(
-            self.out / "diagnosis.json", diagnose_kept(record, suite, predictions, classifiers, files.read).to_json()
-        )
+        earlier = earlier_diagnosis(self.out)
+        found = diagnose_kept(record, suite, predictions, classifiers, files.read, earlier=earlier)
+        write_json(self.out / "diagnosis.json", found.to_json())
         write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
         write_maps(suite, classifiers, self.out / "maps", seed=self.asked.seed, device=self.device)
         render_report([self.out])
@@ -382,6 +383,18 @@ def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, de
     with _writing(images, file) as add:
         for logits in predict_batches(classifier, images, device=device):
             add(logits)
+
+
+@contextlib.contextmanager
+def kept_logits(
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
+) -> Iterator[dict[str, KeptPredictions]]:
+    """Several classifiers' logits on a set, in files that are gone after the block: none is held in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
+        for name, classifier in classifiers.items():
+            keep_predictions(classifier, images, files[name], device=device)
+        yield {name: open_predictions(file) for name, file in files.items()}
 
 
 def _writing(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:

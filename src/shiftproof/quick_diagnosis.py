@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof import progress
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import SHIFT_KINDS, VALIDATION, ShiftSuite
 from shiftproof.diagnosis.connectivity import connectivity_of, measure_connectivity, measure_loss_connectivity
@@ -29,7 +31,7 @@ from shiftproof.ensembling.path import sweep_scores
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.kept import KeptPredictions
 from shiftproof.evaluation.metrics import Scores
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.records import RunRecord
 from shiftproof.run_diagnosis_records import DiagnosisRecord
 
@@ -70,12 +72,20 @@ def diagnose_kept(
     predictions: Mapping[str, Mapping[str, KeptPredictions]],
     classifiers: Mapping[str, Classifier],
     read_scores: Callable[[float, str], Scores],
+    *,
+    baselines: Mapping[str, Sequence[float]] | None = None,
+    earlier: DiagnosisRecord | None = None,
 ) -> DiagnosisRecord:
     """Everything that a run's kept predictions and weights tell.
 
     ``predictions[model][set]`` are the logits on every set, validation too, ``read_scores`` gives the compact scores of
-    an alpha on a set.
+    an alpha on a set. ``baselines`` are the accuracies of models trained on the reference only, by set. From an
+    ``earlier`` diagnosis of the same models on the same sets comes all that it found beyond this.
     """
+    models = {model: fingerprint(classifier) for model, classifier in classifiers.items()}
+    same = earlier is not None and (earlier.models, earlier.sets) == (models, (run.reference, *run.shifts))
+    if earlier is not None and same and baselines is None:
+        baselines = earlier.baselines
     evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
     validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
     known = Correctness.of(evidence)
@@ -84,7 +94,26 @@ def diagnose_kept(
     losses = {a: {own.name: -own.along[a].log_probability for own in evidence} for a in run.path.alphas}
     clusters = {own.name: own.clusters for own in evidence if own.clusters is not None}
     whole = {0.0, 1.0} <= set(run.path.alphas)  # a path without its ends has no line between them
-    return DiagnosisRecord(
+    ends = (classifiers[model].state_dict() for model in ("zero_shot", "fine_tuned"))
+    measures: dict[str, Callable[[], Any]] = {
+        "pairs": lambda: find_pairs(evidence),
+        "overrides": lambda: find_overrides(evidence),
+        "connectivity": lambda: measure_connectivity(run.path, right, clusters) if whole else (),
+        "losses": lambda: measure_loss_connectivity(losses, clusters) if whole else (),
+        "differences": lambda: find_differences(known, means),
+        "averages": lambda: find_averages(known, means),
+        "by_class": lambda: find_by_class(evidence),
+        "confidence": lambda: find_confidence(evidence),
+        "temperatures": lambda: find_temperatures(evidence, validation),
+        "robustness": lambda: find_robustness(known, run.reference, baselines),
+        "movement": lambda: measure_movement(*ends),
+    }
+    measured = {}
+    for done, (name, measure) in enumerate(measures.items(), 1):
+        measured[name] = measure()
+        progress.report("diagnose", done, len(measures))
+    resampled = {name: resampled_of(images) for name, images in suite.test_sets.items()}
+    found = DiagnosisRecord(
         suite=run.suite,
         reference=run.reference,
         shifts=run.shifts,
@@ -92,19 +121,16 @@ def diagnose_kept(
         seed=run.seed,
         alpha=run.alpha,
         level=LEVEL,
-        clusters={name: resampled_of(images).kind for name, images in suite.test_sets.items()},
-        pairs=find_pairs(evidence),
-        overrides=find_overrides(evidence),
-        connectivity=measure_connectivity(run.path, right, clusters) if whole else (),
-        losses=measure_loss_connectivity(losses, clusters) if whole else (),
-        differences=find_differences(known, means),
-        averages=find_averages(known, means),
-        by_class=find_by_class(evidence),
-        confidence=find_confidence(evidence),
-        temperatures=find_temperatures(evidence, validation),
-        robustness=find_robustness(known, run.reference),
-        movement=measure_movement(classifiers["zero_shot"].state_dict(), classifiers["fine_tuned"].state_dict()),
+        clusters={name: own.kind for name, own in resampled.items()},
+        cluster_counts={
+            name: len(suite.test_sets[name] if own.names is None else np.unique(own.names))
+            for name, own in resampled.items()
+        },
+        models=models,
+        baselines={name: tuple(accuracies) for name, accuracies in (baselines or {}).items()},
+        **measured,
     )
+    return found.beside(earlier) if earlier is not None and same else found
 
 
 def kept_evidence(

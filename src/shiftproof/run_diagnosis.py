@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
 from shiftproof.data.sets import ImageSet, joined, spread_over_classes
 from shiftproof.data.suites import ShiftSuite, load_suite
-from shiftproof.diagnosis.agreement import measure_agreement
 from shiftproof.diagnosis.baselines import (
     BASELINES,
     BaselineSettings,
     finetune_half,
+    half_settings,
+    require_tiny,
+    require_trained_so,
     train_baseline,
     train_from_scratch,
 )
 from shiftproof.diagnosis.cam import map_kind
-from shiftproof.diagnosis.cka import measure_cka
-from shiftproof.diagnosis.evidence import Correctness, find_robustness
+from shiftproof.diagnosis.evidence import Correctness, find_robustness, pairs_of
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.plane import measure_plane
 from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
@@ -33,20 +34,30 @@ from shiftproof.evaluation.kept import KeptPredictions, open_predictions
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.predictions import predict
 from shiftproof.evaluation.robustness import read_baselines
+from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.hardware import LoopSettings
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.pipeline import PathFiles, choose_device, keep_predictions, require_same_samples, suite_of
+from shiftproof.pipeline import (
+    PathFiles,
+    choose_device,
+    keep_predictions,
+    kept_logits,
+    require_same_samples,
+    suite_of,
+)
 from shiftproof.quick_diagnosis import diagnose_kept, find_path, kept_evidence, resampled_of
-from shiftproof.records import MODELS, StrongEdgeStudy
-from shiftproof.report.page import read_run, render_report
+from shiftproof.records import MODELS, RunRecord, StrongEdgeStudy
+from shiftproof.report.page import earlier_diagnosis, read_run, render_report
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, OtherPathRecord, PairRecord
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, write_json, write_text
 
 PARTS = ("layers", "strong-edge", "halves", "plane", "scratch", "baselines")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite
-# From random weights: eight epochs of as many draws of the training views, at the rate that the fine-tuning has.
-_SCRATCH_EPOCHS, _SCRATCH_LR, _DRAWS = 8, 2e-3, 8
+# From random weights, end to end whatever the run's recipe; on as many draws of an embedded suite's training views.
+_SCRATCH = FinetuneSettings(epochs=8, lr=2e-3, batch_size=128, warmup_steps=20)
+_DRAWS = 8
 _LEAST = 4  # images that a debiased CKA needs
 Found = TypeVar("Found")
 
@@ -69,7 +80,8 @@ def diagnose_run(
     several sizes on the reference alone, for effective robustness. The CSV ``baselines`` (``model,SET,...``) holds
     accuracies in their place; other seeds of a run may take ``RUN/diagnosis/baselines.csv``. What is trained is kept in
     ``RUN/diagnosis`` and not trained again. ``others`` are further fine-tuned classifiers of the same classes, compared
-    with zero-shot and with fine-tuned.
+    with zero-shot and with fine-tuned. What an earlier diagnosis of the same models found stays in ``diagnosis.json``
+    where it is not asked for again. Raises an InputError before anything is run where a part cannot be done.
     """
     for part in parts:
         require_choice("part", part, PARTS)
@@ -80,23 +92,26 @@ def diagnose_run(
         work = _Diagnosis.of(run, choose_device(device))
         # What may be refused is looked at before anything takes long.
         points = None if baselines is None else read_baselines(baselines, tuple(work.natural_sets()))
+        named = {name: other.in_order_of(work.suite.classes) for name, other in _named(others).items()}
         for model in work.models.values() if "strong-edge" in parts else ():
             map_kind(model)
-        found = work.timed(
-            "kept", lambda: diagnose_kept(record, work.suite, work.kept(), work.models, work.scores.read)
-        )
-        found = replace(found, pairs=(*found.pairs, *work.timed("others", lambda: work.compare(_named(others)))))
         if "baselines" in parts:
-            points = work.timed("baselines", work.baselines)
-        if points is not None:
-            known = Correctness.of(kept_evidence(work.suite, work.kept()))
-            found = replace(found, robustness=find_robustness(known, record.reference, points), baselines=points)
-        whole = found
-        for extended in work.extensions(found, parts):
-            whole = replace(extended, seconds=work.seconds)
+            require_tiny(work.models["zero_shot"])
+        whole = found = work.timed("kept", lambda: work.from_kept(record, points))
+        for extended in work.extensions(found, parts, named):
+            whole = replace(extended, seconds={**found.seconds, **work.seconds})
             write_json(run / "diagnosis.json", whole.to_json())
         render_report([run])
     return whole
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How a classifier is trained, and what does it."""
+
+    settings: FinetuneSettings
+    seed: int
+    train: Callable[[], Classifier]
 
 
 @dataclass
@@ -147,23 +162,32 @@ class _Diagnosis:
             keep_predictions(self.models[model], images, file, device=self.device)
         return open_predictions(file)
 
+    def from_kept(self, record: RunRecord, points: Mapping[str, Sequence[float]] | None) -> DiagnosisRecord:
+        """What the kept predictions tell, beside what an earlier diagnosis found."""
+        kept, earlier = self.kept(), earlier_diagnosis(self.run)
+        return diagnose_kept(record, self.suite, kept, self.models, self.scores.read, baselines=points, earlier=earlier)
+
     def compare(self, others: Mapping[str, Classifier]) -> tuple[PairRecord, ...]:
         """Further classifiers with zero-shot and with fine-tuned, on every set."""
-        known, pairs = self.kept(), []
+        known = self.kept()
+        pairs: list[PairRecord] = []
         for other, classifier in others.items():
-            aligned = classifier.in_order_of(self.suite.classes)
             for name, images in self.suite.test_sets.items():
                 clusters = resampled_of(images).names
-                logits = predict(aligned, images, device=self.device).logits
-                for model in ("zero_shot", "fine_tuned"):
-                    agreement = measure_agreement(known[model][name], logits, images.labels, clusters)
-                    cka = measure_cka(known[model][name], logits, clusters)
-                    pairs.append(PairRecord(model, other, name, agreement, cka))
+                with kept_logits({other: classifier}, images, device=self.device) as logits:
+                    for model in ("zero_shot", "fine_tuned"):
+                        two = {model: known[model][name], other: logits[other]}
+                        pairs += pairs_of(two, name, images.labels, clusters)
         return tuple(pairs)
 
-    def extensions(self, found: DiagnosisRecord, parts: Sequence[str]) -> Iterator[DiagnosisRecord]:
+    def extensions(
+        self, found: DiagnosisRecord, parts: Sequence[str], others: Mapping[str, Classifier]
+    ) -> Iterator[DiagnosisRecord]:
         """The record, and then again after each part that runs or trains models, so that none is lost to the next."""
         yield found
+        if others:
+            found = found.with_pairs(self.timed("others", lambda: self.compare(others)))
+            yield found
         if "layers" in parts:
             found = replace(found, layers=self.timed("layers", self.layers))
             yield found
@@ -176,11 +200,10 @@ class _Diagnosis:
             )
             first, second = ends
             pairs = self.timed("pair of halves", lambda: self.pair_of_halves(first, second))
-            found = replace(found, pairs=(*found.pairs, *pairs))
             path = self.timed(
                 "path between halves", lambda: self.path("two fine-tunings, of two halves", first, second)
             )
-            found = replace(found, other_paths=(*found.other_paths, path))
+            found = found.with_pairs(pairs).with_path(path)
             yield found
             if "plane" in parts:
                 found = replace(found, planes=self.timed("plane", lambda: self.planes(first, second)))
@@ -189,7 +212,12 @@ class _Diagnosis:
             names = ("scratch 1", "scratch 2")
             nets = self.timed("scratch", lambda: [self.trained(name, self.scratch(i)) for i, name in enumerate(names)])
             path = self.timed("path of scratch", lambda: self.path("two networks from random weights", *nets))
-            yield replace(found, other_paths=(*found.other_paths, path))
+            found = found.with_path(path)
+            yield found
+        if "baselines" in parts:
+            points = self.timed("baselines", self.baselines)
+            known = Correctness.of(kept_evidence(self.suite, self.kept()))
+            yield replace(found, robustness=find_robustness(known, found.reference, points), baselines=points)
 
     def strong_edge(self) -> StrongEdgeStudy:
         """How much of their maps the three models put into pasted windows, on some images of the reference."""
@@ -204,23 +232,36 @@ class _Diagnosis:
             measured, tuple(itertools.combinations(MODELS, 2)), set_name=self.suite.reference.name, seed=seed
         )
 
-    def trained(self, name: str, train: Callable[[], Classifier]) -> Classifier:
+    def trained(self, name: str, wanted: _Training) -> Classifier:
         """A classifier that the diagnosis trains, or the one that an earlier diagnosis of this run kept."""
         folder = self.run / "diagnosis" / name.replace(" ", "-")
         if not (folder / "classifier.json").is_file():
-            save_classifier(train(), folder)
-        return load_classifier(folder)
+            save_classifier(wanted.train(), folder)
+        found = load_classifier(folder)
+        remedy = "Delete that folder to train it anew."
+        require_trained_so(found, self.suite.classes, wanted.settings, wanted.seed, folder, remedy)
+        return found
 
-    def half(self, which: int) -> Callable[[], Classifier]:
+    def half(self, which: int) -> _Training:
         """Fine-tunes as the run did, on one half of the reference."""
         start, asked = self.models["zero_shot"], self.asked
-        return lambda: finetune_half(start, self.suite, asked.finetune, which, seed=asked.seed, device=self.device)
+        return _Training(
+            half_settings(asked.finetune),
+            asked.seed,
+            lambda: finetune_half(start, self.suite, asked.finetune, which, seed=asked.seed, device=self.device),
+        )
 
-    def scratch(self, number: int) -> Callable[[], Classifier]:
+    def scratch(self, number: int) -> _Training:
         """Trains the run's architecture on the reference alone, from random weights; each number has its own."""
-        start, seed = self.models["zero_shot"], self.asked.seed + 1000 * (number + 1)
-        settings = replace(self.asked.finetune, epochs=_SCRATCH_EPOCHS, lr=_SCRATCH_LR)
-        return lambda: train_from_scratch(start, self.many_views(), settings, seed=seed, device=self.device)
+        start, seed, asked = self.models["zero_shot"], self.asked.seed + 1000 * (number + 1), self.asked.finetune
+        # How the run uses the machine is kept, and so is a smaller batch, which it may need.
+        machine = {field.name: getattr(asked, field.name) for field in fields(LoopSettings)}
+        settings = replace(_SCRATCH, **machine, batch_size=min(asked.batch_size, _SCRATCH.batch_size))
+        return _Training(
+            settings,
+            seed,
+            lambda: train_from_scratch(start, self.many_views(), settings, seed=seed, device=self.device),
+        )
 
     def many_views(self) -> ShiftSuite:
         """The suite; an embedded one with the training views of several seeds: few teach random weights nothing."""
@@ -243,19 +284,21 @@ class _Diagnosis:
         table = write_text(self.run / "diagnosis" / "baselines.csv", "\n".join(lines) + "\n")
         return read_baselines(table, tuple(sets))
 
-    def baseline(self, wanted: BaselineSettings) -> Callable[[], Classifier]:
+    def baseline(self, wanted: BaselineSettings) -> _Training:
         """Trains one of the baseline's networks."""
         start, seed = self.models["zero_shot"], self.asked.seed
-        return lambda: train_baseline(start, self.many_views(), wanted, seed=seed, device=self.device)
+        return _Training(
+            wanted.settings,
+            seed,
+            lambda: train_baseline(start, self.many_views(), wanted, seed=seed, device=self.device),
+        )
 
     def pair_of_halves(self, first: Classifier, second: Classifier) -> tuple[PairRecord, ...]:
         """How much the fine-tunings of two halves differ, on every set."""
-        pairs = []
+        pairs: list[PairRecord] = []
         for name, images in self.suite.test_sets.items():
-            clusters = resampled_of(images).names
-            one, other = (predict(end, images, device=self.device).logits for end in (first, second))
-            agreement = measure_agreement(one, other, images.labels, clusters)
-            pairs.append(PairRecord(*HALVES, name, agreement, measure_cka(one, other, clusters)))
+            with kept_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=self.device) as logits:
+                pairs += pairs_of(logits, name, images.labels, resampled_of(images).names)
         return tuple(pairs)
 
     def path(self, name: str, first: Classifier, second: Classifier) -> OtherPathRecord:
@@ -281,10 +324,13 @@ class _Diagnosis:
         return {name: self.suite.test_sets[name] for name in (self.suite.reference.name, *natural)}
 
     def layers(self) -> tuple[LayersRecord, ...]:
-        """CKA between the layers of zero-shot and of fine-tuned, on some images of every natural set."""
+        """CKA between the layers of zero-shot and of fine-tuned, on some images of every natural set.
+
+        Debiased: the images may be fewer than a layer's channels, where the biased one is large for unrelated layers.
+        """
         ends = self.models["zero_shot"], self.models["fine_tuned"]
         return tuple(
-            replace(measure_layers(*ends, images, device=self.device), set=name)
+            replace(measure_layers(*ends, images, device=self.device, debiased=True), set=name)
             for name, images in self.some_images().items()
             if len(images) >= _LEAST
         )

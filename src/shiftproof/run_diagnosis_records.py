@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from shiftproof.diagnosis_records import (
@@ -130,7 +130,8 @@ class DiagnosisRecord:
     ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
     zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
     ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``baselines`` (accuracies of models trained on the
-    reference only, by set) and effective robustness come with a whole diagnosis alone.
+    reference only, by set) and effective robustness come with a whole diagnosis alone. ``cluster_counts`` says how many
+    drawings, groups or samples every set's intervals resample, ``models`` are the three models' fingerprints.
     """
 
     suite: str
@@ -158,6 +159,8 @@ class DiagnosisRecord:
     baselines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     other_paths: tuple[OtherPathRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cluster_counts: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -177,6 +180,27 @@ class DiagnosisRecord:
     def average(self, model: str, *sets: str) -> AverageRecord | None:
         """A model's mean over sets, None where it was not measured."""
         return next((a for a in self.averages if (a.model, a.sets) == (model, sets)), None)
+
+    def with_pairs(self, pairs: Sequence[PairRecord]) -> DiagnosisRecord:
+        """With these pairs, in place of those of the same models on the same set."""
+        known = {(pair.first, pair.second, pair.set): pair for pair in (*self.pairs, *pairs)}
+        return replace(self, pairs=tuple(known.values()))
+
+    def with_path(self, path: OtherPathRecord) -> DiagnosisRecord:
+        """With this other path, in place of the one of its name."""
+        known = {own.name: own for own in (*self.other_paths, path)}
+        return replace(self, other_paths=tuple(known.values()))
+
+    def beside(self, earlier: DiagnosisRecord) -> DiagnosisRecord:
+        """With what an earlier diagnosis of the same models found beyond what kept predictions tell."""
+        return replace(
+            earlier.with_pairs(self.pairs),
+            **{
+                part.name: getattr(self, part.name)
+                for part in fields(self)
+                if part.name not in ("pairs", "layers", "strong_edge", "planes", "other_paths", "seconds")
+            },
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, ``diagnosis.json``."""

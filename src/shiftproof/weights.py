@@ -126,6 +126,15 @@ def stock_coefficients(names: Iterable[str], ratios: Mapping[str, float], count:
     return {name: (1 - (t := ratios.get(name, 0.0)), *((t / count,) * count)) for name in names}
 
 
+def is_running_statistic(name: str) -> bool:
+    """Whether an entry of a state dict is what batch norm keeps of its inputs: no weight, and not trained.
+
+    >>> is_running_statistic("trunk.bn1.running_mean"), is_running_statistic("trunk.bn1.weight")
+    (True, False)
+    """
+    return name.endswith(("running_mean", "running_var"))
+
+
 def task_products(tensors: Sequence[Tensor]) -> Tensor:
     """(N, N) float64 inner products of the task vectors of N tensors, the first of N + 1 being theta_0.
 

@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from shiftproof.diagnosis_records import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
-from shiftproof.evaluation.intervals import accuracy_interval, bootstrap_interval
+from shiftproof.evaluation.intervals import accuracy_interval, alike_interval, bootstrap_interval
 from shiftproof.evaluation.metrics import log_probabilities, top_margins
 
 _AT_ONCE = 1 << 20  # logits that are held in float64 together
+_ROUNDING = 1e-12  # of a mean; a narrower interval is no interval
 
 
 def prediction_diversity(
@@ -44,7 +45,7 @@ def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) 
     2.0
     """
     one, other = (logits.argmax(1) for logits in _aligned(first, second))
-    return _kappa_complement(one, other, first.shape[1])
+    return _kappa_complement(one, other, first.shape[1])[0]
 
 
 def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -55,8 +56,8 @@ def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating],
     >>> error_consistency(np.eye(2), np.eye(2), np.array([0, 0]))
     1.0
     """
-    one, other = (_right(logits, labels) for logits in _aligned(first, second))
-    return _consistency(one, other)[0]
+    one, other = (_right(logits, labels).astype(np.int64) for logits in _aligned(first, second))
+    return 1 - _kappa_complement(one, other, 2)[0]
 
 
 def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
@@ -173,8 +174,8 @@ def measure_agreement(
 
     A measure that is no mean over samples is linearised first (the delta method): of every sample its influence is
     taken, so that classes or drawings that go together are resampled together there as well. Where there is one
-    cluster alone, nothing is known of how the measures vary, and the intervals are None. Logits may be arrays or kept
-    predictions, which are read block by block.
+    cluster alone, nothing is known of how the measures vary, and the intervals are None; so are those of KL and of the
+    margins where all samples have one value. Logits may be arrays or kept predictions, which are read block by block.
 
     >>> found = measure_agreement(np.eye(4), np.roll(np.eye(4), 1, axis=1))
     >>> found.disagreement.value, found.prediction_diversity
@@ -189,22 +190,26 @@ def agreement_of(
     """``measure_agreement`` of what ``compare_logits`` found."""
     one, other = found.first, found.second
     alike = one == other
-    right = None if labels is None else (_hits(one, labels), _hits(other, labels))
-    kappa = _kappa_complement(one, other, found.classes)
-    consistency = None if right is None else _consistency(*right)
+    right = None if labels is None else [_hits(side, labels).astype(np.int64) for side in (one, other)]
 
-    def measured(samples: NDArray[np.floating] | NDArray[np.bool_], value: float | None = None) -> Measured:
-        return measured_mean(samples, clusters, value)
+    def measured(samples: NDArray[np.floating] | NDArray[np.bool_]) -> Measured:
+        return measured_mean(samples, clusters)
+
+    def chance_corrected(one: NDArray[np.integer], other: NDArray[np.integer], kinds: int) -> Measured:
+        """The kappa complement of two (N,) choices among so many kinds."""
+        value, most = _kappa_complement(one, other, kinds)
+        samples = _linearised(value, one == other, one, other, kinds)
+        return measured_mean(samples, clusters, value, bounds=None if most is None else (0.0, most))
 
     return AgreementRecord(
         n=len(one),
         disagreement=measured(~alike),
-        kappa_complement=measured(_linearised(kappa, alike, one, other, found.classes), kappa),
+        kappa_complement=chance_corrected(one, other, found.classes),
         kl_forward=measured(found.forward),
         kl_backward=measured(found.backward),
         margin_difference=measured(found.wider),
         prediction_diversity=None if right is None else measured(right[0] != right[1]),
-        error_consistency=None if consistency is None else measured(consistency[1], consistency[0]),
+        error_consistency=None if right is None else chance_corrected(right[0], right[1], 2).one_minus(),
     )
 
 
@@ -266,11 +271,16 @@ def named_classes(logits: Logits) -> NDArray[np.int64]:
 
 
 def measured_mean(
-    samples: NDArray[np.floating] | NDArray[np.bool_], clusters: ArrayLike | None = None, value: float | None = None
+    samples: NDArray[np.floating] | NDArray[np.bool_],
+    clusters: ArrayLike | None = None,
+    value: float | None = None,
+    *,
+    bounds: tuple[float, float] | None = None,
 ) -> Measured:
     """The mean of (N,) samples with its 95 % bootstrap interval, which is None where there is one cluster alone.
 
-    Of cases that are all true, or all false, nothing can be resampled: then Clopper-Pearson's, over the clusters.
+    Where all clusters are alike, resampling shows no spread: then it is ``alike_interval`` over the clusters, for cases
+    (true or false) Clopper-Pearson's, and None where the ``bounds`` of a sample are not known.
 
     >>> measured_mean(np.array([True])).interval is None
     True
@@ -278,13 +288,16 @@ def measured_mean(
     require_at_least("the number of samples", len(samples), 1)
     names = range(len(samples)) if clusters is None else np.unique(np.asarray(clusters))
     mean = float(samples.mean())
+    value = mean if value is None else value
     if len(names) < 2:
-        interval = None
-    elif samples.dtype == bool and mean in (0, 1):
-        interval = accuracy_interval(round(mean * len(names)), len(names))
-    else:
-        interval = bootstrap_interval(samples, clusters)
-    return Measured(mean if value is None else value, interval)
+        return Measured(value, None)
+    interval = bootstrap_interval(samples, clusters)
+    if interval[1] - interval[0] > _ROUNDING * max(1.0, abs(mean)):
+        return Measured(value, interval)
+    bounds = (0.0, 1.0) if samples.dtype == bool else bounds
+    return Measured(
+        value, None if bounds is None else alike_interval(float(np.clip(value, *bounds)), len(names), bounds)
+    )
 
 
 def _compared(first: NDArray[np.floating], second: NDArray[np.floating]) -> tuple[NDArray[Any], ...]:
@@ -318,15 +331,6 @@ def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:
     return found if found.interval else Measured(value, (0.0, 1.0))
 
 
-def _consistency(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
-    """Error consistency, and the samples' values whose mean it is."""
-    alike = one == other
-    both = one.astype(np.int64), other.astype(np.int64)
-    shares = [np.bincount(side, minlength=2) / len(one) for side in both]
-    complement = _complement(float(alike.mean()), float(shares[0] @ shares[1]))
-    return 1 - complement, 1 - _linearised(complement, alike, *both, 2)
-
-
 def _linearised(
     complement: float, alike: NDArray[np.bool_], one: NDArray[np.integer], other: NDArray[np.integer], kinds: int
 ) -> NDArray[np.float64]:
@@ -349,13 +353,12 @@ def _rates(
     return OverrideRecord(float(by_zero), float(by_tuned), max(float(neither), 0.0), count, len(zero))
 
 
-def _kappa_complement(one: NDArray[np.integer], other: NDArray[np.integer], classes: int) -> float:
+def _kappa_complement(one: NDArray[np.integer], other: NDArray[np.integer], classes: int) -> tuple[float, float | None]:
+    """The complement of kappa, and what it were if the two never agreed; None where kappa is not defined."""
     shares = [np.bincount(named, minlength=classes) / len(named) for named in (one, other)]
-    return _complement(float((one == other).mean()), float(shares[0] @ shares[1]))
-
-
-def _complement(observed: float, expected: float) -> float:
-    return 0.0 if expected >= 1 else (1 - observed) / (1 - expected)
+    if (expected := float(shares[0] @ shares[1])) >= 1:
+        return 0.0, None
+    return (1 - float((one == other).mean())) / (1 - expected), 1 / (1 - expected)
 
 
 def _who_was_right(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import InputError, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.hardware import LoopSettings
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.encoders import build_encoder
 from shiftproof.models.tiny import TINY_SIZES
@@ -77,7 +83,12 @@ def finetune_half(
     """
     train = halves(suite.reference.train, seed=seed)[which]
     own = replace(suite, reference=replace(suite.reference, train=train))
-    return finetune(start, own, replace(settings, epochs=2 * settings.epochs), seed=seed, device=device)
+    return finetune(start, own, half_settings(settings), seed=seed, device=device)
+
+
+def half_settings(settings: FinetuneSettings) -> FinetuneSettings:
+    """Those of the whole with twice its epochs."""
+    return replace(settings, epochs=2 * settings.epochs)
 
 
 def train_from_scratch(
@@ -99,6 +110,11 @@ class BaselineSettings:
         """What it is called."""
         return f"{self.size}-{self.epochs}"
 
+    @property
+    def settings(self) -> FinetuneSettings:
+        """How it is trained."""
+        return replace(_BASELINE, epochs=self.epochs)
+
 
 # Of sizes and lengths whose accuracies on the reference lie apart, so that a line through them has an angle.
 BASELINES = tuple(
@@ -115,12 +131,35 @@ def train_baseline(
 
     An InputError refuses other architectures: for these, accuracies of models trained elsewhere serve as the baseline.
     """
+    require_tiny(start)
+    name = TINY_SIZES[require_choice("size", wanted.size, TINY_SIZES)]
+    vision = {**start.architecture["vision_cfg"], "timm_model_name": name}
+    small = replace(start, architecture={**start.architecture, "vision_cfg": vision})
+    return train_from_scratch(small, suite, wanted.settings, seed=seed, device=device)
+
+
+def require_tiny(start: Classifier) -> None:
+    """Raises an InputError unless a classifier is the tiny tower, which the baseline's networks are sizes of."""
     if start.architecture.get("vision_cfg", {}).get("timm_model_name") != TINY_SIZES["whole"]:
         raise InputError(
             f"{start.source} is not the tiny tower, whose sizes the baseline is trained in. Give accuracies of models "
             "trained on your reference only as a CSV (--baselines)."
         )
-    name = TINY_SIZES[require_choice("size", wanted.size, TINY_SIZES)]
-    vision = {**start.architecture["vision_cfg"], "timm_model_name": name}
-    small = replace(start, architecture={**start.architecture, "vision_cfg": vision})
-    return train_from_scratch(small, suite, replace(_BASELINE, epochs=wanted.epochs), seed=seed, device=device)
+
+
+def require_trained_so(
+    network: Classifier, classes: ClassSpace, settings: FinetuneSettings, seed: int, folder: Path, remedy: str
+) -> None:
+    """Raises an InputError where a network that was kept in a folder is of other classes, another seed or setting.
+
+    Settings that decide nothing (``LoopSettings`` but for the precision) may differ; ``remedy`` is the way out.
+    """
+    asked = json.loads(json.dumps(asdict(settings)))
+    known = network.training.get("settings", {})
+    if (network.classes.ids, network.training.get("seed"), _deciding(known)) != (classes.ids, seed, _deciding(asked)):
+        raise InputError(f"{folder} holds a network that was trained with another seed, suite or setting. {remedy}")
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    machine = {field.name for field in fields(LoopSettings)} - {"precision"}
+    return {name: value for name, value in settings.items() if name not in machine}

@@ -74,12 +74,14 @@ class CkaSums:
         """The CKA as it was defined."""
         if self.n < 2:
             raise InputError(f"{self.n} sample(s) have no CKA; give two at least.")
+        self._require_variation()
         return _ratio({pair: products.biased() for pair, products in self._pairs.items()})
 
     def debiased(self) -> float:
         """The CKA of unbiased estimates."""
         if self.n < 4:
             raise InputError(f"{self.n} samples have no debiased CKA; give four at least.")
+        self._require_variation()
         return _ratio({pair: products.debiased() for pair, products in self._pairs.items()})
 
     def influences(self, x: ArrayLike, y: ArrayLike) -> Floats:
@@ -99,6 +101,11 @@ class CkaSums:
             own = ((centred[one] @ covariance) * centred[other]).sum(1)
             parts[one, other] = 2 * (own / whole - 1) if whole else np.zeros(len(own))
         return np.asarray(value * (1 + parts[0, 1] - (parts[0, 0] + parts[1, 1]) / 2))
+
+    def _require_variation(self) -> None:
+        for side, which in enumerate(("first", "second")):
+            if not self._pairs[side, side].varies(self._offset[side]):
+                raise InputError(f"the {which} features do not vary beyond rounding; CKA is not defined.")
 
 
 class CkaTable:
@@ -230,7 +237,7 @@ def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None
         debiased = sums.debiased()
     except InputError:
         debiased = None
-    return CkaRecord(sums.n, measured_mean(samples, clusters, value), debiased)
+    return CkaRecord(sums.n, measured_mean(samples, clusters, value, bounds=(0.0, 1.0)), debiased)
 
 
 def _both(first: Logits, second: Logits) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
@@ -245,7 +252,7 @@ def _ratio(found: dict[tuple[int, int], float]) -> float:
     own = found[0, 0], found[1, 1]
     if min(own) <= 0:
         which = "first" if own[0] <= 0 else "second"
-        raise InputError(f"the {which} features do not vary, or too little for so few samples; CKA is not defined.")
+        raise InputError(f"the {which} features vary too little for so few samples; CKA is not defined.")
     return found[0, 1] / math.sqrt(own[0]) / math.sqrt(own[1])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.diagnosis.agreement import measured_mean
-from shiftproof.diagnosis_records import ConnectivityRecord, LossRecord
+from shiftproof.diagnosis_records import ConnectivityRecord, LossRecord, Measured
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.records import PathRecord
 
@@ -83,8 +83,11 @@ def _connectivity(
     if correct is not None:
         values = [right.astype(np.float64) for right in correct]
         lines = [(1 - alpha) * values[0] + alpha * values[-1] for alpha in alphas]
-        intervals = tuple(_interval(own - line, clusters) for own, line in zip(values, lines, strict=True))
-        gain_interval = _interval(values[best] - values[better], clusters)
+        intervals = tuple(
+            _interval(own - line, clusters, exact=alpha in (0, 1))
+            for alpha, own, line in zip(alphas, values, lines, strict=True)
+        )
+        gain_interval = _interval(values[best] - values[better], clusters, exact=values[best] is values[better])
         lowest = values[accuracies.index(min(accuracies))]
         mean_interval = _interval((values[0] + values[-1]) / 2 - lowest, clusters)
     return ConnectivityRecord(
@@ -102,8 +105,11 @@ def _connectivity(
     )
 
 
-def _interval(values: NDArray[np.float64], clusters: ArrayLike | None) -> tuple[float, float] | None:
-    return measured_mean(values, clusters).interval
+def _interval(
+    values: NDArray[np.float64], clusters: ArrayLike | None, *, exact: bool = False
+) -> tuple[float, float] | None:
+    """Of a mean of differences of correctness; ``exact`` says that it is 0, whatever the samples."""
+    return (0.0, 0.0) if exact else measured_mean(values, clusters, bounds=(-1.0, 1.0)).interval
 
 
 def measure_loss_connectivity(
@@ -127,7 +133,8 @@ def measure_loss_connectivity(
                 alphas=tuple(alphas),
                 loss=tuple(measured_mean(own[alpha], among) for alpha in alphas),
                 above_line=tuple(
-                    measured_mean(own[alpha] - line[alpha], among, h) for alpha, h in zip(alphas, above, strict=True)
+                    Measured(0.0, (0.0, 0.0)) if alpha in (0, 1) else measured_mean(own[alpha] - line[alpha], among, h)
+                    for alpha, h in zip(alphas, above, strict=True)
                 ),
                 barrier_over_line=max(0.0, *above),
                 barrier_alpha=alphas[above.index(max(above))],

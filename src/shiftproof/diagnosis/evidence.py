@@ -24,9 +24,15 @@ from shiftproof.evaluation.calibration import (
     fit_temperature,
     selective_accuracy,
 )
-from shiftproof.evaluation.intervals import can_resample, contrast_interval, resampled_means, statistic_interval
+from shiftproof.evaluation.intervals import (
+    alike_interval,
+    can_resample,
+    contrast_interval,
+    resampled_means,
+    statistic_interval,
+)
 from shiftproof.evaluation.metrics import Scores, macro_f1, scores
-from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline
+from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline, on_scale
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
 from shiftproof.records import MODELS
 from shiftproof.run_diagnosis_records import (
@@ -40,7 +46,6 @@ from shiftproof.run_diagnosis_records import (
 )
 
 COVERAGES = (0.5, 0.8)
-_EDGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -70,16 +75,22 @@ class SetEvidence:
 
 def find_pairs(evidence: Sequence[SetEvidence]) -> tuple[PairRecord, ...]:
     """How much every two of the models differ on every set."""
+    return tuple(pair for own in evidence for pair in pairs_of(own.logits, own.name, own.labels, own.clusters))
+
+
+def pairs_of(
+    logits: Mapping[str, Logits], name: str, labels: NDArray[np.integer] | None, clusters: NDArray[np.str_] | None
+) -> tuple[PairRecord, ...]:
+    """How much every two of several models, whose (N, K) logits on the set ``name`` are given, differ there."""
     return tuple(
         PairRecord(
             first,
             second,
-            own.name,
-            measure_agreement(own.logits[first], own.logits[second], own.labels, own.clusters),
-            measure_cka(own.logits[first], own.logits[second], own.clusters),
+            name,
+            measure_agreement(logits[first], logits[second], labels, clusters),
+            measure_cka(logits[first], logits[second], clusters),
         )
-        for own in evidence
-        for first, second in itertools.combinations(own.logits, 2)
+        for first, second in itertools.combinations(logits, 2)
     )
 
 
@@ -107,11 +118,15 @@ class Correctness:
         return cls(right, {own.name: own.clusters for own in evidence if own.clusters is not None})
 
     def contrast(self, values: Mapping[str, NDArray[Any]], weights: Mapping[str, float]) -> Measured:
-        """A weighted sum of sets' means with its interval, None where a set has one cluster alone."""
+        """A weighted sum of sets' means with its interval, None where a set has one cluster alone.
+
+        ``values[set]`` (N,) say who is right, or differ by that: they lie within -1 to 1.
+        """
         value = sum(weight * float(values[name].mean()) for name, weight in weights.items())
-        known = can_resample({name: values[name] for name in weights}, self.clusters)
-        interval = contrast_interval(values, weights, self.clusters) if known else None
-        return Measured(value, interval)
+        if not can_resample({name: values[name] for name in weights}, self.clusters):
+            return Measured(value, None)
+        bounds = (0.0, 1.0) if all(values[name].dtype == bool for name in weights) else (-1.0, 1.0)
+        return Measured(value, contrast_interval(values, weights, self.clusters, bounds=bounds))
 
     def difference(self, first: str, second: str, *sets: str) -> DifferenceRecord:
         """Of two models' accuracy on a set, or of its mean over several."""
@@ -125,7 +140,7 @@ def find_differences(known: Correctness, means: Sequence[tuple[str, ...]]) -> tu
     found = []
     for first, second in (("fine_tuned", "zero_shot"), ("ensemble", "zero_shot"), ("ensemble", "fine_tuned")):
         single = [known.difference(first, second, name) for name in known.right[first]]
-        corrected = holm_correction({record.sets[0]: record.p or 0.0 for record in single})
+        corrected = holm_correction({record.sets[0]: record.p for record in single if record.p is not None})
         found += [
             DifferenceRecord(first, second, record.sets, record.difference, record.p, corrected[record.sets[0]])
             for record in single
@@ -149,8 +164,8 @@ def find_robustness(
     """Every model's gap to the reference under every shift, and its accuracy there beyond the fine-tuned model's.
 
     ``baselines`` are the accuracies of models trained on the reference only, by set: with them, effective robustness on
-    the shifts that they were measured on. Models of accuracy 0 or 1 are left out; where fewer than two remain, it is
-    None.
+    the shifts that they were measured on, None where the models have one accuracy on the reference. An accuracy of 0 or
+    1, which has no place on the line's scale, counts as half a sample right or wrong, a baseline's and a model's own.
     """
     return tuple(
         RobustnessRecord(
@@ -176,17 +191,19 @@ def _effective(
     baselines: Mapping[str, Sequence[float]],
 ) -> Measured | None:
     sets = {name: known.right[model][name] for name in (reference, shift)}
-    pairs = zip(baselines[reference], baselines[shift], strict=True)
-    # A network that is right on nothing, or on everything, has no place on the scale.
-    usable = [pair for pair in pairs if min(pair) > 0 and max(pair) < 1]
-    line = [pair[0] for pair in usable], [pair[1] for pair in usable]
-    if len(set(line[0])) < 2:
+    line = (
+        on_scale(baselines[reference], len(sets[reference])),
+        on_scale(baselines[shift], len(sets[shift])),
+    )
+    if len(np.unique(line[0])) < 2:
         return None
-    on_reference = float(np.clip(sets[reference].mean(), _EDGE, 1 - _EDGE))
-    value = float(effective_robustness(on_reference, sets[shift].mean(), fit_baseline(*line)))
-    if not can_resample(sets, known.clusters):
+    own = float(on_scale(sets[reference].mean(), len(sets[reference])))
+    value = float(effective_robustness(own, sets[shift].mean(), fit_baseline(*line)))
+    # What is all alike shows no spread, and what it does on the scale is not known.
+    if not can_resample(sets, known.clusters) or any(right.all() or not right.any() for right in sets.values()):
         return Measured(value, None)
     drawn = resampled_means(sets, known.clusters, draws=1000)
+    drawn[reference] = on_scale(drawn[reference], len(sets[reference]))
     return Measured(value, effective_interval((drawn[reference], drawn[shift]), line))
 
 
@@ -196,20 +213,31 @@ def find_by_class(evidence: Sequence[SetEvidence]) -> tuple[ClassesRecord, ...]:
 
 
 def _by_class(own: SetEvidence, model: str) -> ClassesRecord:
-    named, n = named_classes(own.logits[model]), len(own.labels)
-    several = n > 1 if own.clusters is None else len(np.unique(own.clusters)) > 1
-    value = macro_f1(named, own.labels)
-    interval = _share_interval(lambda w: macro_f1(named, own.labels, w), n, own.clusters) if several else None
+    named = named_classes(own.logits[model])
+    measured = _share(lambda weights: macro_f1(named, own.labels, weights), len(named), own.clusters)
     group, worst = _worst_group(named == own.labels, own) if own.groups else (None, None)
-    return ClassesRecord(model, own.name, Measured(value, interval), group, worst)
+    return ClassesRecord(model, own.name, measured, group, worst)
 
 
-def _share_interval(
-    share: Callable[[NDArray[np.float64]], float], n: int, clusters: NDArray[np.str_] | None
-) -> tuple[float, float]:
-    """The interval of what lies between 0 and 1."""
-    low, high = statistic_interval(share, n, clusters)
-    return max(low, 0.0), min(high, 1.0)
+def _share(
+    statistic: Callable[[NDArray[np.float64]], float],
+    n: int,
+    clusters: NDArray[np.str_] | None,
+    within: NDArray[np.bool_] | None = None,
+) -> Measured:
+    """What lies between 0 and 1 and is made of (N,) weights, with its interval, None where there is one cluster alone.
+
+    Where no resample differs, the interval is ``alike_interval`` over the clusters, or over those ``within``.
+    """
+    value = statistic(np.ones(n))
+    names = np.arange(n) if clusters is None else clusters
+    if len(np.unique(names)) < 2:
+        return Measured(value, None)
+    low, high = statistic_interval(statistic, n, clusters)
+    if low == high:
+        count = len(np.unique(names if within is None else names[within]))
+        low, high = alike_interval(value, count, (0.0, 1.0))
+    return Measured(value, (max(low, 0.0), min(high, 1.0)))
 
 
 def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measured]:
@@ -221,14 +249,11 @@ def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measu
         hits = np.bincount(index, weights * right, len(names))
         return np.where(sizes > 0, hits / np.maximum(sizes, 1), np.nan)
 
-    found = accuracies(np.ones(len(right)))
-    worst = int(np.nanargmin(found))
+    worst = int(np.nanargmin(accuracies(np.ones(len(right)))))
     # Groups that are themselves what is resampled would drop out of a resample; then samples are drawn.
     clusters = None if own.clusters is None or np.array_equal(own.clusters, np.asarray(own.groups)) else own.clusters
-    several = len(right) > 1 if clusters is None else len(np.unique(clusters)) > 1
     least = lambda weights: float(np.nanmin(accuracies(weights)))  # noqa: E731
-    interval = _share_interval(least, len(right), clusters) if several else None
-    return str(names[worst]), Measured(float(found[worst]), interval)
+    return str(names[worst]), _share(least, len(right), clusters, index == worst)
 
 
 def find_confidence(evidence: Sequence[SetEvidence]) -> tuple[ConfidenceRecord, ...]:
@@ -241,25 +266,31 @@ def _confidence(own: SetEvidence, alpha: float) -> ConfidenceRecord:
     right = np.asarray(kept.prediction == own.labels)
     selective = {}
     for coverage in COVERAGES:
-        sure = confident_share(kept.confidence, coverage)
+        weights, value = (
+            confident_share(kept.confidence, coverage),
+            selective_accuracy(kept.confidence, right, coverage),
+        )
+        sure = weights > 0
+        # Of a weighted mean every sample's influence is taken: their mean is the value.
+        samples = value + weights[sure] / weights[sure].mean() * (right[sure] - value)
         among = None if own.clusters is None else own.clusters[sure]
-        value = selective_accuracy(kept.confidence, right, coverage)
-        selective[f"{coverage:g}"] = measured_mean(right[sure], among, value)
+        selective[f"{coverage:g}"] = measured_mean(samples, among, value, bounds=(0.0, 1.0))
     return ConfidenceRecord(
         alpha,
         own.name,
         BINS,
         calibration_error=_calibration(kept.confidence, right, own),
         nll=measured_mean(-kept.log_probability.astype(np.float64), own.clusters),
-        brier=measured_mean(brier_scores(kept.log_probability, kept.square_sum), own.clusters),
+        brier=measured_mean(brier_scores(kept.log_probability, kept.square_sum), own.clusters, bounds=(0.0, 2.0)),
         selective=selective,
     )
 
 
 def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_], own: SetEvidence) -> Measured:
     several = len(right) > 1 if own.clusters is None else len(np.unique(own.clusters)) > 1
-    interval = calibration_interval(confidence, right, own.clusters) if several else None
-    return Measured(calibration_error(confidence, right), interval)
+    value = calibration_error(confidence, right)
+    low, high = calibration_interval(confidence, right, own.clusters) if several else (value, value)
+    return Measured(value, (low, high) if low < high else None)
 
 
 def find_temperatures(evidence: Sequence[SetEvidence], validation: SetEvidence) -> tuple[TemperatureRecord, ...]:

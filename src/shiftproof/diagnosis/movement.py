@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.diagnosis_records import MovementRecord
-from shiftproof.weights import require_compatible, task_products
+from shiftproof.weights import is_running_statistic, require_compatible, task_products
 
 
 def module_of(name: str) -> str:
@@ -31,7 +31,8 @@ def measure_movement(
     """How far every layer moved from ``theta_0`` to ``theta_1``, in the order of the state dict, in float64.
 
     With ``other``, another fine-tuning of ``theta_0``, the cosine of the two task vectors too. ``layer_of`` groups
-    entries; integers and booleans are no part of it, and an entry that is tied counts under each of its names.
+    entries; integers, booleans and the running statistics of batch norm are no part of it, and an entry that is tied
+    counts under each of its names.
 
     >>> zero, tuned = {"a.weight": torch.zeros(2)}, {"a.weight": torch.tensor([3.0, 4.0])}
     >>> measure_movement(zero, tuned)[0].distance
@@ -42,7 +43,7 @@ def measure_movement(
     products: dict[str, Tensor] = {}
     norms: dict[str, float] = {}
     for name, start in theta_0.items():
-        if start.is_floating_point():
+        if start.is_floating_point() and not is_running_statistic(name):
             layer = layer_of(name)
             found = task_products([start, *(end[name] for end in ends)])
             products[layer] = products.get(layer, torch.zeros_like(found)) + found

@@ -17,7 +17,7 @@ from shiftproof.ensembling.methods import METHODS, MergeSettings, Plan
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.checkpoints import Checkpoint, size_of
 from shiftproof.records import MergeInput, MergeRecord
-from shiftproof.weights import is_combined, require_compatible
+from shiftproof.weights import is_combined, is_running_statistic, require_compatible
 
 if TYPE_CHECKING:
     from shiftproof.models.directories import Card
@@ -83,7 +83,7 @@ class Merge:
             copied=tuple(name for name in self.common if name not in set(combined)),
             missing=tuple(self.alone),
             tied=self._ties(plan),
-            batch_norm=tuple(name for name in combined if name.endswith(("running_mean", "running_var"))),
+            batch_norm=tuple(filter(is_running_statistic, combined)),
             files={file: sum(size_of(entries[name]) for name in names) for file, names in layout.shards.items()},
             copied_files=kept,
             members=members_of(self.trials) if self.trials else (),

@@ -206,7 +206,9 @@ def compare_alphas(
         alpha: {name: correct[alpha][name].astype(np.float64) - correct[FIXED_ALPHA][name] for name in names}
         for alpha in {alpha for _, alpha, _ in choices}
     }
-    told = {alpha: _differences(own, averaged, clusters, seed) for alpha, own in moved.items()}
+    # Of an alpha with itself there is no difference, whatever the samples.
+    bounds = {alpha: None if alpha == FIXED_ALPHA else (-1.0, 1.0) for alpha in moved}
+    told = {alpha: _differences(own, averaged, clusters, bounds[alpha], seed) for alpha, own in moved.items()}
     records = tuple(_rule_record(path, averaged, choice, *told[choice[1]]) for choice in choices)
     return RulesRecord(path.reference, path.shifts, averaged, tolerance, LEVEL, records)
 
@@ -248,6 +250,7 @@ def _differences(
     moved: Mapping[str, NDArray[np.float64]],
     averaged: Sequence[str],
     clusters: Mapping[str, NDArray[np.str_]] | None,
+    bounds: tuple[float, float] | None,
     seed: int,
 ) -> tuple[dict[str, MeanRecord], MeanRecord | None]:
     """What (N,) moves of correctness (-1, 0, 1) come to on every set, and on the mean of some."""
@@ -255,7 +258,7 @@ def _differences(
     def contrast(*names: str) -> MeanRecord:
         weights, some = dict.fromkeys(names, 1 / len(names)), {name: moved[name] for name in names}
         known = can_resample(some, clusters)
-        interval = contrast_interval(some, weights, clusters, seed=seed) if known else None
+        interval = contrast_interval(some, weights, clusters, bounds=bounds, seed=seed) if known else None
         mean = sum(weight * float(moved[name].mean()) for name, weight in weights.items())
         return MeanRecord(mean, interval, sum(map(len, some.values())))
 

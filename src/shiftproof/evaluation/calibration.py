@@ -99,19 +99,24 @@ def selective_accuracy(confidence: NDArray[np.floating], correct: NDArray[np.boo
     1.0
     """
     require_equal_length("confidence and correct", confidence, correct)
-    taken, edge = _edge(confidence, coverage)
-    above, level = confidence > edge, confidence == edge
-    right = correct[above].sum() + (taken - above.sum()) * correct[level].mean()
-    return float(right / taken)
+    weights = confident_share(confidence, coverage)
+    return float(weights @ correct / weights.sum())
 
 
-def confident_share(confidence: NDArray[np.floating], coverage: float) -> NDArray[np.bool_]:
-    """(N,) which samples are among the most confident ``coverage`` share; of one confidence at the edge, all.
+def confident_share(confidence: NDArray[np.floating], coverage: float) -> NDArray[np.float64]:
+    """(N,) how far each sample is among the most confident ``coverage`` share: 1, 0 or, at the edge, a part.
 
-    >>> confident_share(np.array([0.9, 0.3, 0.8, 0.4]), 0.5).tolist()
-    [True, False, True, False]
+    At least one sample is taken; those of one confidence at the edge share what is left.
+
+    >>> confident_share(np.array([0.9, 0.3, 0.8, 0.3]), 0.75).tolist()
+    [1.0, 0.5, 1.0, 0.5]
     """
-    return np.asarray(confidence >= _edge(confidence, coverage)[1])
+    require_at_least("the number of samples", len(confidence), 1)
+    require_between("coverage", coverage, 0, 1)
+    taken = max(round(coverage * len(confidence)), 1)
+    edge = np.partition(confidence, len(confidence) - taken)[len(confidence) - taken]
+    above, level = confidence > edge, confidence == edge
+    return np.asarray(above + level * ((taken - above.sum()) / level.sum()))
 
 
 def fit_temperature(logits: Logits, labels: NDArray[np.integer]) -> float:
@@ -165,11 +170,3 @@ def _bin_index(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bin
     if not ((confidence >= 0) & (confidence <= 1)).all():
         raise InputError("a confidence lies outside 0 to 1; it must be a probability, no percentage and no logit.")
     return np.minimum((confidence * bins).astype(np.intp), bins - 1)
-
-
-def _edge(confidence: NDArray[np.floating], coverage: float) -> tuple[int, float]:
-    """How many samples a coverage takes, and the least confidence among them."""
-    require_at_least("the number of samples", len(confidence), 1)
-    require_between("coverage", coverage, 0, 1)
-    taken = max(round(coverage * len(confidence)), 1)
-    return taken, np.partition(confidence, len(confidence) - taken)[len(confidence) - taken]

@@ -34,6 +34,24 @@ def accuracy_interval(correct: int, n: int, level: float = LEVEL) -> tuple[float
     return low, high
 
 
+def alike_interval(value: float, n: int, bounds: tuple[float, float], level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a mean of which ``n`` values are known, all of them ``value``, that could be any in ``bounds``.
+
+    Resampling what is all alike shows no spread, however little of it there is. Clopper-Pearson says how large a share
+    may be different that was never seen in ``n``; at worst it lies at a bound.
+
+    >>> alike_interval(0.0, 10, (0.0, 1.0)) == accuracy_interval(0, 10)
+    True
+    >>> [round(end, 4) for end in alike_interval(0.0, 10, (-1.0, 1.0))]
+    [-0.3085, 0.3085]
+    """
+    low, high = bounds
+    if not low <= value <= high:
+        raise InputError(f"the value is {value}; it must lie within its bounds, {low} to {high}.")
+    share = accuracy_interval(0, n, level)[1]
+    return value - share * (value - low), value + share * (high - value)
+
+
 def bootstrap_interval(
     values: ArrayLike, clusters: ArrayLike | None = None, *, level: float = LEVEL, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -88,6 +106,7 @@ def contrast_interval(
     weights: Mapping[str, float],
     clusters: Mapping[str, ArrayLike] | None = None,
     *,
+    bounds: tuple[float, float] | None = None,
     level: float = LEVEL,
     draws: int = 2000,
     seed: int = 0,
@@ -96,7 +115,9 @@ def contrast_interval(
 
     ``values`` (N_s,) by set, ``weights`` by set; ``clusters`` (N_s,) by set name what goes together. A cluster of one
     name is drawn or left out in all sets at once, so that sets of the same drawings are not taken for independent; a
-    set without clusters is resampled by itself, value by value. An InputError refuses what ``bootstrap_interval`` does.
+    set without clusters is resampled by itself, value by value. A set whose values are all alike varies in no resample;
+    with the ``bounds`` of a value, its part is that of ``alike_interval``. An InputError refuses what
+    ``bootstrap_interval`` does.
 
     >>> both = {"photo": [1.0] * 9, "sketch": [0.0] * 9}
     >>> contrast_interval(both, {"photo": 1.0, "sketch": -1.0})
@@ -104,9 +125,16 @@ def contrast_interval(
     """
     require_between("level", level, 0, 1)
     require_at_least("draws", draws, 1)
-    drawn = resampled_means({name: values[name] for name in weights}, clusters, draws=draws, seed=seed)
+    known = clusters or {}
+    drawn = resampled_means({name: values[name] for name in weights}, known, draws=draws, seed=seed)
     tail = (1 - level) / 2
     low, high = np.quantile(sum(weight * drawn[name] for name, weight in weights.items()), [tail, 1 - tail])
+    for name, weight in weights.items() if bounds else ():
+        own = np.asarray(values[name], dtype=np.float64)
+        if bounds and np.ptp(own) == 0:
+            n = len(np.unique(known[name]) if name in known else own)
+            parts = [weight * (end - own[0]) for end in alike_interval(float(own[0]), n, bounds, level)]
+            low, high = low + min(parts), high + max(parts)
     return float(low), float(high)
 
 
@@ -195,8 +223,11 @@ def _joint_means(
         for name, (sums, sizes) in parts.items():
             own = counts[:, places[name]]
             drawn = own @ sizes
-            # A resample that holds nothing of a set says nothing about it: then the set as it is.
-            found[name][some] = np.where(drawn > 0, own @ sums / np.maximum(drawn, 1), sums.sum() / sizes.sum())
+            means = own @ sums / np.maximum(drawn, 1)
+            # A resample that holds nothing of a set says nothing about it: then the set is resampled by itself.
+            if (none := drawn == 0).any():
+                means[none] = _set_means(sums, sizes, int(none.sum()), generator)
+            found[name][some] = means
     return found
 
 

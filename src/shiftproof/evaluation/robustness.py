@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.errors import InputError, listed, require_between, require_choice, require_equal_length
+from shiftproof.errors import (
+    InputError,
+    listed,
+    require_at_least,
+    require_between,
+    require_choice,
+    require_equal_length,
+)
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.storage import read_header, read_rows
 
@@ -52,6 +59,16 @@ def fit_baseline(reference: ArrayLike, shift: ArrayLike, scale: str = "logit") -
     return Baseline(scale, *_line(x, y))
 
 
+def on_scale(accuracies: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Accuracies on ``n`` samples with a place on every scale: 0 and 1 count as half a sample right, or wrong.
+
+    >>> on_scale([0.0, 0.5, 1.0], 10).tolist()
+    [0.05, 0.5, 0.95]
+    """
+    require_at_least("the number of samples", n, 1)
+    return np.clip(np.asarray(accuracies, dtype=np.float64), 0.5 / n, 1 - 0.5 / n)
+
+
 def effective_robustness(reference: ArrayLike, shift: ArrayLike, baseline: Baseline) -> NDArray[np.float64]:
     """Rho = accuracy under the shift minus what the baseline expects for that on the reference (WiSE-FT, sec. 2).
 
@@ -83,15 +100,15 @@ def effective_interval(
     require_between("level", level, 0, 1)
     x, y = (_scaled(side, scale) for side in baselines)
     fit_baseline(*baselines, scale=scale)  # which says where no line can be drawn
+    # A resample may be right on everything, or on nothing, which has no place on the scale.
+    own = _scaled(np.clip(drawn[0], _EDGE, 1 - _EDGE), scale)
     generator, found = np.random.default_rng(seed), []
-    for reference, shift in zip(*drawn, strict=True):
+    for reference, shift in zip(own, drawn[1], strict=True):
         picked = generator.integers(len(x), size=len(x))
         while np.ptp(x[picked]) == 0:
             picked = generator.integers(len(x), size=len(x))
         slope, intercept = _line(x[picked], y[picked])
-        # A resample may be right on everything, or on nothing, which has no place on the scale.
-        inside = np.clip(reference, _EDGE, 1 - _EDGE)
-        found.append(float(shift - Baseline(scale, slope, intercept).expected(inside)))
+        found.append(float(shift - _unscaled(slope * reference + intercept, scale)))
     tail = (1 - level) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
@@ -119,6 +136,8 @@ def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ..
         raise InputError(f"{path} holds an accuracy that is no number ({error}). Write 0.763, or 76.3.") from error
     if len(rows) < 2:
         raise InputError(f"{path} holds {len(rows)} model(s); a line needs two at least.")
+    if numbers.max() > 1 >= numbers[:, 0].max() > 0:
+        raise InputError(f"{path} has {sets[0]} in fractions and another set in per cent. Write all in one of the two.")
     numbers = numbers / 100 if numbers.max() > 1 else numbers
     if not ((numbers >= 0) & (numbers <= 1)).all():
         raise InputError(f"{path} holds an accuracy outside 0 to 1, or 0 to 100 per cent. Mend the table.")
@@ -149,7 +168,7 @@ def _scaled(accuracies: ArrayLike, scale: str) -> NDArray[np.float64]:
     if not ((found > 0) & (found < 1)).all():
         raise InputError(
             f"an accuracy is {found[~((found > 0) & (found < 1))].flat[0]}; on the {scale} scale it must lie between 0 "
-            "and 1, both excluded. Leave that model out, or measure it on more images."
+            "and 1, both excluded. Measure it on more images, or count half of one as right (on_scale)."
         )
     return np.asarray(logit(found) if scale == "logit" else ndtri(found))
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shiftproof.diagnosis_records import ConnectivityRecord, FollowedRecord, LossRecord, Measured, MovementRecord
+from shiftproof.evaluation.calibration import BINS
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.records import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
@@ -20,8 +21,10 @@ from shiftproof.report.windows import hard_edge_tables
 from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
 
 Form = Callable[[float], str]
+_ENDS = ("zero-shot", "fine-tuned")
 _PAIRS = (("ensemble", "fine_tuned"), ("ensemble", "zero_shot"), ("fine_tuned", "zero_shot"))
 _LAYERS_SHOWN = 10
+_FEW = 30  # drawings, groups or images, under which a bootstrap interval covers too little
 # Of each kind of figure: what it shows in place of itself, and its caption.
 _EXPLAINED = {
     "overrides": (
@@ -85,8 +88,10 @@ def _rate_note(clusters: Mapping[str, str]) -> str:
     return resampling_note(clusters) + (f" Where images stand for themselves, {exact}." if "sample" in kinds else "")
 
 
-def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "") -> Table:
-    """How much two models differ, a row for every set."""
+def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "") -> Table | None:
+    """How much two models differ, a row for every set; None without a pair."""
+    if not pairs:
+        return None
     rows = []
     for pair in pairs:
         own = pair.agreement
@@ -110,8 +115,14 @@ def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], re
     return Table(f"How {first} and {second} differ", ("set", *kinds), tuple(rows), note)
 
 
-def override_table(overrides: Mapping[str, FollowedRecord], clusters: Mapping[str, str], reference: str = "") -> Table:
-    """Whom the ensemble follows where zero-shot and fine-tuned disagree, a row for every set."""
+def override_table(
+    overrides: Mapping[str, FollowedRecord],
+    clusters: Mapping[str, str],
+    reference: str = "",
+    names: Sequence[str] = _ENDS,
+) -> Table:
+    """Whom the ensemble follows where two models of these names disagree, a row for every set."""
+    first, second = names
     rows = tuple(
         (
             _shown(name, reference),
@@ -123,23 +134,27 @@ def override_table(overrides: Mapping[str, FollowedRecord], clusters: Mapping[st
     note = (
         "In per cent of the images on which the two disagree; who is right plays no part. The last column: of the "
         "images that "
-        "the ensemble wins over fine-tuned, the share that zero-shot gets wrong, too. " + _rate_note(clusters)
+        f"the ensemble wins over {second}, the share that {first} gets wrong, too. " + _rate_note(clusters)
     )
-    header = ("set", "disagreements", "zero-shot prevails", "fine-tuned prevails", "neither", "gained beyond both")
+    header = ("set", "disagreements", f"{first} prevails", f"{second} prevails", "neither", "gained beyond both")
     return Table("Whom the ensemble follows", header, rows, note)
 
 
 def right_override_table(
-    overrides: Mapping[str, FollowedRecord], clusters: Mapping[str, str], reference: str = ""
+    overrides: Mapping[str, FollowedRecord],
+    clusters: Mapping[str, str],
+    reference: str = "",
+    names: Sequence[str] = _ENDS,
 ) -> Table | None:
-    """Overrides apart by who was right; None without labels."""
+    """Overrides apart by who of two models of these names was right; None without labels."""
+    shown = dict(zip(("zero_shot", "fine_tuned"), names, strict=True))
     rows = tuple(
         (_shown(name, reference), who, f"{own.disagreements:,}", *map(with_interval, (own.zero_shot, own.fine_tuned)))
         for name, followed in overrides.items()
-        for who, own in ((MODEL_NAMES.get(right, right), part) for right, part in followed.by_right.items())
+        for who, own in ((shown.get(right, right), part) for right, part in followed.by_right.items())
     )
     note = "In per cent of those disagreements. " + _rate_note(clusters)
-    header = ("set", "who was right", "disagreements", "zero-shot prevails", "fine-tuned prevails")
+    header = ("set", "who was right", "disagreements", *(f"{name} prevails" for name in names))
     return Table("Whom the ensemble follows, by who was right", header, rows, note) if rows else None
 
 
@@ -157,9 +172,15 @@ def difference_table(found: DiagnosisRecord) -> Table:
         f"Points. {resampling_note(found.clusters)} p is McNemar's exact test over images, with Holm's correction "
         f"over the "
         f"sets; it "
-        "takes images as independent, so where it and the interval differ, trust the interval."
+        "takes images as independent, so where it and the interval differ, trust the interval." + _few_note(found)
     )
     return Table("Differences in accuracy", header, tuple(rows), note)
+
+
+def _few_note(found: DiagnosisRecord) -> str:
+    """Where so little is resampled that intervals are too narrow."""
+    few = [f"{count} on {name}" for name, count in found.cluster_counts.items() if count < _FEW]
+    return f" Intervals over so few are too narrow, here and below: {', '.join(few)}." if few else ""
 
 
 def connectivity_table(
@@ -215,15 +236,18 @@ def calibration_table(found: DiagnosisRecord) -> Table:
     what = ("calibration error", "scaled", "accuracy on the surest 80 %")
     header = ("set", *(f"{MODEL_NAMES[model]}: {part}" for model in MODELS for part in what))
     note = (
-        "In per cent; 15 bins of equal width. “Scaled” divides the logits by a temperature fitted on the reference's "
+        f"In per cent; {BINS} bins of equal width. “Scaled” divides the logits by a temperature fitted on the "
+        f"reference's "
         f"validation split: {', '.join(f'{MODEL_NAMES[m]} {t:.2f}' for m, t in fitted.items())}. "
         + resampling_note(found.clusters)
     )
     return Table("Can the probabilities be trusted?", header, tuple(rows), note)
 
 
-def robustness_table(found: DiagnosisRecord) -> Table:
-    """Every model's gap to the reference and, with a baseline, effective robustness."""
+def robustness_table(found: DiagnosisRecord) -> Table | None:
+    """Every model's gap to the reference and, with a baseline, effective robustness; None without a shift."""
+    if not found.shifts:
+        return None
     known = {(r.model, r.shift): r for r in found.robustness}
     effective = any(r.effective is not None for r in found.robustness)
     rows = []
@@ -315,8 +339,10 @@ def pair_tables(
         for kind in kinds
     ]
     if overrides:
-        tables.append(override_table(overrides, clusters, reference))
-        tables.append(right_override_table(overrides, clusters, reference))
+        # The first two that were compared are those of whom a third follows one.
+        names = [MODEL_NAMES.get(model, model) for model in next(iter(kinds))]
+        tables.append(override_table(overrides, clusters, reference, names))
+        tables.append(right_override_table(overrides, clusters, reference, names))
     return tuple(table for table in tables if table is not None)
 
 

@@ -69,8 +69,12 @@ def render_report(run_directories: Sequence[Path], out: Path | None = None) -> P
     sections = [_section(*parts, repeated) for parts in zip(directories, runs, found, figures, strict=True)]
     # Nothing is written before everything is read and drawn.
     if len(runs) == 1:
+        folder = directories[0] / "figures"
         for name, content in figures[0].items():
-            write_atomically(directories[0] / "figures" / name, functools.partial(_fill, content=content))
+            write_atomically(folder / name, functools.partial(_fill, content=content))
+        for path in folder.glob("*.png"):
+            if path.name not in figures[0] and explanation(path.stem):  # of an earlier diagnosis
+                path.unlink()
     return write_text(target, _html(sections, seeds))
 
 
@@ -106,6 +110,14 @@ def read_diagnosis(directory: Path) -> DiagnosisRecord | None:
             f"{directory}`, "
             "or delete it to report without the diagnoses."
         ) from error
+
+
+def earlier_diagnosis(directory: Path) -> DiagnosisRecord | None:
+    """The record in a run directory's ``diagnosis.json``, None where there is none that can be read."""
+    try:
+        return read_diagnosis(directory)
+    except InputError:
+        return None
 
 
 def _target(directories: Sequence[Path], out: Path | None) -> Path:
