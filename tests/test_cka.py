@@ -129,6 +129,12 @@ def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, said: str) 
         sp.linear_cka(x, y)
 
 
+def test_noise_of_more_channels_than_images_is_alike_unless_debiased() -> None:
+    x, y = features(6, 534, (534, 768))
+    assert sp.linear_cka(x, y) == pytest.approx(0.54, abs=0.01)
+    assert abs(sp.linear_cka(x, y, debiased=True)) < 0.01
+
+
 @pytest.mark.parametrize("n", [33, 100])
 def test_the_rounding_of_a_constant_is_no_variation(n: int) -> None:
     still = np.full((n, 5), 0.1)

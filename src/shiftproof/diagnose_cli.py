@@ -145,10 +145,10 @@ def whole_run(
 ) -> None:
     """Diagnose a finished run: write its diagnosis.json, figures and report anew.
 
-    Agreement, overrides, CKA, connectivity, calibration, robustness and movement take seconds, from what the run kept;
-    layer-wise CKA and the strong-edge study run the models on some images. The fine-tunings of two halves of the
-    reference (for the plane, too), networks from random weights and the baseline's are trained, and kept in
-    RUN/diagnosis.
+    Agreement, overrides, CKA, connectivity, calibration, robustness and movement come from what the run kept, in half a
+    minute on the demo; layer-wise CKA and the strong-edge study run the models on some images. The fine-tunings of two
+    halves of the reference (for the plane, too), networks from random weights and the baseline's are trained, and kept
+    in RUN/diagnosis. What a part found stays until the models change.
 
     Example: shiftproof diagnose run runs/demo
     """

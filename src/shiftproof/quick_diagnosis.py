@@ -1,4 +1,4 @@
-"""The quick diagnoses of a run: from what it kept of its predictions, in seconds; no model is run."""
+"""The quick diagnoses of a run: from what it kept of its predictions; no model is run."""
 
 from __future__ import annotations
 
