@@ -219,6 +219,22 @@ def test_the_linearised_samples_have_the_measure_as_their_mean(drawn: tuple[list
     assert most is None or complement <= most + 1e-12
 
 
+@given(outputs(4))
+def test_the_contrasts_are_differences_of_their_parts(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
+    (one, other, third, fourth), labels = drawn
+    found = sp.diversity_contrast((one, other), (third, fourth), labels)
+    apart, close = sp.prediction_diversity(one, other, labels), sp.prediction_diversity(third, fourth, labels)
+    assert found.value == pytest.approx(apart - close)
+    turned = sp.diversity_contrast((third, fourth), (one, other), labels)
+    assert turned.value == pytest.approx(-found.value)
+    assert found.interval is None or -1 <= found.interval[0] <= found.value <= found.interval[1] <= 1
+    followed = sp.measure_overrides(one, other, third, labels)
+    rates = sp.override_rates(one, other, third)
+    if rates.disagreements:
+        assert followed.lead is not None
+        assert followed.lead.value == pytest.approx(rates.zero_shot - rates.fine_tuned)
+
+
 def test_without_labels_what_needs_them_is_left_out() -> None:
     one, other = np.random.default_rng(4).normal(size=(2, 30, 3))
     found = sp.measure_agreement(one, other)

@@ -17,6 +17,7 @@ from shiftproof.cli import app
 from shiftproof.diagnosing import DiagnosisFile
 from shiftproof.evaluation.metrics import scores
 from shiftproof.pair_diagnosis import PairFile, compare_agreement, compare_path, compare_weights
+from shiftproof.report.diagnoses import pair_tables
 
 CLASSES = ("lemon", "pear", "red_apple")
 
@@ -65,6 +66,8 @@ def test_agreement_is_that_of_the_predictions(models: dict[str, Path], folders: 
         assert pair.agreement == expected
     (overrides,) = found.overrides.values()
     assert overrides == sp.measure_overrides(*logits.values(), labels=images.labels)
+    header = {name for table in pair_tables(found.pairs, found.overrides, found.clusters) for name in table.header}
+    assert {"zero prevails", "tuned prevails"} <= header and "zero-shot prevails" not in header
 
 
 def test_what_needs_no_labels_is_the_same_without_them(models: dict[str, Path], folders: Path) -> None:

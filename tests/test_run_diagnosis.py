@@ -20,6 +20,7 @@ from shiftproof import run_diagnosis
 from shiftproof.cli import app
 from shiftproof.data.sets import array_set
 from shiftproof.models.tiny import TINY_SIZES
+from shiftproof.run_diagnosis_records import HALVES
 
 CLASSES = ("lemon", "pear", "red_apple")
 
@@ -79,6 +80,8 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
     page = (finished / "report.html").read_text(encoding="utf-8")
     for said in ("Why: what the diagnoses say", "Whom the ensemble follows", "Is the path connected?", "Robustness"):
         assert said in page
+    assert found.cluster_counts == {"photos": 18, "sketch": 18}
+    assert "Intervals over so few are too narrow, here and below: 18 on photos, 18 on sketch." in page
     assert {path.name for path in (finished / "figures").iterdir()} >= {"overrides.png", "connectivity.png"}
 
 
@@ -90,6 +93,11 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     assert answer.exit_code == 0, answer.output
     found = sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert {pair.set for pair in found.pairs if pair.first == "half 1"} == {"photos", "sketch"}
+    assert [(own.second, own.set) for own in found.diversity] == [(HALVES, "photos"), (HALVES, "sketch")]
+    for own in found.diversity:
+        pairs = (found.pair(*which, own.set) for which in (own.first, own.second))
+        apart, close = (pair.agreement.prediction_diversity for pair in pairs if pair)
+        assert apart and close and own.difference.value == pytest.approx(apart.value - close.value)
     assert [path.name for path in found.other_paths] == [
         "two fine-tunings, of two halves",
         "two networks from random weights",
@@ -100,7 +108,7 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     assert set(found.strong_edge.models) == {"zero_shot", "fine_tuned", "ensemble"}
     assert {"plane-photos.png", "layers-sketch.png"} <= {path.name for path in (run / "figures").iterdir()}
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "How half 1 and half 2 differ" in page
+    assert "How half 1 and half 2 differ" in page and "Are the ends more diverse than two fine-tunings?" in page
     assert "zero-shot − fine-tuned" in page  # under pasted windows
     kept = {path: path.stat().st_mtime_ns for path in (run / "diagnosis").rglob("*.safetensors")}
     assert len(kept) == 4
@@ -109,7 +117,7 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     assert any((pair.first, pair.second) == ("fine_tuned", "half-1") for pair in again.pairs)
     # What was not asked for again is there as it was; what was is there once.
     assert (again.layers, again.strong_edge, again.planes) == (found.layers, found.strong_edge, found.planes)
-    assert again.other_paths == found.other_paths
+    assert (again.other_paths, again.diversity) == (found.other_paths, found.diversity)
     assert len({(pair.first, pair.second, pair.set) for pair in again.pairs}) == len(again.pairs)
     sp.run_pipeline(sp.RunFile.read(run / "run.yaml"), run, resume=True)
     assert read(run).layers == found.layers and read(run).other_paths == found.other_paths

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         own_suite,
     )
     from shiftproof.diagnosis.agreement import (
+        diversity_contrast,
         error_consistency,
         gain_beyond_both,
         kappa_complement,
@@ -140,7 +141,7 @@ if TYPE_CHECKING:
     from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
     from shiftproof.report.page import render_report
     from shiftproof.run_diagnosis import diagnose_run
-    from shiftproof.run_diagnosis_records import DiagnosisRecord, plain_json
+    from shiftproof.run_diagnosis_records import DiagnosisRecord, DiversityRecord, plain_json
     from shiftproof.runfile import RunFile
     from shiftproof.seeding import child_generator
     from shiftproof.study import run_study
@@ -158,6 +159,7 @@ _MODULES = {
     "pair_diagnosis": ("PairFile",),
     "run_diagnosis_records": (
         "DiagnosisRecord",
+        "DiversityRecord",
         "plain_json",
     ),
     "diagnosis.evidence": ("SetEvidence",),
@@ -184,6 +186,7 @@ _MODULES = {
         "soft_cross_entropy",
     ),
     "diagnosis.agreement": (
+        "diversity_contrast",
         "error_consistency",
         "gain_beyond_both",
         "kappa_complement",
@@ -350,6 +353,7 @@ __all__ = [
     "CutMix",
     "Cutout",
     "DiagnosisRecord",
+    "DiversityRecord",
     "Encoder",
     "FinetuneSettings",
     "FollowedRecord",
@@ -418,6 +422,7 @@ __all__ = [
     "corrupt",
     "diagnose_run",
     "distillation_loss",
+    "diversity_contrast",
     "effective_interval",
     "effective_robustness",
     "error_barrier",

@@ -155,7 +155,8 @@ class AgreementRecord:
 class FollowedRecord:
     """``override_rates`` on one set with intervals; ``by_right`` splits them by who was right, where labels are given.
 
-    A rate is None where there was no disagreement. ``beyond_both`` is, of the samples that the ensemble gets right and
+    A rate is None where there was no disagreement. ``lead`` is zero-shot's rate minus fine-tuned's, the paper's second
+    contrast: above 0 where zero-shot overrides. ``beyond_both`` is, of the samples that the ensemble gets right and
     fine-tuned does not, the share that zero-shot errs on as well; None without labels or such samples.
     """
 
@@ -166,6 +167,7 @@ class FollowedRecord:
     neither: Measured | None
     by_right: Mapping[str, FollowedRecord]
     beyond_both: Measured | None = None
+    lead: Measured | None = None
 
 
 @dataclass(frozen=True)

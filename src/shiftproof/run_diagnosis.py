@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from shiftproof.data.sets import ImageSet, joined, spread_over_classes
 from shiftproof.data.suites import ShiftSuite, load_suite
+from shiftproof.diagnosis.agreement import diversity_contrast
 from shiftproof.diagnosis.baselines import (
     BASELINES,
     BaselineSettings,
@@ -49,7 +50,7 @@ from shiftproof.pipeline import (
 from shiftproof.quick_diagnosis import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.records import MODELS, RunRecord, StrongEdgeStudy
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
-from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, OtherPathRecord, PairRecord
+from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, DiversityRecord, OtherPathRecord, PairRecord
 from shiftproof.runfile import RunFile
 from shiftproof.storage import locked, write_json, write_text
 
@@ -199,11 +200,11 @@ class _Diagnosis:
                 "halves", lambda: [self.trained(name, self.half(which)) for which, name in enumerate(HALVES)]
             )
             first, second = ends
-            pairs = self.timed("pair of halves", lambda: self.pair_of_halves(first, second))
+            pairs, diversity = self.timed("pair of halves", lambda: self.pair_of_halves(first, second))
             path = self.timed(
                 "path between halves", lambda: self.path("two fine-tunings, of two halves", first, second)
             )
-            found = found.with_pairs(pairs).with_path(path)
+            found = replace(found.with_pairs(pairs).with_path(path), diversity=diversity)
             yield found
             if "plane" in parts:
                 found = replace(found, planes=self.timed("plane", lambda: self.planes(first, second)))
@@ -293,13 +294,22 @@ class _Diagnosis:
             lambda: train_baseline(start, self.many_views(), wanted, seed=seed, device=self.device),
         )
 
-    def pair_of_halves(self, first: Classifier, second: Classifier) -> tuple[PairRecord, ...]:
-        """How much the fine-tunings of two halves differ, on every set."""
+    def pair_of_halves(
+        self, first: Classifier, second: Classifier
+    ) -> tuple[tuple[PairRecord, ...], tuple[DiversityRecord, ...]]:
+        """How much the fine-tunings of two halves differ, on every set, and how much more zero-shot and fine-tuned."""
+        known, ends = self.kept(), ("zero_shot", "fine_tuned")
         pairs: list[PairRecord] = []
+        diversity = []
         for name, images in self.suite.test_sets.items():
             with kept_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=self.device) as logits:
-                pairs += pairs_of(logits, name, images.labels, resampled_of(images).names)
-        return tuple(pairs)
+                clusters = resampled_of(images).names
+                pairs += pairs_of(logits, name, images.labels, clusters)
+                apart = known[ends[0]][name], known[ends[1]][name]
+                close = logits[HALVES[0]], logits[HALVES[1]]
+                more = diversity_contrast(apart, close, images.labels, clusters)
+                diversity.append(DiversityRecord(ends, HALVES, name, more))
+        return tuple(pairs), tuple(diversity)
 
     def path(self, name: str, first: Classifier, second: Classifier) -> OtherPathRecord:
         """Connectivity between two classifiers on the reference and the natural shifts."""

@@ -36,6 +36,16 @@ class PairRecord:
 
 
 @dataclass(frozen=True)
+class DiversityRecord:
+    """How much more diverse one pair of models is than another on one set: the paper's first contrast."""
+
+    first: tuple[str, str]
+    second: tuple[str, str]
+    set: str
+    difference: Measured
+
+
+@dataclass(frozen=True)
 class DifferenceRecord:
     """The accuracy of ``first`` minus that of ``second`` on one set, or averaged over ``sets``.
 
@@ -129,9 +139,9 @@ class DiagnosisRecord:
 
     ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
     zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
-    ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``baselines`` (accuracies of models trained on the
-    reference only, by set) and effective robustness come with a whole diagnosis alone. ``cluster_counts`` says how many
-    drawings, groups or samples every set's intervals resample, ``models`` are the three models' fingerprints.
+    ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``diversity``, ``baselines`` (accuracies of models trained
+    on the reference only, by set) and effective robustness come with a whole diagnosis alone. ``cluster_counts`` says
+    how many drawings, groups or samples every set's intervals resample, ``models`` are the three models' fingerprints.
     """
 
     suite: str
@@ -158,6 +168,7 @@ class DiagnosisRecord:
     planes: tuple[PlaneRecord, ...] = ()
     baselines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     other_paths: tuple[OtherPathRecord, ...] = ()
+    diversity: tuple[DiversityRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     cluster_counts: Mapping[str, int] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
@@ -198,7 +209,7 @@ class DiagnosisRecord:
             **{
                 part.name: getattr(self, part.name)
                 for part in fields(self)
-                if part.name not in ("pairs", "layers", "strong_edge", "planes", "other_paths", "seconds")
+                if part.name not in ("pairs", "layers", "strong_edge", "planes", "other_paths", "diversity", "seconds")
             },
         )
 

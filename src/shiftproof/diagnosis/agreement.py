@@ -213,6 +213,25 @@ def agreement_of(
     )
 
 
+def diversity_contrast(
+    first: tuple[Logits, Logits],
+    second: tuple[Logits, Logits],
+    labels: NDArray[np.integer],
+    clusters: ArrayLike | None = None,
+) -> Measured:
+    """The ``prediction_diversity`` of a first pair of models minus a second pair's, with a paired 95 % interval.
+
+    The paper's first contrast takes zero-shot and fine-tuned, and two fine-tunings (WiSE-FT, app. E). All (N, K) logits
+    are of the same samples, arrays or kept predictions, resampled by ``clusters`` (N,) where these are given.
+
+    >>> one, other, labels = np.eye(4), np.roll(np.eye(4), 1, axis=1), np.arange(4)
+    >>> diversity_contrast((one, other), (one, one), labels).value
+    1.0
+    """
+    apart = [np.not_equal(*(_hits(named_classes(logits), labels) for logits in pair)) for pair in (first, second)]
+    return measured_mean(apart[0].astype(np.float64) - apart[1], clusters, bounds=(-1.0, 1.0))
+
+
 def measure_overrides(
     zero_shot: Logits,
     fine_tuned: Logits,
@@ -320,7 +339,9 @@ def _followed(
     cases = {"zero_shot": followed == zero, "fine_tuned": followed == tuned}
     cases["neither"] = ~(cases["zero_shot"] | cases["fine_tuned"])
     rates = {name: _rate(case[among], own) if count else None for name, case in cases.items()}
-    return FollowedRecord(disagreements=count, n=len(zero), by_right={}, **rates)
+    ahead = (cases["zero_shot"].astype(np.float64) - cases["fine_tuned"])[among]
+    lead = measured_mean(ahead, own, bounds=(-1.0, 1.0)) if count else None
+    return FollowedRecord(disagreements=count, n=len(zero), by_right={}, lead=lead, **rates)
 
 
 def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:

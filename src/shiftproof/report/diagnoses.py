@@ -127,16 +127,27 @@ def override_table(
         (
             _shown(name, reference),
             f"{own.disagreements:,} of {own.n:,}",
-            *map(with_interval, (own.zero_shot, own.fine_tuned, own.neither, own.beyond_both)),
+            *map(with_interval, (own.zero_shot, own.fine_tuned, own.neither)),
+            with_interval(own.lead, signed_points),
+            with_interval(own.beyond_both),
         )
         for name, own in overrides.items()
     )
     note = (
-        "In per cent of the images on which the two disagree; who is right plays no part. The last column: of the "
+        f"In per cent of the images on which the two disagree; who is right plays no part. The lead is {first}'s share "
+        f"minus {second}'s, in points. The last column: of the "
         "images that "
         f"the ensemble wins over {second}, the share that {first} gets wrong, too. " + _rate_note(clusters)
     )
-    header = ("set", "disagreements", f"{first} prevails", f"{second} prevails", "neither", "gained beyond both")
+    header = (
+        "set",
+        "disagreements",
+        f"{first} prevails",
+        f"{second} prevails",
+        "neither",
+        f"{first}'s lead",
+        "gained beyond both",
+    )
     return Table("Whom the ensemble follows", header, rows, note)
 
 
@@ -156,6 +167,25 @@ def right_override_table(
     note = "In per cent of those disagreements. " + _rate_note(clusters)
     header = ("set", "who was right", "disagreements", *(f"{name} prevails" for name in names))
     return Table("Whom the ensemble follows, by who was right", header, rows, note) if rows else None
+
+
+def diversity_table(found: DiagnosisRecord) -> Table | None:
+    """Whether zero-shot and fine-tuned are more diverse than two fine-tunings; None where these were not compared."""
+    diverse = {(pair.first, pair.second, pair.set): pair.agreement.prediction_diversity for pair in found.pairs}
+    rows = tuple(
+        (
+            _shown(own.set, found.reference),
+            *(with_interval(diverse.get((*pair, own.set))) for pair in (own.first, own.second)),
+            with_interval(own.difference, signed_points),
+        )
+        for own in found.diversity
+    )
+    note = (
+        "Diversity is the share of images that exactly one of two models gets right, in per cent; the difference, in "
+        "points, is paired image by image. " + resampling_note(found.clusters)
+    )
+    header = ("set", "zero-shot and fine-tuned", "fine-tunings of two halves", "difference")
+    return Table("Are the ends more diverse than two fine-tunings?", header, rows, note) if rows else None
 
 
 def difference_table(found: DiagnosisRecord) -> Table:
@@ -314,7 +344,7 @@ def diagnosis_tables(found: DiagnosisRecord) -> tuple[Table, ...]:
     about = found.clusters, found.reference
     tables: list[Table | None] = [difference_table(found)]
     apart = [pair for pair in found.pairs if "ensemble" not in (pair.first, pair.second)]  # the rest is in the file
-    tables += pair_tables(apart, found.overrides, *about)
+    tables += [*pair_tables(apart, found.overrides, *about), diversity_table(found)]
     if found.connectivity:
         tables.append(connectivity_table(found.connectivity, found.losses, *about))
     for path in found.other_paths:
@@ -340,7 +370,7 @@ def pair_tables(
     ]
     if overrides:
         # The first two that were compared are those of whom a third follows one.
-        names = [MODEL_NAMES.get(model, model) for model in next(iter(kinds))]
+        names = [MODEL_NAMES.get(model, model) for model in next(iter(kinds), _ENDS)]
         tables.append(override_table(overrides, clusters, reference, names))
         tables.append(right_override_table(overrides, clusters, reference, names))
     return tuple(table for table in tables if table is not None)
