@@ -82,6 +82,9 @@ def _lines() -> Iterator[None]:
         if event.stage in _PASSING:
             return
         if event.done == event.total:
+            # A stage of the same name may follow, as with the second of two fine-tunings: its clock starts anew.
+            del begun[event.stage]
+            told.pop(event.stage, None)
             print(f"{event.stage}: {event.total} done  {_said(event)}".rstrip(), file=sys.stderr)
         elif now - told.setdefault(event.stage, now) >= _EVERY:
             told[event.stage] = now
