@@ -110,19 +110,19 @@ def _diversity(runs: Sequence[DiagnosisRecord]) -> list[str]:
         for first, second in (("zero_shot", "fine_tuned"), HALVES):
             pairs = [run.pair(first, second, name) for run in runs]
             cells += [_stacked(_of_pair(p, get) for p in pairs) for get in (_diverse, _kappa, _alike)]
+        contrasts = [own.difference for run in runs for own in run.diversity if own.set == name]
+        among += len(contrasts)
+        more += sum(own.interval is not None and own.interval[0] > 0 for own in contrasts)
+        cells.append(_stacked(with_interval(own, signed_points) for own in contrasts))
         rows.append((name, *cells))
-        for run in runs:
-            apart, close = (run.pair(*pair, name) for pair in (("zero_shot", "fine_tuned"), HALVES))
-            if apart and close:
-                among += 1
-                more += _above(_diverse(apart), _diverse(close))
     measures = ("diversity, %", "1 − kappa", "CKA")
     header = ("set", *(f"zero-shot, fine-tuned: {m}" for m in measures), *(f"two halves: {m}" for m in measures))
+    header += ("diversity, difference in points",)
     return [
         "### Zero-shot and fine-tuned are more diverse than two fine-tuned models",
         f"Of two fine-tunings, on disjoint halves of the reference, the diversity is clearly smaller in {more} of "
         f"{among} "
-        "comparisons (a set of a seed; the intervals do not overlap).",
+        "comparisons (a set of a seed; the last column, paired image by image).",
         _markdown(header, rows),
     ]
 
@@ -137,14 +137,13 @@ def _overrides(runs: Sequence[DiagnosisRecord]) -> list[str]:
         ]
         pairs = [run.pair("zero_shot", "fine_tuned", name) for run in runs]
         wider = _stacked(_of_pair(pair, lambda p: p.agreement.margin_difference, _plain) for pair in pairs)
-        rows.append((name, *cells, wider, _stacked(with_interval(own.beyond_both) for own in found)))
+        lead = _stacked(with_interval(own.lead, signed_points) for own in found)
+        rows.append((name, *cells, lead, wider, _stacked(with_interval(own.beyond_both) for own in found)))
     reference = runs[0].reference
-    on_reference = _count(
-        runs, lambda run: _above(run.overrides[reference].fine_tuned, run.overrides[reference].zero_shot)
-    )
+    on_reference = _count(runs, lambda run: _sure(run.overrides[reference].lead, below=True))
     shifts = [name for name in _told_sets(runs[0]) if name != reference]
     under = {
-        name: _count(runs, lambda run, name=name: _above(run.overrides[name].zero_shot, run.overrides[name].fine_tuned))  # type: ignore[misc]
+        name: _count(runs, lambda run, name=name: _sure(run.overrides[name].lead))  # type: ignore[misc]
         for name in shifts
     }
     told = ", ".join(f"{name} {count}" for name, count in under.items())
@@ -153,6 +152,7 @@ def _overrides(runs: Sequence[DiagnosisRecord]) -> list[str]:
         "zero-shot prevails, %",
         "fine-tuned prevails, %",
         "neither, %",
+        "zero-shot's lead, points",
         "margin difference",
         "gained beyond both, %",
     )
@@ -160,7 +160,7 @@ def _overrides(runs: Sequence[DiagnosisRecord]) -> list[str]:
         "### Zero-shot overrides under shift, fine-tuned on the reference",
         f"Fine-tuned clearly prevails on the reference in {on_reference} seeds; zero-shot clearly prevails under "
         f"shift in: {told} "
-        "(intervals that do not overlap).",
+        "(the lead's interval excludes 0).",
         _markdown(header, rows),
     ]
 
@@ -171,16 +171,14 @@ def _connectivity(runs: Sequence[DiagnosisRecord]) -> list[str]:
     touching = [record.set for record in own if not record.observation_1 and not record.clearly_under]
     better = [r.set for r in own if r.gain_interval is not None and r.gain_interval[0] > 0]
     inner = sum(len(record.alphas) - 2 for record in own)
+    within = f"; on {len(touching)} more some alpha lies under it within its interval ({', '.join(touching)})"
     parts = [
         "### The path is linearly connected",
         f"Over {len(runs)} seeds and {len(own)} paths (a set of a seed), observation 1, no alpha is under the line "
         f"between the ends, fails clearly on {len(failing)} ({', '.join(failing) or 'none'}; every one of {inner} "
-        f"alphas "
-        f"has an interval of its own, so that some lie there by chance); on {len(touching)} more some alpha lies under "
-        f"it within its interval ({', '.join(touching) or 'none'}). Observation 2, some alpha is above both ends, "
-        f"holds "
-        f"clearly on {len(better)}, with the alpha that the set itself says is best. Between other models, the lowest "
-        "height above the line between the ends, in points:",
+        f"alphas has an interval of its own, so that some lie there by chance){within if touching else ''}. "
+        f"Observation 2, some alpha is above both ends, holds clearly on {len(better)}, with the alpha that the set "
+        "itself says is best. Between other models, the lowest height above the line between the ends, in points:",
     ]
     rows = [
         (str(run.seed), path.name, *(_lowest(record) for record in path.connectivity))
@@ -272,18 +270,16 @@ def _told_sets(run: DiagnosisRecord) -> tuple[str, ...]:
 
 
 def _clear(record: DifferenceRecord | None, *, below: bool = False) -> bool:
-    interval = None if record is None else record.difference.interval
+    return _sure(None if record is None else record.difference, below=below)
+
+
+def _sure(found: Measured | None, *, below: bool = False) -> bool:
+    interval = None if found is None else found.interval
     return interval is not None and (interval[1] < 0 if below else interval[0] > 0)
 
 
 def _reaches_zero(record: DifferenceRecord | None) -> bool:
     return record is not None and not _clear(record, below=True)
-
-
-def _above(first: Measured | None, second: Measured | None) -> bool:
-    if first is None or second is None or first.interval is None or second.interval is None:
-        return False
-    return first.interval[0] > second.interval[1]
 
 
 def _count(runs: Sequence[DiagnosisRecord], holds: Callable[[DiagnosisRecord], bool]) -> str:
