@@ -38,7 +38,8 @@ from shiftproof.processes import is_main_process, joined_processes, process_coun
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
 COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
-# float32 sums in another order; every training here moves its weights more than ten times as far.
+# float32 sums in another order, of a tensor's largest weight where that is above 1, as in a head with its logit scale;
+# every training here moves its weights more than ten times as far.
 TOLERANCE = 1e-5
 DIES_AFTER = 4
 
@@ -347,8 +348,9 @@ def test_two_processes_train_what_one_does(ran: Ran, case: str) -> None:
     assert [(told(ran, index)["processes"], told(ran, index)["after"]) for index in (0, 1)] == [(2, 1), (2, 1)]
     (alone, said), (together, said_together) = (result(ran, role, case) for role in ("alone", "together"))
     assert alone.keys() == together.keys()
-    furthest = max((tensor - together[name]).abs().max().item() for name, tensor in alone.items())
-    assert furthest <= TOLERANCE
+    for name, tensor in alone.items():
+        furthest = (tensor - together[name]).abs().max().item()
+        assert furthest <= TOLERANCE * max(1, tensor.abs().max().item()), name
     start = started_from(case)
     assert max((alone[name] - tensor).abs().max().item() for name, tensor in start.items()) > 10 * TOLERANCE
     assert len(said["history"]) == len(said_together["history"]) > 0
