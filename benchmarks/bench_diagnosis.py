@@ -35,7 +35,7 @@ from shiftproof.diagnosis.evidence import (
 )
 from shiftproof.evaluation.kept import writing_predictions
 from shiftproof.evaluation.metrics import ScoreCollector
-from shiftproof.records import MODELS
+from shiftproof.records.results import MODELS
 
 CLASSES, BATCH = 1000, 256
 ALPHAS = tuple(i / 10 for i in range(11))

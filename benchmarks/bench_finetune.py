@@ -45,7 +45,7 @@ from shiftproof import (
 from shiftproof.data.sets import array_set
 from shiftproof.data.suites import Reference
 from shiftproof.models.classifier import Classifier
-from shiftproof.training import parameter_groups
+from shiftproof.training.engine import parameter_groups
 
 BATCH = 128
 OTHERS: dict[str, dict[str, Any]] = {

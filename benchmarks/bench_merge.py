@@ -66,7 +66,7 @@ MEMORY_TARGET, MEMORY_NOISE = 600, 1.05
 
 LIST_MODULES = """
 import json, sys
-from shiftproof.cli import main
+from shiftproof.cli.app import main
 try:
     code = main()
 except SystemExit as stop:

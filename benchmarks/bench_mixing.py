@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from shiftproof.augmentation.mixing import CutMix, Cutout, Mixing, MixUp, SmoothMix
+from shiftproof.mixing.methods import CutMix, Cutout, Mixing, MixUp, SmoothMix
 
 CLASSES = 1000
 TARGETS = (
@@ -48,7 +48,7 @@ OURS: Mapping[str, Mixing] = {
 }
 IMPORTS = {
     "torch": "import torch",
-    "shiftproof": "from shiftproof.augmentation.mixing import SmoothMix",
+    "shiftproof": "from shiftproof.mixing.methods import SmoothMix",
     "torchvision": "from torchvision.transforms.v2 import CutMix",
     "timm": "from timm.data import Mixup",
 }

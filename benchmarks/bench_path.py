@@ -30,8 +30,8 @@ from shiftproof import Classifier, ClassSpace, Reference, ShiftSuite, load_clip,
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.path import alpha_grid, sweep_alpha
+from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.evaluation.predictions import BATCH_SIZE
 from shiftproof.models.classifier import zero_shot_classifier
 
 MOST = 1.15

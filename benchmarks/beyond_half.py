@@ -44,12 +44,12 @@ from shiftproof import (
 )
 from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.ensembling.path import alpha_grid, choose_alpha
-from shiftproof.ensembling.schedules import alphas_by_depth, alphas_by_pattern
+from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import top_margins
-from shiftproof.evaluation.predictions import BATCH_SIZE
 from shiftproof.models.classifier import fingerprint
-from shiftproof.records import PathPoint, PathRecord
+from shiftproof.records.results import PathPoint, PathRecord
+from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 
 BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)
 RECIPES = {

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shiftproof.diagnosis_records import ConnectivityRecord, Measured
-from shiftproof.records import MeanRecord, StrongEdgeStudy, WindowSummary
+from shiftproof.records.comparisons import ConnectivityRecord, Measured
+from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
+from shiftproof.records.results import MeanRecord, StrongEdgeStudy, WindowSummary
+from shiftproof.records.studies import StudyRecord
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import study_verdict
 from shiftproof.report.tables import with_interval
-from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
 from shiftproof.storage import read_json
-from shiftproof.study_records import StudyRecord
 
 Row = tuple[str, ...]
 

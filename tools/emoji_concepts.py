@@ -1,4 +1,4 @@
-"""Writes the list of emoji concepts that the package ships (src/shiftproof/data/emoji_concepts.csv).
+"""Writes the list of emoji concepts that the package ships (src/shiftproof/data/emoji/concepts.csv).
 
     python tools/emoji_concepts.py            write the list
     python tools/emoji_concepts.py --check    fail if the committed list differs
@@ -19,7 +19,7 @@ import unicodedata
 
 from fontTools.ttLib import TTFont
 
-from shiftproof.data.emoji import CONCEPTS_FILE, RENDITIONS, noto_emoji_font, openmoji_folder, render
+from shiftproof.data.emoji.drawings import CONCEPTS_FILE, RENDITIONS, noto_emoji_font, openmoji_folder, render
 
 TASK_RANGES = [
     (0x1F32D, 0x1F37F),

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from shiftproof.data.captions import EmojiCaptions
-from shiftproof.data.emoji import SPRITES_SHA256, concepts
-from shiftproof.models.checkpoints import read_state_dict, write_state_dict
+from shiftproof.data.emoji.drawings import SPRITES_SHA256, concepts
 from shiftproof.models.clip import load_clip
 from shiftproof.models.tiny import TINY_CARD, TINY_WEIGHTS
-from shiftproof.pretraining import held_out_recall
+from shiftproof.pretraining.loop import held_out_recall
 from shiftproof.storage import read_json, write_json
+from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 ATTRIBUTION = (
     "Trained on pictures made from OpenMoji (all emojis designed by OpenMoji, the open-source emoji and icon project; "

@@ -22,14 +22,14 @@ from typing import Any
 from claims import beyond_half, claim_sections
 
 from shiftproof.ensembling.path import choose_alpha
-from shiftproof.records import MODELS, PathPoint, PathRecord, RunRecord, StrongEdgeStudy
+from shiftproof.records.results import MODELS, PathPoint, PathRecord, RunRecord, StrongEdgeStudy
+from shiftproof.records.studies import StudyRecord
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import equal_reference_table, spread_table, study_table, study_verdict
 from shiftproof.report.tables import Table
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json, write_json
-from shiftproof.study_records import StudyRecord
-from shiftproof.study_spreads import spreads
+from shiftproof.studies.spreads import spreads
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

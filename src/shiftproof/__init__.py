@@ -10,10 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shiftproof.augmentation.masks import hard_mask, soft_mask
-    from shiftproof.augmentation.mixing import CutMix, Cutout, MixChoice, MixUp, SmoothMix
-    from shiftproof.augmentation.plans import MixPlan, anchor_weights, mix_images
-    from shiftproof.augmentation.targets import contrastive_targets, mix_targets, one_hot, soft_cross_entropy
     from shiftproof.data.corruptions import corrupt
     from shiftproof.data.labels import ClassSpace
     from shiftproof.data.sets import ImageSet, load_set, unlabelled_set, with_masks
@@ -61,25 +57,9 @@ if TYPE_CHECKING:
     from shiftproof.diagnosis.plane import measure_plane
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
-    from shiftproof.diagnosis_records import (
-        AgreementRecord,
-        CkaRecord,
-        ConnectivityRecord,
-        FollowedRecord,
-        LayersRecord,
-        LossRecord,
-        Measured,
-        MovementRecord,
-        OverrideRecord,
-        PlanePoint,
-        PlaneRecord,
-    )
     from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
     from shiftproof.ensembling.ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
-    from shiftproof.ensembling.files import merge_files
-    from shiftproof.ensembling.methods import MergeSettings
     from shiftproof.ensembling.path import choose_alpha, compare_alphas, sweep_alpha
-    from shiftproof.ensembling.schedules import alphas_by_depth, alphas_by_pattern
     from shiftproof.ensembling.soups import SoupRecord, greedy_soup, model_stock_soup, uniform_soup
     from shiftproof.errors import (
         IncompatibleWeightsError,
@@ -96,6 +76,7 @@ if TYPE_CHECKING:
         negative_log_likelihood,
         selective_accuracy,
     )
+    from shiftproof.evaluation.inference import predict
     from shiftproof.evaluation.intervals import (
         accuracy_interval,
         alike_interval,
@@ -115,7 +96,6 @@ if TYPE_CHECKING:
         save_predictions,
     )
     from shiftproof.evaluation.metrics import accuracy, macro_f1
-    from shiftproof.evaluation.predictions import predict
     from shiftproof.evaluation.robustness import (
         Baseline,
         effective_interval,
@@ -131,55 +111,75 @@ if TYPE_CHECKING:
     from shiftproof.finetuning.probe import logistic_head
     from shiftproof.finetuning.recipes import class_targets, distillation_loss
     from shiftproof.finetuning.settings import FinetuneSettings
+    from shiftproof.merging.files import merge_files
+    from shiftproof.merging.methods import MergeSettings
+    from shiftproof.mixing.masks import hard_mask, soft_mask
+    from shiftproof.mixing.methods import CutMix, Cutout, MixChoice, MixUp, SmoothMix
+    from shiftproof.mixing.plans import MixPlan, anchor_weights, mix_images
+    from shiftproof.mixing.targets import contrastive_targets, mix_targets, one_hot, soft_cross_entropy
     from shiftproof.models.classifier import Classifier, fingerprint, own_head_classifier, zero_shot_classifier
     from shiftproof.models.clip import Clip, load_clip
     from shiftproof.models.directories import load_classifier, save_classifier
     from shiftproof.models.encoders import Encoder, load_encoder
-    from shiftproof.pair_diagnosis import PairFile
-    from shiftproof.pipeline import run_pipeline
-    from shiftproof.pretraining import PretrainSettings, contrastive_loss, pretrain
-    from shiftproof.records import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
+    from shiftproof.pretraining.loop import PretrainSettings, contrastive_loss, pretrain
+    from shiftproof.records.comparisons import (
+        AgreementRecord,
+        CkaRecord,
+        ConnectivityRecord,
+        FollowedRecord,
+        LayersRecord,
+        LossRecord,
+        Measured,
+        MovementRecord,
+        OverrideRecord,
+        PlanePoint,
+        PlaneRecord,
+    )
+    from shiftproof.records.diagnosis import DiagnosisRecord, DiversityRecord, plain_json
+    from shiftproof.records.results import AccuracyRecord, MergeRecord, PathRecord, RuleRecord, RulesRecord, RunRecord
+    from shiftproof.records.studies import StudyRecord
     from shiftproof.report.page import render_report
-    from shiftproof.run_diagnosis import diagnose_run
-    from shiftproof.run_diagnosis_records import DiagnosisRecord, DiversityRecord, plain_json
-    from shiftproof.runfile import RunFile
+    from shiftproof.runs.comparisons import PairFile
+    from shiftproof.runs.diagnose import diagnose_run
+    from shiftproof.runs.file import RunFile
+    from shiftproof.runs.pipeline import run_pipeline
     from shiftproof.seeding import child_generator
-    from shiftproof.study import run_study
-    from shiftproof.study_records import StudyRecord
-    from shiftproof.studyfile import StudyFile
-    from shiftproof.weights import average_weights, interpolate_weights, model_stock, weight_distance
+    from shiftproof.studies.file import StudyFile
+    from shiftproof.studies.study import run_study
+    from shiftproof.weights.arithmetic import average_weights, interpolate_weights, model_stock, weight_distance
+    from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 
 _MODULES = {
     "diagnosis.plane": ("measure_plane",),
-    "run_diagnosis": ("diagnose_run",),
+    "runs.diagnose": ("diagnose_run",),
     "diagnosis.layers": (
         "layer_names",
         "measure_layers",
     ),
-    "pair_diagnosis": ("PairFile",),
-    "run_diagnosis_records": (
+    "runs.comparisons": ("PairFile",),
+    "records.diagnosis": (
         "DiagnosisRecord",
         "DiversityRecord",
         "plain_json",
     ),
     "diagnosis.evidence": ("SetEvidence",),
-    "augmentation.masks": (
+    "mixing.masks": (
         "hard_mask",
         "soft_mask",
     ),
-    "augmentation.mixing": (
+    "mixing.methods": (
         "Cutout",
         "CutMix",
         "MixChoice",
         "MixUp",
         "SmoothMix",
     ),
-    "augmentation.plans": (
+    "mixing.plans": (
         "MixPlan",
         "anchor_weights",
         "mix_images",
     ),
-    "augmentation.targets": (
+    "mixing.targets": (
         "contrastive_targets",
         "mix_targets",
         "one_hot",
@@ -225,7 +225,7 @@ _MODULES = {
         "measure_loss_connectivity",
     ),
     "diagnosis.movement": ("measure_movement",),
-    "diagnosis_records": (
+    "records.comparisons": (
         "AgreementRecord",
         "CkaRecord",
         "ConnectivityRecord",
@@ -266,10 +266,10 @@ _MODULES = {
     ),
     "ensembling.batch_norm": ("has_batch_norm", "reestimate_batch_norm"),
     "ensembling.ensembles": ("OutputEnsemble", "interpolate_clip", "output_ensemble", "wise_ft"),
-    "ensembling.files": ("merge_files",),
-    "ensembling.methods": ("MergeSettings",),
+    "merging.files": ("merge_files",),
+    "merging.methods": ("MergeSettings",),
     "ensembling.path": ("choose_alpha", "compare_alphas", "sweep_alpha"),
-    "ensembling.schedules": ("alphas_by_depth", "alphas_by_pattern"),
+    "weights.schedules": ("alphas_by_depth", "alphas_by_pattern"),
     "ensembling.soups": ("SoupRecord", "greedy_soup", "model_stock_soup", "uniform_soup"),
     "errors": (
         "IncompatibleWeightsError",
@@ -318,7 +318,7 @@ _MODULES = {
         "open_predictions",
         "save_predictions",
     ),
-    "evaluation.predictions": ("predict",),
+    "evaluation.inference": ("predict",),
     "evaluation.significance": ("holm_correction", "mcnemar_test"),
     "finetuning.loop": ("few_shot", "finetune"),
     "finetuning.probe": ("logistic_head",),
@@ -327,16 +327,16 @@ _MODULES = {
     "models.classifier": ("Classifier", "fingerprint", "own_head_classifier", "zero_shot_classifier"),
     "models.clip": ("Clip", "load_clip"),
     "models.directories": ("load_classifier", "save_classifier"),
-    "pipeline": ("run_pipeline",),
-    "study": ("run_study",),
-    "study_records": ("StudyRecord",),
-    "studyfile": ("StudyFile",),
-    "pretraining": ("PretrainSettings", "contrastive_loss", "pretrain"),
-    "records": ("AccuracyRecord", "MergeRecord", "PathRecord", "RuleRecord", "RulesRecord", "RunRecord"),
+    "runs.pipeline": ("run_pipeline",),
+    "studies.study": ("run_study",),
+    "records.studies": ("StudyRecord",),
+    "studies.file": ("StudyFile",),
+    "pretraining.loop": ("PretrainSettings", "contrastive_loss", "pretrain"),
+    "records.results": ("AccuracyRecord", "MergeRecord", "PathRecord", "RuleRecord", "RulesRecord", "RunRecord"),
     "report.page": ("render_report",),
-    "runfile": ("RunFile",),
+    "runs.file": ("RunFile",),
     "seeding": ("child_generator",),
-    "weights": ("average_weights", "interpolate_weights", "model_stock", "weight_distance"),
+    "weights.arithmetic": ("average_weights", "interpolate_weights", "model_stock", "weight_distance"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [

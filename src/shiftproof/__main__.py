@@ -1,6 +1,6 @@
 """``python -m shiftproof``, which is also what ``torchrun -m shiftproof`` starts."""
 
-from shiftproof.cli import main
+from shiftproof.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from shiftproof.data.emoji import RENDITIONS, concepts, sprites
+from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
+from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.loading import (
     IMAGE_SUFFIXES,
     Preprocessing,
@@ -19,7 +20,6 @@ from shiftproof.data.loading import (
     resize,
     to_unit_range,
 )
-from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
 from shiftproof.storage import read_rows
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from shiftproof.data.emoji import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
+from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
+from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set, once
-from shiftproof.data.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
 

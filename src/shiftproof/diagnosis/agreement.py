@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis_records import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.evaluation.intervals import accuracy_interval, alike_interval, bootstrap_interval
 from shiftproof.evaluation.metrics import log_probabilities, top_margins
+from shiftproof.records.comparisons import AgreementRecord, FollowedRecord, Measured, OverrideRecord
 
 _AT_ONCE = 1 << 20  # logits that are held in float64 together
 _ROUNDING = 1e-12  # of a mean; a narrower interval is no interval

@@ -19,11 +19,11 @@ from shiftproof.data.batches import decoded_once
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet, require_masks
 from shiftproof.errors import InputError
+from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, bootstrap_interval
 from shiftproof.evaluation.metrics import scores
-from shiftproof.evaluation.predictions import predict
 from shiftproof.models.classifier import Classifier
-from shiftproof.records import BackgroundRecord, BackgroundStudy, GroupRecord
+from shiftproof.records.results import BackgroundRecord, BackgroundStudy, GroupRecord
 from shiftproof.seeding import child_generator
 
 VARIANTS = ("original", "only-foreground", "only-background", "mixed-same", "mixed-random")

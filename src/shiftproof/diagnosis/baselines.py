@@ -19,11 +19,11 @@ from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import InputError, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.hardware import LoopSettings
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.encoders import build_encoder
 from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.seeding import child_generator, global_draws
+from shiftproof.training.hardware import LoopSettings
 
 _HEAD_LENGTH = 16.0
 

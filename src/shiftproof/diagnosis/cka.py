@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.diagnosis.agreement import measured_mean
-from shiftproof.diagnosis_records import CkaRecord
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
+from shiftproof.records.comparisons import CkaRecord
 
 Floats = NDArray[np.float64]
 _STILL = 1e-6  # of a layer's size; about 8 roundings of the float32 that networks work in

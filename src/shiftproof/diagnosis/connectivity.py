@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.diagnosis.agreement import measured_mean
-from shiftproof.diagnosis_records import ConnectivityRecord, LossRecord, Measured
 from shiftproof.errors import InputError, require_equal_length
-from shiftproof.records import PathRecord
+from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
+from shiftproof.records.results import PathRecord
 
 _ROUNDING = 1e-12  # less than that under the line is none
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from shiftproof.diagnosis.agreement import measure_agreement, measured_mean, named_classes, overrides_of
 from shiftproof.diagnosis.cka import measure_cka
-from shiftproof.diagnosis_records import FollowedRecord, Measured
 from shiftproof.errors import require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.evaluation.calibration import (
@@ -34,8 +33,8 @@ from shiftproof.evaluation.intervals import (
 from shiftproof.evaluation.metrics import Scores, macro_f1, scores
 from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline, on_scale
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
-from shiftproof.records import MODELS
-from shiftproof.run_diagnosis_records import (
+from shiftproof.records.comparisons import FollowedRecord, Measured
+from shiftproof.records.diagnosis import (
     AverageRecord,
     ClassesRecord,
     ConfidenceRecord,
@@ -44,6 +43,7 @@ from shiftproof.run_diagnosis_records import (
     RobustnessRecord,
     TemperatureRecord,
 )
+from shiftproof.records.results import MODELS
 
 COVERAGES = (0.5, 0.8)
 

@@ -15,10 +15,10 @@ from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.diagnosis.cka import CkaTable
-from shiftproof.diagnosis_records import LayersRecord
 from shiftproof.errors import InputError, listed, require_choice
-from shiftproof.evaluation.predictions import BATCH_SIZE
+from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.models.classifier import Classifier, Network
+from shiftproof.records.comparisons import LayersRecord
 
 Floats = NDArray[np.float64]
 Reader = Callable[[Tensor], list[Floats]]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from shiftproof.diagnosis_records import MovementRecord
-from shiftproof.weights import is_running_statistic, require_compatible, task_products
+from shiftproof.records.comparisons import MovementRecord
+from shiftproof.weights.arithmetic import is_running_statistic, require_compatible, task_products
 
 
 def module_of(name: str) -> str:

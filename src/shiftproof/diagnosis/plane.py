@@ -14,13 +14,13 @@ from torch import Tensor
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
-from shiftproof.diagnosis_records import PlanePoint, PlaneRecord
 from shiftproof.errors import InputError, require_at_least
+from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.evaluation.metrics import log_probabilities
-from shiftproof.evaluation.predictions import BATCH_SIZE, require_its_classes
 from shiftproof.models.classifier import Classifier, Network, require_same_task
-from shiftproof.weights import combine, require_compatible, task_products
+from shiftproof.records.comparisons import PlanePoint, PlaneRecord
+from shiftproof.weights.arithmetic import combine, require_compatible, task_products
 
 NAMES = ("zero_shot", "first", "second")
 # The sine of the least angle between two ways: three models that are nearer to one line span a plane of rounding.

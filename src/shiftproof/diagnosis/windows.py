@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from shiftproof.augmentation.masks import soft_mask
 from shiftproof.errors import InputError, require_between, require_choice
+from shiftproof.mixing.masks import soft_mask
 
 CONTENTS = ("grey", "noise", "image")
 PLACES = ("away", "over", "anywhere")

@@ -17,7 +17,7 @@ from shiftproof.errors import IncompatibleWeightsError, InputError, require_betw
 from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
 from shiftproof.models.clip import Clip
 from shiftproof.models.text_towers import rebuilt_head, source_clip, text_weights, with_text
-from shiftproof.weights import Alpha, combine, interpolate_weights
+from shiftproof.weights.arithmetic import Alpha, combine, interpolate_weights
 
 # Which parents of a classifier are what it was fine-tuned from.
 _START_ROLES = ("start", "zero_shot")

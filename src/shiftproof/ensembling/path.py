@@ -20,12 +20,12 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.ensembling.ensembles import TextPath, mixed_logits
 from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
+from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, can_resample, contrast_interval
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, accuracy
-from shiftproof.evaluation.predictions import BATCH_SIZE, require_its_classes
 from shiftproof.models.classifier import Classifier, Network, require_same_task
-from shiftproof.records import MeanRecord, PathPoint, PathRecord, RuleRecord, RulesRecord
-from shiftproof.weights import combine, path_coefficients, require_compatible
+from shiftproof.records.results import MeanRecord, PathPoint, PathRecord, RuleRecord, RulesRecord
+from shiftproof.weights.arithmetic import combine, path_coefficients, require_compatible
 
 FIXED_ALPHA = 0.5
 RULES = ("fixed", "reference", "tolerance")

@@ -11,10 +11,10 @@ from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
 from shiftproof.errors import require_at_least
+from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.evaluation.predictions import predict
 from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
-from shiftproof.weights import average_weights, model_stock
+from shiftproof.weights.arithmetic import average_weights, model_stock
 
 # The parents that say which classifier a fine-tuned one, or an ensemble with it, started from.
 _START_ROLES = ("start", "zero_shot")

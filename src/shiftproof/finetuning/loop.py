@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from shiftproof.augmentation.plans import mix_images
-from shiftproof.augmentation.targets import mix_targets
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.sets import ImageSet, samples_digest
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
+from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.evaluation.predictions import predict
 from shiftproof.finetuning.probe import probed
 from shiftproof.finetuning.recipes import Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.hardware import explained_memory
+from shiftproof.mixing.plans import mix_images
+from shiftproof.mixing.targets import mix_targets
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.directories import save_classifier
-from shiftproof.processes import is_main_process
 from shiftproof.seeding import child_generator, child_seed
-from shiftproof.training import Course, Trainer, drawn_apart, own_share, positions_at, training
+from shiftproof.training.distributed import is_main_process
+from shiftproof.training.engine import Course, Trainer, drawn_apart, own_share, positions_at, training
+from shiftproof.training.hardware import explained_memory
 
 
 def finetune(

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from shiftproof.augmentation.targets import one_hot
 from shiftproof.errors import InputError
-from shiftproof.finetuning.layers import decayed_groups, keep_in_evaluation, lock_layers
+from shiftproof.finetuning.depths import decayed_groups, keep_in_evaluation, lock_layers
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.hardware import checkpoint_gradients
+from shiftproof.mixing.targets import one_hot
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
-from shiftproof.pretraining import TwoTowers, contrastive_loss
-from shiftproof.processes import gathered, process_count
+from shiftproof.pretraining.loop import TwoTowers, contrastive_loss
 from shiftproof.seeding import child_generator, global_draws
-from shiftproof.training import drawn_apart, own_share, parameter_groups, parts_of, require_equal_shares
+from shiftproof.training.distributed import gathered, process_count
+from shiftproof.training.engine import drawn_apart, own_share, parameter_groups, parts_of, require_equal_shares
+from shiftproof.training.hardware import checkpoint_gradients
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
 _NORMS = re.compile("norm", re.IGNORECASE)  # LayerNorm, BatchNormAct2d, RmsNorm, EvoNorm ...

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from shiftproof.augmentation.mixing import Mixing
-from shiftproof.augmentation.named import mixing_from, mixing_settings
 from shiftproof.errors import InputError, require_at_least, require_between, require_choice
-from shiftproof.hardware import LoopSettings
-from shiftproof.training import LARGEST
+from shiftproof.mixing.methods import Mixing
+from shiftproof.mixing.named import mixing_from, mixing_settings
+from shiftproof.training.engine import LARGEST
+from shiftproof.training.hardware import LoopSettings
 
 RECIPES = (
     "end-to-end",
@@ -54,7 +54,7 @@ class FinetuneSettings(LoopSettings):
     takes: a weighted choice, a method with its settings, a ``SmoothMix`` object. ``mixing_probability`` is that of a
     sample to be mixed (None: the mixing's own, 1 unless set); the last ``mixing_off_epochs`` epochs do not mix.
 
-    >>> from shiftproof.augmentation.mixing import SmoothMix
+    >>> from shiftproof.mixing.methods import SmoothMix
     >>> FinetuneSettings(mixing=SmoothMix(kind="square")).mixing
     {'method': 'smoothmix', 'kind': 'square'}
     """

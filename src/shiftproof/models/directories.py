@@ -10,9 +10,9 @@ from typing import Any
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
-from shiftproof.models.checkpoints import read_state_dict, write_state_dict
 from shiftproof.models.classifier import Classifier, fingerprint, rebuild
 from shiftproof.storage import read_json, write_json
+from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 FORMAT = 1
 _TEXT = "text_tower.safetensors"

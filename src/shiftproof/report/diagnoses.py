@@ -8,17 +8,17 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from shiftproof.diagnosis_records import ConnectivityRecord, FollowedRecord, LossRecord, Measured, MovementRecord
 from shiftproof.evaluation.calibration import BINS
 from shiftproof.evaluation.intervals import LEVEL
-from shiftproof.records import MODELS
+from shiftproof.records.comparisons import ConnectivityRecord, FollowedRecord, LossRecord, Measured, MovementRecord
+from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, PairRecord
+from shiftproof.records.results import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import CURVE, MARKS, STYLE
 from shiftproof.report.layers import layers_figure, layers_table
 from shiftproof.report.plane import plane_figure
 from shiftproof.report.tables import ABSENT, Table, reference_name, with_interval
 from shiftproof.report.windows import hard_edge_tables
-from shiftproof.run_diagnosis_records import HALVES, DiagnosisRecord, PairRecord
 
 Form = Callable[[float], str]
 _ENDS = ("zero-shot", "fine-tuned")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.diagnosis_records import LayersRecord
+from shiftproof.records.comparisons import LayersRecord
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table
 

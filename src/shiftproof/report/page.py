@@ -11,7 +11,8 @@ from pathlib import Path
 import jinja2
 
 from shiftproof.errors import InputError, require_between
-from shiftproof.records import AccuracyRecord, GroupRecord, RulesRecord, RunRecord
+from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.records.results import AccuracyRecord, GroupRecord, RulesRecord, RunRecord
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
@@ -26,7 +27,6 @@ from shiftproof.report.tables import (
     rules_table,
     seeds_table,
 )
-from shiftproof.run_diagnosis_records import DiagnosisRecord
 from shiftproof.storage import read_json, write_atomically, write_text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from shiftproof.diagnosis_records import PlaneRecord
+from shiftproof.records.comparisons import PlaneRecord
 from shiftproof.report.figures import MARKS, STYLE
 
 _COLOURS = "cividis"  # rises evenly in lightness, for every kind of colour vision

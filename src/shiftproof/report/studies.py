@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftproof.errors import InputError, counted, nearest
+from shiftproof.records.studies import STUDIED, SpreadRecord, StudyMember, StudyRecord
 from shiftproof.report.comparisons import Estimate, per_cent, point_estimate, signed_points
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table
-from shiftproof.study_records import STUDIED, SpreadRecord, StudyMember, StudyRecord
 
 FIXED = 0.5
 STUDIED_NAMES = {

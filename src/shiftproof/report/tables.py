@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from shiftproof.diagnosis_records import Measured
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import accuracy_interval
-from shiftproof.records import AccuracyRecord, GroupRecord, MeanRecord, PathPoint, PathRecord, RulesRecord, RunRecord
+from shiftproof.records.comparisons import Measured
+from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.records.results import (
+    AccuracyRecord,
+    GroupRecord,
+    MeanRecord,
+    PathPoint,
+    PathRecord,
+    RulesRecord,
+    RunRecord,
+)
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     headline_name,
@@ -18,7 +27,6 @@ from shiftproof.report.comparisons import (
     point_estimate,
     signed_points,
 )
-from shiftproof.run_diagnosis_records import DiagnosisRecord
 
 ABSENT = "–"
 

@@ -1,0 +1,200 @@
+"""LoRA adapters (peft): alpha scales the product B A; A and B are never averaged apart."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed
+from shiftproof.storage import read_json
+from shiftproof.weights.checkpoints import Checkpoint
+
+_PARTS = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight)?$")
+# Starts that change the base weights too, so that base plus product is not what was trained.
+_OTHER_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Product:
+    """The low-rank change of one weight: ``scale`` times B (out, r) A (r, in), turned over for embeddings.
+
+    ``repeats`` is how often peft adds it.
+    """
+
+    a: Tensor = field(repr=False)
+    b: Tensor = field(repr=False)
+    scale: float
+    turned: bool
+    repeats: int = 1
+
+    def change(self, shape: Sequence[int]) -> Tensor:
+        """The change in float32, in the weight's shape."""
+        product = self.scale * self.repeats * (self.b.float().flatten(1) @ self.a.float().flatten(1))
+        product = product.T if self.turned else product
+        if product.numel() != math.prod(shape):
+            raise IncompatibleWeightsError(
+                f"a product of {tuple(product.shape)} does not fit a weight of {tuple(shape)}. "
+                "Name the base that the adapter was trained on."
+            )
+        return product.reshape(tuple(shape))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: the products by module, and what it holds whole (``modules_to_save``, biases)."""
+
+    config: Mapping[str, Any] = field(repr=False)
+    products: Mapping[str, Product]
+    whole: Mapping[str, Tensor] = field(repr=False)
+
+
+def read_adapter(checkpoint: Checkpoint) -> Adapter:
+    """The adapter in a peft directory; what does not scale by its product is refused with the reason."""
+    config = read_json(checkpoint.folder / "adapter_config.json")
+    _require_plain_lora(config, checkpoint.path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    embeddings, whole = set(), {}
+    for name, tensor in checkpoint.tensors.items():
+        if found := _PARTS.match(name):
+            parts.setdefault(found[1], {})[found[3]] = tensor
+            embeddings |= {found[1]} if found[2] else set()
+        else:
+            whole[name.removeprefix("base_model.model.")] = tensor
+    if unpaired := [module for module, pair in parts.items() if len(pair) != 2]:
+        raise InputError(f"{checkpoint.path} has only one of A and B for {listed(unpaired)}. Restore the adapter.")
+    products = {
+        module: Product(
+            pair["A"],
+            pair["B"],
+            _scale(config, module, pair["A"].shape[0]),
+            turned=(module in embeddings) != bool(config.get("fan_in_fan_out")),
+            # In nn.MultiheadAttention peft adds the output projection's product twice, in training and when it merges.
+            repeats=2 if module.endswith(".base_layer.out_proj") else 1,
+        )
+        for module, pair in parts.items()
+    }
+    return Adapter(config, products, whole)
+
+
+class Adapted(Mapping[str, Tensor]):
+    """The weights of a base with an adapter on it: W + scale B A in float32, made when they are asked for."""
+
+    def __init__(self, base: Mapping[str, Tensor], adapter: Adapter) -> None:
+        self._base = base
+        self._whole = {_entry(base, name, name): tensor for name, tensor in adapter.whole.items()}
+        self._products = {
+            _entry(base, module, f"{module}.weight", f"{module}.in_proj_weight"): product
+            for module, product in adapter.products.items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._whole:
+            return self._whole[name]
+        start = self._base[name]
+        return start.float() + self._products[name].change(start.shape) if name in self._products else start
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+
+def scaled_adapters(adapters: Sequence[Adapter], shares: Sequence[float]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and config of the adapter whose product is the sum of share times product: exact, by stacking ranks.
+
+    One adapter with the share alpha is the point alpha of the path from its base; two with (1 - alpha, alpha) are
+    the path between them.
+    """
+    configs = [adapter.config for adapter in adapters]
+    for key in ("fan_in_fan_out", "bias", "modules_to_save", "base_model_name_or_path"):
+        if any(config.get(key) != configs[0].get(key) for config in configs):
+            raise IncompatibleWeightsError(
+                f"the adapters differ in {key}: {listed(config.get(key) for config in configs)}. "
+                "Both must be trained on one base in one way."
+            )
+    if len(adapters) > 1 and any(adapter.whole for adapter in adapters):
+        raise IncompatibleWeightsError(
+            "the adapters hold whole modules beside their products. Merge each onto the base, and then the results."
+        )
+    tensors: dict[str, Tensor] = {}
+    ranks = {}
+    for module in dict.fromkeys(module for adapter in adapters for module in adapter.products):
+        held = [(a.products[module], share) for a, share in zip(adapters, shares, strict=True) if module in a.products]
+        stem = f"base_model.model.{module}.lora_"
+        embedding = held[0][0].turned != bool(configs[0].get("fan_in_fan_out"))
+        key_a, key_b = ("embedding_A", "embedding_B") if embedding else ("A.weight", "B.weight")
+        tensors[stem + key_a] = torch.cat([product.a for product, _ in held], 0)
+        tensors[stem + key_b] = torch.cat(
+            [(product.b.float() * (product.scale * share)).to(product.b.dtype) for product, share in held], 1
+        )
+        ranks[module] = sum(product.a.shape[0] for product, _ in held)
+    tensors |= {f"base_model.model.{name}": tensor for name, tensor in adapters[0].whole.items()}
+    return tensors, _stacked_config(configs, ranks)
+
+
+def _stacked_config(configs: Sequence[Mapping[str, Any]], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """A config in which every scale is 1, since the products carry theirs already."""
+    targets = [config.get("target_modules") for config in configs]
+    if all(isinstance(target, list) for target in targets):
+        joined: Any = sorted({module for target in targets if target for module in target})
+    elif all(target == targets[0] for target in targets):
+        joined = targets[0]
+    else:
+        raise IncompatibleWeightsError(f"the adapters name other target_modules: {listed(targets)}. They must agree.")
+    rank = max(ranks.values(), key=list(ranks.values()).count)
+    others = {module: r for module, r in ranks.items() if r != rank}
+    return {
+        **configs[0],
+        "target_modules": joined,
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+    }
+
+
+def _entry(base: Mapping[str, Tensor], asked: str, *candidates: str) -> str:
+    """The base's name for what an adapter changes; wrappers of attention leave ``base_layer`` in the name."""
+    for candidate in candidates:
+        if (plain := candidate.replace(".base_layer", "")) in base:
+            return plain
+    raise IncompatibleWeightsError(
+        f"the adapter changes {asked!r}, which the base has not; it has {listed(base, 5)}. "
+        "Name the base that the adapter was trained on."
+    )
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    pattern = config.get("alpha_pattern") or {}
+    fitting = (alpha for key, alpha in pattern.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = next(fitting, config["lora_alpha"])
+    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _require_plain_lora(config: Mapping[str, Any], path: Path) -> None:
+    if config.get("use_dora"):
+        raise InputError(
+            f"{path} is a DoRA adapter: its magnitudes do not scale linearly, so no alpha fits it. "
+            "Merge it onto its base with peft (merge_and_unload), and interpolate the two models."
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_OTHER_STARTS):
+        raise InputError(
+            f"{path} was started with {start!r}, which changes the base weights as well. "
+            "Convert it to plain LoRA with peft (path_initial_model_for_weight_conversion) first."
+        )
+    if config.get("peft_type") != "LORA" or config.get("lora_bias") or config.get("layer_replication"):
+        raise InputError(
+            f"{path} is an adapter of the kind {config.get('peft_type')} whose change is no plain product (no LoRA, "
+            "has lora_bias, or replicates layers). "
+            "Merge it onto its base with peft (merge_and_unload), and interpolate the two models."
+        )

@@ -1,0 +1,178 @@
+"""Inputs of a merge that fit together, entry by entry, and what an output made of them will hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from shiftproof.ensembling.greedy import SoupTrial, members_of
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed
+from shiftproof.merging.adapters import Adapted, read_adapter
+from shiftproof.merging.layouts import Layout, copied_files, is_file, layout_of
+from shiftproof.merging.methods import METHODS, MergeSettings, Plan
+from shiftproof.records.results import MergeInput, MergeRecord
+from shiftproof.weights.arithmetic import is_combined, is_running_statistic, require_compatible
+from shiftproof.weights.checkpoints import Checkpoint, size_of
+
+if TYPE_CHECKING:
+    from shiftproof.models.directories import Card
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Inputs that fit together: ``common`` names are combined, each of ``alone`` is copied from the input it names."""
+
+    checkpoints: Sequence[Checkpoint]
+    settings: MergeSettings
+    inputs: Sequence[Mapping[str, Tensor]]
+    common: Sequence[str]
+    alone: Mapping[str, int]
+    cards: Sequence[Card]
+    trials: Sequence[SoupTrial] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All that an output holds."""
+        return [*self.common, *self.alone]
+
+    @property
+    def entries(self) -> dict[str, Tensor]:
+        """A tensor with the dtype and shape of every entry of the output."""
+        return {name: self.entry(name) for name in self.names}
+
+    def entry(self, name: str) -> Tensor:
+        """A tensor with the dtype and shape of one entry of the output: the first input's, where it has that."""
+        return self.inputs[self.alone.get(name, 0)][name]
+
+    def parts(self, name: str) -> list[Tensor]:
+        """What an entry is made of."""
+        inputs = [self.inputs[self.alone[name]]] if name in self.alone else self.inputs
+        return [tensors[name] for tensors in inputs]
+
+    def shares(self, plan: Plan, name: str) -> Sequence[float]:
+        """The coefficient of each part of an entry."""
+        return (1.0,) if name in self.alone else plan.coefficients[name]
+
+    def layout(self, place: Path) -> Layout:
+        """The weights files of an output at a place."""
+        single = place.name if is_file(place) else None
+        return layout_of(self.checkpoints[0], self.entries, single, self.settings.shard_size)
+
+    def record(self, plan: Plan, place: Path) -> MergeRecord:
+        """What one output will be, before anything is read."""
+        entries, layout = self.entries, self.layout(place)
+        combined = [name for name in self.common if is_combined(entries[name], plan.coefficients[name])]
+        kept = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
+        alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if plan.layered else {}
+        return MergeRecord(
+            method=self.settings.method,
+            paper=METHODS[self.settings.method],
+            out=str(place),
+            inputs=tuple(
+                MergeInput(str(checkpoint.path), role, checkpoint.kind)
+                for checkpoint, role in zip(self.checkpoints, self._roles(), strict=True)
+            ),
+            alpha=None if plan.layered else plan.alpha,
+            alphas=alphas,
+            interpolated=tuple(combined),
+            copied=tuple(name for name in self.common if name not in set(combined)),
+            missing=tuple(self.alone),
+            tied=self._ties(plan),
+            batch_norm=tuple(filter(is_running_statistic, combined)),
+            files={file: sum(size_of(entries[name]) for name in names) for file, names in layout.shards.items()},
+            copied_files=kept,
+            members=members_of(self.trials) if self.trials else (),
+            scores=tuple(_plain(trial) for trial in self.trials),
+        )
+
+    def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
+        """The merged classifier's card."""
+        from shiftproof.models.classifier import fingerprint_of
+
+        shares = plan.coefficients["head.weight"]
+        logs = [share * math.log(card.logit_scale) for share, card in zip(shares, self.cards, strict=True)]
+        return replace(
+            self.cards[0],
+            head="interpolated" if self.settings.method == "linear" else "averaged",
+            logit_scale=math.exp(sum(logs)),
+            alpha=None if plan.layered else plan.alpha,
+            parents=tuple(
+                {"role": role, "fingerprint": card.fingerprint, "source": card.source}
+                for role, card in zip(self._roles(), self.cards, strict=True)
+            ),
+            training={},
+            fingerprint=fingerprint_of(self.cards[0], tensors),
+        )
+
+    def passed_over(self, name: str) -> list[int]:
+        """The inputs that have an entry which is kept from an earlier one."""
+        first = self.alone.get(name, len(self.inputs))
+        return [i for i, tensors in enumerate(self.inputs) if i > first and name in tensors]
+
+    def _ties(self, plan: Plan) -> dict[str, str]:
+        """The names that share memory in all inputs, and coefficients."""
+        first, *others = (checkpoint.ties for checkpoint in self.checkpoints)
+        same = {name: of for name, of in first.items() if all(ties.get(name) == of for ties in others)}
+        return {name: of for name, of in same.items() if plan.coefficients[name] == plan.coefficients[of]}
+
+    def _roles(self) -> list[str]:
+        others = len(self.inputs) - 1
+        if self.settings.method == "linear":
+            return ["zero_shot", "fine_tuned"]
+        return ["zero_shot" if self.settings.method == "model-stock" else "member", *(["member"] * others)]
+
+
+def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge:
+    """Inputs whose names, shapes and dtypes agree, an adapter as the weights that it makes of the first."""
+    first, *others = checkpoints
+    if first.kind == "peft":
+        raise InputError(f"{first.path} is an adapter. Name its base first: shiftproof merge BASE {first.path}.")
+    for other in (checkpoint for checkpoint in others if checkpoint.kind != "peft"):
+        _require_fitting(first.tensors, other.tensors, settings)
+    inputs = [
+        Adapted(first.tensors, read_adapter(checkpoint)) if checkpoint.kind == "peft" else checkpoint.tensors
+        for checkpoint in checkpoints
+    ]
+    names = dict.fromkeys(name for tensors in inputs for name in tensors)
+    common = [name for name in names if all(name in tensors for tensors in inputs)]
+    lacking = [name for name in names if name not in set(common)]
+    alone = {name: next(i for i, tensors in enumerate(inputs) if name in tensors) for name in lacking}
+    if not common:
+        raise IncompatibleWeightsError("the inputs have no entry in common. All must come from one architecture.")
+    return Merge(checkpoints, settings, inputs, common, alone, _cards(checkpoints))
+
+
+def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
+    """The cards of classifier directories, which must be of one task; none where the first input is no classifier."""
+    if checkpoints[0].kind != "shiftproof":
+        return []
+    if others := [checkpoint.path for checkpoint in checkpoints if checkpoint.kind != "shiftproof"]:
+        raise InputError(
+            f"{checkpoints[0].path} is a classifier directory, {listed(others)} is none. "
+            "Name classifier directories, or the model.safetensors in them."
+        )
+    # Imported for classifiers only: with them come timm and torchvision, seconds that other merges need not wait.
+    from shiftproof.models.classifier import require_same_task
+    from shiftproof.models.directories import read_card
+
+    cards = [read_card(checkpoint.path) for checkpoint in checkpoints]
+    for card in cards[1:]:
+        require_same_task(cards[0], card)
+    return cards
+
+
+def _require_fitting(first: Mapping[str, Tensor], other: Mapping[str, Tensor], settings: MergeSettings) -> None:
+    if settings.missing == "error":
+        return require_compatible(first, other)
+    common = first.keys() & other.keys()
+    return require_compatible({n: first[n] for n in sorted(common)}, {n: other[n] for n in sorted(common)})
+
+
+def _plain(trial: SoupTrial) -> dict[str, Any]:
+    """A trial as JSON can hold it: a soup that came to no number has none."""
+    return {**asdict(trial), "soup": trial.soup if math.isfinite(trial.soup) else None}

@@ -1,0 +1,246 @@
+"""``diagnosis.json``: all that the diagnoses of one run found, in one frozen record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from shiftproof.errors import InputError
+from shiftproof.records.comparisons import (
+    AgreementRecord,
+    CkaRecord,
+    ConnectivityRecord,
+    FollowedRecord,
+    LayersRecord,
+    LossRecord,
+    Measured,
+    MovementRecord,
+    PlaneRecord,
+)
+from shiftproof.records.results import StrongEdgeStudy
+
+SCHEMA = 1
+HALVES = ("half 1", "half 2")
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """Two models on one set: how their predictions differ, and the CKA of their outputs (None where one is flat)."""
+
+    first: str
+    second: str
+    set: str
+    agreement: AgreementRecord
+    cka: CkaRecord | None
+
+
+@dataclass(frozen=True)
+class DiversityRecord:
+    """How much more diverse one pair of models is than another on one set: the paper's first contrast."""
+
+    first: tuple[str, str]
+    second: tuple[str, str]
+    set: str
+    difference: Measured
+
+
+@dataclass(frozen=True)
+class DifferenceRecord:
+    """The accuracy of ``first`` minus that of ``second`` on one set, or averaged over ``sets``.
+
+    ``p`` is McNemar's exact value on one set, ``p_holm`` Holm's correction of it over all sets of the pair; a mean over
+    sets has neither.
+    """
+
+    first: str
+    second: str
+    sets: tuple[str, ...]
+    difference: Measured
+    p: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class AverageRecord:
+    """What one model reaches over ``sets`` together: their mean accuracy."""
+
+    model: str
+    sets: tuple[str, ...]
+    accuracy: Measured
+
+
+@dataclass(frozen=True)
+class ClassesRecord:
+    """One model on one set beyond plain accuracy: macro F1 over the classes present, and the worst group's accuracy."""
+
+    model: str
+    set: str
+    macro_f1: Measured
+    worst_group: str | None
+    worst_accuracy: Measured | None
+
+
+@dataclass(frozen=True)
+class ConfidenceRecord:
+    """How far probabilities can be trusted at one alpha on one set.
+
+    ``calibration_error`` has ``bins`` of equal width; ``nll`` is in nats; ``selective`` maps a coverage ("0.8") to the
+    accuracy on the most confident samples.
+    """
+
+    alpha: float
+    set: str
+    bins: int
+    calibration_error: Measured
+    nll: Measured
+    brier: Measured
+    selective: Mapping[str, Measured]
+
+
+@dataclass(frozen=True)
+class TemperatureRecord:
+    """One model's temperature, fitted on the reference's validation split, and calibration on a set with it."""
+
+    model: str
+    set: str
+    temperature: float
+    calibration_error: Measured
+    nll: Measured
+
+
+@dataclass(frozen=True)
+class RobustnessRecord:
+    """One model under one shift.
+
+    ``gap`` is accuracy on the reference minus that under the shift; ``relative`` is the accuracy under the shift minus
+    the fine-tuned model's; ``effective`` is the accuracy beyond what the baseline expects, None without a baseline.
+    """
+
+    model: str
+    shift: str
+    gap: Measured
+    relative: Measured | None
+    effective: Measured | None = None
+
+
+@dataclass(frozen=True)
+class OtherPathRecord:
+    """Linear connectivity between two other models than zero-shot and fine-tuned; ``name`` says which."""
+
+    name: str
+    connectivity: tuple[ConnectivityRecord, ...]
+    losses: tuple[LossRecord, ...]
+
+
+@dataclass(frozen=True)
+class DiagnosisRecord:
+    """Everything that was diagnosed of one run.
+
+    ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
+    zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
+    ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``diversity``, ``baselines`` (accuracies of models trained
+    on the reference only, by set) and effective robustness come with a whole diagnosis alone. ``cluster_counts`` says
+    how many drawings, groups or samples every set's intervals resample, ``models`` are the three models' fingerprints.
+    """
+
+    suite: str
+    reference: str
+    shifts: tuple[str, ...]
+    kinds: Mapping[str, str]
+    seed: int
+    alpha: float
+    level: float
+    clusters: Mapping[str, str]
+    pairs: tuple[PairRecord, ...]
+    overrides: Mapping[str, FollowedRecord]
+    connectivity: tuple[ConnectivityRecord, ...]
+    losses: tuple[LossRecord, ...]
+    differences: tuple[DifferenceRecord, ...]
+    averages: tuple[AverageRecord, ...]
+    by_class: tuple[ClassesRecord, ...]
+    confidence: tuple[ConfidenceRecord, ...]
+    temperatures: tuple[TemperatureRecord, ...]
+    robustness: tuple[RobustnessRecord, ...]
+    movement: tuple[MovementRecord, ...]
+    layers: tuple[LayersRecord, ...] = ()
+    strong_edge: StrongEdgeStudy | None = None
+    planes: tuple[PlaneRecord, ...] = ()
+    baselines: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    other_paths: tuple[OtherPathRecord, ...] = ()
+    diversity: tuple[DiversityRecord, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cluster_counts: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The reference and then the shifts."""
+        return (self.reference, *self.shifts)
+
+    def pair(self, first: str, second: str, name: str) -> PairRecord | None:
+        """Two models on a set, None where they were not compared on it."""
+        found = (pair for pair in self.pairs if (pair.first, pair.second, pair.set) == (first, second, name))
+        return next(found, None)
+
+    def difference(self, first: str, second: str, *sets: str) -> DifferenceRecord | None:
+        """The difference of two models on a set, or over several, None where it was not measured."""
+        found = (d for d in self.differences if (d.first, d.second, d.sets) == (first, second, sets))
+        return next(found, None)
+
+    def average(self, model: str, *sets: str) -> AverageRecord | None:
+        """A model's mean over sets, None where it was not measured."""
+        return next((a for a in self.averages if (a.model, a.sets) == (model, sets)), None)
+
+    def with_pairs(self, pairs: Sequence[PairRecord]) -> DiagnosisRecord:
+        """With these pairs, in place of those of the same models on the same set."""
+        known = {(pair.first, pair.second, pair.set): pair for pair in (*self.pairs, *pairs)}
+        return replace(self, pairs=tuple(known.values()))
+
+    def with_path(self, path: OtherPathRecord) -> DiagnosisRecord:
+        """With this other path, in place of the one of its name."""
+        known = {own.name: own for own in (*self.other_paths, path)}
+        return replace(self, other_paths=tuple(known.values()))
+
+    def beside(self, earlier: DiagnosisRecord) -> DiagnosisRecord:
+        """With what an earlier diagnosis of the same models found beyond what kept predictions tell."""
+        return replace(
+            earlier.with_pairs(self.pairs),
+            **{
+                part.name: getattr(self, part.name)
+                for part in fields(self)
+                if part.name not in ("pairs", "layers", "strong_edge", "planes", "other_paths", "diversity", "seconds")
+            },
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, ``diagnosis.json``."""
+        return {"schema": SCHEMA, **plain_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DiagnosisRecord:
+        """The inverse of ``to_json``; an InputError where the schema is another one or an entry is missing."""
+        from pydantic import TypeAdapter, ValidationError
+
+        if value.get("schema") != SCHEMA:
+            raise InputError(f"the diagnosis has schema {value.get('schema')!r}; this version reads {SCHEMA}.")
+        try:
+            return TypeAdapter(cls).validate_python({name: part for name, part in value.items() if name != "schema"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(
+                f"the diagnosis is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}."
+            ) from error
+
+
+def plain_json(value: Any) -> Any:
+    """Records, tuples and mappings as the dictionaries and lists that JSON gives back.
+
+    >>> plain_json((Measured(0.5, None),))
+    [{'value': 0.5, 'interval': None}]
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain_json(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain_json(entry) for name, entry in value.items()}
+    return [plain_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value

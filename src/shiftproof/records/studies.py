@@ -1,0 +1,146 @@
+"""What a study of many fine-tunings found, in frozen records and their JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shiftproof.records.results import SCHEMA, PathRecord
+
+# The models whose accuracies are compared over configurations.
+STUDIED = ("fine_tuned", "wise_ft_0.5", "wise_ft_chosen")
+
+
+@dataclass(frozen=True)
+class StudyMember:
+    """One fine-tuning of a study, or a soup of some, with its alpha path.
+
+    ``changes`` are the run-file keys that make its configuration; ``chosen`` is the alpha that the study's rule took by
+    the reference's validation split; ``seed`` is None, and ``members`` are named, where it is a soup.
+    """
+
+    name: str
+    configuration: str
+    changes: Mapping[str, Any]
+    seed: int | None
+    path: PathRecord
+    chosen: float
+    seconds: float
+    members: tuple[str, ...] = ()
+
+    def alpha_of(self, model: str) -> float:
+        """The alpha at which one of ``STUDIED`` stands on the path."""
+        return {"fine_tuned": 1.0, "wise_ft_0.5": 0.5, "wise_ft_chosen": self.chosen}[model]
+
+    def accuracy(self, model: str, sets: tuple[str, ...]) -> float:
+        """The mean accuracy of one of ``STUDIED`` over sets."""
+        point = self.path.at(self.alpha_of(model))
+        return sum(point.accuracy[name] for name in sets) / len(sets)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        told = asdict(self)
+        return told | {"path": self.path.to_json(), "members": list(self.members), "changes": dict(self.changes)}
+
+    @classmethod
+    def from_json(cls, reference: str, shifts: tuple[str, ...], value: Mapping[str, Any]) -> StudyMember:
+        """The inverse of ``to_json``."""
+        path = PathRecord.from_json(reference, shifts, value["path"])
+        return cls(**{**value, "path": path, "members": tuple(value["members"])})
+
+
+@dataclass(frozen=True)
+class StudyFailure:
+    """A fine-tuning that did not end, and why."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True)
+class SpreadRecord:
+    """How much a model's accuracy differs from configuration to configuration, seeds being averaged.
+
+    ``deviation`` is the standard deviation, ``lowest`` and ``highest`` are the extremes; ``ratio`` is that of the
+    fine-tuned models' deviation to this one, None where this one is 0. Intervals are percentile bootstraps over
+    configurations.
+    """
+
+    model: str
+    sets: str
+    deviation: float
+    interval: tuple[float, float]
+    lowest: float
+    highest: float
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study: its members, the failures, soups and spreads; ``study.json`` is its JSON form.
+
+    ``averaged`` are the shifts whose mean is told: the natural ones, or all where none is natural.
+    """
+
+    suite: str
+    reference: str
+    shifts: tuple[str, ...]
+    averaged: tuple[str, ...]
+    rule: str
+    interval_level: float
+    members: tuple[StudyMember, ...]
+    failures: tuple[StudyFailure, ...]
+    soups: tuple[StudyMember, ...]
+    spreads: tuple[SpreadRecord, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """The names of the configurations that at least one member has, in their order."""
+        return tuple(dict.fromkeys(member.configuration for member in self.members))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``study.json``."""
+        return {
+            "schema": SCHEMA,
+            "suite": self.suite,
+            "reference": self.reference,
+            "shifts": list(self.shifts),
+            "averaged": list(self.averaged),
+            "rule": self.rule,
+            "interval_level": self.interval_level,
+            "members": [member.to_json() for member in self.members],
+            "failures": [asdict(failure) for failure in self.failures],
+            "soups": [soup.to_json() for soup in self.soups],
+            "spreads": [asdict(spread) for spread in self.spreads],
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StudyRecord:
+        """The inverse of ``to_json``."""
+        names = value["reference"], tuple(value["shifts"])
+        return cls(
+            suite=value["suite"],
+            reference=names[0],
+            shifts=names[1],
+            averaged=tuple(value["averaged"]),
+            rule=value["rule"],
+            interval_level=value["interval_level"],
+            members=tuple(StudyMember.from_json(*names, entry) for entry in value["members"]),
+            failures=tuple(StudyFailure(**entry) for entry in value["failures"]),
+            soups=tuple(StudyMember.from_json(*names, entry) for entry in value["soups"]),
+            spreads=tuple(
+                SpreadRecord(
+                    **{
+                        **entry,
+                        "interval": tuple(entry["interval"]),
+                        "ratio_interval": entry["ratio_interval"] and tuple(entry["ratio_interval"]),
+                    }
+                )
+                for entry in value["spreads"]
+            ),
+            versions=value["versions"],
+        )

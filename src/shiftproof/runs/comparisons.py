@@ -1,0 +1,164 @@
+"""Two classifiers compared by one diagnosis at a time, on any data: what ``shiftproof diagnose PART A B`` asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.sets import ImageSet, spread_over_classes, unlabelled_set
+from shiftproof.data.suites import load_data, load_suite
+from shiftproof.diagnosis.agreement import measure_overrides
+from shiftproof.diagnosis.evidence import pairs_of
+from shiftproof.diagnosis.layers import measure_layers
+from shiftproof.diagnosis.movement import measure_movement
+from shiftproof.diagnosis.strong_edge import map_examples
+from shiftproof.records.comparisons import (
+    ConnectivityRecord,
+    FollowedRecord,
+    LayersRecord,
+    LossRecord,
+    MovementRecord,
+)
+from shiftproof.errors import InputError, require_choice
+from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier
+from shiftproof.runs.pipeline import choose_device, kept_logits
+from shiftproof.runs.evidence import find_path, resampled_of
+from shiftproof.records.results import MapExample
+from shiftproof.records.diagnosis import PairRecord
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """Which classifiers to compare on which images.
+
+    ``models`` are classifier directories or model names; a named model gets the zero-shot head for the classes of the
+    first directory or, without one, of the data. The images are those of ``data`` (a data name), of ``unlabelled`` (a
+    folder of images of unknown classes), of one ``shift`` of ``suite``, or of all its test sets; at most ``images`` of
+    each, spread over the classes.
+    """
+
+    models: tuple[str, ...]
+    suite: str = "emoji"
+    shift: str | None = None
+    data: str | None = None
+    unlabelled: Path | None = None
+    images: int | None = None
+    prompts: str = "photo"
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.unlabelled is not None:
+            raise InputError("--data and --unlabelled both name images. Give one of the two.")
+        if self.shift is not None and (self.data is not None or self.unlabelled is not None):
+            raise InputError("--shift is of --suite, beside which other images are named. Give one of the two.")
+
+
+@dataclass(frozen=True)
+class PairAgreement:
+    """What ``compare_agreement`` found: every two models on every set, and whom a third follows where there is one."""
+
+    pairs: tuple[PairRecord, ...]
+    overrides: Mapping[str, FollowedRecord]
+    clusters: Mapping[str, str]
+
+
+def compare_agreement(asked: PairFile) -> PairAgreement:
+    """How much two classifiers differ on every set and, with a third, whom that ensemble follows; labels not needed."""
+    device, models = choose_device(asked.device), _models(asked)
+    pairs: list[PairRecord] = []
+    overrides, kinds = {}, {}
+    for name, images in _sets(asked, next(iter(models.values())).classes).items():
+        labels = None if images.labels.min() < 0 else images.labels
+        resampled = resampled_of(images)
+        kinds[name], clusters = resampled.kind, resampled.names
+        with kept_logits(models, images, device=device) as logits:
+            pairs += pairs_of(logits, name, labels, clusters)
+            if len(logits) == 3:
+                first, second, third = logits.values()
+                overrides[name] = measure_overrides(first, second, third, labels, clusters)
+    return PairAgreement(tuple(pairs), overrides, kinds)
+
+
+def compare_layers(
+    asked: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
+) -> tuple[LayersRecord, ...]:
+    """CKA between the layers of two classifiers on every set; labels are not needed."""
+    device, models = choose_device(asked.device), _models(asked)
+    first, second = models.values()
+    return tuple(
+        replace(measure_layers(first, second, images, layers=layers, device=device, debiased=debiased), set=name)
+        for name, images in _sets(asked, first.classes).items()
+    )
+
+
+def compare_maps(asked: PairFile) -> dict[str, tuple[MapExample, ...]]:
+    """Where two classifiers look: maps of the class that each names, of every image of every set."""
+    models = _models(asked)
+    sets = _sets(asked, next(iter(models.values())).classes)
+    return {name: map_examples(models, images, device=choose_device(asked.device)) for name, images in sets.items()}
+
+
+@dataclass(frozen=True)
+class PairPath:
+    """What ``compare_path`` found: accuracy and loss along the path between two classifiers, set by set."""
+
+    connectivity: tuple[ConnectivityRecord, ...]
+    losses: tuple[LossRecord, ...]
+    clusters: Mapping[str, str]
+
+
+def compare_path(asked: PairFile, alphas: int = 11) -> PairPath:
+    """Whether the straight line of weights between two classifiers has a barrier, on every set; labels are needed."""
+    if asked.unlabelled is not None:
+        raise InputError("the path's accuracy needs labels. Name labelled --data in place of --unlabelled.")
+    first, second = _models(asked).values()
+    sets = _sets(asked, first.classes)
+    return PairPath(*find_path(first, second, sets, alphas, device=choose_device(asked.device)))
+
+
+def compare_weights(asked: PairFile) -> tuple[MovementRecord, ...]:
+    """How far every layer lies from the first classifier to the second, and the cosine with the way to a third."""
+    return measure_movement(*(model.state_dict() for model in _models(asked).values()))
+
+
+def _models(asked: PairFile) -> dict[str, Classifier]:
+    """The classifiers by a short name each, their classes in the order of the first's."""
+    loaded = {name: load_classifier(name) for name in asked.models if (Path(name) / "classifier.json").is_file()}
+    known = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(asked)
+    found: dict[str, Classifier] = {}
+    for number, name in enumerate(asked.models, 1):
+        if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
+            raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
+        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, asked.seed), known, asked.prompts)
+        short = Path(name).absolute().name if name in loaded else name
+        short = f"{Path(name).absolute().parent.name}-{short}" if short in found and name in loaded else short
+        first = next(iter(found.values()), classifier)
+        found[short if short not in found else f"{short} ({number})"] = classifier.in_order_of(first.classes)
+    return found
+
+
+def _classes_of(asked: PairFile) -> ClassSpace:
+    if asked.unlabelled is not None and asked.data is None:
+        raise InputError("unlabelled images do not name the classes. Give a classifier directory among the models.")
+    return load_data(asked.data).classes if asked.data else load_suite(asked.suite, asked.seed).classes
+
+
+def _sets(asked: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
+    """The asked images by name, labelled in the models' classes."""
+    if asked.unlabelled is not None:
+        found = {asked.unlabelled.name: unlabelled_set(asked.unlabelled, classes)}
+    elif asked.data:
+        found = {asked.data: load_data(asked.data, classes, partial=True)}
+    else:
+        found = load_suite(asked.suite, asked.seed).relabelled(classes).test_sets
+        if asked.shift is not None:
+            found = {asked.shift: found[require_choice("shift", asked.shift, found)]}
+    if asked.images is None:
+        return found
+    return {name: spread_over_classes(images, asked.images, asked.seed) for name, images in found.items()}

@@ -1,0 +1,156 @@
+"""The quick diagnoses of a run: from what it kept of its predictions; no model is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof import progress
+from shiftproof.data.sets import ImageSet
+from shiftproof.data.suites import SHIFT_KINDS, VALIDATION, ShiftSuite
+from shiftproof.diagnosis.connectivity import connectivity_of, measure_connectivity, measure_loss_connectivity
+from shiftproof.diagnosis.evidence import (
+    Correctness,
+    SetEvidence,
+    find_averages,
+    find_by_class,
+    find_confidence,
+    find_differences,
+    find_overrides,
+    find_pairs,
+    find_robustness,
+    find_temperatures,
+)
+from shiftproof.diagnosis.movement import measure_movement
+from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
+from shiftproof.ensembling.path import sweep_scores
+from shiftproof.evaluation.intervals import LEVEL
+from shiftproof.evaluation.kept import KeptPredictions
+from shiftproof.evaluation.metrics import Scores
+from shiftproof.models.classifier import Classifier, fingerprint
+from shiftproof.records.results import RunRecord
+from shiftproof.records.diagnosis import DiagnosisRecord
+
+
+def find_path(
+    first: Classifier, second: Classifier, sets: Mapping[str, ImageSet], alphas: int = 11, *, device: str = "cpu"
+) -> tuple[tuple[ConnectivityRecord, ...], tuple[LossRecord, ...], dict[str, str]]:
+    """Connectivity between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
+    along = sweep_scores(first, second, sets, alphas, device=device)
+    resampled = {name: resampled_of(images) for name, images in sets.items()}
+    clusters = {name: found.names for name, found in resampled.items() if found.names is not None}
+    right = {a: {name: own[name].prediction == sets[name].labels for name in sets} for a, own in along.items()}
+    losses = {a: {name: -own[name].log_probability for name in sets} for a, own in along.items()}
+    kinds = {name: found.kind for name, found in resampled.items()}
+    return connectivity_of(right, clusters), measure_loss_connectivity(losses, clusters), kinds
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What the intervals of a set resample: its drawings, its groups, or every sample by itself."""
+
+    kind: str
+    names: NDArray[np.str_] | None
+
+
+def resampled_of(images: ImageSet) -> Resampled:
+    """Drawings, or whatever the samples are views of, where the set knows them; else groups; else single samples."""
+    if images.sources is not None:
+        return Resampled("drawing", np.asarray(images.sources))
+    if images.groups is not None:
+        return Resampled("group", np.asarray(images.groups))
+    return Resampled("sample", None)
+
+
+def diagnose_kept(
+    run: RunRecord,
+    suite: ShiftSuite,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    classifiers: Mapping[str, Classifier],
+    read_scores: Callable[[float, str], Scores],
+    *,
+    baselines: Mapping[str, Sequence[float]] | None = None,
+    earlier: DiagnosisRecord | None = None,
+) -> DiagnosisRecord:
+    """Everything that a run's kept predictions and weights tell.
+
+    ``predictions[model][set]`` are the logits on every set, validation too, ``read_scores`` gives the compact scores of
+    an alpha on a set. ``baselines`` are the accuracies of models trained on the reference only, by set. From an
+    ``earlier`` diagnosis of the same models on the same sets comes all that it found beyond this.
+    """
+    models = {model: fingerprint(classifier) for model, classifier in classifiers.items()}
+    same = earlier is not None and (earlier.models, earlier.sets) == (models, (run.reference, *run.shifts))
+    if earlier is not None and same and baselines is None:
+        baselines = earlier.baselines
+    evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
+    validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
+    known = Correctness.of(evidence)
+    means = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
+    right = {a: {own.name: own.along[a].prediction == own.labels for own in evidence} for a in run.path.alphas}
+    losses = {a: {own.name: -own.along[a].log_probability for own in evidence} for a in run.path.alphas}
+    clusters = {own.name: own.clusters for own in evidence if own.clusters is not None}
+    whole = {0.0, 1.0} <= set(run.path.alphas)  # a path without its ends has no line between them
+    ends = (classifiers[model].state_dict() for model in ("zero_shot", "fine_tuned"))
+    measures: dict[str, Callable[[], Any]] = {
+        "pairs": lambda: find_pairs(evidence),
+        "overrides": lambda: find_overrides(evidence),
+        "connectivity": lambda: measure_connectivity(run.path, right, clusters) if whole else (),
+        "losses": lambda: measure_loss_connectivity(losses, clusters) if whole else (),
+        "differences": lambda: find_differences(known, means),
+        "averages": lambda: find_averages(known, means),
+        "by_class": lambda: find_by_class(evidence),
+        "confidence": lambda: find_confidence(evidence),
+        "temperatures": lambda: find_temperatures(evidence, validation),
+        "robustness": lambda: find_robustness(known, run.reference, baselines),
+        "movement": lambda: measure_movement(*ends),
+    }
+    measured = {}
+    for done, (name, measure) in enumerate(measures.items(), 1):
+        measured[name] = measure()
+        progress.report("diagnose", done, len(measures))
+    resampled = {name: resampled_of(images) for name, images in suite.test_sets.items()}
+    found = DiagnosisRecord(
+        suite=run.suite,
+        reference=run.reference,
+        shifts=run.shifts,
+        kinds=run.kinds,
+        seed=run.seed,
+        alpha=run.alpha,
+        level=LEVEL,
+        clusters={name: own.kind for name, own in resampled.items()},
+        cluster_counts={
+            name: len(suite.test_sets[name] if own.names is None else np.unique(own.names))
+            for name, own in resampled.items()
+        },
+        models=models,
+        baselines={name: tuple(accuracies) for name, accuracies in (baselines or {}).items()},
+        **measured,
+    )
+    return found.beside(earlier) if earlier is not None and same else found
+
+
+def kept_evidence(
+    suite: ShiftSuite,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    alphas: Sequence[float] = (),
+    read_scores: Callable[[float, str], Scores] | None = None,
+) -> list[SetEvidence]:
+    """What was kept of the reference's test split and of every shift."""
+    along = {
+        name: {alpha: read_scores(alpha, name) for alpha in alphas} if read_scores else {} for name in suite.test_sets
+    }
+    return [_evidence(name, images, predictions, along[name]) for name, images in suite.test_sets.items()]
+
+
+def _evidence(
+    name: str,
+    images: ImageSet,
+    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    along: Mapping[float, Scores],
+) -> SetEvidence:
+    logits = {model: of_sets[name] for model, of_sets in predictions.items()}
+    return SetEvidence(name, images.labels, logits, along, images.groups, resampled_of(images).names)

@@ -1,0 +1,235 @@
+"""The diagnoses that commands ask for: which models, on which images, and where what was found is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.sets import ImageSet, joined, spread_over_classes, with_masks
+from shiftproof.data.suites import Reference, ShiftSuite, load_data, load_suite
+from shiftproof.diagnosis.backgrounds import measure_backgrounds
+from shiftproof.diagnosis.baselines import require_trained_so, train_from_scratch
+from shiftproof.diagnosis.strong_edge import WindowMeasurements, measure_windows, strong_edge_study, window_examples
+from shiftproof.diagnosis.windows import Window, WindowSettings
+from shiftproof.errors import InputError, listed, require_at_least, require_choice
+from shiftproof.finetuning.loop import finetune
+from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.models.classifier import Classifier, own_head_classifier, zero_shot_classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.models.encoders import load_encoder
+from shiftproof.runs.pipeline import choose_device
+from shiftproof.records.results import BackgroundStudy, StrongEdgeStudy
+from shiftproof.report.figures import save_figure
+from shiftproof.report.windows import window_figure
+from shiftproof.storage import locked, write_atomically, write_json
+
+HEADS = ("zero-shot", "own")
+# What the study trains: plainly, with hard edges, with soft edges.
+STUDY_MIXINGS = ("none", "cutmix", "smoothmix-square", "smoothmix-circle")
+STUDY_STARTS = ("scratch", "tuned")
+# From scratch, five views of a class teach nothing: an eighth of the classes is seen in eight draws of views each.
+STUDY_CLASSES, STUDY_DRAWS = 8, 8
+SCRATCH_SETTINGS = FinetuneSettings(epochs=22, lr=1e-3, batch_size=32, warmup_steps=100, weight_decay=0.05)
+STUDY_PROBABILITY = 0.5  # of a sample to be mixed
+TUNED_SETTINGS = FinetuneSettings(epochs=12, lr=2e-3, batch_size=128, warmup_steps=20)
+_EXAMPLES = 4
+_EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
+# What --overwrite may delete, and what is written last.
+_WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
+_RESULTS = {"strong_edge.json", "backgrounds.json"}
+_OTHER_OUT = "Choose another --out, or add --overwrite to train anew."
+
+
+@dataclass(frozen=True)
+class DiagnosisFile:
+    """Which models to diagnose on which images.
+
+    ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
+    its text tower writes for the data's classes, or keeps its own. With neither, the study trains networks of its own
+    on ``suite``. ``data`` is a data name, else the suite's ``shift`` or, without one, its reference's test split;
+    ``masks`` is a folder of object masks parallel to it. ``images`` is how many, spread over the classes.
+    """
+
+    classifiers: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    head: str = "zero-shot"
+    prompts: str = "photo"
+    suite: str = "emoji"
+    shift: str | None = None
+    data: str | None = None
+    masks: Path | None = None
+    images: int = 402
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_choice("head", self.head, HEADS)
+        require_at_least("the number of images", self.images, 2)
+        if self.data is not None and self.shift is not None:
+            raise InputError("--shift is of an embedded suite, and --data names other images. Give one of the two.")
+
+
+def run_strong_edge(
+    asked: DiagnosisFile, out: Path, *, settings: WindowSettings | None = None, overwrite: bool = False
+) -> StrongEdgeStudy:
+    """Measures models under pasted windows; writes ``strong_edge.json``, ``measurements.npz`` and ``figures/``.
+
+    Without models, networks are trained first and kept in ``networks/``; those that an interrupted study left there
+    are not trained again.
+    """
+    device = choose_device(asked.device)
+    own = not (asked.classifiers or asked.models)
+    if own and (asked.data or asked.shift):
+        raise InputError("--data and --shift need a model to look at it. Name classifier directories, or --model NAME.")
+    suite = _study_suite(asked.suite, asked.seed) if own else None
+    images = _images(asked, suite)
+    models = {} if own else _models(asked, images)
+    with locked(out):
+        _prepare(out, overwrite=overwrite)
+        models = _study_networks(suite, asked, out, device) if suite else models
+        measured = {
+            name: measure_windows(
+                model,
+                images.relabelled(model.classes),
+                settings or WindowSettings(),
+                seed=asked.seed,
+                device=device,
+                stage=f"windows {name}",
+            )
+            for name, model in models.items()
+        }
+        pairs = _study_pairs() if own else [(name, next(iter(models))) for name in list(models)[1:]]
+        study = strong_edge_study(measured, pairs, set_name=images.name, seed=asked.seed)
+        _save_measurements(measured, images, out / "measurements.npz")
+        for name, members in _figures(tuple(models), own).items():
+            chosen = {member: models[member] for member in members}
+            window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
+            examples = window_examples(chosen, images, window, _EXAMPLES, seed=asked.seed)
+            save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
+        write_json(out / "strong_edge.json", study.to_json())
+        return study
+
+
+def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
+    """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
+    if not (asked.classifiers or asked.models):
+        raise InputError("no model to diagnose. Name a classifier directory, or --model NAME.")
+    images, device = _images(asked), choose_device(asked.device)
+    models = _models(asked, images)
+    images = images.relabelled(next(iter(models.values())).classes)
+    with locked(out):
+        _prepare(out, overwrite=overwrite)
+        study = measure_backgrounds(models, images, seed=asked.seed, device=device)
+        write_json(out / "backgrounds.json", study.to_json())
+        return study
+
+
+def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
+    """So many images, as many of every class as can be, drawn with the seed."""
+    if asked.data:
+        found = load_data(asked.data)
+    else:
+        suite = suite or load_suite(asked.suite, asked.seed)
+        shift = suite.reference.name if asked.shift is None else require_choice("shift", asked.shift, suite.test_sets)
+        shown = "the reference" if asked.shift is None else shift
+        found = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
+    found = found if asked.masks is None else with_masks(found, asked.masks)
+    return spread_over_classes(found, asked.images, asked.seed)
+
+
+def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
+    """The named models and classifier directories, by a short name each; they must know the images' classes."""
+    found: dict[str, Classifier] = {}
+    for directory in (path.absolute() for path in asked.classifiers):  # "." has no name
+        name = directory.name if directory.name not in found else f"{directory.parent.name}-{directory.name}"
+        found[name] = load_classifier(directory)
+    for name in asked.models:
+        if asked.head == "own":
+            found[name] = own_head_classifier(load_encoder(name, asked.seed))
+        else:
+            found[name] = zero_shot_classifier(load_clip(name, asked.seed), images.classes, asked.prompts)
+    if len(found) < len(asked.classifiers) + len(asked.models):
+        raise InputError("two of the models have one name. Name every model once, or rename a directory.")
+    for model in found.values():
+        images.relabelled(model.classes)
+    return found
+
+
+def _study_suite(name: str, seed: int) -> ShiftSuite:
+    """Every eighth class of an embedded suite, with the training views of eight seeds."""
+    draws = [load_suite(name, STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
+    every = draws[0].classes
+    classes = ClassSpace(every.ids[::STUDY_CLASSES], every.names[::STUDY_CLASSES])
+    reference = draws[0].reference
+    train = joined([draw.reference.train.of_classes(classes) for draw in draws], "train")
+    parts = Reference(
+        reference.name, train, reference.validation.of_classes(classes), reference.test.of_classes(classes)
+    )
+    return ShiftSuite(f"{name} (every {STUDY_CLASSES}th class)", classes, parts, ())
+
+
+def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: str) -> dict[str, Classifier]:
+    """The tiny network trained with each mixing, from scratch on the reference and from its zero-shot start."""
+    start = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    trainings: dict[str, Callable[[FinetuneSettings], Classifier]] = {
+        "scratch": lambda settings: train_from_scratch(start, suite, settings, seed=asked.seed, device=device),
+        "tuned": lambda settings: finetune(start, suite, settings, seed=asked.seed, device=device),
+    }
+    networks = {}
+    for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
+        for mixing in STUDY_MIXINGS:
+            folder = out / "networks" / f"{begun}-{mixing}"
+            probability = None if mixing == "none" else STUDY_PROBABILITY
+            mixed = replace(settings, mixing=mixing, mixing_probability=probability)
+            if not (folder / "classifier.json").is_file():
+                save_classifier(train(mixed), folder)
+            networks[folder.name] = load_classifier(folder)
+            require_trained_so(networks[folder.name], suite.classes, mixed, asked.seed, folder, _OTHER_OUT)
+    return networks
+
+
+def _study_pairs() -> list[tuple[str, str]]:
+    """Hard edges against soft ones and against none, for each start."""
+    return [
+        (f"{start}-cutmix", f"{start}-{other}")
+        for start in STUDY_STARTS
+        for other in ("smoothmix-square", "smoothmix-circle", "none")
+    ]
+
+
+def _figures(models: tuple[str, ...], own: bool) -> dict[str, tuple[str, ...]]:
+    """The figures' names and the models in each."""
+    if not own:
+        return {"strong-edge": models}
+    return {f"strong-edge-{start}": tuple(m for m in models if m.startswith(start)) for start in STUDY_STARTS}
+
+
+def _save_measurements(measured: Mapping[str, WindowMeasurements], images: ImageSet, path: Path) -> None:
+    """Every measure of every image, as ``MODEL|WINDOW|MEASURE`` (N,), with the images' ids and class ids."""
+    arrays: dict[str, Any] = {
+        "ids": np.array(images.ids),
+        "classes": np.array([images.classes.ids[label] for label in images.labels]),
+    }
+    for model, found in measured.items():
+        for window, measures in found.values.items():
+            arrays |= {f"{model}|{window}|{name}": values.astype(np.float32) for name, values in measures.items()}
+    write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
+
+def _prepare(out: Path, *, overwrite: bool) -> None:
+    """Empties the directory of an earlier diagnosis where that is asked for; an interrupted one keeps its networks."""
+    occupied = {path.name for path in out.iterdir() if path.name != ".lock"}
+    if foreign := sorted(occupied - _WRITTEN):
+        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no diagnosis wrote. Choose another --out.")
+    if occupied & _RESULTS and not overwrite:
+        raise InputError(f"{out} already holds a diagnosis. Choose another --out, or add --overwrite to delete it.")
+    if overwrite:
+        for path in (out / name for name in occupied):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,335 @@
+"""One stage of the method at a time, for the commands that do one: zero-shot, fine-tune, sweep, evaluate, predict."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftproof.data.captions import load_captioned_set
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.loading import decode
+from shiftproof.data.sets import ImageSet
+from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
+from shiftproof.ensembling.ensembles import wise_ft
+from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
+from shiftproof.errors import InputError, listed, require_choice
+from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
+from shiftproof.evaluation.inference import predict
+from shiftproof.finetuning.loop import finetune
+from shiftproof.models.classifier import Classifier, fingerprint
+from shiftproof.models.clip import load_clip
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.runs.pipeline import PathFiles, build_start, choose_device, suite_of
+from shiftproof.pretraining.loop import pretrain
+from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
+from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
+from shiftproof.runs.file import RunFile, SuiteFile
+from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.training.log import trackers_from
+
+# What --overwrite may delete.
+_WRITTEN = (
+    *(
+        "model",
+        "card.json",
+        "classifier.json",
+        "model.safetensors",
+        "text_tower.safetensors",
+        "results.jsonl",
+        "run.yaml",
+        "checkpoints",
+    ),
+    *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image's most probable classes, in falling order: (class name, probability)."""
+
+    image: str
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A measured alpha path, the alpha that the asked rule chose, and all rules compared, where 0.5 is on the path.
+
+    ``batch_norm`` scores the ensemble with averaged statistics and with re-estimated ones, where that was asked for.
+    """
+
+    path: PathRecord
+    alpha: float
+    rules: RulesRecord | None
+    batch_norm: tuple[AccuracyRecord, ...] = ()
+
+
+def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Pretrains as the run file's ``pretrain`` section asks; returns the card."""
+    if asked.pretrain is None:
+        raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
+    # Data and model are found first, so that a misspelt name leaves no directory behind.
+    clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
+    device, trackers = choose_device(asked.device), trackers_from(asked.report_to)
+    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
+        return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
+
+
+def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
+    """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
+    suite, device = suite_of(asked), choose_device(asked.device)
+    classifier = build_start(asked, suite)
+    with locked(_empty(out, overwrite=overwrite)):
+        save_classifier(classifier, out)
+        return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
+
+
+def run_finetune(
+    asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False
+) -> tuple[AccuracyRecord, ...]:
+    """Fine-tunes the run file's model, or classifier directory, saves it to ``out`` and scores it.
+
+    ``resume`` goes on from the last of ``out/checkpoints``. Processes that ``torchrun`` started share the work.
+    """
+    suite, device = suite_of(asked), choose_device(asked.device)
+    start = build_start(asked, suite)
+    suite = suite.relabelled(start.classes)
+    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
+        tuned = finetune(
+            start,
+            suite,
+            asked.finetune,
+            seed=asked.seed,
+            device=device,
+            checkpoints=out / "checkpoints",
+            trackers=trackers_from(asked.report_to),
+        )
+        records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
+        if is_main_process():
+            save_classifier(tuned, out)
+            _write_results(records, out)
+        return records
+
+
+@contextlib.contextmanager
+def _training_in(out: Path, asked: RunFile, device: str, *, resume: bool, overwrite: bool = False) -> Iterator[None]:
+    """The directory of a training, new or the one to go on with, held by the process that writes."""
+    with contextlib.ExitStack() as held:
+        if is_main_process():
+            held.enter_context(locked(_begun(out, asked, resume=resume, overwrite=overwrite)))
+        wait_for_main(device)  # the others read the checkpoints only now
+        yield
+
+
+def _begun(out: Path, asked: RunFile, *, resume: bool, overwrite: bool) -> Path:
+    """Makes a directory this training's own; its ``run.yaml`` says which training that is."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with the training that --overwrite deletes. Give one of the two.")
+    settings = out / "run.yaml"
+    if resume and settings.is_file():
+        if not RunFile.read(settings).asks_the_same(asked):
+            raise InputError(
+                f"{settings} asks for other settings than this run. Give the same, or choose another --out."
+            )
+    else:
+        _empty(out, overwrite=overwrite)
+    write_text(settings, asked.to_yaml())
+    return out
+
+
+def run_sweep(
+    asked: RunFile,
+    zero_shot: Path,
+    fine_tuned: Path,
+    out: Path,
+    *,
+    space: str = "weights",
+    batch_norm: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Sweep:
+    """Sweeps alpha between two classifier directories: predictions, ``path.json``, ``rules.json``, the ensemble.
+
+    The ensemble at the chosen alpha is one classifier, so it is saved in the space of weights only. ``resume`` goes on
+    with the same sweep: the predictions it has kept are not made again. ``batch_norm`` re-estimates the ensemble's
+    batch-norm statistics on the training images, into ``ensemble_batch_norm``, and scores both in ``results.jsonl``.
+    """
+    require_choice("space", space, SPACES)
+    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), choose_device(asked.device)
+    _require_unseen_validation(asked, ends[1])
+    if batch_norm:
+        require_batch_norm(ends[0])
+    suite = suite_of(asked).relabelled(ends[0].classes)
+    with locked(_begun_sweep(out, _origin(asked, *ends, space), resume=resume, overwrite=overwrite)):
+        files = PathFiles(out / "predictions", path_sets(suite))
+        path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
+        alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
+        write_json(out / "path.json", path.to_json())
+        if rules := files.rules(path, suite, asked.alpha_tolerance):
+            write_json(out / "rules.json", rules.to_json())
+        else:
+            (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before --resume
+        if space == "weights":
+            save_classifier(wise_ft(*ends, alpha), out / "ensemble")
+        renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
+        return Sweep(path, alpha, rules, renewed)
+
+
+def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
+    """The ensemble's scores with averaged batch-norm statistics, and with those of the training images."""
+    renewed = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
+    save_classifier(renewed, out / "ensemble_batch_norm")
+    models = {"statistics averaged": ensemble, "statistics re-estimated": renewed}
+    records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
+    _write_results(records, out)
+    return tuple(records)
+
+
+def _origin(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> dict[str, Any]:
+    """What kept predictions depend on; more alphas, or another rule, may be asked of the same."""
+    return {
+        "zero_shot": fingerprint(zero_shot),
+        "fine_tuned": fingerprint(fine_tuned),
+        "suite": asked.model_dump(mode="json")["suite"],
+        "seed": asked.seed,
+        "space": space,
+    }
+
+
+def _begun_sweep(out: Path, origin: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """A directory for a sweep, new or the one to go on with, whose ``sweep.json`` says what is swept."""
+    if resume and overwrite:
+        raise InputError("--resume goes on with the sweep that --overwrite deletes. Give one of the two.")
+    record = out / "sweep.json"
+    if not (resume and record.is_file()):
+        _empty(out, overwrite=overwrite)
+        write_json(record, origin)
+    found = read_json(record)
+    if differing := [part for part in origin if not isinstance(found, dict) or found.get(part) != origin[part]]:
+        raise InputError(
+            f"{out} holds a sweep of other settings than this one (other: {listed(differing)}). Choose another --out, "
+            "or add --overwrite in place of --resume to delete that."
+        )
+    return out
+
+
+def run_evaluate(
+    directory: Path,
+    sets: Mapping[str, str],
+    suite: str | None,
+    device: str,
+    out: Path | None,
+    *,
+    overwrite: bool = False,
+) -> tuple[AccuracyRecord, ...]:
+    """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``.
+
+    A set may lack classes of the classifier; a warning names them.
+    """
+    classifier = load_classifier(directory)
+    found: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
+    found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
+    if not found:
+        raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
+    for name, images in found.items():
+        lacking = [i for label, i in enumerate(classifier.classes.ids) if label not in set(images.labels.tolist())]
+        if lacking:
+            warnings.warn(
+                f"{name} has no image of {listed(lacking, 5)}; its accuracy is over the others.", stacklevel=2
+            )
+    target = None if out is None else _empty(out, overwrite=overwrite)
+    return score(classifier, found, directory.name, choose_device(device), target)
+
+
+def score(
+    classifier: Classifier,
+    sets: Mapping[str, ImageSet],
+    model: str,
+    device: str,
+    out: Path | None,
+    *,
+    together: bool = False,
+) -> tuple[AccuracyRecord, ...]:
+    """Accuracy records of a classifier on every set, also as ``out/results.jsonl``; all processes ``together``."""
+    records = []
+    for name, images in sets.items():
+        found = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
+        kept = scores(found.logits, found.labels)
+        records.append(
+            evaluate(
+                kept,
+                found.labels,
+                classifier.classes.ids,
+                model=model,
+                alpha=classifier.alpha,
+                set_name=name,
+                groups=found.groups,
+            )
+        )
+    if out is not None:
+        _write_results(records, out)
+    return tuple(records)
+
+
+def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
+    write_text(out / "results.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+
+
+def run_export(suite: str, out: Path, seed: int) -> int:
+    """Exports an embedded suite as image folders; returns the number of images."""
+    return export_suite(load_suite(suite, seed), out)
+
+
+def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
+    """The ``top`` most probable classes of each image file, from a classifier directory alone."""
+    classifier = load_classifier(directory)
+    unlabelled = ImageSet(
+        "images",
+        classifier.classes,
+        tuple(str(image) for image in images),
+        np.zeros(len(images), dtype=np.int64),
+        lambda i: decode(images[i]),
+    )
+    probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=choose_device(device)).logits))
+    return [
+        Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)
+    ]
+
+
+def _top(row: np.ndarray, classes: ClassSpace, top: int) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-row, kind="stable")[:top]
+    return tuple((classes.names[k], float(row[k])) for k in order)
+
+
+def _require_unseen_validation(asked: RunFile, fine_tuned: Classifier) -> None:
+    """A validation split held out with another seed than the training's would hold images trained on."""
+    seed = fine_tuned.training.get("seed", asked.seed)
+    if isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None and seed != asked.seed:
+        raise InputError(
+            f"the fine-tuned classifier held out its validation images with seed {seed}, this sweep with {asked.seed}: "
+            f"most of them were trained on. Add --seed {seed}, or name --validation data."
+        )
+
+
+def _empty(out: Path, *, overwrite: bool = False) -> Path:
+    """Makes the directory that a stage writes to; only what stages write is ever deleted, and only if asked."""
+    out.mkdir(parents=True, exist_ok=True)
+    occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+    if foreign := [name for name in occupied if name not in _WRITTEN]:
+        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no stage wrote. Choose another --out.")
+    if occupied and not overwrite:
+        raise InputError(
+            f"{out} already holds {listed(occupied, 5)}. Choose another --out, or add --overwrite to delete that."
+        )
+    for path in (out / name for name in occupied):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return out

@@ -1,0 +1,131 @@
+"""The table of layers in the design, held by parsing every import, also those inside functions."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "shiftproof"
+# Packages from the bottom up, each with its modules from the bottom up: a module imports what stands before it.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "": ("errors", "seeding", "storage", "progress"),
+    "records": ("results", "studies", "comparisons", "diagnosis"),
+    "weights": ("arithmetic", "schedules", "checkpoints"),
+    "data": (
+        *("labels", "loading", "sets", "batches", "corruptions", "photometric"),
+        *("emoji.drawings", "emoji.views", "captions", "suites"),
+    ),
+    "mixing": ("masks", "plans", "targets", "methods", "named"),
+    "models": ("prompts", "tiny", "clip", "encoders", "classifier", "text_towers", "directories", "cards"),
+    "training": ("distributed", "hardware", "checkpoints", "log", "engine"),
+    "evaluation": (
+        *("blocks", "intervals", "significance", "robustness", "calibration", "metrics"),
+        *("kept", "inference", "retrieval"),
+    ),
+    "pretraining": ("loop",),
+    "finetuning": ("settings", "depths", "probe", "recipes", "loop"),
+    "ensembling": ("greedy", "ensembles", "soups", "batch_norm", "path"),
+    "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
+    "diagnosis": (
+        *("agreement", "cka", "layers", "connectivity", "plane", "evidence", "movement", "backgrounds", "cam"),
+        *("windows", "strong_edge", "baselines"),
+    ),
+    "report": (
+        *("comparisons", "tables", "figures", "layers", "plane", "windows", "diagnoses", "samples", "studies", "page"),
+    ),
+    "runs": (*("file", "samples", "evidence", "pipeline", "comparisons", "diagnose", "stages", "interventions"),),
+    "studies": ("file", "spreads", "study"),
+    "cli": ("console", "options", "understand", "weights", "studies", "app"),
+}
+ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]
+NO_TORCH = (
+    "records.",
+    "diagnosis.agreement",
+    "diagnosis.cka",
+    "diagnosis.connectivity",
+    "diagnosis.evidence",
+    "errors",
+    "storage",
+    "progress",
+    "evaluation.blocks",
+    "evaluation.kept",
+    "evaluation.intervals",
+    "evaluation.significance",
+    "evaluation.robustness",
+    "evaluation.calibration",
+    "report.",
+)
+STRAY = {"utils", "helpers", "base", "common", "misc"}
+
+
+def breaches(package: Path) -> list[str]:
+    """Every upward import, unlisted module and stray name under a package folder."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        module = ".".join(path.relative_to(package).with_suffix("").parts)
+        if path.stem in STRAY:
+            found.append(f"{module}: a module's name must say what is in it")
+        if path.stem == "__init__":
+            continue
+        if module not in ORDER:
+            found.append(f"{module} is not in the table of layers")
+            continue
+        for target in imported(path):
+            if target.split(".")[0] == "torch" and module.startswith(NO_TORCH):
+                found.append(f"{module} imports torch")
+            if target.startswith("shiftproof."):
+                known = longest(target.removeprefix("shiftproof."))
+                if known and ORDER.index(known) >= ORDER.index(module):
+                    found.append(f"{module} imports {known}, which stands above it")
+    return found
+
+
+def imported(path: Path) -> list[str]:
+    """All modules that a file imports anywhere, but for type checkers alone."""
+    names = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def longest(target: str) -> str | None:
+    """The listed module that an imported name belongs to."""
+    parts = target.split(".")
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in ORDER), None)
+
+
+def test_imports_point_downward() -> None:
+    assert breaches(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("weights/arithmetic", "from shiftproof.models.clip import load_clip", "models.clip, which stands above"),
+        ("data/labels", "def f():\n    import shiftproof.runs.pipeline", "runs.pipeline, which stands above"),
+        ("records/results", "import torch", "imports torch"),
+        ("report/page", "def f():\n    from torch import nn", "imports torch"),
+        ("data/utils", "", "a module's name must say"),
+        ("novelty", "", "not in the table"),
+    ],
+)
+def test_a_planted_breach_is_caught(tmp_path: Path, module: str, source: str, said: str) -> None:
+    file = tmp_path / f"{module}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    assert any(said in breach for breach in breaches(tmp_path))

@@ -1,0 +1,80 @@
+"""What the README says is what the code does and what docs/results hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import shiftproof as sp
+from shiftproof.runs.file import DEMO_FILE, MODEL_SETTINGS, RunFile
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def cut(suite: sp.ShiftSuite, classes: int) -> sp.ShiftSuite:
+    """The suite's first classes only, still in the whole class space."""
+
+    def few(images: sp.ImageSet) -> sp.ImageSet:
+        return images.subset(np.flatnonzero(images.labels < classes).tolist())
+
+    parts = suite.reference
+    reference = replace(parts, train=few(parts.train), validation=few(parts.validation), test=few(parts.test))
+    return replace(suite, reference=reference, shifts=tuple(replace(s, data=few(s.data)) for s in suite.shifts))
+
+
+def test_tables_are_those_of_the_committed_results() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "results.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = cut(sp.load_suite("emoji"), 4)
+    monkeypatch.setattr(sp, "load_suite", lambda name: small)
+    source = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert source
+    exec(source[1], {})
+    assert sp.load_classifier(tmp_path / "ensemble").alpha == 0.5
+
+
+def test_the_mixing_examples_run() -> None:
+    page = (ROOT / "docs" / "mixing.md").read_text(encoding="utf-8")
+    (own,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(own, names)
+    assert names["targets"].shape == (8, 1000)
+    in_readme = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    assert "SmoothMix" in in_readme
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    names = {"sp": sp, "images": images, "labels": labels, "model": lambda x: torch.zeros(len(x), 1000)}
+    exec(in_readme, names)
+    assert torch.isclose(names["loss"], torch.tensor(1000.0).log())
+
+
+def test_the_run_file_of_the_readme_is_one() -> None:
+    source = re.search(r"<<'YAML'\n(.*?)\nYAML", README, re.DOTALL)
+    assert source
+    asked = RunFile.resolve(yaml.safe_load(source[1]))
+    assert asked.model == "open_clip:ViT-B-32/openai"
+    assert asked.finetune.lr == 3e-5
+
+
+def test_demo_runs_the_settings_that_the_tiny_model_defaults_to() -> None:
+    assert RunFile.read(DEMO_FILE) == RunFile.resolve({"model": "tiny", "suite": "emoji"})
+    assert set(MODEL_SETTINGS) == {"tiny"}
+
+
+def test_three_seeds_are_reported_with_the_demo_s_settings() -> None:
+    found = sorted((ROOT / "docs" / "results").glob("demo-seed-*.json"))
+    assert [path.name for path in found] == ["demo-seed-0.json", "demo-seed-1.json", "demo-seed-2.json"]

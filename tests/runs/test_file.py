@@ -1,0 +1,409 @@
+"""The run file: what it accepts, what it refuses and in which words, and that nothing is lost on the way to disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shiftproof as sp
+from shiftproof.runs.file import DEMO_FILE, MODEL_SETTINGS, SuiteFile
+
+OWN = {
+    "reference": {"train": "folder:a", "validation": "folder:b", "test": "folder:c"},
+    "shifts": {"sketch": {"data": "folder:d", "kind": "natural"}},
+}
+
+
+def own(**changes: Any) -> dict[str, Any]:
+    return {"suite": {**OWN, **changes}}
+
+
+def read(folder: Path, text: str, *overrides: str) -> sp.RunFile:
+    file = folder / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    return sp.RunFile.read(file, overrides)
+
+
+# What it accepts.
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("1E-5", 1e-5), ("3e-3", 3e-3), ("1", 1.0)])
+def test_a_rate_as_people_write_it_is_a_number(tmp_path: Path, text: str, value: float) -> None:
+    lr = read(tmp_path, f"finetune: {{lr: {text}}}\npretrain: {{data: 'csv:x', lr: {text}}}").finetune.lr
+    assert type(lr) is float
+    assert lr == value
+    assert read(tmp_path, "model: tiny", f"finetune.lr={text}").finetune.lr == value
+
+
+def test_yaml_reads_such_a_rate_as_text() -> None:
+    # The trap that the test above is about; were this to change, it would prove nothing.
+    assert yaml.safe_load("lr: 1e-5") == {"lr": "1e-5"}
+
+
+def test_the_demo_s_file_reads() -> None:
+    asked = sp.RunFile.read(DEMO_FILE)
+    assert (asked.model, asked.suite, asked.prompts, asked.alpha_rule) == ("tiny", "emoji", "photo", "fixed")
+    assert asked.finetune.recipe == "end-to-end"
+    assert asked.pretrain is None
+
+
+def test_the_shipped_model_s_file_reads() -> None:
+    asked = sp.RunFile.read(DEMO_FILE.with_name("shiftproof-tiny.yaml"))
+    assert asked.model == "open_clip:shiftproof-tiny"
+    assert asked.pretrain is not None
+    assert (asked.pretrain.data, asked.pretrain.precision) == ("emoji-captions", "bfloat16")
+    # The shipped model's card says that it was made by this very run file.
+    card = json.loads(DEMO_FILE.with_name("shiftproof-tiny.card.json").read_text(encoding="utf-8"))
+    asked_for = {**dataclasses.asdict(asked.pretrain), "seed": asked.seed}
+    told = {**card["settings"], "data": card["data"], "seed": card["seed"]}
+    assert told == {key: value for key, value in asked_for.items() if key in told}
+    # Settings that came after it stand as they were then.
+    fresh = dataclasses.asdict(sp.PretrainSettings())
+    assert all(asked_for[key] == fresh[key] for key in asked_for.keys() - told.keys())
+
+
+def test_a_full_file_is_read_as_it_stands(tmp_path: Path) -> None:
+    asked = read(
+        tmp_path,
+        """
+model: open_clip:ViT-B-32/openai
+suite:
+  name: fruit
+  reference: {name: photos, train: folder:a, test: "csv:c.csv"}
+  shifts:
+    sketch: {data: folder:d}
+    noise: {data: "corrupted:noise:3:folder:c", kind: synthetic, partial: true}
+prompts: ["a sketch of a {}.", "a {c}."]
+finetune: {recipe: head-only, epochs: 3, lr: 1e-3, batch_size: 64, crop_scale: [0.5, 1], label_smoothing: 0.1}
+alphas: [0.2, 0.5]
+alpha_rule: tolerance
+alpha_tolerance: 0.02
+seed: 5
+device: cpu
+""",
+    )
+    assert isinstance(asked.suite, SuiteFile)
+    assert asked.suite.name == "fruit"
+    assert asked.suite.reference.model_dump() == {
+        "name": "photos",
+        "train": "folder:a",
+        "validation": None,
+        "test": "csv:c.csv",
+    }
+    assert asked.suite.shifts["sketch"].model_dump() == {"data": "folder:d", "kind": "natural", "partial": False}
+    assert asked.suite.shifts["noise"].model_dump() == {
+        "data": "corrupted:noise:3:folder:c",
+        "kind": "synthetic",
+        "partial": True,
+    }
+    assert asked.prompts == ["a sketch of a {}.", "a {c}."]
+    expected = sp.FinetuneSettings(
+        recipe="head-only", epochs=3, lr=1e-3, batch_size=64, crop_scale=(0.5, 1.0), label_smoothing=0.1
+    )
+    assert asked.finetune == expected
+    assert (asked.alphas, asked.alpha_rule, asked.alpha_tolerance) == ([0.2, 0.5], "tolerance", 0.02)
+    assert (asked.seed, asked.device) == (5, "cpu")
+
+
+def test_an_empty_mapping_is_the_tiny_model_on_the_emoji() -> None:
+    asked = sp.RunFile.resolve({})
+    assert (asked.model, asked.suite, asked.alphas, asked.seed) == ("tiny", "emoji", 11, 0)
+
+
+def test_silent_settings_depend_on_the_model_and_a_word_of_one_s_own_wins() -> None:
+    tuned = MODEL_SETTINGS["tiny"]
+    assert sp.RunFile.resolve({}).finetune == sp.FinetuneSettings(**tuned)
+    assert sp.RunFile.resolve({"finetune": {"lr": 7}}).finetune == sp.FinetuneSettings(**{**tuned, "lr": 7.0})
+    assert sp.RunFile.resolve({}, ["finetune.epochs=2"]).finetune == sp.FinetuneSettings(**{**tuned, "epochs": 2})
+    other = sp.RunFile.resolve({"model": "open_clip:ViT-B-32/openai"})
+    assert other.finetune == sp.FinetuneSettings()
+    assert sp.RunFile.resolve({}, ["model=open_clip:RN50"]).finetune == sp.FinetuneSettings()
+
+
+def test_what_was_asked_is_neither_changed_nor_held_on_to() -> None:
+    asked: dict[str, Any] = {"finetune": {"lr": 1.0}, **own()}
+    sp.RunFile.resolve(asked, ["finetune.lr=2", "suite.shifts.sketch.kind=synthetic", "seed=3"])
+    assert asked == {"finetune": {"lr": 1.0}, **own()}
+    assert OWN["shifts"]["sketch"]["kind"] == "natural"
+
+
+# Unknown keys, at every depth.
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "offered"),
+    [
+        ({"modell": "tiny"}, "modell", "model"),
+        ({"alpha-rule": "fixed"}, "alpha-rule", "alpha_rule"),
+        ({"finetune": {"epoch": 1}}, "finetune.epoch", "epochs"),
+        ({"finetune": {"batchsize": 1}}, "finetune.batchsize", "batch_size"),
+        ({"pretrain": {"data": "csv:x", "step": 3}}, "pretrain.step", "steps"),
+        (own(shfts={}), "suite.shfts", "shifts"),
+        (own(reference={**OWN["reference"], "vaildation": "x"}), "suite.reference.vaildation", "validation"),
+        (own(shifts={"sketch": {"data": "folder:d", "knd": "natural"}}), "suite.shifts.sketch.knd", "kind"),
+        # Names that pydantic has for its own parts are a user's shift names as well.
+        (own(shifts={"str": {"data": "folder:d", "patrial": True}}), "suite.shifts.str.patrial", "partial"),
+        (own(shifts={"int": {"data": "folder:d", "kinds": "natural"}}), "suite.shifts.int.kinds", "kind"),
+    ],
+)
+def test_an_unknown_key_is_named_in_full_and_the_nearest_offered(asked: dict[str, Any], key: str, offered: str) -> None:
+    with pytest.raises(sp.InputError) as caught:
+        sp.RunFile.resolve(asked)
+    assert str(caught.value) == f"unknown run-file key {key!r}. Did you mean {offered!r}?"
+
+
+def test_a_key_like_no_other_lists_the_known_ones() -> None:
+    with pytest.raises(sp.InputError) as caught:
+        sp.RunFile.resolve({"finetune": {"zzzzzzzz": 0.9}})
+    said = str(caught.value)
+    assert "'finetune.zzzzzzzz'" in said
+    assert "Known: 'precision', 'accumulate'" in said
+    assert "__" not in said
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(sp.InputError) as caught:
+        sp.RunFile.resolve({"sed": 1, "finetune": {"epoch": 1}, "device": 3})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert [sum(key in line for line in lines) for key in ("'sed'", "'finetune.epoch'", "'device'")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("override", ["finetune.epoch=3", "suite.shifts.sketch.knd=natural", "sede=3"])
+def test_an_unknown_key_on_the_command_line_is_answered_alike(override: str) -> None:
+    with pytest.raises(sp.InputError, match=rf"unknown run-file key '{override.partition('=')[0]}'\. Did you mean"):
+        sp.RunFile.resolve(own(), [override])
+
+
+# Bad values.
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"finetune": {"lr": "fast"}}, r"'finetune\.lr' is 'fast'.*number"),
+        ({"finetune": {"lr": -1}}, r"finetune\.lr is -1"),
+        ({"finetune": {"lr": "nan"}}, r"finetune\.lr is nan"),
+        ({"finetune": {"epochs": 0}}, r"finetune\.epochs is 0.*at least 1"),
+        ({"finetune": {"epochs": 1.5}}, r"'finetune\.epochs' is 1\.5.*integer"),
+        ({"finetune": {"crop_scale": [0.9, 0.5]}}, r"finetune\.crop_scale is \(0\.9, 0\.5\)"),
+        ({"finetune": {"crop_scale": [0.9]}}, r"finetune\.crop_scale"),
+        ({"finetune": {"recipe": "head_only"}}, r"finetune\.recipe 'head_only'.*'head-only'"),
+        ({"finetune": None}, r"'finetune' is None.*section"),
+        ({"finetune": 3}, r"'finetune' is 3.*section"),
+        ({"pretrain": {}}, r"'pretrain\.data' is missing"),
+        ({"pretrain": {"data": "csv:x", "steps": 0}}, r"pretrain\.steps is 0.*at least 1"),
+        ({"pretrain": {"data": "csv:x", "precision": "bfloat8"}}, r"pretrain\.precision 'bfloat8'.*'bfloat16'"),
+        ({"seed": -1}, r"'seed' is -1"),
+        ({"seed": "one"}, r"'seed' is 'one'.*integer"),
+        ({"model": None}, r"'model' is None"),
+        ({"alphas": 1}, r"alphas is 1.*two at least"),
+        ({"alphas": []}, r"alphas is empty"),
+        ({"alphas": [0.5, 1.5]}, r"alpha is 1\.5.*between 0 and 1"),
+        ({"alphas": "many"}, r"'alphas' is 'many'"),
+        ({"alpha_rule": "oracle"}, r"'alpha_rule' is 'oracle'.*'fixed', 'reference' or 'tolerance'"),
+        ({"alpha_tolerance": 2}, r"'alpha_tolerance' is 2"),
+        ({"prompts": "foto"}, r"prompt set 'foto'.*'photo'"),
+        ({"prompts": ["a photo"]}, r"template 'a photo'"),
+        ({"prompts": []}, r"no prompt template"),
+        (own(reference={"train": "folder:a"}), r"'suite\.reference\.test' is missing"),
+        (own(reference="folder:a"), r"'suite\.reference' is 'folder:a'.*section"),
+        (own(shifts={"sketch": "folder:d"}), r"'suite\.shifts\.sketch' is 'folder:d'.*section"),
+        (own(shifts={"sketch": {"kind": "natural"}}), r"'suite\.shifts\.sketch\.data' is missing"),
+        (own(shifts={"sketch": {"data": "folder:d", "kind": "real"}}), r"sketch\.kind' is 'real'.*'synthetic'"),
+    ],
+)
+def test_a_bad_value_is_told_once_with_its_key_and_its_rule(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(sp.InputError, match=said) as caught:
+        sp.RunFile.resolve(asked)
+    message = str(caught.value)
+    # One line a mistake (alphas may be a number or a list, and is told of both), and none of pydantic's own words.
+    assert len(message.splitlines()) == (2 if "'many'" in message else 1)
+    assert not any(word in message for word in ("SuiteFile", "suitefile", "pydantic", "finetunesettings", "loc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("finetune: {lr: 1", "not valid YAML"),
+        ("- model\n- suite", "must hold keys and values"),
+        ("", "must hold keys and values"),
+        ("tiny", "must hold keys and values"),
+    ],
+)
+def test_a_file_that_is_no_run_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(sp.InputError, match=said) as caught:
+        read(tmp_path, text)
+    assert str(tmp_path / "run.yaml") in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.yaml", tmp_path):
+        with pytest.raises(sp.InputError, match="does not exist") as caught:
+            sp.RunFile.read(path)
+        assert str(path) in str(caught.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("prompts: 'ein Bild von {} für mich'".encode("latin-1"))
+    with pytest.raises(sp.InputError, match=r"run\.yaml is not valid YAML"):
+        sp.RunFile.read(tmp_path / "run.yaml")
+
+
+# Overrides.
+
+
+def test_overrides_reach_every_depth_and_kind_of_value(tmp_path: Path) -> None:
+    asked = read(
+        tmp_path,
+        yaml.safe_dump(own()),
+        "finetune.lr=1e-5",
+        "finetune.recipe=head-only",
+        "finetune.crop_scale=[0.5, 1]",
+        "alphas=[0.3,0.5]",
+        "prompts=['a {}.', 'the {}.']",
+        "suite.name=fruit",
+        "suite.shifts.sketch.kind=synthetic",
+        "suite.shifts.painting.data=folder:e",
+        "suite.reference.validation=null",
+        "pretrain.data=csv:pairs.csv",
+        "seed=4",
+    )
+    assert (asked.finetune.lr, asked.finetune.recipe, asked.finetune.crop_scale) == (1e-5, "head-only", (0.5, 1.0))
+    assert (asked.alphas, asked.prompts, asked.seed) == ([0.3, 0.5], ["a {}.", "the {}."], 4)
+    assert isinstance(asked.suite, SuiteFile)
+    assert (asked.suite.name, asked.suite.reference.validation) == ("fruit", None)
+    assert (asked.suite.reference.train, asked.suite.reference.test) == ("folder:a", "folder:c")
+    assert {name: (entry.data, entry.kind) for name, entry in asked.suite.shifts.items()} == {
+        "sketch": ("folder:d", "synthetic"),
+        "painting": ("folder:e", "natural"),
+    }
+    assert asked.pretrain is not None
+    assert asked.pretrain.data == "csv:pairs.csv"
+
+
+def test_of_two_overrides_the_later_wins() -> None:
+    assert sp.RunFile.resolve({"seed": 1}, ["seed=2", "seed=3"]).seed == 3
+
+
+def test_a_value_may_hold_an_equals_sign() -> None:
+    assert sp.RunFile.resolve({}, ["prompts=a {} = a thing"]).prompts == "a {} = a thing"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("finetune.lr", "must look like"),
+        ("=3", "must look like"),
+        ("alphas=[0.1", "not valid YAML"),
+        ("suite.name=x", "suite is no section but 'emoji'"),
+        ("seed.x=1", "seed is no section but 0"),
+        ("seed=", "'seed' is None"),
+    ],
+)
+def test_an_override_that_makes_no_sense_is_shown(override: str, said: str) -> None:
+    with pytest.raises(sp.InputError, match=said):
+        sp.RunFile.resolve({"suite": "emoji", "seed": 0}, [override])
+
+
+# To disk and back.
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True)
+FINETUNE = st.fixed_dictionaries(
+    {},
+    optional={
+        "recipe": st.sampled_from(["end-to-end", "head-only"]),
+        "epochs": st.integers(1, 99),
+        "lr": st.floats(0, 1),
+        "crop_scale": st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(sorted),
+        "label_smoothing": st.floats(0, 1),
+        "ema_decay": st.floats(0, 0.99),
+    },
+)
+SHIFT = st.fixed_dictionaries(
+    {"data": NAMES.map("folder:{}".format)},
+    optional={"kind": st.sampled_from(["natural", "synthetic"]), "partial": st.booleans()},
+)
+SUITE = st.fixed_dictionaries(
+    {
+        "reference": st.fixed_dictionaries(
+            {"train": NAMES, "test": NAMES}, optional={"validation": NAMES, "name": NAMES}
+        )
+    },
+    optional={"name": NAMES, "shifts": st.dictionaries(NAMES, SHIFT, max_size=3)},
+)
+PRETRAIN = st.fixed_dictionaries({"data": NAMES}, optional={"steps": st.integers(1, 9), "lr": st.floats(0, 1)})
+ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["tiny", "open_clip:ViT-B-32/openai", "local-dir:a b"]),
+        "suite": st.just("emoji") | SUITE,
+        "prompts": st.sampled_from(["photo", "a {}: 'ü'", ["a {}.", "{c} # no comment"]]),
+        "finetune": FINETUNE,
+        "alphas": st.integers(2, 30) | st.lists(st.floats(0, 1), min_size=1, max_size=4),
+        "alpha_rule": st.sampled_from(["fixed", "reference", "tolerance"]),
+        "alpha_tolerance": st.floats(0, 1),
+        "seed": st.integers(0, 2**40),
+        "device": st.sampled_from(["auto", "cpu"]),
+        "pretrain": st.fixed_dictionaries(
+            {"data": NAMES}, optional={"steps": st.integers(1, 9), "lr": st.floats(0, 1)}
+        ),
+    },
+)
+
+
+@given(ASKED)
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> None:
+    resolved = sp.RunFile.resolve(asked)
+    folder = tmp_path_factory.mktemp("round", numbered=True)
+    assert read(folder, resolved.to_yaml()) == resolved
+    # Also where a run directory has noted with which versions it was made.
+    assert read(folder, resolved.to_yaml() + yaml.safe_dump({"versions": {"torch": "2"}})) == resolved
+
+
+def test_what_is_written_is_complete() -> None:
+    written = yaml.safe_load(sp.RunFile.resolve(own()).to_yaml())
+    assert set(written) == {
+        "model", "suite", "prompts", "finetune", "alphas", "alpha_rule", "alpha_tolerance", "seed", "device",
+        "report_to",
+    }  # fmt: skip
+    # Not what the file said, but what it came to mean.
+    for key, value in MODEL_SETTINGS["tiny"].items():
+        assert written["finetune"][key] == value
+    assert written["finetune"]["weight_decay"] == sp.FinetuneSettings().weight_decay
+    assert written["suite"]["shifts"]["sketch"] == {"data": "folder:d", "kind": "natural", "partial": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("finetune.accumulate=4", True),
+        ("finetune.checkpoint_every=7", True),
+        ("finetune.gradient_checkpointing=true", True),
+        ("pretrain.checkpoints_kept=9", True),
+        ("device=cpu", True),
+        ("report_to=tensorboard", True),
+        ("finetune.precision=bfloat16", False),
+        ("finetune.batch_size=7", False),
+        ("pretrain.steps=7", False),
+        ("seed=1", False),
+        ("limit=9", False),
+    ],
+)
+def test_runs_are_the_same_whatever_of_the_machine_they_use(change: str, same: bool) -> None:
+    asked = {"pretrain": {"data": "emoji"}}
+    one, other = sp.RunFile.resolve(asked), sp.RunFile.resolve(asked, [change])
+    assert one != other
+    assert one.asks_the_same(other) == other.asks_the_same(one) == same
+
+
+def test_a_list_on_the_command_line_is_separated_by_commas() -> None:
+    assert sp.RunFile.resolve({}, ["alphas=0.3,0.5"]).alphas == [0.3, 0.5]
+    assert sp.RunFile.resolve({}, ["alphas=[0.3, 0.5]"]).alphas == [0.3, 0.5]
