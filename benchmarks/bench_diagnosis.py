@@ -33,8 +33,8 @@ from shiftproof.diagnosis.evidence import (
     find_robustness,
     find_temperatures,
 )
-from shiftproof.evaluation.kept import writing_predictions
 from shiftproof.evaluation.metrics import ScoreCollector
+from shiftproof.evaluation.predictions import writing_predictions
 from shiftproof.records.results import MODELS
 
 CLASSES, BATCH = 1000, 256

@@ -87,7 +87,8 @@ if TYPE_CHECKING:
         resampled_means,
         statistic_interval,
     )
-    from shiftproof.evaluation.kept import (
+    from shiftproof.evaluation.metrics import accuracy, macro_f1
+    from shiftproof.evaluation.predictions import (
         KeptPredictions,
         Predictions,
         align_predictions,
@@ -95,7 +96,6 @@ if TYPE_CHECKING:
         open_predictions,
         save_predictions,
     )
-    from shiftproof.evaluation.metrics import accuracy, macro_f1
     from shiftproof.evaluation.robustness import (
         Baseline,
         effective_interval,
@@ -310,7 +310,7 @@ _MODULES = {
         "accuracy",
         "macro_f1",
     ),
-    "evaluation.kept": (
+    "evaluation.predictions": (
         "KeptPredictions",
         "Predictions",
         "align_predictions",

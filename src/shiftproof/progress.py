@@ -40,7 +40,7 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.reset(token)
 
 
-def spoken_for() -> bool:
+def is_secondary_process() -> bool:
     """Whether this process was started by ``torchrun`` beside the first, which alone speaks to the terminal."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import shiftproof as sp
 from shiftproof.ensembling import path as path_module
 from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
-from shiftproof.evaluation.kept import load_scores, save_scores
+from shiftproof.evaluation.predictions import load_scores, save_scores
 from shiftproof.records.results import PathPoint
 from shiftproof.report.tables import rules_table
 from shiftproof.runs import pipeline
@@ -56,7 +56,7 @@ def head_ends(ends: Ends) -> Ends:
     return zero, zero.with_weights({**zero.state_dict(), **of_head}, head="trained")
 
 
-def suite_of(folders: Path, **changes: Any) -> sp.ShiftSuite:
+def load_run_suite(folders: Path, **changes: Any) -> sp.ShiftSuite:
     reference = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     shifts = {"sketch": {"data": f"folder:{folders}/sketch", "kind": "natural"}}
     return sp.own_suite({"name": "photos", **reference}, shifts, **changes)
@@ -100,7 +100,7 @@ def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
     ends: Ends, folders: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(path_module, "BATCH_SIZE", batch_size)
-    suite, found = suite_of(folders), {}
+    suite, found = load_run_suite(folders), {}
     path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
     assert set(found) == {(alpha, name) for alpha in ALPHAS for name in SETS}
     sets = {"validation": suite.reference.validation, **suite.test_sets}
@@ -116,7 +116,7 @@ def test_every_image_is_decoded_once_and_no_more_than_a_batch_of_them_is_held(
     ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(path_module, "BATCH_SIZE", 2)
-    suite = suite_of(folders)
+    suite = load_run_suite(folders)
     decoded, used = [], []
     images = suite.reference.test
 
@@ -153,7 +153,7 @@ def test_there_is_one_working_copy_and_the_ends_stay_as_they_were(
     for name in ("with_weights", "state_dict"):  # either would make copies of its own, or lead to them
         monkeypatch.setattr(sp.Classifier, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     before = [{name: t.clone() for name, t in end.network.state_dict().items()} for end in ends]
-    sp.sweep_alpha(*ends, suite_of(folders), 11)
+    sp.sweep_alpha(*ends, load_run_suite(folders), 11)
     assert copies == [ends[0].network]
     for end, state in zip(ends, before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in end.network.state_dict().items())
@@ -166,7 +166,7 @@ def test_there_is_one_working_copy_and_the_ends_stay_as_they_were(
 def test_a_head_only_path_runs_the_encoder_once(
     head_ends: Ends, folders: Path, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, found = suite_of(folders), {}
+    suite, found = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
         sp.sweep_alpha(*head_ends, suite, ALPHAS, space=space, keep=kept_by(found))
@@ -183,7 +183,7 @@ def test_a_head_only_path_runs_the_encoder_once(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.8, 1.0])
 def test_outputs_are_interpolated_entry_by_entry(ends: Ends, folders: Path, alpha: float) -> None:
-    images = suite_of(folders).reference.test
+    images = load_run_suite(folders).reference.test
     found = sp.predict(sp.output_ensemble(*ends, alpha), images)
     first, second = (sp.predict(end, images).logits.tolist() for end in ends)
     for row, of_first, of_second in zip(found.logits.tolist(), first, second, strict=True):
@@ -195,7 +195,7 @@ def test_outputs_are_interpolated_entry_by_entry(ends: Ends, folders: Path, alph
 def test_the_path_in_output_space_is_that_of_the_output_ensembles(
     ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, found = suite_of(folders), {}
+    suite, found = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
         sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=kept_by(found))
@@ -208,18 +208,18 @@ def test_the_path_in_output_space_is_that_of_the_output_ensembles(
 
 def test_a_space_or_alpha_that_there_is_not_is_refused(ends: Ends, folders: Path) -> None:
     with pytest.raises(sp.InputError, match=r"'weight'.*'weights'"):
-        sp.sweep_alpha(*ends, suite_of(folders), 3, space="weight")
+        sp.sweep_alpha(*ends, load_run_suite(folders), 3, space="weight")
     with pytest.raises(sp.InputError, match="alpha is 1.5"):
         sp.output_ensemble(*ends, 1.5)
     with pytest.raises(sp.InputError, match="another class space"):
-        sp.sweep_alpha(*ends, suite_of(folders).relabelled(sp.ClassSpace.from_ids(CLASSES[::-1])), 3)
+        sp.sweep_alpha(*ends, load_run_suite(folders).relabelled(sp.ClassSpace.from_ids(CLASSES[::-1])), 3)
 
 
 # Resume.
 
 
 def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite, found = suite_of(folders), {}
+    suite, found = load_run_suite(folders), {}
     path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
     sets = {"validation": suite.reference.validation, **suite.test_sets}
     known = {

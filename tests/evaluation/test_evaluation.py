@@ -18,8 +18,8 @@ from torch.nn import functional
 
 import shiftproof as sp
 from shiftproof import progress
-from shiftproof.evaluation.kept import load_predictions, load_scores, save_predictions, save_scores
 from shiftproof.evaluation.metrics import Scores, evaluate, scores
+from shiftproof.evaluation.predictions import load_predictions, load_scores, save_predictions, save_scores
 from shiftproof.evaluation.retrieval import recall_at
 
 LOGITS = hnp.arrays(

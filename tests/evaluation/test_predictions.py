@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shiftproof as sp
-from shiftproof.evaluation.kept import writing_predictions
+from shiftproof.evaluation.predictions import writing_predictions
 
 
 def made(n: int, classes: int, seed: int = 0) -> sp.Predictions:

@@ -65,13 +65,13 @@ def unreadable(name: str) -> sp.ImageSet:
     return replace(squares(name, 2, 0), read=read)
 
 
-def suite_of(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
+def load_run_suite(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
     """What fine-tuning may read, beside a test split and a shift that must stay closed."""
     reference = sp.Reference("photo", train, validation, unreadable("test"))
     return sp.ShiftSuite("squares", CLASSES, reference, (sp.Shift("sketch", "natural", unreadable("sketch")),))
 
 
-SUITE = suite_of(squares("train", 6, 0), squares("validation", 4, 1))
+SUITE = load_run_suite(squares("train", 6, 0), squares("validation", 4, 1))
 
 
 def toy(seed: int = 0, **changes: Any) -> sp.Classifier:
@@ -163,7 +163,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 def test_the_seed_decides_the_order() -> None:
     # Crops of an image of one colour are all alike, so that nothing but the order is left to differ.
-    suite = suite_of(squares("train", 6, 0, noise=0), SUITE.reference.validation)
+    suite = load_run_suite(squares("train", 6, 0, noise=0), SUITE.reference.validation)
     first, other = (sp.finetune(toy(), suite, settings(batch_size=5), seed=seed) for seed in (0, 1))
     moved = first.state_dict()["head.weight"] - other.state_dict()["head.weight"]
     assert moved.abs().max() > 1e-4
@@ -268,7 +268,7 @@ def test_the_first_loss_is_that_of_the_start(tiny: sp.Clip, smoothing: float) ->
     train = squares("train", 3, 0, noise=0)
     start = sp.zero_shot_classifier(tiny, CLASSES)
     asked = settings(epochs=1, batch_size=len(train), label_smoothing=smoothing)
-    tuned = sp.finetune(start, suite_of(train, SUITE.reference.validation), asked)
+    tuned = sp.finetune(start, load_run_suite(train, SUITE.reference.validation), asked)
     found = sp.predict(start, train)
     expected = smoothed_loss(found.logits.tolist(), found.labels.tolist(), smoothing)
     assert tuned.training["history"][0]["loss"] == pytest.approx(expected, rel=1e-4)

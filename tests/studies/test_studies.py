@@ -43,7 +43,7 @@ from shiftproof.report.studies import (
 )
 from shiftproof.runs import file as runfile
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.pipeline import build_start, suite_of
+from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.storage import locked, write_json, write_text
 from shiftproof.studies import study
 from shiftproof.studies.file import MemberRun, StudyFile
@@ -1143,7 +1143,7 @@ def assert_failures_are_told(record: StudyRecord, out: Path, said: str, complain
 def assert_members_are_swept_as_here(record: StudyRecord, out: Path, runs: Mapping[str, MemberRun]) -> None:
     """What members and soups say is what a sweep in this process finds, and soups are their members' mean."""
     some = runs[record.members[0].name].asked
-    suite = suite_of(some)
+    suite = load_run_suite(some)
     start, ends = build_start(some, suite), {}
     for member in record.members:
         folder, asked = out / "members" / member.name, runs[member.name].asked

@@ -35,11 +35,11 @@ from shiftproof.errors import InputError, TrainingError, TrainingInterruptedErro
 from shiftproof.finetuning import recipes
 from shiftproof.models.classifier import Network
 from shiftproof.training.distributed import (
+    broadcast_from_main,
     is_main_process,
     joined_processes,
     process_count,
     process_index,
-    said_by_main,
     summed,
 )
 
@@ -243,7 +243,7 @@ def play(role: str, folder: Path) -> None:
             return
         told: dict[str, Any] = {
             "processes": process_count(),
-            "main": [said_by_main(process_index() == index, "cpu") for index in (0, 1)],
+            "main": [broadcast_from_main(process_index() == index, "cpu") for index in (0, 1)],
             "interrupted": interrupted(results / "interrupted"),
             "poisoned": poisoned(results / "poisoned"),
         }

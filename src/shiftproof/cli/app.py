@@ -357,10 +357,10 @@ def main() -> None:
     A training that SIGTERM stopped, with a checkpoint to go on from, exits with 143, as a shell tells that signal.
     """
     from shiftproof.errors import ShiftproofError, TrainingInterruptedError
-    from shiftproof.progress import spoken_for
+    from shiftproof.progress import is_secondary_process
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()) if spoken_for() else contextlib.nullcontext():
+        with contextlib.redirect_stdout(io.StringIO()) if is_secondary_process() else contextlib.nullcontext():
             app()
     except TrainingInterruptedError as error:
         print(f"shiftproof: {error}", file=sys.stderr)
@@ -377,10 +377,10 @@ def main() -> None:
 
 def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
     from shiftproof.cli.console import live_progress
-    from shiftproof.progress import spoken_for
+    from shiftproof.progress import is_secondary_process
     from shiftproof.runs.pipeline import follow_pipeline, run_pipeline
 
-    if spoken_for():
+    if is_secondary_process():
         return follow_pipeline(asked, out)
     with live_progress():
         record = run_pipeline(asked, out, resume=resume, overwrite=overwrite)

@@ -42,7 +42,7 @@ def print_table(table: Table) -> None:
 @contextlib.contextmanager
 def live_progress() -> Iterator[None]:
     """Shows progress events as bars on a terminal; elsewhere as a line for every finished stage, and every 30 s."""
-    if progress.spoken_for():
+    if progress.is_secondary_process():
         yield
         return
     console = Console(stderr=True)

@@ -30,7 +30,7 @@ def study(
     from shiftproof.errors import ShiftproofError
     from shiftproof.report.studies import spread_table, study_table, study_verdict
     from shiftproof.studies.file import StudyFile
-    from shiftproof.studies.study import run_study, told_failures
+    from shiftproof.studies.study import failure_summary, run_study
 
     out = out or Path("runs") / study_file.stem
     with live_progress():
@@ -43,4 +43,4 @@ def study(
     print(study_verdict(found))
     print(f"numbers: {out / 'study.json'}; figure: {out / 'figures' / 'study.png'}")
     if found.failures:
-        raise ShiftproofError(told_failures(found.failures, out))
+        raise ShiftproofError(failure_summary(found.failures, out))

@@ -16,7 +16,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError
-from shiftproof.evaluation.kept import Predictions
+from shiftproof.evaluation.predictions import Predictions
 from shiftproof.training.distributed import process_count, process_index, summed
 
 # Every evaluation's, since logits depend on it in their last bits.

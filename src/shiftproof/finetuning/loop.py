@@ -27,8 +27,8 @@ from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.directories import save_classifier
 from shiftproof.seeding import child_generator, child_seed
 from shiftproof.training.distributed import is_main_process
-from shiftproof.training.engine import Course, Trainer, drawn_apart, own_share, positions_at, training
-from shiftproof.training.hardware import explained_memory
+from shiftproof.training.engine import Course, Trainer, positions_at, process_share, rank_seed_path, training
+from shiftproof.training.hardware import translating_out_of_memory
 
 
 def finetune(
@@ -93,7 +93,7 @@ def finetune(
                     _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
                 progress.saw(loss, recipe.module)
                 if _ends_epoch(step, course.steps, settings.batch_size, len(train)):
-                    with explained_memory("finetune", splits=course.splits):
+                    with translating_out_of_memory("finetune", splits=course.splits):
                         progress.end_epoch(step, recipe, validation, device, told)
             except TrainingError as error:
                 raise _stopped(error, step, progress, begin, checkpoints, training_record) from error
@@ -264,7 +264,7 @@ def _inputs(
     train: ImageSet, start: Classifier, settings: FinetuneSettings, first: int, steps: int, seed: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of every batch from the first step on: images and targets, mixed where that is asked for."""
-    order, share, mixer = child_seed(seed, "finetune"), own_share(settings.batch_size), settings.mixer
+    order, share, mixer = child_seed(seed, "finetune"), process_share(settings.batch_size), settings.mixer
 
     def positions(step: int) -> list[int]:
         return positions_at(step, settings.batch_size, len(train), order)
@@ -277,7 +277,7 @@ def _inputs(
         )
         labels = torch.as_tensor(train.labels[positions(step)[share]], device=device)
         if mixer and settings.mixes_at(step, len(train)):
-            generator = child_generator(seed, "mixing", step, *drawn_apart(0))
+            generator = child_generator(seed, "mixing", step, *rank_seed_path(0))
             plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), generator)
             inputs = mix_images(inputs, plan)
             labels = mix_targets(labels, plan, len(train.classes))

@@ -23,7 +23,7 @@ from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
 from shiftproof.pretraining.loop import TwoTowers, contrastive_loss
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training.distributed import gathered, process_count
-from shiftproof.training.engine import drawn_apart, own_share, parameter_groups, parts_of, require_equal_shares
+from shiftproof.training.engine import parameter_groups, parts_of, process_share, rank_seed_path, require_equal_shares
 from shiftproof.training.hardware import checkpoint_gradients
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
@@ -99,7 +99,7 @@ class SupervisedRecipe:
             unsynced = number + 1 < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
             with (
                 model.no_sync() if unsynced else contextlib.nullcontext(),  # type: ignore[operator]
-                global_draws(self._seed, "stochastic layers", step, *drawn_apart(number), device=self._device),
+                global_draws(self._seed, "stochastic layers", step, *rank_seed_path(number), device=self._device),
             ):
                 logits = model(images[part])
             size = part.stop - part.start
@@ -151,9 +151,9 @@ class ContrastiveRecipe:
         soft = one_hot(targets, len(self._start.classes)) if targets.ndim == 1 else targets
         captioned = soft.argmax(1)
         generator, batch = child_generator(self._seed, "captions", step), self._settings.batch_size
-        templates = torch.randint(len(self._start.prompts), (batch,), generator=generator)[own_share(batch)]
+        templates = torch.randint(len(self._start.prompts), (batch,), generator=generator)[process_share(batch)]
         tokens = self._tokens[captioned.cpu(), templates].to(images.device)
-        with global_draws(self._seed, "stochastic layers", step, *drawn_apart(0), device=self._device):
+        with global_draws(self._seed, "stochastic layers", step, *rank_seed_path(0), device=self._device):
             image_features, text_features, scale = model(images, tokens)
         everyone = gathered(soft.float()), gathered(captioned)
         yield contrastive_loss(

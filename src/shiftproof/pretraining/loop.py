@@ -28,10 +28,10 @@ from shiftproof.training.engine import (
     LARGEST,
     MAX_LOGIT_SCALE,
     Course,
-    drawn_apart,
-    own_share,
     parameter_groups,
     positions_at,
+    process_share,
+    rank_seed_path,
     require_equal_shares,
     training,
 )
@@ -220,8 +220,8 @@ def _losses(
 ) -> Iterator[Tensor]:
     """The loss of a step's batch, as soon as it is asked for; each of several processes runs its share of the pairs."""
     images, texts = _batch(clip, data, settings, seed, step)
-    own = own_share(settings.batch_size)
-    with global_draws(seed, "stochastic layers", step, *drawn_apart(0), device=device):
+    own = process_share(settings.batch_size)
+    with global_draws(seed, "stochastic layers", step, *rank_seed_path(0), device=device):
         image_features, text_features, scale = model(images[own].to(device), texts[own].to(device))
     yield contrastive_loss(gathered(image_features.float()), gathered(text_features.float()), scale)
 

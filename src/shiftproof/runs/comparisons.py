@@ -23,10 +23,11 @@ from shiftproof.records.comparisons import (
     MovementRecord,
 )
 from shiftproof.errors import InputError, require_choice
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier
-from shiftproof.runs.pipeline import choose_device, kept_logits
+from shiftproof.runs.pipeline import kept_logits
 from shiftproof.runs.evidence import find_path, resampled_of
 from shiftproof.records.results import MapExample
 from shiftproof.records.diagnosis import PairRecord
@@ -70,7 +71,7 @@ class PairAgreement:
 
 def compare_agreement(asked: PairFile) -> PairAgreement:
     """How much two classifiers differ on every set and, with a third, whom that ensemble follows; labels not needed."""
-    device, models = choose_device(asked.device), _models(asked)
+    device, models = resolve_device(asked.device), _models(asked)
     pairs: list[PairRecord] = []
     overrides, kinds = {}, {}
     for name, images in _sets(asked, next(iter(models.values())).classes).items():
@@ -89,7 +90,7 @@ def compare_layers(
     asked: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
 ) -> tuple[LayersRecord, ...]:
     """CKA between the layers of two classifiers on every set; labels are not needed."""
-    device, models = choose_device(asked.device), _models(asked)
+    device, models = resolve_device(asked.device), _models(asked)
     first, second = models.values()
     return tuple(
         replace(measure_layers(first, second, images, layers=layers, device=device, debiased=debiased), set=name)
@@ -101,7 +102,7 @@ def compare_maps(asked: PairFile) -> dict[str, tuple[MapExample, ...]]:
     """Where two classifiers look: maps of the class that each names, of every image of every set."""
     models = _models(asked)
     sets = _sets(asked, next(iter(models.values())).classes)
-    return {name: map_examples(models, images, device=choose_device(asked.device)) for name, images in sets.items()}
+    return {name: map_examples(models, images, device=resolve_device(asked.device)) for name, images in sets.items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def compare_path(asked: PairFile, alphas: int = 11) -> PairPath:
         raise InputError("the path's accuracy needs labels. Name labelled --data in place of --unlabelled.")
     first, second = _models(asked).values()
     sets = _sets(asked, first.classes)
-    return PairPath(*find_path(first, second, sets, alphas, device=choose_device(asked.device)))
+    return PairPath(*find_path(first, second, sets, alphas, device=resolve_device(asked.device)))
 
 
 def compare_weights(asked: PairFile) -> tuple[MovementRecord, ...]:

@@ -31,21 +31,21 @@ from shiftproof.diagnosis.windows import WindowSettings
 from shiftproof.records.comparisons import LayersRecord, PlaneRecord
 from shiftproof.ensembling.path import path_sets
 from shiftproof.errors import InputError, require_choice
-from shiftproof.evaluation.kept import KeptPredictions, open_predictions
+from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.robustness import read_baselines
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.training.hardware import LoopSettings
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.runs.pipeline import (
     PathFiles,
-    choose_device,
     keep_predictions,
     kept_logits,
     require_same_samples,
-    suite_of,
+    load_run_suite,
 )
 from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.records.results import MODELS, RunRecord, StrongEdgeStudy
@@ -90,7 +90,7 @@ def diagnose_run(
         raise InputError("the part 'baselines' trains what the CSV of baselines holds. Give one of the two.")
     record = read_run(run)
     with locked(run):
-        work = _Diagnosis.of(run, choose_device(device))
+        work = _Diagnosis.of(run, resolve_device(device))
         # What may be refused is looked at before anything takes long.
         points = None if baselines is None else read_baselines(baselines, tuple(work.natural_sets()))
         named = {name: other.in_order_of(work.suite.classes) for name, other in _named(others).items()}
@@ -131,7 +131,7 @@ class _Diagnosis:
         """Loads what is needed of a finished run."""
         models = {model: load_classifier(run / model) for model in MODELS}
         asked = RunFile.read(run / "run.yaml")
-        return cls(run, asked, device, suite_of(asked).relabelled(models["zero_shot"].classes), models)
+        return cls(run, asked, device, load_run_suite(asked).relabelled(models["zero_shot"].classes), models)
 
     @property
     def scores(self) -> PathFiles:

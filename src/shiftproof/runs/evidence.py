@@ -29,7 +29,7 @@ from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
 from shiftproof.ensembling.path import sweep_scores
 from shiftproof.evaluation.intervals import LEVEL
-from shiftproof.evaluation.kept import KeptPredictions
+from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.records.results import RunRecord

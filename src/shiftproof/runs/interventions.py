@@ -20,11 +20,11 @@ from shiftproof.diagnosis.windows import Window, WindowSettings
 from shiftproof.errors import InputError, listed, require_at_least, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, own_head_classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.encoders import load_encoder
-from shiftproof.runs.pipeline import choose_device
 from shiftproof.records.results import BackgroundStudy, StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
@@ -84,7 +84,7 @@ def run_strong_edge(
     Without models, networks are trained first and kept in ``networks/``; those that an interrupted study left there
     are not trained again.
     """
-    device = choose_device(asked.device)
+    device = resolve_device(asked.device)
     own = not (asked.classifiers or asked.models)
     if own and (asked.data or asked.shift):
         raise InputError("--data and --shift need a model to look at it. Name classifier directories, or --model NAME.")
@@ -121,7 +121,7 @@ def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False)
     """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
     if not (asked.classifiers or asked.models):
         raise InputError("no model to diagnose. Name a classifier directory, or --model NAME.")
-    images, device = _images(asked), choose_device(asked.device)
+    images, device = _images(asked), resolve_device(asked.device)
     models = _models(asked, images)
     images = images.relabelled(next(iter(models.values())).classes)
     with locked(out):

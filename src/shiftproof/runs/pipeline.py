@@ -27,7 +27,7 @@ from shiftproof.merging.layouts import alpha_folder
 from shiftproof.ensembling.path import FIXED_ALPHA, Add, choose_alpha, compare_alphas, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_equal_length
 from shiftproof.evaluation.intervals import LEVEL, METHOD
-from shiftproof.evaluation.kept import (
+from shiftproof.evaluation.predictions import (
     KeptPredictions,
     load_scores,
     open_predictions,
@@ -37,10 +37,11 @@ from shiftproof.evaluation.kept import (
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
 from shiftproof.evaluation.inference import predict_batches
 from shiftproof.finetuning.loop import finetune
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.training.distributed import joined_processes, said_by_main
+from shiftproof.training.distributed import joined_processes, broadcast_from_main
 from shiftproof.runs.evidence import diagnose_kept, resampled_of
 from shiftproof.records.results import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
 from shiftproof.report.page import earlier_diagnosis, render_report
@@ -68,7 +69,7 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
     if resume and overwrite:
         raise InputError("--resume goes on with the run that --overwrite deletes. Give one of the two.")
     # Data and model are found before anything is written, so that a misspelt name costs no older run.
-    suite, device = suite_of(asked), choose_device(asked.device)
+    suite, device = load_run_suite(asked), resolve_device(asked.device)
     start = None if resume else build_start(asked, suite)
     with joined_processes(device), locked(out):
         run = _Run(asked, out, device)
@@ -76,7 +77,7 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
 
         zero_shot = run.classifier("zero_shot", lambda: start or build_start(asked, suite))
         suite = suite.relabelled(zero_shot.classes)
-        said_by_main("fine_tuned" not in run.seconds, device)  # the other processes help with this one stage
+        broadcast_from_main("fine_tuned" not in run.seconds, device)  # the other processes help with this one stage
         fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
         path = run.path(zero_shot, fine_tuned, suite)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
@@ -89,10 +90,10 @@ def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
 
 def follow_pipeline(asked: RunFile, out: Path) -> None:
     """What the other processes of ``torchrun`` do while the first runs the pipeline: they share the fine-tuning."""
-    suite, device = suite_of(asked), choose_device(asked.device)
+    suite, device = load_run_suite(asked), resolve_device(asked.device)
     start = build_start(asked, suite)
     with joined_processes(device):
-        if said_by_main(False, device):
+        if broadcast_from_main(False, device):
             finetune(
                 start,
                 suite.relabelled(start.classes),
@@ -103,22 +104,7 @@ def follow_pipeline(asked: RunFile, out: Path) -> None:
             )
 
 
-def choose_device(device: str) -> str:
-    """``auto`` is the GPU where there is one, else the CPU; anything else must be a device that torch has here."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"the device {device!r} cannot be used here. Use auto, cpu or, where there is one, cuda."
-        ) from error
-    return device
-
-
-def suite_of(asked: RunFile) -> ShiftSuite:
+def load_run_suite(asked: RunFile) -> ShiftSuite:
     """The embedded suite or the one of the user's own data, its held-out sets as small as the run file limits them."""
     if isinstance(asked.suite, SuiteFile):
         own = asked.suite.model_dump()

@@ -13,7 +13,7 @@ from PIL import Image
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError
-from shiftproof.evaluation.kept import KeptPredictions
+from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.evaluation.metrics import scores
 from shiftproof.models.classifier import Classifier
 from shiftproof.seeding import child_generator

@@ -25,10 +25,11 @@ from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.evaluation.inference import predict
 from shiftproof.finetuning.loop import finetune
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.runs.pipeline import PathFiles, build_start, choose_device, suite_of
+from shiftproof.runs.pipeline import PathFiles, build_start, load_run_suite
 from shiftproof.pretraining.loop import pretrain
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
 from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
@@ -79,14 +80,14 @@ def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are found first, so that a misspelt name leaves no directory behind.
     clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
-    device, trackers = choose_device(asked.device), trackers_from(asked.report_to)
+    device, trackers = resolve_device(asked.device), trackers_from(asked.report_to)
     with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
         return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
 
 
 def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
     """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
-    suite, device = suite_of(asked), choose_device(asked.device)
+    suite, device = load_run_suite(asked), resolve_device(asked.device)
     classifier = build_start(asked, suite)
     with locked(_empty(out, overwrite=overwrite)):
         save_classifier(classifier, out)
@@ -100,7 +101,7 @@ def run_finetune(
 
     ``resume`` goes on from the last of ``out/checkpoints``. Processes that ``torchrun`` started share the work.
     """
-    suite, device = suite_of(asked), choose_device(asked.device)
+    suite, device = load_run_suite(asked), resolve_device(asked.device)
     start = build_start(asked, suite)
     suite = suite.relabelled(start.classes)
     with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
@@ -164,11 +165,11 @@ def run_sweep(
     batch-norm statistics on the training images, into ``ensemble_batch_norm``, and scores both in ``results.jsonl``.
     """
     require_choice("space", space, SPACES)
-    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), choose_device(asked.device)
+    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(asked.device)
     _require_unseen_validation(asked, ends[1])
     if batch_norm:
         require_batch_norm(ends[0])
-    suite = suite_of(asked).relabelled(ends[0].classes)
+    suite = load_run_suite(asked).relabelled(ends[0].classes)
     with locked(_begun_sweep(out, _origin(asked, *ends, space), resume=resume, overwrite=overwrite)):
         files = PathFiles(out / "predictions", path_sets(suite))
         path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
@@ -247,7 +248,7 @@ def run_evaluate(
                 f"{name} has no image of {listed(lacking, 5)}; its accuracy is over the others.", stacklevel=2
             )
     target = None if out is None else _empty(out, overwrite=overwrite)
-    return score(classifier, found, directory.name, choose_device(device), target)
+    return score(classifier, found, directory.name, resolve_device(device), target)
 
 
 def score(
@@ -299,7 +300,7 @@ def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, dev
         np.zeros(len(images), dtype=np.int64),
         lambda i: decode(images[i]),
     )
-    probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=choose_device(device)).logits))
+    probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=resolve_device(device)).logits))
     return [
         Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)
     ]

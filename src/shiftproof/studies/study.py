@@ -30,12 +30,13 @@ from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.pipeline import build_start, choose_device, suite_of, versions
+from shiftproof.runs.pipeline import build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.spreads import spreads
@@ -69,7 +70,7 @@ def run_study(
             _read_member(out / "members" / run.name, suite) for run in members if _is_done(out / "members" / run.name)
         ]
         if not found:
-            raise ShiftproofError(told_failures(failures, out))
+            raise ShiftproofError(failure_summary(failures, out))
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
             suite=suite.name,
@@ -101,7 +102,7 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
 
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    asked, device = run.asked, choose_device(run.asked.device)
+    asked, device = run.asked, resolve_device(run.asked.device)
     suite = _suite(_key(asked))
     with locked(folder):
         write_text(folder / "run.yaml", asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
@@ -243,7 +244,7 @@ def _swept(
     members: tuple[str, ...] = (),
 ) -> StudyMember:
     asked = run.asked
-    suite, device = suite.relabelled(start.classes), choose_device(asked.device)
+    suite, device = suite.relabelled(start.classes), resolve_device(asked.device)
     known = _start_hits(_key(asked), device)
 
     def kept(alpha: float, name: str) -> int | None:
@@ -291,7 +292,7 @@ def _soup(
         return StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
     first = next(run for run in runs if run.name == names[0])
     first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
-    start, device = build_start(first.asked, suite), choose_device("auto")
+    start, device = build_start(first.asked, suite), resolve_device("auto")
     classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
     if kind == "greedy":
         soup, record = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device)
@@ -379,7 +380,7 @@ def _key(asked: RunFile) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _suite(key: str) -> ShiftSuite:
-    return suite_of(RunFile.model_validate_json(key))
+    return load_run_suite(RunFile.model_validate_json(key))
 
 
 @functools.lru_cache(maxsize=2)
@@ -392,7 +393,7 @@ def _start_hits(key: str, device: str) -> dict[str, int]:
     return {name: round(accuracy(found.logits, found.labels) * len(found.labels)) for name, found in said.items()}
 
 
-def told_failures(failures: Sequence[StudyFailure], out: Path) -> str:
+def failure_summary(failures: Sequence[StudyFailure], out: Path) -> str:
     """The failures in sentences, and how to go on."""
     return "\n".join(
         (

@@ -58,7 +58,7 @@ def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
     if process_count() == 1:
         return values
     tensor = torch.from_numpy(values).to(device)
-    with explained_departure():
+    with translating_lost_process():
         distributed.all_reduce(tensor)
     return tensor.cpu().numpy()
 
@@ -76,19 +76,19 @@ def same_everywhere(number: int, device: str) -> bool:
 
 def wait_for_main(device: str) -> None:
     """Returns once every process, the main one too, has come so far."""
-    said_by_main(True, device)
+    broadcast_from_main(True, device)
 
 
 def share_buffers(module: nn.Module) -> None:
     """Gives every process the main one's buffers: batch-norm statistics, which each moves by its own samples."""
     if process_count() > 1:
-        with explained_departure():
+        with translating_lost_process():
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
 
 @contextlib.contextmanager
-def explained_departure() -> Iterator[None]:
+def translating_lost_process() -> Iterator[None]:
     """Turns the many ways of losing another process into a TrainingError: that one's message says what happened."""
     try:
         yield
@@ -98,7 +98,7 @@ def explained_departure() -> Iterator[None]:
         raise
 
 
-def said_by_main(value: bool, device: str) -> bool:
+def broadcast_from_main(value: bool, device: str) -> bool:
     """The main process's answer, on every process, once all have asked."""
     asked = np.array([float(value) if is_main_process() else 0.0], dtype=np.float64)
     return bool(summed(asked, device)[0])

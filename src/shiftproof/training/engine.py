@@ -29,7 +29,6 @@ from shiftproof.training.checkpoints import (
     save_checkpoint,
 )
 from shiftproof.training.distributed import (
-    explained_departure,
     is_main_process,
     mean_of,
     process_count,
@@ -37,9 +36,10 @@ from shiftproof.training.distributed import (
     same_everywhere,
     share_buffers,
     summed,
+    translating_lost_process,
     wait_for_main,
 )
-from shiftproof.training.hardware import LoopSettings, accelerated, explained_memory, prepared
+from shiftproof.training.hardware import LoopSettings, accelerated, prepared, translating_out_of_memory
 from shiftproof.training.log import TrainingLog
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(count, generator=child_generator(seed, "order", epoch)).tolist()
 
 
-def own_share(batch_size: int) -> slice:
+def process_share(batch_size: int) -> slice:
     """Which samples of every batch this process sees; alone, it is all of them."""
     count, index = process_count(), process_index()
     if batch_size < count:
@@ -158,7 +158,7 @@ def _backward(loss: Tensor, accelerator: Accelerator | None) -> None:
         accelerator.backward(loss)
 
 
-def drawn_apart(part: int) -> tuple[int, ...]:
+def rank_seed_path(part: int) -> tuple[int, ...]:
     """What to add to a generator's name so that processes, and parts of a batch, do not draw the same.
 
     Empty for the first part of the first process: alone, it draws what it always drew.
@@ -225,7 +225,7 @@ class Trainer:
         """One optimisation step; the loss over all processes. Raises a TrainingError where it cannot be taken."""
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         lr = self.course.lr_at(step)
-        with explained_departure(), explained_memory(self.course.section, splits=self.course.splits):
+        with translating_lost_process(), translating_out_of_memory(self.course.section, splits=self.course.splits):
             loss = optimisation_step(losses, trainable, self.optimizer, lr, self.course.clip_norm, self.accelerator)
         share_buffers(self.module)
         return loss

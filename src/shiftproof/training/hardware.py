@@ -124,7 +124,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def explained_memory(section: str, splits: bool = True) -> Iterator[None]:
+def translating_out_of_memory(section: str, splits: bool = True) -> Iterator[None]:
     """Turns the many ways of running out of memory into one TrainingError that says what to lower."""
     try:
         yield
