@@ -1,4 +1,4 @@
-"""Writes the tables of README and docs from the committed results (docs/results, benchmarks/results).
+"""Writes the tables of the README and the docs from the committed results (docs/results, benchmarks/results).
 
 python tools/results.py                           after a result has changed
 python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2      copy the demo's summaries first
@@ -37,9 +37,37 @@ BENCHMARKS = ROOT / "benchmarks" / "results"
 NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "WiSE-FT, alpha 0.5"}
 
 
+def demo_runs() -> list[RunRecord]:
+    """The committed summaries of the demo, in the order of their seeds."""
+    return [RunRecord.from_json(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+
+
+def summary_table() -> str:
+    """One row per model: the mean over the demo's seeds, and the range of the seeds."""
+    runs = demo_runs()
+    rows = []
+    for model in MODELS:
+        reference = [run.models[model][run.reference].accuracy for run in runs]
+        shifted = [[run.mean_accuracy(model, run.shifts_of(kind)) or 0 for run in runs] for kind in _KINDS]
+        rows.append((NAMES[model], *map(_mean_and_range, (reference, *shifted))))
+    natural = len(runs[0].shifts_of("natural"))
+    synthetic = len(runs[0].shifts_of("synthetic"))
+    header = ("model", "reference", f"mean of the {natural} natural shifts", f"mean of the {synthetic} corruptions")
+    title = f"Accuracy in per cent, the mean of {len(runs)} seeds, with the lowest and the highest seed in brackets:"
+    return f"{title}\n\n{_markdown(header, rows)}"
+
+
+_KINDS = ("natural", "synthetic")
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    mean, low, high = (f"{100 * value:.1f}" for value in (statistics.mean(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low}–{high})"
+
+
 def demo_tables() -> str:
     """The demo's seeds, in per cent: every set, and seen and withheld renditions apart."""
-    runs = [RunRecord.from_json(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+    runs = demo_runs()
     natural = runs[0].shifts_of("natural")
     rows = []
     for run in runs:
@@ -347,7 +375,8 @@ def memory_table() -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"results": demo_tables},
+    "README.md": {"summary": summary_table},
+    "docs/results.md": {"results": demo_tables},
     "docs/mixing.md": {"regime": regime_table, "robustness": robustness_tables, "speed": speed_table},
     "docs/choosing-alpha.md": {"choosing-alpha": choosing_tables, "path": path_tables},
     "docs/merging.md": {"merging": merge_tables},
