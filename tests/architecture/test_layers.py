@@ -35,7 +35,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "report": (
         *("comparisons", "tables", "figures", "layers", "plane", "windows", "diagnoses", "samples", "studies", "page"),
     ),
-    "runs": (*("file", "samples", "evidence", "pipeline", "comparisons", "diagnose", "stages", "interventions"),),
+    "runs": (
+        *("directory", "file", "samples", "evidence", "predictions", "pipeline"),
+        *("comparisons", "diagnose", "stages", "interventions"),
+    ),
     "studies": ("file", "spreads", "study"),
     "cli": ("console", "options", "understand", "weights", "studies", "app"),
 }

@@ -27,7 +27,7 @@ from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier
-from shiftproof.runs.pipeline import kept_logits
+from shiftproof.runs.predictions import kept_logits
 from shiftproof.runs.evidence import find_path, resampled_of
 from shiftproof.records.results import MapExample
 from shiftproof.records.diagnosis import PairRecord

@@ -40,13 +40,9 @@ from shiftproof.training.hardware import LoopSettings
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.runs.pipeline import (
-    PathFiles,
-    keep_predictions,
-    kept_logits,
-    require_same_samples,
-    load_run_suite,
-)
+from shiftproof.runs.directory import RunDirectory
+from shiftproof.runs.pipeline import load_run_suite
+from shiftproof.runs.predictions import PathFiles, keep_predictions, kept_logits, require_same_samples
 from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.records.results import MODELS, RunRecord, StrongEdgeStudy
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report

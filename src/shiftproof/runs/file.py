@@ -122,7 +122,12 @@ class RunFile(Frozen):
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both come to the same results: all is equal but how the machine is used and who is told meanwhile."""
-        return self._deciding() == other._deciding()
+        return not self.differences(other)
+
+    def differences(self, other: RunFile) -> list[str]:
+        """The names of the sections and keys in which two requests for results differ."""
+        first, second = self._deciding(), other._deciding()
+        return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
     def _deciding(self) -> RunFile:
         silent = {"device": "auto", "report_to": "none", "finetune": self.finetune.deciding()}

@@ -28,7 +28,8 @@ from shiftproof.models.encoders import load_encoder
 from shiftproof.records.results import BackgroundStudy, StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
-from shiftproof.storage import locked, write_atomically, write_json
+from shiftproof.runs.directory import INTERVENTION, claim
+from shiftproof.storage import write_atomically, write_json
 
 HEADS = ("zero-shot", "own")
 # What the study trains: plainly, with hard edges, with soft edges.
@@ -41,9 +42,6 @@ STUDY_PROBABILITY = 0.5  # of a sample to be mixed
 TUNED_SETTINGS = FinetuneSettings(epochs=12, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
 _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
-# What --overwrite may delete, and what is written last.
-_WRITTEN = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
-_RESULTS = {"strong_edge.json", "backgrounds.json"}
 _OTHER_OUT = "Choose another --out, or add --overwrite to train anew."
 
 
@@ -91,8 +89,7 @@ def run_strong_edge(
     suite = _study_suite(asked.suite, asked.seed) if own else None
     images = _images(asked, suite)
     models = {} if own else _models(asked, images)
-    with locked(out):
-        _prepare(out, overwrite=overwrite)
+    with claim(out, INTERVENTION, overwrite=overwrite):
         models = _study_networks(suite, asked, out, device) if suite else models
         measured = {
             name: measure_windows(
@@ -124,8 +121,7 @@ def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False)
     images, device = _images(asked), resolve_device(asked.device)
     models = _models(asked, images)
     images = images.relabelled(next(iter(models.values())).classes)
-    with locked(out):
-        _prepare(out, overwrite=overwrite)
+    with claim(out, INTERVENTION, overwrite=overwrite):
         study = measure_backgrounds(models, images, seed=asked.seed, device=device)
         write_json(out / "backgrounds.json", study.to_json())
         return study
@@ -221,15 +217,3 @@ def _save_measurements(measured: Mapping[str, WindowMeasurements], images: Image
         for window, measures in found.values.items():
             arrays |= {f"{model}|{window}|{name}": values.astype(np.float32) for name, values in measures.items()}
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
-
-
-def _prepare(out: Path, *, overwrite: bool) -> None:
-    """Empties the directory of an earlier diagnosis where that is asked for; an interrupted one keeps its networks."""
-    occupied = {path.name for path in out.iterdir() if path.name != ".lock"}
-    if foreign := sorted(occupied - _WRITTEN):
-        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no diagnosis wrote. Choose another --out.")
-    if occupied & _RESULTS and not overwrite:
-        raise InputError(f"{out} already holds a diagnosis. Choose another --out, or add --overwrite to delete it.")
-    if overwrite:
-        for path in (out / name for name in occupied):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

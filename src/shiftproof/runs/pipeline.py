@@ -1,419 +1,353 @@
 """The whole method from top to bottom: zero-shot, fine-tune, sweep alpha, ensemble, measure, report.
 
-Each stage writes what it made into the run directory and is skipped when a run is resumed.
+``STAGES`` is the story. Each stage writes what it makes into the run directory and is skipped when a run is resumed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.merging.layouts import alpha_folder
-from shiftproof.ensembling.path import FIXED_ALPHA, Add, choose_alpha, compare_alphas, path_sets, sweep_alpha
-from shiftproof.errors import InputError, listed, require_equal_length
+from shiftproof.ensembling.path import FIXED_ALPHA, Add, choose_alpha, path_sets, sweep_alpha
+from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, METHOD
-from shiftproof.evaluation.predictions import (
-    KeptPredictions,
-    load_scores,
-    open_predictions,
-    save_scores,
-    writing_predictions,
-)
-from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
-from shiftproof.evaluation.inference import predict_batches
+from shiftproof.evaluation.metrics import evaluate
+from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
-from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.training.distributed import joined_processes, broadcast_from_main
-from shiftproof.runs.evidence import diagnose_kept, resampled_of
-from shiftproof.records.results import MODELS, AccuracyRecord, PathRecord, RulesRecord, RunRecord
+from shiftproof.records.results import MODELS, AccuracyRecord, PathRecord, RunRecord
 from shiftproof.report.page import earlier_diagnosis, render_report
+from shiftproof.runs.directory import RUN, Request, RunDirectory, claim
+from shiftproof.runs.evidence import diagnose_kept
 from shiftproof.runs.file import RunFile, SuiteFile
+from shiftproof.runs.predictions import (
+    PathFiles,
+    keep_predictions,
+    measure_accuracy,
+    require_same_samples,
+    writing_logits,
+)
 from shiftproof.runs.samples import write_maps, write_samples
-from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.storage import read_json, write_json, write_text
+from shiftproof.training.distributed import broadcast_from_main, joined_processes
 from shiftproof.training.log import trackers_from
 
-# What --overwrite may delete.
-_WRITTEN = {
-    *MODELS,
-    *("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"),
-    *("diagnosis.json", "diagnosis"),
-    *("checkpoints", "predictions", "samples", "maps", "figures"),
-}
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
-def run_pipeline(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
-    """Runs everything that a run file asks for and returns what ``summary.json`` says.
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: its name, the stages it needs, what it writes into the run directory, and the work.
 
-    A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file
-    must be the same) or ``overwrite`` (the old run is deleted).
+    The other processes of ``torchrun`` help with a stage that is ``shared``.
     """
-    if resume and overwrite:
-        raise InputError("--resume goes on with the run that --overwrite deletes. Give one of the two.")
-    # Data and model are found before anything is written, so that a misspelt name costs no older run.
-    suite, device = load_run_suite(asked), resolve_device(asked.device)
-    start = None if resume else build_start(asked, suite)
-    with joined_processes(device), locked(out):
-        run = _Run(asked, out, device)
-        run.open(resume=resume, overwrite=overwrite)
 
-        zero_shot = run.classifier("zero_shot", lambda: start or build_start(asked, suite))
-        suite = suite.relabelled(zero_shot.classes)
-        broadcast_from_main("fine_tuned" not in run.seconds, device)  # the other processes help with this one stage
-        fine_tuned = run.classifier("fine_tuned", lambda: run.finetune(zero_shot, suite))
-        path = run.path(zero_shot, fine_tuned, suite)
-        alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
-        ensemble = run.classifier("ensemble", lambda: wise_ft(zero_shot, fine_tuned, alpha))
-
-        models = dict(zip(MODELS, (zero_shot, fine_tuned, ensemble), strict=True))
-        predictions = run.predictions(models, suite)
-        return run.conclude(suite, models, predictions, path, alpha)
+    name: str
+    needs: tuple[str, ...]
+    writes: tuple[str, ...]
+    work: Callable[[Run], None]
+    shared: bool = False
 
 
-def follow_pipeline(asked: RunFile, out: Path) -> None:
-    """What the other processes of ``torchrun`` do while the first runs the pipeline: they share the fine-tuning."""
-    suite, device = load_run_suite(asked), resolve_device(asked.device)
-    start = build_start(asked, suite)
+def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
+    """Runs everything that a run file asks for and returns what ``summary.json`` holds.
+
+    A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file must be
+    the same) or ``overwrite`` (the earlier run is deleted).
+    """
+    # Data and model are loaded before anything is written, so that a misspelt name costs no earlier run.
+    suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    start = None if resume else build_start(run_file, suite)
+    with (
+        joined_processes(device),
+        claim(out, RUN, request_of(run_file), resume=resume, overwrite=overwrite) as continued,
+    ):
+        run = Run(run_file, RunDirectory(out), device, suite, start)
+        if continued:
+            run.seconds.update(read_json(run.directory.stages))
+        else:
+            # A sweep trusts predictions that are there already; these would be of classifiers that do not exist yet.
+            shutil.rmtree(run.directory.predictions, ignore_errors=True)
+        for stage in STAGES:
+            pending = stage.name not in run.seconds
+            if stage.shared:
+                broadcast_from_main(pending, device)
+            if pending:
+                started = time.perf_counter()
+                stage.work(run)
+                run.seconds[stage.name] = round(time.perf_counter() - started, 3)
+                write_json(run.directory.stages, run.seconds)
+        return conclude(run)
+
+
+def follow_pipeline(run_file: RunFile, out: Path) -> None:
+    """What the other processes of ``torchrun`` do while the first one runs the pipeline: they share the fine-tuning."""
+    suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    start = build_start(run_file, suite)
     with joined_processes(device):
         if broadcast_from_main(False, device):
             finetune(
                 start,
                 suite.relabelled(start.classes),
-                asked.finetune,
-                seed=asked.seed,
+                run_file.finetune,
+                seed=run_file.seed,
                 device=device,
-                checkpoints=out / "checkpoints",
+                checkpoints=RunDirectory(out).checkpoints,
             )
-
-
-def load_run_suite(asked: RunFile) -> ShiftSuite:
-    """The embedded suite or the one of the user's own data, its held-out sets as small as the run file limits them."""
-    if isinstance(asked.suite, SuiteFile):
-        own = asked.suite.model_dump()
-        suite = own_suite(own["reference"], own["shifts"], name=own["name"], seed=asked.seed)
-    else:
-        suite = load_suite(asked.suite, asked.seed)
-    return suite.limited(asked.limit)
-
-
-def build_start(asked: RunFile, suite: ShiftSuite) -> Classifier:
-    """The start: a classifier directory, or a model whose text tower writes the head for the suite's classes."""
-    if (Path(asked.model) / "classifier.json").is_file():
-        return load_classifier(asked.model)
-    return zero_shot_classifier(load_clip(asked.model, asked.seed), suite.classes, asked.prompts)
-
-
-@dataclass(frozen=True)
-class PathFiles:
-    """The compact predictions along an alpha path: ``alpha-0.10/SET.npz`` under a folder, each whole or absent."""
-
-    folder: Path
-    sets: Mapping[str, ImageSet]
-
-    def file(self, alpha: float, name: str) -> Path:
-        """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
-        return self.folder / alpha_folder(alpha) / f"{name}.npz"
-
-    @contextlib.contextmanager
-    def keep(self, alpha: float, name: str) -> Iterator[Add]:
-        """Takes in the logits of an alpha on a set, batch by batch, and writes one file once all are there."""
-        collector = ScoreCollector(self.sets[name].labels)
-        yield collector.add
-        save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
-
-    def kept(self, alpha: float, name: str) -> int | None:
-        """How many images a kept file has right; None where it is absent, damaged or of other images."""
-        try:
-            return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
-        except InputError:
-            return None
-
-    def read(self, alpha: float, name: str) -> Scores:
-        """A kept file; an InputError where it is damaged or of other images."""
-        ids, found = load_scores(self.file(alpha, name))
-        require_same_samples(ids, self.sets[name])
-        require_equal_length(f"ids and predictions of {self.file(alpha, name)}", ids, found.prediction)
-        return found
-
-    def correct(self, alpha: float, name: str) -> NDArray[np.bool_]:
-        """(N,) whether each image is named right."""
-        return np.asarray(self.read(alpha, name).prediction == self.sets[name].labels)
-
-    def rules(self, path: PathRecord, suite: ShiftSuite, tolerance: float) -> RulesRecord | None:
-        """What the rules for alpha come to; None where alpha 0.5, which they are compared to, is not on the path."""
-        if FIXED_ALPHA not in path.alphas:
-            return None
-        names = (path.reference, *path.shifts)
-        correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
-        natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
-        found = {name: resampled_of(self.sets[name]).names for name in names}
-        clusters = {name: own for name, own in found.items() if own is not None}
-        return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
 
 
 @dataclass
-class _Run:
-    """One run directory: which stages are done, and what they wrote."""
+class Run:
+    """A run in progress: its settings, its directory, its data, and the seconds that each finished stage took."""
 
-    asked: RunFile
-    out: Path
+    run_file: RunFile
+    directory: RunDirectory
     device: str
+    suite_as_loaded: ShiftSuite
+    start: Classifier | None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the directory this run's own."""
-        settings = self.out / "run.yaml"
-        occupied = sorted(p.name for p in self.out.iterdir() if p.name != ".lock")
-        # A run that finished no stage, for its data were misnamed, say, has nothing to lose.
-        begun = (self.out / "stages.json").is_file()
-        if occupied and not _is_run_record(settings):
-            raise InputError(f"{self.out} holds {listed(occupied, 5)} and no run.yaml of a run. Choose another --out.")
-        if foreign := sorted(set(occupied) - _WRITTEN) if overwrite else []:
-            raise InputError(
-                f"{self.out} holds {listed(foreign, 5)}, which no run wrote, and --overwrite would delete it. "
-                "Move it away, or choose another --out."
-            )
-        if occupied and overwrite:
-            # The record goes last: an interrupted deletion still leaves a run that can be overwritten.
-            for path in sorted((self.out / name for name in occupied), key=lambda path: path == settings):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif begun and not resume:
-            raise InputError(
-                f"{self.out} already holds a run. Choose another --out, add --resume to go on with that run, "
-                "or --overwrite to delete it."
-            )
-        elif begun and not RunFile.read(settings).asks_the_same(self.asked):
-            raise InputError(
-                f"{settings} asks for other settings than this run. Resume it with its own run file "
-                f"(shiftproof run {settings} --out {self.out} --resume), or choose another --out."
-            )
-        if begun and not overwrite:
-            self.seconds = read_json(self.out / "stages.json")
-        else:
-            # A sweep trusts the predictions it finds; these would be of classifiers that are yet to be made.
-            shutil.rmtree(self.out / "predictions", ignore_errors=True)
-        write_text(settings, self.asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
+    @functools.cached_property
+    def suite(self) -> ShiftSuite:
+        """The suite in the class space of the zero-shot classifier."""
+        return self.suite_as_loaded.relabelled(self.zero_shot.classes)
 
-    def stage(self, name: str, work: Callable[[], Any]) -> None:
-        """Does a stage's work unless it is done, and notes how long it took."""
-        if name not in self.seconds:
-            started = time.perf_counter()
-            work()
-            self.seconds[name] = round(time.perf_counter() - started, 3)
-            write_json(self.out / "stages.json", self.seconds)
+    @functools.cached_property
+    def zero_shot(self) -> Classifier:
+        """The start, as it was saved."""
+        return load_classifier(self.directory.classifier("zero_shot"))
 
-    def classifier(self, name: str, build: Callable[[], Classifier]) -> Classifier:
-        """Builds and saves a classifier, or loads the one that was saved."""
-        self.stage(name, lambda: save_classifier(build(), self.out / name))
-        return load_classifier(self.out / name)
+    @functools.cached_property
+    def fine_tuned(self) -> Classifier:
+        """The fine-tuned classifier, as it was saved."""
+        return load_classifier(self.directory.classifier("fine_tuned"))
 
-    def finetune(self, start: Classifier, suite: ShiftSuite) -> Classifier:
-        """Fine-tunes, from the last of ``checkpoints`` on where the run was stopped inside it."""
-        return finetune(
-            start,
-            suite,
-            self.asked.finetune,
-            seed=self.asked.seed,
-            device=self.device,
-            checkpoints=self.out / "checkpoints",
-            trackers=trackers_from(self.asked.report_to),
-        )
+    @functools.cached_property
+    def ensemble(self) -> Classifier:
+        """The weight-space ensemble at the chosen alpha, as it was saved."""
+        return load_classifier(self.directory.classifier("ensemble"))
 
-    def path(self, zero_shot: Classifier, fine_tuned: Classifier, suite: ShiftSuite) -> PathRecord:
-        """Sweeps alpha and keeps the compact predictions of every alpha, and the logits of the three models.
+    @functools.cached_property
+    def path(self) -> PathRecord:
+        """The measured alpha path."""
+        shifts = tuple(shift.name for shift in self.suite.shifts)
+        return PathRecord.from_json(self.suite.reference.name, shifts, read_json(self.directory.path))
 
-        What an interrupted sweep has kept is not run again.
-        """
-        named = {0.0: "zero_shot", 1.0: "fine_tuned"}
-        if self.asked.alpha_rule == "fixed":  # the one rule that knows the ensemble before the sweep
-            named[FIXED_ALPHA] = "ensemble"
+    @property
+    def alpha(self) -> float:
+        """The alpha that the run file's rule chooses on the path."""
+        return choose_alpha(self.path, self.run_file.alpha_rule, tolerance=self.run_file.alpha_tolerance)
 
-        files = self.along_path(suite)
+    @property
+    def classifiers(self) -> dict[str, Classifier]:
+        """The three classifiers by name."""
+        return dict(zip(MODELS, (self.zero_shot, self.fine_tuned, self.ensemble), strict=True))
 
-        @contextlib.contextmanager
-        def keep(alpha: float, name: str) -> Iterator[Add]:
-            with contextlib.ExitStack() as opened:
-                adds = [opened.enter_context(files.keep(alpha, name))]
-                if alpha in named:
-                    file = self.logits(named[alpha], name)
-                    adds.append(opened.enter_context(_writing(files.sets[name], file)))
-                yield lambda logits: [add(logits) for add in adds]
-
-        def kept(alpha: float, name: str) -> int | None:
-            whole = alpha not in named or self.has_logits(named[alpha], name, files.sets[name])
-            return files.kept(alpha, name) if whole else None
-
-        def sweep() -> None:
-            ends = zero_shot, fine_tuned
-            path = sweep_alpha(*ends, suite, self.asked.alphas, device=self.device, keep=keep, kept=kept)
-            write_json(self.out / "path.json", path.to_json())
-
-        self.stage("sweep", sweep)
-        shifts = tuple(shift.name for shift in suite.shifts)
-        return PathRecord.from_json(suite.reference.name, shifts, read_json(self.out / "path.json"))
-
-    def along_path(self, suite: ShiftSuite) -> PathFiles:
+    @property
+    def scores(self) -> PathFiles:
         """The compact predictions of every alpha."""
-        return PathFiles(self.out / "predictions", path_sets(suite))
+        return PathFiles(self.directory.predictions, path_sets(self.suite))
 
-    def logits(self, model: str, set_name: str) -> Path:
-        """Where a model's logits on a set stand."""
-        return self.out / "predictions" / model / f"{set_name}.npz"
 
-    def has_logits(self, model: str, set_name: str, images: ImageSet) -> bool:
-        """Whether they do, undamaged and of the set's images."""
-        file = self.logits(model, set_name)
-        try:
-            return file.is_file() and open_predictions(file).require_whole().ids == images.ids
-        except InputError:
-            return False
+def save_start(run: Run) -> None:
+    """Saves the zero-shot classifier, or whichever classifier the run file starts from."""
+    start = run.start or build_start(run.run_file, run.suite_as_loaded)
+    save_classifier(start, run.directory.classifier("zero_shot"))
 
-    def predictions(self, models: dict[str, Classifier], suite: ShiftSuite) -> dict[str, dict[str, KeptPredictions]]:
-        """The logits of the three models on every set, validation too; what the sweep has kept is not run again."""
-        sets = path_sets(suite)
 
-        def run_all() -> None:
-            for model, classifier in models.items():
-                for name, images in sets.items():
-                    if not self.logits(model, name).is_file():
-                        keep_predictions(classifier, images, self.logits(model, name), device=self.device)
+def save_fine_tuned(run: Run) -> None:
+    """Fine-tunes and saves; an interrupted training run is resumed from the last of its checkpoints."""
+    tuned = finetune(
+        run.zero_shot,
+        run.suite,
+        run.run_file.finetune,
+        seed=run.run_file.seed,
+        device=run.device,
+        checkpoints=run.directory.checkpoints,
+        trackers=trackers_from(run.run_file.report_to),
+    )
+    save_classifier(tuned, run.directory.classifier("fine_tuned"))
 
-        self.stage("predict", run_all)
-        found = {m: {name: open_predictions(self.logits(m, name)) for name in sets} for m in models}
-        for of_sets in found.values():
-            for name, images in sets.items():
-                require_same_samples(of_sets[name].ids, images)
-        return found
 
-    def conclude(
-        self,
-        suite: ShiftSuite,
-        classifiers: Mapping[str, Classifier],
-        predictions: dict[str, dict[str, KeptPredictions]],
-        path: PathRecord,
-        alpha: float,
-    ) -> RunRecord:
-        """Results, summary, diagnosis, samples and report."""
-        ends = dict(zip(MODELS, (0.0, 1.0, alpha), strict=True))
-        models = {
-            model: {name: _record(suite, of_sets[name], model, ends[model], name) for name in suite.test_sets}
-            for model, of_sets in predictions.items()
-        }
-        lines = [record for records in models.values() for record in records.values()]
-        lines += self._along_the_path(suite, path)
-        write_text(self.out / "results.jsonl", "".join(json.dumps(line.to_json()) + "\n" for line in lines))
-        record = RunRecord(
-            suite=suite.name,
-            reference=suite.reference.name,
-            shifts=tuple(shift.name for shift in suite.shifts),
-            kinds={shift.name: shift.kind for shift in suite.shifts},
-            models=models,
+def save_path(run: Run) -> None:
+    """Sweeps alpha; saves the compact predictions of every alpha, and the logits of the three models on the way.
+
+    Predictions that an interrupted sweep saved are not made again.
+    """
+    models = {0.0: "zero_shot", 1.0: "fine_tuned"}
+    if run.run_file.alpha_rule == "fixed":  # the one rule that knows the ensemble before the sweep
+        models[FIXED_ALPHA] = "ensemble"
+    files = run.scores
+
+    @contextlib.contextmanager
+    def keep(alpha: float, name: str) -> Iterator[Add]:
+        with contextlib.ExitStack() as opened:
+            adds = [opened.enter_context(files.keep(alpha, name))]
+            if alpha in models:
+                file = run.directory.logits(models[alpha], name)
+                adds.append(opened.enter_context(writing_logits(files.sets[name], file)))
+            yield lambda logits: [add(logits) for add in adds]
+
+    def correct_so_far(alpha: float, name: str) -> int | None:
+        whole = alpha not in models or has_logits(run.directory.logits(models[alpha], name), files.sets[name])
+        return files.kept(alpha, name) if whole else None
+
+    path = sweep_alpha(
+        run.zero_shot, run.fine_tuned, run.suite, run.run_file.alphas,
+        device=run.device, keep=keep, kept=correct_so_far,
+    )
+    write_json(run.directory.path, path.to_json())
+
+
+def save_ensemble(run: Run) -> None:
+    """Saves the weight-space ensemble at the chosen alpha."""
+    save_classifier(wise_ft(run.zero_shot, run.fine_tuned, run.alpha), run.directory.classifier("ensemble"))
+
+
+def save_logits(run: Run) -> None:
+    """Saves the logits of the three models on every set, unless the sweep has saved them."""
+    for model, classifier in run.classifiers.items():
+        for name, images in path_sets(run.suite).items():
+            file = run.directory.logits(model, name)
+            if not file.is_file():
+                keep_predictions(classifier, images, file, device=run.device)
+
+
+STAGES = (
+    Stage("zero_shot", (), ("zero_shot",), save_start),
+    Stage("fine_tuned", ("zero_shot",), ("fine_tuned", "checkpoints"), save_fine_tuned, shared=True),
+    Stage("sweep", ("zero_shot", "fine_tuned"), ("path.json", "predictions"), save_path),
+    Stage("ensemble", ("zero_shot", "fine_tuned", "sweep"), ("ensemble",), save_ensemble),
+    Stage("predict", ("zero_shot", "fine_tuned", "ensemble"), ("predictions",), save_logits),
+)
+
+
+def conclude(run: Run) -> RunRecord:
+    """Writes results, summary, rules, diagnosis, samples, maps and report from what the stages left."""
+    directory, suite, predictions = run.directory, run.suite, open_logits(run)
+    record = summarise(run, predictions)
+    lines = [entry for of_sets in record.models.values() for entry in of_sets.values()]
+    lines += accuracies_along_path(run)
+    write_text(directory.results, "".join(json.dumps(line.to_json()) + "\n" for line in lines))
+    write_json(directory.summary, record.to_json())
+    if rules := run.scores.rules(run.path, suite, run.run_file.alpha_tolerance):
+        write_json(directory.rules, rules.to_json())
+    earlier = earlier_diagnosis(directory.root)
+    diagnosis = diagnose_kept(record, suite, predictions, run.classifiers, run.scores.read, earlier=earlier)
+    write_json(directory.diagnosis, diagnosis.to_json())
+    write_samples(suite, predictions, directory.samples, seed=run.run_file.seed)
+    write_maps(suite, run.classifiers, directory.maps, seed=run.run_file.seed, device=run.device)
+    render_report([directory.root])
+    return record
+
+
+def open_logits(run: Run) -> dict[str, dict[str, KeptPredictions]]:
+    """The logits of every model on every set; an InputError where they are of other images."""
+    sets = path_sets(run.suite)
+    predictions = {
+        model: {name: open_predictions(run.directory.logits(model, name)) for name in sets} for model in MODELS
+    }
+    for of_sets in predictions.values():
+        for name, images in sets.items():
+            require_same_samples(of_sets[name].ids, images)
+    return predictions
+
+
+def summarise(run: Run, predictions: dict[str, dict[str, KeptPredictions]]) -> RunRecord:
+    """What ``summary.json`` holds."""
+    suite = run.suite
+    alphas = dict(zip(MODELS, (0.0, 1.0, run.alpha), strict=True))
+    models = {
+        model: {name: measure_accuracy(suite, of_sets[name], model, alphas[model], name) for name in suite.test_sets}
+        for model, of_sets in predictions.items()
+    }
+    return RunRecord(
+        suite=suite.name,
+        reference=suite.reference.name,
+        shifts=tuple(shift.name for shift in suite.shifts),
+        kinds={shift.name: shift.kind for shift in suite.shifts},
+        models=models,
+        alpha=run.alpha,
+        alpha_rule=run.run_file.alpha_rule,
+        path=run.path,
+        interval_level=LEVEL,
+        interval_method=METHOD,
+        seconds=run.seconds,
+        seed=run.run_file.seed,
+        versions=versions(),
+    )
+
+
+def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
+    """The accuracy of every alpha on every set, the validation split included."""
+    files = run.scores
+    return [
+        evaluate(
+            files.read(alpha, name),
+            images.labels,
+            run.suite.classes.ids,
+            model="path",
             alpha=alpha,
-            alpha_rule=self.asked.alpha_rule,
-            path=path,
-            interval_level=LEVEL,
-            interval_method=METHOD,
-            seconds=self.seconds,
-            seed=self.asked.seed,
-            versions=versions(),
+            set_name=name,
+            groups=images.groups,
         )
-        write_json(self.out / "summary.json", record.to_json())
-        files = self.along_path(suite)
-        if rules := files.rules(path, suite, self.asked.alpha_tolerance):
-            write_json(self.out / "rules.json", rules.to_json())
-        earlier = earlier_diagnosis(self.out)
-        found = diagnose_kept(record, suite, predictions, classifiers, files.read, earlier=earlier)
-        write_json(self.out / "diagnosis.json", found.to_json())
-        write_samples(suite, predictions, self.out / "samples", seed=self.asked.seed)
-        write_maps(suite, classifiers, self.out / "maps", seed=self.asked.seed, device=self.device)
-        render_report([self.out])
-        return record
-
-    def _along_the_path(self, suite: ShiftSuite, path: PathRecord) -> list[AccuracyRecord]:
-        files = self.along_path(suite)
-        return [
-            evaluate(
-                files.read(alpha, name),
-                images.labels,
-                suite.classes.ids,
-                model="path",
-                alpha=alpha,
-                set_name=name,
-                groups=images.groups,
-            )
-            for alpha in path.alphas
-            for name, images in files.sets.items()
-        ]
+        for alpha in run.path.alphas
+        for name, images in files.sets.items()
+    ]
 
 
-def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
-    """Runs a classifier over a set and writes its logits, batch by batch."""
-    with _writing(images, file) as add:
-        for logits in predict_batches(classifier, images, device=device):
-            add(logits)
+def has_logits(file: Path, images: ImageSet) -> bool:
+    """Whether a file holds the logits of a set's images, undamaged."""
+    try:
+        return file.is_file() and open_predictions(file).require_whole().ids == images.ids
+    except InputError:
+        return False
 
 
-@contextlib.contextmanager
-def kept_logits(
-    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
-) -> Iterator[dict[str, KeptPredictions]]:
-    """Several classifiers' logits on a set, in files that are gone after the block: none is held in memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
-        for name, classifier in classifiers.items():
-            keep_predictions(classifier, images, files[name], device=device)
-        yield {name: open_predictions(file) for name, file in files.items()}
+def load_run_suite(run_file: RunFile) -> ShiftSuite:
+    """The embedded suite or the one of the user's own data, its held-out sets as small as the run file limits them."""
+    if isinstance(run_file.suite, SuiteFile):
+        sections = run_file.suite.model_dump()
+        suite = own_suite(sections["reference"], sections["shifts"], name=sections["name"], seed=run_file.seed)
+    else:
+        suite = load_suite(run_file.suite, run_file.seed)
+    return suite.limited(run_file.limit)
 
 
-def _writing(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
-    return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
+def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
+    """The start: a classifier directory, or a model whose text tower writes the head for the suite's classes."""
+    if (Path(run_file.model) / "classifier.json").is_file():
+        return load_classifier(run_file.model)
+    return zero_shot_classifier(load_clip(run_file.model, run_file.seed), suite.classes, run_file.prompts)
+
+
+def request_of(run_file: RunFile) -> Request:
+    """The request of a run: ``run.yaml`` with the versions, compared by all that decides a result."""
+
+    def differences(file: Path) -> list[str]:
+        return RunFile.read(file).differences(run_file)
+
+    return Request(run_file.to_yaml() + yaml.safe_dump({"versions": versions()}), differences, _is_run_record)
 
 
 def _is_run_record(settings: Path) -> bool:
     """Tells the run.yaml of a run directory, which notes its versions, from a run file that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
-
-
-def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
-    """Raises an InputError unless kept predictions are of a set's images, in its order."""
-    if ids != images.ids:
-        raise InputError(
-            f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
-            "with --overwrite."
-        )
-
-
-def _record(suite: ShiftSuite, found: KeptPredictions, model: str, alpha: float, name: str) -> AccuracyRecord:
-    collector = ScoreCollector(found.labels)
-    for logits in found.blocks():
-        collector.add(logits)
-    return evaluate(
-        collector.whole(),
-        found.labels,
-        suite.classes.ids,
-        model=model,
-        alpha=alpha,
-        set_name=name,
-        groups=found.groups,
-    )
 
 
 def versions() -> dict[str, str]:

@@ -29,28 +29,15 @@ from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.runs.pipeline import PathFiles, build_start, load_run_suite
+from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, Request, claim
+from shiftproof.runs.pipeline import build_start, load_run_suite
+from shiftproof.runs.predictions import PathFiles
 from shiftproof.pretraining.loop import pretrain
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
 from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
 from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.storage import locked, read_json, write_json, write_text
+from shiftproof.storage import json_text, read_json, write_json, write_text
 from shiftproof.training.log import trackers_from
-
-# What --overwrite may delete.
-_WRITTEN = (
-    *(
-        "model",
-        "card.json",
-        "classifier.json",
-        "model.safetensors",
-        "text_tower.safetensors",
-        "results.jsonl",
-        "run.yaml",
-        "checkpoints",
-    ),
-    *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tupl
     """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
     suite, device = load_run_suite(asked), resolve_device(asked.device)
     classifier = build_start(asked, suite)
-    with locked(_empty(out, overwrite=overwrite)):
+    with claim(out, STAGE, overwrite=overwrite):
         save_classifier(classifier, out)
         return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
 
@@ -126,25 +113,10 @@ def _training_in(out: Path, asked: RunFile, device: str, *, resume: bool, overwr
     """The directory of a training, new or the one to go on with, held by the process that writes."""
     with contextlib.ExitStack() as held:
         if is_main_process():
-            held.enter_context(locked(_begun(out, asked, resume=resume, overwrite=overwrite)))
+            request = Request(asked.to_yaml(), lambda file: RunFile.read(file).differences(asked))
+            held.enter_context(claim(out, TRAINING, request, resume=resume, overwrite=overwrite))
         wait_for_main(device)  # the others read the checkpoints only now
         yield
-
-
-def _begun(out: Path, asked: RunFile, *, resume: bool, overwrite: bool) -> Path:
-    """Makes a directory this training's own; its ``run.yaml`` says which training that is."""
-    if resume and overwrite:
-        raise InputError("--resume goes on with the training that --overwrite deletes. Give one of the two.")
-    settings = out / "run.yaml"
-    if resume and settings.is_file():
-        if not RunFile.read(settings).asks_the_same(asked):
-            raise InputError(
-                f"{settings} asks for other settings than this run. Give the same, or choose another --out."
-            )
-    else:
-        _empty(out, overwrite=overwrite)
-    write_text(settings, asked.to_yaml())
-    return out
 
 
 def run_sweep(
@@ -170,7 +142,7 @@ def run_sweep(
     if batch_norm:
         require_batch_norm(ends[0])
     suite = load_run_suite(asked).relabelled(ends[0].classes)
-    with locked(_begun_sweep(out, _origin(asked, *ends, space), resume=resume, overwrite=overwrite)):
+    with claim(out, SWEEP, _sweep_request(asked, *ends, space), resume=resume, overwrite=overwrite):
         files = PathFiles(out / "predictions", path_sets(suite))
         path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
@@ -195,9 +167,9 @@ def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out:
     return tuple(records)
 
 
-def _origin(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> dict[str, Any]:
-    """What kept predictions depend on; more alphas, or another rule, may be asked of the same."""
-    return {
+def _sweep_request(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> Request:
+    """The request of a sweep: what saved predictions depend on. More alphas, or another rule, are no other request."""
+    origin = {
         "zero_shot": fingerprint(zero_shot),
         "fine_tuned": fingerprint(fine_tuned),
         "suite": asked.model_dump(mode="json")["suite"],
@@ -205,22 +177,11 @@ def _origin(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space
         "space": space,
     }
 
+    def differences(file: Path) -> list[str]:
+        recorded = read_json(file)
+        return [part for part in origin if not isinstance(recorded, dict) or recorded.get(part) != origin[part]]
 
-def _begun_sweep(out: Path, origin: dict[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """A directory for a sweep, new or the one to go on with, whose ``sweep.json`` says what is swept."""
-    if resume and overwrite:
-        raise InputError("--resume goes on with the sweep that --overwrite deletes. Give one of the two.")
-    record = out / "sweep.json"
-    if not (resume and record.is_file()):
-        _empty(out, overwrite=overwrite)
-        write_json(record, origin)
-    found = read_json(record)
-    if differing := [part for part in origin if not isinstance(found, dict) or found.get(part) != origin[part]]:
-        raise InputError(
-            f"{out} holds a sweep of other settings than this one (other: {listed(differing)}). Choose another --out, "
-            "or add --overwrite in place of --resume to delete that."
-        )
-    return out
+    return Request(json_text(origin), differences)
 
 
 def run_evaluate(
@@ -247,8 +208,8 @@ def run_evaluate(
             warnings.warn(
                 f"{name} has no image of {listed(lacking, 5)}; its accuracy is over the others.", stacklevel=2
             )
-    target = None if out is None else _empty(out, overwrite=overwrite)
-    return score(classifier, found, directory.name, resolve_device(device), target)
+    with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
+        return score(classifier, found, directory.name, resolve_device(device), out)
 
 
 def score(
@@ -319,18 +280,3 @@ def _require_unseen_validation(asked: RunFile, fine_tuned: Classifier) -> None:
             f"the fine-tuned classifier held out its validation images with seed {seed}, this sweep with {asked.seed}: "
             f"most of them were trained on. Add --seed {seed}, or name --validation data."
         )
-
-
-def _empty(out: Path, *, overwrite: bool = False) -> Path:
-    """Makes the directory that a stage writes to; only what stages write is ever deleted, and only if asked."""
-    out.mkdir(parents=True, exist_ok=True)
-    occupied = sorted(path.name for path in out.iterdir() if path.name != ".lock")
-    if foreign := [name for name in occupied if name not in _WRITTEN]:
-        raise InputError(f"{out} already holds {listed(foreign, 5)}, which no stage wrote. Choose another --out.")
-    if occupied and not overwrite:
-        raise InputError(
-            f"{out} already holds {listed(occupied, 5)}. Choose another --out, or add --overwrite to delete that."
-        )
-    for path in (out / name for name in occupied):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return out

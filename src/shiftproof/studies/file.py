@@ -93,12 +93,14 @@ class StudyFile(Frozen):
 
     def asks_the_same(self, other: StudyFile) -> bool:
         """Whether both ask for the same runs and the same rule; how these are run, and soups, may differ."""
-        mine, others = self.members(), other.members()
-        return (
-            self.rule == other.rule
-            and [run.name for run in mine] == [run.name for run in others]
-            and all(run.asked.asks_the_same(theirs.asked) for run, theirs in zip(mine, others, strict=True))
-        )
+        return not self.differences(other)
+
+    def differences(self, other: StudyFile) -> list[str]:
+        """The names of the runs, and "rule", in which two studies differ."""
+        first, second = ({run.name: run.asked for run in study.members()} for study in (self, other))
+        names = [name for name in {**first, **second} if name not in first or name not in second]
+        names += [name for name in first if name in second and not first[name].asks_the_same(second[name])]
+        return (["rule"] if self.rule != other.rule else []) + names
 
     def to_yaml(self) -> str:
         """All that was asked for, in the order of the fields."""

@@ -24,7 +24,7 @@ from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import choose_alpha, path_sets, sweep_alpha
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
-from shiftproof.errors import InputError, ShiftproofError, counted, listed
+from shiftproof.errors import InputError, ShiftproofError, counted
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import accuracy
@@ -35,6 +35,7 @@ from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
+from shiftproof.runs.directory import STUDY, Request, claim
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
@@ -43,7 +44,6 @@ from shiftproof.studies.spreads import spreads
 from shiftproof.training.log import trackers_from
 
 _OF_START = ("model", "suite", "prompts", "seed", "limit")
-_WRITTEN = ("study.yaml", "study.json", "study.csv", "members", "soups", "figures")
 
 
 def run_study(
@@ -63,8 +63,8 @@ def run_study(
     if address:
         _require_reachable(address)
     out = out.resolve()
-    with locked(out):
-        _open(asked, out, resume=resume, overwrite=overwrite)
+    request = Request(asked.to_yaml(), lambda file: StudyFile.read(file).differences(asked))
+    with claim(out, STUDY, request, resume=resume, overwrite=overwrite):
         failures = _run_members(asked, members, out / "members", address)
         found = [
             _read_member(out / "members" / run.name, suite) for run in members if _is_done(out / "members" / run.name)
@@ -303,28 +303,6 @@ def _soup(
     member = _swept(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
     write_json(file, {"candidates": candidates, **member.to_json()})
     return member
-
-
-def _open(asked: StudyFile, out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes the directory this study's own."""
-    if resume and overwrite:
-        raise InputError("--resume goes on with the study that --overwrite deletes. Give one of the two.")
-    settings = out / "study.yaml"
-    occupied = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    begun = (out / "members").is_dir()  # without a run, a study has nothing to lose
-    if foreign := sorted(set(occupied) - set(_WRITTEN)):
-        raise InputError(f"{out} holds {listed(foreign, 5)}, which no study wrote. Choose another --out.")
-    if occupied and overwrite:
-        for path in (out / name for name in occupied):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif begun and not resume:
-        raise InputError(
-            f"{out} already holds a study. Choose another --out, add --resume to go on with it, or --overwrite to "
-            "delete it."
-        )
-    elif begun and not StudyFile.read(settings).asks_the_same(asked):
-        raise InputError(f"{settings} asks for another study. Resume it with its own file, or choose another --out.")
-    write_text(settings, asked.to_yaml())
 
 
 def _write(record: StudyRecord, out: Path) -> None:
