@@ -28,7 +28,7 @@ from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
 from shiftproof.evaluation.predictions import load_scores, save_scores
 from shiftproof.records.results import PathPoint
 from shiftproof.report.tables import rules_table
-from shiftproof.runs import pipeline
+from shiftproof.runs import predictions
 from shiftproof.runs.stages import run_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -304,16 +304,16 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from shiftproof import RunFile
-from shiftproof.runs import pipeline
+from shiftproof.runs import predictions
 from shiftproof.runs.stages import run_sweep
 
-save, calls = pipeline.save_scores, []
+save, calls = predictions.save_scores, []
 def dying(*arguments):
     calls.append(1)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return save(*arguments)
-pipeline.save_scores = dying
+predictions.save_scores = dying
 run_file, *ends, out = map(Path, sys.argv[1:])
 run_sweep(RunFile.read(run_file), *ends, out)
 """
@@ -339,7 +339,7 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(
 
 def test_a_run_resumes_inside_its_sweep(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = asked(folders, finetune={"epochs": 1, "batch_size": 9, "lr": 1e-3, "warmup_steps": 0})
-    save, calls = pipeline.save_scores, []
+    save, calls = predictions.save_scores, []
 
     def stopping(*arguments: Any) -> Any:
         calls.append(1)
@@ -348,7 +348,7 @@ def test_a_run_resumes_inside_its_sweep(folders: Path, tmp_path: Path, monkeypat
         return save(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "save_scores", stopping)
+        patch.setattr(predictions, "save_scores", stopping)
         with pytest.raises(KeyboardInterrupt):
             sp.run_pipeline(run, tmp_path / "run")
     # Kept are five pairs, of which one has lost its logits.

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import shiftproof as sp
-from shiftproof.runs import pipeline
+from shiftproof.runs import pipeline, predictions
 from shiftproof.errors import TrainingError
 from shiftproof.storage import locked
 
@@ -410,7 +410,7 @@ def test_a_file_put_into_a_run_is_not_overwritten(folders: Path, tmp_path: Path)
     (tmp_path / "run.yaml").write_text(run_file(folders).to_yaml() + "versions: {}\n")
     (tmp_path / "notes.txt").write_text("do not lose me")
     before = files_of(tmp_path)
-    with pytest.raises(sp.InputError, match=r"notes\.txt.*--overwrite would delete"):
+    with pytest.raises(sp.InputError, match=r"notes\.txt.*no run wrote"):
         sp.run_pipeline(run_file(folders), tmp_path, overwrite=True)
     assert files_of(tmp_path) == before
 
@@ -501,9 +501,9 @@ def test_a_sweep_stopped_half_way_is_begun_anew(folders: Path, finished: Path, t
             raise InterruptedRunError
         return save_scores(*arguments)
 
-    save_scores = pipeline.save_scores
+    save_scores = predictions.save_scores
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "save_scores", stops_at_the_seventh)
+        patch.setattr(predictions, "save_scores", stops_at_the_seventh)
         with pytest.raises(InterruptedRunError):
             sp.run_pipeline(asked, out)
     sp.run_pipeline(asked, out, resume=True)
@@ -516,8 +516,9 @@ def test_a_finished_run_is_resumed_without_any_work(
     out = tmp_path / "run"
     sp.run_pipeline(run_file(folders, alphas=2), out)
     before = summary_of(out)
-    for name in ("zero_shot_classifier", "finetune", "sweep_alpha", "wise_ft", "predict_batches"):
+    for name in ("zero_shot_classifier", "finetune", "sweep_alpha", "wise_ft"):
         monkeypatch.setattr(pipeline, name, interrupted)
+    monkeypatch.setattr(predictions, "predict_batches", interrupted)
     sp.run_pipeline(run_file(folders, alphas=2), out, resume=True)
     assert summary_of(out) == before
 
