@@ -22,7 +22,6 @@ from typing import Any
 import yaml
 
 STUDY = {
-    "name": "two runs",
     "run": {"suite": "emoji-development-1", "limit": 64, "alphas": [0, 0.5, 1], "finetune": {"epochs": 1}},
     "grid": {"finetune.lr": [1e-3, 2e-3]},
 }
