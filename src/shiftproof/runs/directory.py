@@ -1,0 +1,214 @@
+"""The one owner of output directories: what stands where, what a command may delete, and who may write."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shiftproof.errors import InputError, listed
+from shiftproof.merging.layouts import alpha_folder
+from shiftproof.records.results import MODELS
+from shiftproof.storage import locked, write_text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one kind of job writes into its output directory.
+
+    ``noun`` names the job in messages and ``content`` says what an occupied directory holds. ``request`` is the file that records what was asked for, if there is one. ``artefacts`` are the names that the job
+    writes and that ``overwrite`` may delete. ``results`` are those among them that would be lost by starting again; a
+    directory without any of them is as good as new.
+    """
+
+    noun: str
+    content: str
+    artefacts: frozenset[str]
+    results: frozenset[str]
+    request: str | None = None
+
+
+_CLASSIFIER = ("classifier.json", "model.safetensors", "text_tower.safetensors")
+_RUN_FILES = {
+    *MODELS,
+    *("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"),
+    *("diagnosis.json", "diagnosis"),
+    *("checkpoints", "predictions", "samples", "maps", "figures"),
+}
+# The single stages share their names, so that any of them may replace what another one left.
+_STAGE_FILES = frozenset(
+    {
+        *_CLASSIFIER,
+        *("model", "card.json", "results.jsonl", "run.yaml", "checkpoints"),
+        *("sweep.json", "path.json", "rules.json", "predictions", "ensemble", "ensemble_batch_norm"),
+    }
+)
+_OF_A_COMMAND = "the output of an earlier command"
+_INTERVENTION_FILES = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
+_STUDY_FILES = {"study.yaml", "study.json", "study.csv", "members", "soups", "figures"}
+
+RUN = Layout("run", "a run", frozenset(_RUN_FILES), frozenset({"stages.json"}), "run.yaml")
+STAGE = Layout("stage", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES)
+TRAINING = Layout("training run", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "run.yaml")
+SWEEP = Layout("sweep", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "sweep.json")
+STUDY = Layout("study", "a study", frozenset(_STUDY_FILES), frozenset({"members"}), "study.yaml")
+# An interrupted study of windows keeps its networks: they are not trained again.
+INTERVENTION = Layout(
+    "diagnosis", "a diagnosis", frozenset(_INTERVENTION_FILES), frozenset({"strong_edge.json", "backgrounds.json"})
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job was asked to do: the text of its request file, and how that compares with one written earlier.
+
+    ``differences`` returns what differs from an earlier request file, by name; empty where both ask for the same.
+    ``is_request`` tells a request file from a file of the same name that a user wrote.
+    """
+
+    text: str
+    differences: Callable[[Path], Sequence[str]]
+    is_request: Callable[[Path], bool] = Path.is_file
+
+
+@contextlib.contextmanager
+def claim(
+    out: Path, layout: Layout, request: Request | None = None, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[bool]:
+    """Makes ``out`` the directory of one job and holds its lock; yields whether earlier work is continued.
+
+    A new or empty directory is taken as it is. A directory that holds files which no such job writes is refused, and
+    so is one that holds results, unless ``resume`` continues the same request or ``overwrite`` deletes them.
+
+    Raises an InputError that names what stands in the way: both switches at once, foreign files, results of an earlier
+    job, another request, or another process that holds the lock.
+    """
+    if resume and overwrite:
+        raise InputError(f"--resume continues the {layout.noun} that --overwrite deletes. Give one of the two.")
+    with locked(out):
+        yield _enter(out, layout, request, resume=resume, overwrite=overwrite)
+
+
+def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, overwrite: bool) -> bool:
+    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    record = None if layout.request is None else out / layout.request
+    recorded = record is not None and request is not None and request.is_request(record)
+    continued = resume and recorded and bool(layout.results & set(names))
+    if not continued:
+        _require_no_foreign_files(out, layout, names, written_by_user=layout.request if record and not recorded else None)
+        if layout.results & set(names) and not overwrite:
+            raise InputError(_occupied(out, layout))
+    elif record is not None and request is not None and (differing := request.differences(record)):
+        raise InputError(
+            f"{record} asks for other settings than this {layout.noun} (these differ: {listed(differing)}). Repeat the "
+            "earlier request, choose another --out, or replace --resume by --overwrite to delete it."
+        )
+    if overwrite:
+        _delete(out, names, last=layout.request)
+    if record is not None and request is not None:
+        write_text(record, request.text)
+    return continued
+
+
+def _require_no_foreign_files(
+    out: Path, layout: Layout, names: Sequence[str], *, written_by_user: str | None
+) -> None:
+    """Raises an InputError for files that no such job writes, among them a request file that a user wrote."""
+    foreign = [name for name in names if name not in layout.artefacts or name == written_by_user]
+    if foreign:
+        raise InputError(
+            f"{out} already holds {listed(foreign, 5)}, which no {layout.noun} wrote. Choose another --out, or move "
+            "that away."
+        )
+
+
+def _occupied(out: Path, layout: Layout) -> str:
+    resume = "" if layout.request is None else f"add --resume to continue that {layout.noun}, "
+    return f"{out} already holds {layout.content}. Choose another --out, {resume}or add --overwrite to delete it."
+
+
+def _delete(out: Path, names: Sequence[str], *, last: str | None) -> None:
+    # The request goes last: an interrupted deletion still leaves a directory that can be overwritten.
+    for path in sorted((out / name for name in names), key=lambda path: path.name == last):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where everything stands that a run, its diagnosis and its report write."""
+
+    root: Path
+
+    @property
+    def run_file(self) -> Path:
+        """All settings as resolved, versions and seed."""
+        return self.root / "run.yaml"
+
+    @property
+    def stages(self) -> Path:
+        """The finished stages and how many seconds each took."""
+        return self.root / "stages.json"
+
+    @property
+    def path(self) -> Path:
+        """The alpha path."""
+        return self.root / "path.json"
+
+    @property
+    def rules(self) -> Path:
+        """The rules for alpha compared."""
+        return self.root / "rules.json"
+
+    @property
+    def results(self) -> Path:
+        """Every accuracy, a line each."""
+        return self.root / "results.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What the run measured."""
+        return self.root / "summary.json"
+
+    @property
+    def diagnosis(self) -> Path:
+        """Why the ensemble works, or does not."""
+        return self.root / "diagnosis.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The training's checkpoints and log."""
+        return self.root / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of all predictions."""
+        return self.root / "predictions"
+
+    @property
+    def samples(self) -> Path:
+        """Thumbnails of some images, with each model's answer."""
+        return self.root / "samples"
+
+    @property
+    def maps(self) -> Path:
+        """Class activation maps of some samples."""
+        return self.root / "maps"
+
+    def classifier(self, model: str) -> Path:
+        """The directory of one of the three classifiers."""
+        return self.root / model
+
+    def trained(self, name: str) -> Path:
+        """The directory of a classifier that the diagnosis trains."""
+        return self.root / "diagnosis" / name.replace(" ", "-")
+
+    def logits(self, model: str, set_name: str) -> Path:
+        """A model's logits on a set."""
+        return self.predictions / model / f"{set_name}.npz"
+
+
+def scores_file(predictions: Path, alpha: float, set_name: str) -> Path:
+    """The compact predictions of an alpha on a set, ``alpha-0.10/SET.npz``; two decimals where they are exact."""
+    return predictions / alpha_folder(alpha) / f"{set_name}.npz"

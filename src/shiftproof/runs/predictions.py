@@ -1,0 +1,129 @@
+"""The prediction files of a run: logits of its three models, compact scores of every alpha, and accuracies of both."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftproof.data.sets import ImageSet
+from shiftproof.data.suites import ShiftSuite
+from shiftproof.ensembling.path import FIXED_ALPHA, Add, compare_alphas
+from shiftproof.errors import InputError, require_equal_length
+from shiftproof.evaluation.inference import predict_batches
+from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
+from shiftproof.evaluation.predictions import (
+    KeptPredictions,
+    load_scores,
+    open_predictions,
+    save_scores,
+    writing_predictions,
+)
+from shiftproof.models.classifier import Classifier
+from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
+from shiftproof.runs.directory import scores_file
+from shiftproof.runs.evidence import resampled_of
+
+
+@dataclass(frozen=True)
+class PathFiles:
+    """The compact predictions along an alpha path: ``alpha-0.10/SET.npz`` under a folder, each whole or absent."""
+
+    folder: Path
+    sets: Mapping[str, ImageSet]
+
+    def file(self, alpha: float, name: str) -> Path:
+        """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
+        return scores_file(self.folder, alpha, name)
+
+    @contextlib.contextmanager
+    def keep(self, alpha: float, name: str) -> Iterator[Add]:
+        """Takes in the logits of an alpha on a set, batch by batch, and writes one file once all are there."""
+        collector = ScoreCollector(self.sets[name].labels)
+        yield collector.add
+        save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
+
+    def kept(self, alpha: float, name: str) -> int | None:
+        """How many images a kept file has right; None where it is absent, damaged or of other images."""
+        try:
+            return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
+        except InputError:
+            return None
+
+    def read(self, alpha: float, name: str) -> Scores:
+        """A kept file; an InputError where it is damaged or of other images."""
+        ids, scores = load_scores(self.file(alpha, name))
+        require_same_samples(ids, self.sets[name])
+        require_equal_length(f"ids and predictions of {self.file(alpha, name)}", ids, scores.prediction)
+        return scores
+
+    def correct(self, alpha: float, name: str) -> NDArray[np.bool_]:
+        """(N,) whether each image is named right."""
+        return np.asarray(self.read(alpha, name).prediction == self.sets[name].labels)
+
+    def rules(self, path: PathRecord, suite: ShiftSuite, tolerance: float) -> RulesRecord | None:
+        """What the rules for alpha come to; None where alpha 0.5, which they are compared to, is not on the path."""
+        if FIXED_ALPHA not in path.alphas:
+            return None
+        names = (path.reference, *path.shifts)
+        correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
+        natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
+        sources = {name: resampled_of(self.sets[name]).names for name in names}
+        clusters = {name: of_set for name, of_set in sources.items() if of_set is not None}
+        return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
+
+
+def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
+    """Runs a classifier over a set and writes its logits, batch by batch."""
+    with writing_logits(images, file) as add:
+        for logits in predict_batches(classifier, images, device=device):
+            add(logits)
+
+
+@contextlib.contextmanager
+def kept_logits(
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
+) -> Iterator[dict[str, KeptPredictions]]:
+    """Several classifiers' logits on a set, in files that are gone after the block: none is held in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
+        for name, classifier in classifiers.items():
+            keep_predictions(classifier, images, files[name], device=device)
+        yield {name: open_predictions(file) for name, file in files.items()}
+
+
+def writing_logits(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
+    """A file that takes in the logits of a set, batch by batch, and is whole or absent."""
+    return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
+
+
+def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
+    """Raises an InputError unless kept predictions are of a set's images, in its order."""
+    if ids != images.ids:
+        raise InputError(
+            f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
+            "with --overwrite."
+        )
+
+
+def measure_accuracy(
+    suite: ShiftSuite, predictions: KeptPredictions, model: str, alpha: float, name: str
+) -> AccuracyRecord:
+    """The accuracy record of a model on a set, from its logits."""
+    collector = ScoreCollector(predictions.labels)
+    for logits in predictions.blocks():
+        collector.add(logits)
+    return evaluate(
+        collector.whole(),
+        predictions.labels,
+        suite.classes.ids,
+        model=model,
+        alpha=alpha,
+        set_name=name,
+        groups=predictions.groups,
+    )
