@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import shiftproof as sp
 from shiftproof.cli.app import app
-from shiftproof.runs.interventions import DiagnosisFile
 from shiftproof.evaluation.metrics import scores
-from shiftproof.runs.comparisons import PairFile, compare_agreement, compare_path, compare_weights
 from shiftproof.report.diagnoses import pair_tables
+from shiftproof.runs.comparisons import PairFile, compare_agreement, compare_path, compare_weights
+from shiftproof.runs.interventions import DiagnosisFile
 
 CLASSES = ("lemon", "pear", "red_apple")
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import shiftproof as sp
-from shiftproof.runs import diagnose as run_diagnosis
 from shiftproof.cli.app import app
 from shiftproof.data.sets import array_set
 from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.records.diagnosis import HALVES
+from shiftproof.runs import diagnose as run_diagnosis
 
 CLASSES = ("lemon", "pear", "red_apple")
 

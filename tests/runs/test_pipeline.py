@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import shiftproof as sp
-from shiftproof.runs import pipeline, predictions
 from shiftproof.errors import TrainingError
+from shiftproof.runs import pipeline, predictions
 from shiftproof.storage import locked
 
 MODELS = ("zero_shot", "fine_tuned", "ensemble")

@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof import progress, storage
-from shiftproof.training import checkpoints as resuming, log as tracking, engine as training
 from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
@@ -46,6 +45,9 @@ from shiftproof.errors import TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import loop, probe, recipes
 from shiftproof.models import text_towers
 from shiftproof.models.classifier import Network
+from shiftproof.training import checkpoints as resuming
+from shiftproof.training import engine as training
+from shiftproof.training import log as tracking
 from shiftproof.training.log import trackers_from
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])

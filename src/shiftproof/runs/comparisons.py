@@ -15,6 +15,11 @@ from shiftproof.diagnosis.evidence import pairs_of
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.diagnosis.strong_edge import map_examples
+from shiftproof.errors import InputError, require_choice
+from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.clip import load_clip
+from shiftproof.models.devices import resolve_device
+from shiftproof.models.directories import load_classifier
 from shiftproof.records.comparisons import (
     ConnectivityRecord,
     FollowedRecord,
@@ -22,15 +27,10 @@ from shiftproof.records.comparisons import (
     LossRecord,
     MovementRecord,
 )
-from shiftproof.errors import InputError, require_choice
-from shiftproof.models.devices import resolve_device
-from shiftproof.models.classifier import Classifier, zero_shot_classifier
-from shiftproof.models.clip import load_clip
-from shiftproof.models.directories import load_classifier
-from shiftproof.runs.predictions import kept_logits
-from shiftproof.runs.evidence import find_path, resampled_of
-from shiftproof.records.results import MapExample
 from shiftproof.records.diagnosis import PairRecord
+from shiftproof.records.results import MapExample
+from shiftproof.runs.evidence import find_path, resampled_of
+from shiftproof.runs.predictions import kept_logits
 
 
 @dataclass(frozen=True)

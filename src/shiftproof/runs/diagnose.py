@@ -28,27 +28,26 @@ from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.plane import measure_plane
 from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
 from shiftproof.diagnosis.windows import WindowSettings
-from shiftproof.records.comparisons import LayersRecord, PlaneRecord
 from shiftproof.ensembling.path import path_sets
 from shiftproof.errors import InputError, require_choice
-from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
-from shiftproof.evaluation.metrics import accuracy
 from shiftproof.evaluation.inference import predict
+from shiftproof.evaluation.metrics import accuracy
+from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
 from shiftproof.evaluation.robustness import read_baselines
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.training.hardware import LoopSettings
-from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.runs.directory import RunDirectory
-from shiftproof.runs.pipeline import load_run_suite
-from shiftproof.runs.predictions import PathFiles, keep_predictions, kept_logits, require_same_samples
-from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
+from shiftproof.records.comparisons import LayersRecord, PlaneRecord
+from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DiversityRecord, OtherPathRecord, PairRecord
 from shiftproof.records.results import MODELS, RunRecord, StrongEdgeStudy
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
-from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DiversityRecord, OtherPathRecord, PairRecord
+from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.runs.file import RunFile
+from shiftproof.runs.pipeline import load_run_suite
+from shiftproof.runs.predictions import PathFiles, keep_predictions, kept_logits, require_same_samples
 from shiftproof.storage import locked, write_json, write_text
+from shiftproof.training.hardware import LoopSettings
 
 PARTS = ("layers", "strong-edge", "halves", "plane", "scratch", "baselines")
 _IMAGES = 534  # of a set, where many models or layers see each image: two views of every drawing of the emoji suite

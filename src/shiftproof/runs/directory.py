@@ -97,7 +97,9 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
     recorded = record is not None and request is not None and request.is_request(record)
     continued = resume and recorded and bool(layout.results & set(names))
     if not continued:
-        _require_no_foreign_files(out, layout, names, written_by_user=layout.request if record and not recorded else None)
+        _require_no_foreign_files(
+            out, layout, names, written_by_user=layout.request if record and not recorded else None
+        )
         if layout.results & set(names) and not overwrite:
             raise InputError(_occupied(out, layout))
     elif record is not None and request is not None and (differing := request.differences(record)):
@@ -112,9 +114,7 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
     return continued
 
 
-def _require_no_foreign_files(
-    out: Path, layout: Layout, names: Sequence[str], *, written_by_user: str | None
-) -> None:
+def _require_no_foreign_files(out: Path, layout: Layout, names: Sequence[str], *, written_by_user: str | None) -> None:
     """Raises an InputError for files that no such job writes, among them a request file that a user wrote."""
     foreign = [name for name in names if name not in layout.artefacts or name == written_by_user]
     if foreign:

@@ -26,14 +26,14 @@ from shiftproof.diagnosis.evidence import (
     find_temperatures,
 )
 from shiftproof.diagnosis.movement import measure_movement
-from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
 from shiftproof.ensembling.path import sweep_scores
 from shiftproof.evaluation.intervals import LEVEL
-from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.evaluation.metrics import Scores
+from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.models.classifier import Classifier, fingerprint
-from shiftproof.records.results import RunRecord
+from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.records.results import RunRecord
 
 
 def find_path(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,12 @@ from shiftproof.diagnosis.backgrounds import measure_backgrounds
 from shiftproof.diagnosis.baselines import require_trained_so, train_from_scratch
 from shiftproof.diagnosis.strong_edge import WindowMeasurements, measure_windows, strong_edge_study, window_examples
 from shiftproof.diagnosis.windows import Window, WindowSettings
-from shiftproof.errors import InputError, listed, require_at_least, require_choice
+from shiftproof.errors import InputError, require_at_least, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, own_head_classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.encoders import load_encoder
 from shiftproof.records.results import BackgroundStudy, StrongEdgeStudy

@@ -208,8 +208,13 @@ def save_path(run: Run) -> None:
         return files.kept(alpha, name) if whole else None
 
     path = sweep_alpha(
-        run.zero_shot, run.fine_tuned, run.suite, run.run_file.alphas,
-        device=run.device, keep=keep, kept=correct_so_far,
+        run.zero_shot,
+        run.fine_tuned,
+        run.suite,
+        run.run_file.alphas,
+        device=run.device,
+        keep=keep,
+        kept=correct_so_far,
     )
     write_json(run.directory.path, path.to_json())
 

@@ -13,8 +13,8 @@ from PIL import Image
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError
-from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.evaluation.metrics import scores
+from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.seeding import child_generator
 from shiftproof.storage import write_atomically, write_json

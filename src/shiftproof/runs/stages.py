@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,21 +21,21 @@ from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batc
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
 from shiftproof.errors import InputError, listed, require_choice
-from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.evaluation.inference import predict
+from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.finetuning.loop import finetune
-from shiftproof.models.devices import resolve_device
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.models.clip import load_clip
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.pretraining.loop import pretrain
+from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, Request, claim
+from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.runs.predictions import PathFiles
-from shiftproof.pretraining.loop import pretrain
-from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
-from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
-from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.storage import json_text, read_json, write_json, write_text
+from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
 from shiftproof.training.log import trackers_from
 
 
