@@ -59,14 +59,14 @@ def write(folder: Path, n: int) -> None:
 
 def diagnose(folder: Path) -> None:
     """Everything that is told from kept predictions; the compact scores stand in for those that a sweep keeps."""
-    kept = {model: sp.open_predictions(folder / f"{model}.npz") for model in MODELS}
+    kept = {model: sp.evaluation.open_predictions(folder / f"{model}.npz") for model in MODELS}
     labels = kept["zero_shot"].labels
     collector = ScoreCollector(labels)
     for block in kept["ensemble"].blocks():
         collector.add(block)
     compact = collector.whole()
     along = {alpha: copy.deepcopy(compact) for alpha in ALPHAS}  # a run holds those of every alpha
-    evidence = [sp.SetEvidence(name, labels, kept, along) for name in ("photo", "sketch")]
+    evidence = [sp.diagnosis.SetEvidence(name, labels, kept, along) for name in ("photo", "sketch")]
     known = Correctness.of(evidence)
     find_pairs(evidence[:1])
     find_overrides(evidence)
@@ -76,8 +76,8 @@ def diagnose(folder: Path) -> None:
     find_confidence(evidence[:1])
     find_temperatures(evidence[:1], evidence[0])
     right = {alpha: {"photo": compact.prediction == labels} for alpha in ALPHAS}
-    sp.connectivity_of(right)
-    sp.measure_loss_connectivity({alpha: {"photo": -compact.log_probability} for alpha in ALPHAS})
+    sp.diagnosis.connectivity_of(right)
+    sp.diagnosis.measure_loss_connectivity({alpha: {"photo": -compact.log_probability} for alpha in ALPHAS})
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shiftproof import Classifier, ClassSpace, Reference, ShiftSuite, load_clip, load_set, predict, wise_ft
+from shiftproof import Classifier, ClassSpace, ShiftSuite, load_clip, predict, wise_ft
+from shiftproof.data import Reference, load_set
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.path import alpha_grid, sweep_alpha

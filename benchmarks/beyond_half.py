@@ -31,7 +31,6 @@ from shiftproof import (
     Classifier,
     FinetuneSettings,
     ImageSet,
-    accuracy,
     finetune,
     load_classifier,
     load_clip,
@@ -44,6 +43,7 @@ from shiftproof import (
 )
 from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.ensembling.path import alpha_grid, choose_alpha
+from shiftproof.evaluation import accuracy
 from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import top_margins

@@ -24,9 +24,6 @@ from shiftproof import (
     FinetuneSettings,
     ImageSet,
     ShiftSuite,
-    accuracy,
-    accuracy_interval,
-    calibration_error,
     finetune,
     load_clip,
     load_suite,
@@ -38,6 +35,7 @@ from shiftproof.data.batches import decoded_once
 from shiftproof.data.corruptions import CORRUPTIONS
 from shiftproof.data.suites import corrupted
 from shiftproof.ensembling.path import alpha_grid
+from shiftproof.evaluation import accuracy, accuracy_interval, calibration_error
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import scores
 

@@ -19,7 +19,6 @@ from shiftproof import (
     Classifier,
     FinetuneSettings,
     ShiftSuite,
-    accuracy,
     finetune,
     load_clip,
     load_suite,
@@ -27,6 +26,7 @@ from shiftproof import (
     wise_ft,
     zero_shot_classifier,
 )
+from shiftproof.evaluation import accuracy
 
 CANDIDATES = {
     "20 epochs, lr 1e-3": FinetuneSettings(epochs=20, lr=1e-3, batch_size=128, warmup_steps=20),

@@ -17,7 +17,6 @@ from shiftproof import (
     Classifier,
     FinetuneSettings,
     ShiftSuite,
-    accuracy,
     finetune,
     load_clip,
     load_suite,
@@ -25,6 +24,7 @@ from shiftproof import (
     wise_ft,
     zero_shot_classifier,
 )
+from shiftproof.evaluation import accuracy
 
 BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)
 CIRCLE = replace(BASE, mixing="smoothmix-circle", mixing_probability=0.5)

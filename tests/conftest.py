@@ -30,7 +30,7 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> sp.Clip:
+def tiny() -> sp.models.Clip:
     """The shipped model; treat it as immutable."""
     return sp.load_clip("tiny")
 

@@ -132,10 +132,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 @given(seed=st.integers(0, 2**31), path=st.lists(st.text("abc", min_size=1) | st.integers(0, 9), max_size=3))
 def test_a_named_generator_depends_on_its_name_alone(seed: int, path: list[str | int]) -> None:
     torch.rand(3)  # what is drawn elsewhere does not matter
-    first = torch.rand(4, generator=sp.child_generator(seed, *path))
-    assert torch.equal(first, torch.rand(4, generator=sp.child_generator(seed, *path)))
-    assert not torch.equal(first, torch.rand(4, generator=sp.child_generator(seed + 1, *path)))
-    assert not torch.equal(first, torch.rand(4, generator=sp.child_generator(seed, *path, "more")))
+    first = torch.rand(4, generator=sp.seeding.child_generator(seed, *path))
+    assert torch.equal(first, torch.rand(4, generator=sp.seeding.child_generator(seed, *path)))
+    assert not torch.equal(first, torch.rand(4, generator=sp.seeding.child_generator(seed + 1, *path)))
+    assert not torch.equal(first, torch.rand(4, generator=sp.seeding.child_generator(seed, *path, "more")))
     assert 0 <= child_seed(seed, *path) < 2**63
 
 

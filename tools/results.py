@@ -29,7 +29,7 @@ from shiftproof.report.studies import equal_reference_table, spread_table, study
 from shiftproof.report.tables import Table
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json, write_json
-from shiftproof.studies.spreads import spreads
+from shiftproof.studies.spreads import measure_spreads
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -337,7 +337,7 @@ def _learned(study: StudyRecord) -> tuple[StudyRecord, list[str]]:
     paths = [(member.configuration, member.path) for member in study.members]
     lost = list(dict.fromkeys(name for name, path in paths if path.at(1).validation < path.at(0).validation))
     members = tuple(member for member in study.members if member.configuration not in lost)
-    return replace(study, members=members, spreads=spreads(members, study.reference, study.averaged)), lost
+    return replace(study, members=members, spreads=measure_spreads(members, study.reference, study.averaged)), lost
 
 
 def recipe_tables() -> str:

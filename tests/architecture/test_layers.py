@@ -64,7 +64,7 @@ STRAY = {"utils", "helpers", "base", "common", "misc"}
 
 
 def breaches(package: Path) -> list[str]:
-    """Every upward import, unlisted module and stray name under a package folder."""
+    """Every upward import, import through a package, unlisted module and stray name under a package folder."""
     found = []
     for path in sorted(package.rglob("*.py")):
         module = ".".join(path.relative_to(package).with_suffix("").parts)
@@ -78,9 +78,11 @@ def breaches(package: Path) -> list[str]:
         for target in imported(path):
             if target.split(".")[0] == "torch" and module.startswith(NO_TORCH):
                 found.append(f"{module} imports torch")
-            if target.startswith("shiftproof."):
+            if target.split(".")[0] == "shiftproof":
                 known = longest(target.removeprefix("shiftproof."))
-                if known and ORDER.index(known) >= ORDER.index(module):
+                if not known:
+                    found.append(f"{module} imports {target} through a package: name the module that defines it")
+                elif ORDER.index(known) >= ORDER.index(module):
                     found.append(f"{module} imports {known}, which stands above it")
     return found
 
@@ -123,6 +125,9 @@ def test_imports_point_downward() -> None:
         ("data/labels", "def f():\n    import shiftproof.runs.pipeline", "runs.pipeline, which stands above"),
         ("records/results", "import torch", "imports torch"),
         ("report/page", "def f():\n    from torch import nn", "imports torch"),
+        ("runs/pipeline", "from shiftproof.data import ImageSet", "shiftproof.data.ImageSet through a package"),
+        ("runs/pipeline", "from shiftproof import load_clip", "shiftproof.load_clip through a package"),
+        ("runs/pipeline", "import shiftproof as sp", "shiftproof through a package"),
         ("data/utils", "", "a module's name must say"),
         ("novelty", "", "not in the table"),
     ],

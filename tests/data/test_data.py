@@ -56,11 +56,11 @@ def test_labels_are_matched_by_name_in_whatever_order(ids: list[str], data: st.D
 
 def test_a_folder_is_labelled_in_the_space_it_is_given(folders: Path) -> None:
     space = sp.ClassSpace.from_ids(["red_apple", "lemon", "pear"])
-    found = sp.load_set(f"folder:{folders / 'test'}", space)
+    found = sp.data.load_set(f"folder:{folders / 'test'}", space)
     assert len(found) == 9
     for label, sample in zip(found.labels, found.ids, strict=True):
         assert sample.startswith(space.ids[label] + "/")
-    own = sp.load_set(f"folder:{folders / 'test'}")
+    own = sp.data.load_set(f"folder:{folders / 'test'}")
     assert own.classes.ids == ("lemon", "pear", "red_apple")
     assert own.classes.names == ("lemon", "pear", "red apple")
     assert same_pixels(own, found)
@@ -69,15 +69,15 @@ def test_a_folder_is_labelled_in_the_space_it_is_given(folders: Path) -> None:
 def test_a_class_that_the_reference_lacks_is_an_error(folders: Path) -> None:
     space = sp.ClassSpace.from_ids(["lemon", "pear", "red_aple"])
     with pytest.raises(sp.InputError, match=r"lacks: 'red_apple'. Did you mean 'red_aple'\?"):
-        sp.load_set(f"folder:{folders / 'test'}", space, partial=True)
+        sp.data.load_set(f"folder:{folders / 'test'}", space, partial=True)
 
 
 def test_a_class_that_the_set_lacks_is_an_error_unless_partial(folders: Path) -> None:
     space = sp.ClassSpace.from_ids(["lemon", "pear", "red_apple", "plum", "fig"])
     spec = f"folder:{folders / 'test'}"
     with pytest.raises(sp.InputError, match=r"lacks classes of the reference: 'fig', 'plum'.*partial: true"):
-        sp.load_set(spec, space)
-    assert len(sp.load_set(spec, space, partial=True)) == 9
+        sp.data.load_set(spec, space)
+    assert len(sp.data.load_set(spec, space, partial=True)) == 9
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_class_that_the_set_lacks_is_an_error_unless_partial(folders: Path) ->
 def test_a_folder_without_images_is_an_error(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
     make(tmp_path / "mine")
     with pytest.raises(sp.InputError, match=said) as caught:
-        sp.load_set(f"folder:{tmp_path / 'mine'}")
+        sp.data.load_set(f"folder:{tmp_path / 'mine'}")
     assert str(tmp_path / "mine") in str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_an_image_that_does_not_decode_is_named(folders: Path, tmp_path: Path, c
     path.parent.mkdir()
     path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
     with pytest.raises(sp.InputError, match=r"broken.png does not decode"):
-        sp.load_set(f"folder:{tmp_path}").read(0)
+        sp.data.load_set(f"folder:{tmp_path}").read(0)
     with pytest.raises(sp.InputError, match=r"none.png does not exist"):
         decode(tmp_path / "none.png")
 
@@ -122,7 +122,7 @@ def test_images_in_folders_below_and_hidden_folders(folders: Path, tmp_path: Pat
     for name in ("lemon/a/1.png", "lemon/2.PNG", "pear/1.png", ".trash/9.png", "lemon/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, tmp_path / name)
-    found = sp.load_set(f"folder:{tmp_path}")
+    found = sp.data.load_set(f"folder:{tmp_path}")
     assert found.classes.ids == ("lemon", "pear")
     assert sorted(found.ids) == ["lemon/2.PNG", "lemon/a/1.png", "pear/1.png"]
 
@@ -132,7 +132,7 @@ def test_a_csv_names_files_beside_it(folders: Path, mark: str) -> None:
     rows = ["filepath,label", "test/pear/pear-1.png,pear", "sketch/lemon/lemon-0.png,lemon"]
     path = folders / f"some{len(mark)}.csv"
     path.write_text(mark + "\n".join(rows), encoding="utf-8")
-    found = sp.load_set(f"csv:{path}")
+    found = sp.data.load_set(f"csv:{path}")
     assert found.ids == ("test/pear/pear-1.png", "sketch/lemon/lemon-0.png")
     assert [found.classes.ids[label] for label in found.labels] == ["pear", "lemon"]
     assert np.array_equal(found.read(1), decode(folders / "sketch" / "lemon" / "lemon-0.png"))
@@ -157,7 +157,7 @@ def test_a_csv_that_cannot_be_used_says_why(tmp_path: Path, text: str | None, sa
     if text is not None:
         path.write_text(text)
     with pytest.raises(sp.InputError, match=said) as caught:
-        sp.load_set(f"csv:{path}")
+        sp.data.load_set(f"csv:{path}")
     assert str(path) in str(caught.value)
 
 
@@ -169,7 +169,7 @@ def test_class_ids_are_unique_and_named() -> None:
 
 
 def test_a_subset_keeps_what_belongs_together(folders: Path) -> None:
-    whole = sp.load_set(f"folder:{folders / 'test'}")
+    whole = sp.data.load_set(f"folder:{folders / 'test'}")
     some = whole.subset([7, 2, 4])
     assert some.ids == tuple(whole.ids[i] for i in (7, 2, 4))
     assert some.labels.tolist() == whole.labels[[7, 2, 4]].tolist()
@@ -177,7 +177,7 @@ def test_a_subset_keeps_what_belongs_together(folders: Path) -> None:
 
 
 def test_relabelling_goes_by_class_id(folders: Path) -> None:
-    whole = sp.load_set(f"folder:{folders / 'test'}")
+    whole = sp.data.load_set(f"folder:{folders / 'test'}")
     other = sp.ClassSpace.from_ids(["red_apple", "plum", "pear", "lemon"])
     found = whole.relabelled(other)
     assert [other.ids[label] for label in found.labels] == [whole.classes.ids[label] for label in whole.labels]
@@ -194,7 +194,7 @@ def masked(images: sp.ImageSet) -> sp.ImageSet:
 
 
 def test_masks_stay_with_their_images(folders: Path) -> None:
-    whole = masked(sp.load_set(f"folder:{folders / 'test'}"))
+    whole = masked(sp.data.load_set(f"folder:{folders / 'test'}"))
     some = whole.subset([7, 2, 4]).subset([2, 0])
     other = whole.relabelled(sp.ClassSpace.from_ids(["red_apple", "plum", "pear", "lemon"]))
     dark = whole.mapped(lambda i, pixels: pixels // 2, "dark")
@@ -203,7 +203,7 @@ def test_masks_stay_with_their_images(folders: Path) -> None:
         assert len(images) == len(places)
         for i, place in enumerate(places):
             assert np.array_equal(require_masks(images)(i), whole.read(place)[..., 0])
-    bare = sp.load_set(f"folder:{folders / 'test'}")
+    bare = sp.data.load_set(f"folder:{folders / 'test'}")
     assert (bare.mask, bare.subset([0]).mask, decoded_once(bare, Preprocessing(size=8)).mask) == (None, None, None)
     with pytest.raises(sp.InputError, match=r"has no object masks.*column 'mask'.*with_masks"):
         require_masks(bare)
@@ -278,15 +278,15 @@ def drawn(folders: Path, tmp_path: Path) -> Path:
 def test_a_csv_may_name_masks(drawn: Path) -> None:
     rows = ["mask,filepath,label", *(f"masks/{n}/{n}.1.png,images/{n}/{n}.1.png,{n}" for n in ("pear", "lemon"))]
     (drawn / "mine.csv").write_text("\n".join(rows))
-    found = sp.load_set(f"csv:{drawn / 'mine.csv'}")
+    found = sp.data.load_set(f"csv:{drawn / 'mine.csv'}")
     for i in range(2):
         assert np.array_equal(require_masks(found)(i) == 255, (found.read(i) < 255).any(2))
     (drawn / "plain.csv").write_text("filepath,label,comment\nimages/pear/pear.1.png,pear,")
-    assert sp.load_set(f"csv:{drawn / 'plain.csv'}").mask is None
+    assert sp.data.load_set(f"csv:{drawn / 'plain.csv'}").mask is None
 
 
 def test_a_folder_gets_masks_from_a_parallel_one(drawn: Path) -> None:
-    images = sp.load_set(f"folder:{drawn / 'images'}")
+    images = sp.data.load_set(f"folder:{drawn / 'images'}")
     assert images.mask is None
     (drawn / "masks" / "pear" / "notes.txt").write_text("by hand")
     mask = drawn / "masks" / "lemon" / "lemon.1.png"
@@ -298,7 +298,7 @@ def test_a_folder_gets_masks_from_a_parallel_one(drawn: Path) -> None:
 
 
 def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
-    images = sp.load_set(f"folder:{drawn / 'images'}")
+    images = sp.data.load_set(f"folder:{drawn / 'images'}")
     with pytest.raises(sp.InputError, match=r"nowhere does not exist. It must hold the masks"):
         with_masks(images, drawn / "nowhere")
     mask = drawn / "masks" / "pear" / "pear.1.png"
@@ -323,9 +323,9 @@ def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
 )
 def test_a_mask_that_cannot_be_used_is_named(drawn: Path, spoil: Callable[[Path], object], said: str) -> None:
     (drawn / "mine.csv").write_text("filepath,label,mask\nimages/pear/pear.1.png,pear,masks/pear/pear.1.png")
-    from_folder = with_masks(sp.load_set(f"folder:{drawn / 'images'}"), drawn / "masks").subset([1])
+    from_folder = with_masks(sp.data.load_set(f"folder:{drawn / 'images'}"), drawn / "masks").subset([1])
     spoil(drawn / "masks" / "pear" / "pear.1.png")
-    for images in (sp.load_set(f"csv:{drawn / 'mine.csv'}"), from_folder):
+    for images in (sp.data.load_set(f"csv:{drawn / 'mine.csv'}"), from_folder):
         with pytest.raises(sp.InputError, match=said):
             require_masks(images)(0)
 
@@ -334,7 +334,7 @@ def test_a_mask_that_cannot_be_used_is_named(drawn: Path, spoil: Callable[[Path]
 
 
 def test_batches_do_not_depend_on_what_is_kept_in_memory(folders: Path) -> None:
-    images = sp.load_set(f"folder:{folders / 'train'}")
+    images = sp.data.load_set(f"folder:{folders / 'train'}")
     wanted = Preprocessing(size=24)
     kept = decoded_once(images, wanted)
     assert decoded_once(images, wanted, limit=10) is images
@@ -344,7 +344,7 @@ def test_batches_do_not_depend_on_what_is_kept_in_memory(folders: Path) -> None:
 
 
 def test_training_crops_depend_on_seed_and_batch_alone(folders: Path) -> None:
-    images = sp.load_set(f"folder:{folders / 'train'}")
+    images = sp.data.load_set(f"folder:{folders / 'train'}")
     wanted = Preprocessing(size=24)
 
     def drawn(seed: int) -> list[torch.Tensor]:
@@ -383,7 +383,7 @@ def uneven(tmp_path: Path) -> Path:
 def test_without_validation_data_a_fifth_of_every_class_is_held_out(uneven: Path) -> None:
     data = {"train": f"folder:{uneven}", "test": f"folder:{uneven}"}
     first, again, other = (sp.own_suite(data, {}, seed=seed).reference for seed in (0, 0, 1))
-    whole = sp.load_set(f"folder:{uneven}")
+    whole = sp.data.load_set(f"folder:{uneven}")
     counts = Counter(whole.classes.ids[label] for label in first.validation.labels)
     assert counts == {"lemon": 2, "pear": 1, "plum": 1}
     assert not set(first.train.ids) & set(first.validation.ids)
@@ -658,7 +658,7 @@ def test_an_exported_suite_comes_back_as_folders(folders: Path, tmp_path: Path) 
         "noise-3": {"data": f"corrupted:noise:3:folder:{folders / 'test'}", "kind": "synthetic"},
     }
     suite = sp.own_suite(reference, shifts)
-    sp.export_suite(suite, tmp_path / "out")
+    sp.data.export_suite(suite, tmp_path / "out")
     back = {
         **{name: f"reference/{name}" for name in ("train", "validation", "test")},
         **{name: f"shifts/{name}" for name in ("sketch", "noise-3")},
@@ -670,7 +670,7 @@ def test_an_exported_suite_comes_back_as_folders(folders: Path, tmp_path: Path) 
         **{shift.name: shift.data for shift in suite.shifts},
     }
     for name, place in back.items():
-        found = sp.load_set(f"folder:{tmp_path / 'out' / place}")
+        found = sp.data.load_set(f"folder:{tmp_path / 'out' / place}")
         assert found.classes == suite.classes
         assert found.labels.tolist() == parts[name].labels.tolist()
         assert same_pixels(found, parts[name])
@@ -684,8 +684,8 @@ def test_an_export_loses_no_image_where_names_are_equal(folders: Path, tmp_path:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (next(greys),) * 3).save(source / name)
     data: dict[str, str | None] = dict.fromkeys(("train", "validation", "test"), f"folder:{source}")
-    sp.export_suite(sp.own_suite(data, {}), tmp_path / "out")
-    found = sp.load_set(f"folder:{tmp_path / 'out' / 'reference' / 'test'}")
+    sp.data.export_suite(sp.own_suite(data, {}), tmp_path / "out")
+    found = sp.data.load_set(f"folder:{tmp_path / 'out' / 'reference' / 'test'}")
     assert sorted(int(image[0, 0, 0]) for image in pixels_of(found)) == [0, 1, 2, 3, 4]
 
 
@@ -695,15 +695,15 @@ def test_an_export_never_mixes_with_what_is_there_and_leaves_no_half(folders: Pa
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("kept")
     with pytest.raises(sp.InputError, match="full is not empty"):
-        sp.export_suite(suite, tmp_path / "full")
+        sp.data.export_suite(suite, tmp_path / "full")
     broken = sp.own_suite(data, {"bad": {"data": f"folder:{folders / 'sketch'}"}})
 
     def fail(i: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise RuntimeError("the disk is full")
 
-    shift = sp.Shift("bad", "natural", broken.shifts[0].data.mapped(fail, "bad"))
+    shift = sp.data.Shift("bad", "natural", broken.shifts[0].data.mapped(fail, "bad"))
     with pytest.raises(RuntimeError, match="disk is full"):
-        sp.export_suite(sp.ShiftSuite("own", broken.classes, broken.reference, (shift,)), tmp_path / "half")
+        sp.data.export_suite(sp.ShiftSuite("own", broken.classes, broken.reference, (shift,)), tmp_path / "half")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
@@ -720,7 +720,7 @@ def drawing(seed: int = 0, size: int = 32) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("severity", "kept"), [(1, 0.4), (2, 0.3), (3, 0.2), (4, 0.1), (5, 0.05)])
 def test_contrast_shrinks_the_distance_to_each_channels_mean(severity: int, kept: float) -> None:
     pixels = drawing(3)[:13, :21]
-    found = sp.corrupt(pixels, "contrast", severity, torch.Generator())
+    found = sp.data.corrupt(pixels, "contrast", severity, torch.Generator())
     values = pixels.tolist()
     for channel in range(3):
         every = [row[x][channel] for row in values for x in range(21)]
@@ -733,7 +733,7 @@ def test_contrast_shrinks_the_distance_to_each_channels_mean(severity: int, kept
 
 def test_pixelation_means_over_blocks_and_repeats_them() -> None:
     pixels = drawing(4)
-    found = sp.corrupt(pixels, "pixelation", 2, torch.Generator())  # half the side
+    found = sp.data.corrupt(pixels, "pixelation", 2, torch.Generator())  # half the side
     for y in range(0, 32, 2):
         for x in range(0, 32, 2):
             for channel in range(3):
@@ -746,10 +746,10 @@ def test_pixelation_means_over_blocks_and_repeats_them() -> None:
 @pytest.mark.parametrize(("severity", "deviation"), [(1, 0.08), (2, 0.12), (3, 0.18)])
 def test_noise_has_the_deviation_that_it_says_and_is_clipped(severity: int, deviation: float) -> None:
     grey = np.full((150, 150, 3), 128, dtype=np.uint8)
-    noise = (sp.corrupt(grey, "noise", severity, torch.Generator().manual_seed(0)) - 128.0) / 255
+    noise = (sp.data.corrupt(grey, "noise", severity, torch.Generator().manual_seed(0)) - 128.0) / 255
     assert abs(noise.mean()) < 0.005
     assert noise.std() == pytest.approx(deviation, rel=0.06)
-    white = sp.corrupt(np.full((150, 150, 3), 255, np.uint8), "noise", severity, torch.Generator().manual_seed(0))
+    white = sp.data.corrupt(np.full((150, 150, 3), 255, np.uint8), "noise", severity, torch.Generator().manual_seed(0))
     assert (white == 255).mean() > 0.45
 
 
@@ -757,7 +757,7 @@ def test_blur_spreads_an_edge_as_wide_as_the_image_is_large() -> None:
     def width(size: int) -> int:
         edge = np.zeros((size, size, 3), dtype=np.uint8)
         edge[:, size // 2 :] = 255
-        row = sp.corrupt(edge, "blur", 5, torch.Generator())[size // 2, :, 0]
+        row = sp.data.corrupt(edge, "blur", 5, torch.Generator())[size // 2, :, 0]
         return int(((row > 12) & (row < 243)).sum())
 
     assert 3 <= width(64) <= 9
@@ -776,7 +776,7 @@ def test_each_severity_is_farther_from_the_images(name: str, seed: int) -> None:
     images = (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     distances = []
     for severity in range(1, 6):
-        found = np.stack([sp.corrupt(image, name, severity, generator) for image in images])
+        found = np.stack([sp.data.corrupt(image, name, severity, generator) for image in images])
         assert found.shape == images.shape
         assert found.dtype == np.uint8
         distances.append(float(((found.astype(float) - images) ** 2).mean()))
@@ -791,14 +791,14 @@ def test_the_input_of_any_shape_stays_as_it_was(name: str, height: int, width: i
     pixels = drawing(1)[:height, :width].copy()
     kept = pixels.copy()
     pixels.flags.writeable = False
-    found = sp.corrupt(pixels, name, 5, torch.Generator().manual_seed(0))
+    found = sp.data.corrupt(pixels, name, 5, torch.Generator().manual_seed(0))
     assert found.shape == (height, width, 3)
     assert np.array_equal(pixels, kept)
     assert not np.shares_memory(found, pixels)
 
 
 def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Path) -> None:
-    images = sp.load_set(f"folder:{folders / 'test'}")
+    images = sp.data.load_set(f"folder:{folders / 'test'}")
     whole = corrupted(images, "noise", 3).data
     turned = corrupted(images.subset(range(8, -1, -1)), "noise", 3).data
     assert all(np.array_equal(whole.read(i), turned.read(8 - i)) for i in (8, 0, 4))
@@ -818,7 +818,7 @@ def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Pa
 )
 def test_an_unknown_corruption_or_severity_is_refused(name: str, severity: int, said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
-        sp.corrupt(drawing(), name, severity, torch.Generator())
+        sp.data.corrupt(drawing(), name, severity, torch.Generator())
 
 
 # Views

@@ -362,7 +362,7 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
     }
     border = found.models["border"]
     for variant, correct in right.items():
-        interval = sp.accuracy_interval(int(correct.sum()), 19)
+        interval = sp.evaluation.accuracy_interval(int(correct.sum()), 19)
         assert border.variants[variant] == GroupRecord(correct.mean(), interval, 19), variant
     gap = right["mixed-same"].astype(float) - right["mixed-random"]
     assert (border.gap, border.gap_n) == (gap.mean(), 19)
@@ -424,7 +424,7 @@ def test_a_study_that_cannot_be_made_says_why(call: Callable[[], object], said: 
             call()
 
 
-def test_the_zero_shot_model_has_no_gap_on_white(tiny: sp.Clip) -> None:
+def test_the_zero_shot_model_has_no_gap_on_white(tiny: sp.models.Clip) -> None:
     whole = sp.load_data("emoji")
     images = whole.subset(range(800, 840))
     images = images.relabelled(sp.ClassSpace.from_ids(sorted({whole.classes.ids[k] for k in images.labels})))

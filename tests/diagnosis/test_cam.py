@@ -66,7 +66,7 @@ def resnet() -> ModifiedResNet:
 
 
 @pytest.fixture(scope="module")
-def zero(tiny: sp.Clip) -> sp.Classifier:
+def zero(tiny: sp.models.Clip) -> sp.Classifier:
     """Treat it as immutable."""
     return sp.zero_shot_classifier(tiny, SPACE)
 

@@ -49,7 +49,7 @@ def slow_unbiased_hsic(k: Floats, m: Floats) -> float:
 @given(st.integers(0, 10**6), st.integers(3, 40), st.tuples(st.integers(1, 6), st.integers(1, 6)))
 def test_cka_is_that_of_whole_kernels(seed: int, n: int, widths: tuple[int, int]) -> None:
     x, y = features(seed, n, widths)
-    assert sp.linear_cka(x, y) == pytest.approx(slow_biased(x, y), rel=1e-7, abs=1e-9)
+    assert sp.diagnosis.linear_cka(x, y) == pytest.approx(slow_biased(x, y), rel=1e-7, abs=1e-9)
 
 
 @given(st.integers(0, 10**6), st.integers(4, 7))
@@ -59,22 +59,22 @@ def test_the_debiased_is_that_of_sums_over_different_samples(seed: int, n: int) 
     assume(abs(min(hsic[1:])) > 1e-6)
     if min(hsic[1:]) < 0:
         with pytest.raises(sp.InputError, match="too little for so few samples"):
-            sp.linear_cka(x, y, debiased=True)
+            sp.diagnosis.linear_cka(x, y, debiased=True)
         return
     expected = hsic[0] / np.sqrt(hsic[1] * hsic[2])
-    assert sp.linear_cka(x, y, debiased=True) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert sp.diagnosis.linear_cka(x, y, debiased=True) == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 100), st.booleans())
 def test_neither_rotation_nor_scale_nor_offset_matters(seed: int, scale: float, debiased: bool) -> None:
     x, y = features(seed, 60, (5, 4))
     rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
-    found = sp.linear_cka(x, y, debiased=debiased)
-    assert sp.linear_cka(scale * x @ rotation - 7, y, debiased=debiased) == pytest.approx(found, rel=1e-8)
-    assert sp.linear_cka(y, x, debiased=debiased) == pytest.approx(found, rel=1e-12)
-    assert sp.linear_cka(x, 3 - scale * x @ rotation, debiased=debiased) == pytest.approx(1, rel=1e-9)
+    found = sp.diagnosis.linear_cka(x, y, debiased=debiased)
+    assert sp.diagnosis.linear_cka(scale * x @ rotation - 7, y, debiased=debiased) == pytest.approx(found, rel=1e-8)
+    assert sp.diagnosis.linear_cka(y, x, debiased=debiased) == pytest.approx(found, rel=1e-12)
+    assert sp.diagnosis.linear_cka(x, 3 - scale * x @ rotation, debiased=debiased) == pytest.approx(1, rel=1e-9)
     order = np.random.default_rng(seed).permutation(60)
-    assert sp.linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(found, rel=1e-9)
+    assert sp.diagnosis.linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(found, rel=1e-9)
     if not debiased:
         assert 0 <= found <= 1 + 1e-12
 
@@ -82,29 +82,29 @@ def test_neither_rotation_nor_scale_nor_offset_matters(seed: int, scale: float, 
 def test_only_the_debiased_is_about_none_for_unrelated_features() -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(2, 100, 300))
-    assert sp.linear_cka(x, y) > 0.6
-    assert abs(sp.linear_cka(x, y, debiased=True)) < 0.05
+    assert sp.diagnosis.linear_cka(x, y) > 0.6
+    assert abs(sp.diagnosis.linear_cka(x, y, debiased=True)) < 0.05
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(1, 20), min_size=2, max_size=6))
 def test_blocks_are_as_good_as_the_whole(seed: int, sizes: list[int]) -> None:
     x, y = features(seed, sum(sizes) + 4, (4, 3))
-    sums = sp.CkaSums()
+    sums = sp.diagnosis.CkaSums()
     for start, stop in itertools.pairwise([0, *np.cumsum(sizes), len(x)]):
         sums.add(x[start:stop], y[start:stop])
-    assert sums.biased() == pytest.approx(sp.linear_cka(x, y), rel=1e-9)
-    assert sums.debiased() == pytest.approx(sp.linear_cka(x, y, debiased=True), rel=1e-7, abs=1e-9)
+    assert sums.biased() == pytest.approx(sp.diagnosis.linear_cka(x, y), rel=1e-9)
+    assert sums.debiased() == pytest.approx(sp.diagnosis.linear_cka(x, y, debiased=True), rel=1e-7, abs=1e-9)
 
 
 def test_an_offset_costs_no_digits() -> None:
     x, y = features(3, 200, (4, 4))
-    assert sp.linear_cka(x + 1e6, y - 1e6) == pytest.approx(sp.linear_cka(x, y), rel=1e-7)
+    assert sp.diagnosis.linear_cka(x + 1e6, y - 1e6) == pytest.approx(sp.diagnosis.linear_cka(x, y), rel=1e-7)
 
 
 def test_what_is_given_stays_as_it_is() -> None:
     x, y = features(4, 10, (2, 2))
     kept = x.copy(), y.copy()
-    sp.linear_cka(x, y)
+    sp.diagnosis.linear_cka(x, y)
     assert (x == kept[0]).all() and (y == kept[1]).all()
 
 
@@ -126,14 +126,14 @@ def test_what_is_given_stays_as_it_is() -> None:
 )
 def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
-        sp.linear_cka(x, y)
+        sp.diagnosis.linear_cka(x, y)
 
 
 def test_noise_of_more_channels_than_images_is_alike_unless_debiased() -> None:
     generator = np.random.default_rng(6)
     x, y = generator.normal(size=(534, 534)), generator.normal(size=(534, 768))
-    assert sp.linear_cka(x, y) == pytest.approx(0.54, abs=0.01)
-    assert abs(sp.linear_cka(x, y, debiased=True)) < 0.01
+    assert sp.diagnosis.linear_cka(x, y) == pytest.approx(0.54, abs=0.01)
+    assert abs(sp.diagnosis.linear_cka(x, y, debiased=True)) < 0.01
 
 
 @pytest.mark.parametrize("n", [33, 100])
@@ -141,15 +141,15 @@ def test_the_rounding_of_a_constant_is_no_variation(n: int) -> None:
     still = np.full((n, 5), 0.1)
     for x, which in ((still, "first"), (features(5, n, (5, 5))[0], "second")):
         with pytest.raises(sp.InputError, match=f"the {which} features do not vary"):
-            sp.linear_cka(x, still, debiased=True)
-    assert sp.measure_cka(still, features(5, n, (5, 5))[0]) == sp.CkaRecord(n, None, None)
+            sp.diagnosis.linear_cka(x, still, debiased=True)
+    assert sp.diagnosis.measure_cka(still, features(5, n, (5, 5))[0]) == sp.records.CkaRecord(n, None, None)
 
 
 def test_too_few_samples_and_other_widths_are_refused() -> None:
     x, y = features(5, 3, (2, 2))
     with pytest.raises(sp.InputError, match="four at least"):
-        sp.linear_cka(x, y, debiased=True)
-    sums = sp.CkaSums()
+        sp.diagnosis.linear_cka(x, y, debiased=True)
+    sums = sp.diagnosis.CkaSums()
     sums.add(x, y)
     with pytest.raises(sp.InputError, match="this block has 1 and 2 columns, those before 2 and 2"):
         sums.add(x[:, :1], y)
@@ -158,10 +158,10 @@ def test_too_few_samples_and_other_widths_are_refused() -> None:
 @given(st.integers(0, 10**6), st.integers(6, 40))
 def test_an_influence_is_the_derivative_by_a_samples_weight(seed: int, n: int) -> None:
     x, y = features(seed, n, (3, 4))
-    sums = sp.CkaSums()
+    sums = sp.diagnosis.CkaSums()
     sums.add(x, y)
     found = sums.influences(x, y)
-    assert found.mean() == pytest.approx(sp.linear_cka(x, y))
+    assert found.mean() == pytest.approx(sp.diagnosis.linear_cka(x, y))
     # A sample that counts a little more: the weighted kernels' CKA, by a difference quotient.
     row, step = seed % n, 1e-5
     weights = np.ones(n)
@@ -179,17 +179,17 @@ def test_an_influence_is_the_derivative_by_a_samples_weight(seed: int, n: int) -
 
 def test_the_interval_of_cka_is_that_of_resampling_it() -> None:
     x, y = features(3, 400, (3, 4))
-    found = sp.measure_cka(x, y).biased
+    found = sp.diagnosis.measure_cka(x, y).biased
     assert found is not None and found.interval is not None
     picked = np.random.default_rng(0).integers(400, size=(400, 400))
-    low, high = np.quantile([sp.linear_cka(x[rows], y[rows]) for rows in picked], [0.025, 0.975])
+    low, high = np.quantile([sp.diagnosis.linear_cka(x[rows], y[rows]) for rows in picked], [0.025, 0.975])
     width = found.interval[1] - found.interval[0]
     assert found.interval == pytest.approx((low, high), abs=0.25 * width)
 
 
 def test_flat_outputs_have_no_cka_and_few_samples_no_debiased_one() -> None:
     flat, some = np.ones((6, 3)), np.random.default_rng(0).normal(size=(6, 3))
-    assert sp.measure_cka(flat, some) == sp.CkaRecord(6, None, None)
-    assert sp.measure_cka(some[:1], some[:1]) == sp.CkaRecord(1, None, None)
-    three = sp.measure_cka(some[:3], some[3:])
+    assert sp.diagnosis.measure_cka(flat, some) == sp.records.CkaRecord(6, None, None)
+    assert sp.diagnosis.measure_cka(some[:1], some[:1]) == sp.records.CkaRecord(1, None, None)
+    three = sp.diagnosis.measure_cka(some[:3], some[3:])
     assert three.biased is not None and three.debiased is None

@@ -28,7 +28,7 @@ from shiftproof.records.results import MODELS
 ALPHAS = (0.0, 0.5, 1.0)
 
 
-def evidence(name: str, n: int = 60, *, seed: int = 0, clusters: int | None = None) -> sp.SetEvidence:
+def evidence(name: str, n: int = 60, *, seed: int = 0, clusters: int | None = None) -> sp.diagnosis.SetEvidence:
     """A set of four classes that three models know more or less."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(4, size=n)
@@ -39,7 +39,7 @@ def evidence(name: str, n: int = 60, *, seed: int = 0, clusters: int | None = No
     along = dict(zip(ALPHAS, (scores(logits[m], labels) for m in ("zero_shot", "ensemble", "fine_tuned")), strict=True))
     groups = [f"g{i % 3}" for i in range(n)]
     names = None if clusters is None else np.array([f"drawing {i % clusters}" for i in range(n)])
-    return sp.SetEvidence(name, labels, logits, along, groups, names)
+    return sp.diagnosis.SetEvidence(name, labels, logits, along, groups, names)
 
 
 def slow_macro_f1(named: Sequence[int], truth: Sequence[int]) -> float:
@@ -55,12 +55,12 @@ def slow_macro_f1(named: Sequence[int], truth: Sequence[int]) -> float:
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
 def test_macro_f1_is_the_mean_over_the_classes_present(pairs: list[tuple[int, int]]) -> None:
     named, truth = (list(side) for side in zip(*pairs, strict=True))
-    assert sp.macro_f1(np.array(named), np.array(truth)) == pytest.approx(slow_macro_f1(named, truth))
+    assert sp.evaluation.macro_f1(np.array(named), np.array(truth)) == pytest.approx(slow_macro_f1(named, truth))
     # A sample that counts twice is one that is there twice.
     weights = np.ones(len(named))
     weights[0] = 2
     doubled = slow_macro_f1([named[0], *named], [truth[0], *truth])
-    assert sp.macro_f1(np.array(named), np.array(truth), weights) == pytest.approx(doubled)
+    assert sp.evaluation.macro_f1(np.array(named), np.array(truth), weights) == pytest.approx(doubled)
 
 
 @settings(max_examples=20)
@@ -70,7 +70,7 @@ def test_a_contrast_is_resampled_as_by_hand(seed: int, clusters: int, shared: bo
     values = {"a": generator.normal(size=40), "b": generator.normal(1, 2, size=60)}
     names = {"a": np.arange(40) % clusters, "b": np.arange(60) % clusters + (0 if shared else clusters)}
     weights = {"a": 0.5, "b": -0.25}
-    found = sp.contrast_interval(values, weights, names, draws=1500, seed=3)
+    found = sp.evaluation.contrast_interval(values, weights, names, draws=1500, seed=3)
     every = sorted({*names["a"].tolist(), *names["b"].tolist()})
     drawn = []
     while len(drawn) < 1500:
@@ -85,8 +85,8 @@ def test_sets_of_the_same_drawings_are_not_independent() -> None:
     values = np.random.default_rng(0).normal(size=30)
     both, own = {"a": values, "b": values}, {"a": np.arange(30), "b": np.arange(30)}
     # The difference of a set with itself is certain where its drawings are drawn together.
-    assert sp.contrast_interval(both, {"a": 1.0, "b": -1.0}, own) == (0.0, 0.0)
-    apart = sp.contrast_interval(both, {"a": 1.0, "b": -1.0})
+    assert sp.evaluation.contrast_interval(both, {"a": 1.0, "b": -1.0}, own) == (0.0, 0.0)
+    apart = sp.evaluation.contrast_interval(both, {"a": 1.0, "b": -1.0})
     assert apart[0] < -0.2 < 0.2 < apart[1]
 
 
@@ -94,8 +94,8 @@ def test_an_interval_lies_around_a_statistic_that_resampling_biases() -> None:
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.5, 1, size=300)
     right = generator.uniform(size=300) < confidence  # calibrated: what is measured is noise
-    found = sp.calibration_error(confidence, right)
-    low, high = sp.calibration_interval(confidence, right)
+    found = sp.evaluation.calibration_error(confidence, right)
+    low, high = sp.evaluation.calibration_interval(confidence, right)
     assert 0 <= low < found < high
 
 
@@ -115,7 +115,7 @@ def test_accuracy_among_ties_lies_inside_its_interval() -> None:
     confidence = np.where(np.arange(100) < 40, 0.9, 0.5).astype(np.float32)
     labels = np.zeros(100, np.int64)
     kept = Scores(np.where(right, 0, 1), confidence, confidence, np.log(confidence), confidence)
-    own = sp.SetEvidence("photo", labels, {}, {0.5: kept})
+    own = sp.diagnosis.SetEvidence("photo", labels, {}, {0.5: kept})
     (record,) = find_confidence([own])
     measured = record.selective["0.5"]
     assert measured.value == pytest.approx(0.8) and measured.interval is not None
@@ -132,15 +132,15 @@ def test_few_samples_that_are_all_alike_make_nobody_sure() -> None:
     own = evidence("photo", n=5)
     always = {model: 9 * np.eye(4, dtype=np.float32)[own.labels] for model in MODELS}
     along = {alpha: scores(always["zero_shot"], own.labels) for alpha in ALPHAS}
-    alike = sp.SetEvidence("photo", own.labels, always, along, ["g"] * 2 + ["h"] * 3)
+    alike = sp.diagnosis.SetEvidence("photo", own.labels, always, along, ["g"] * 2 + ["h"] * 3)
     known = Correctness.of([alike])
-    unseen = sp.accuracy_interval(0, 5)[1]
+    unseen = sp.evaluation.accuracy_interval(0, 5)[1]
     for record in find_differences(known, ()):
-        assert record.difference == sp.Measured(0.0, (-unseen, unseen))
+        assert record.difference == sp.records.Measured(0.0, (-unseen, unseen))
     for classes in find_by_class([alike]):
         assert classes.macro_f1.interval == pytest.approx((1 - unseen, 1))
         assert classes.worst_accuracy is not None  # of two samples in the smaller group
-        assert classes.worst_accuracy.interval == pytest.approx((sp.accuracy_interval(2, 2)[0], 1))
+        assert classes.worst_accuracy.interval == pytest.approx((sp.evaluation.accuracy_interval(2, 2)[0], 1))
     for confidence in find_confidence([alike]):
         assert confidence.selective["0.8"].interval == pytest.approx((1 - unseen, 1))  # one confidence: all share it
         assert confidence.calibration_error.interval is None and confidence.nll.interval is None
@@ -152,26 +152,26 @@ def test_few_samples_that_are_all_alike_make_nobody_sure() -> None:
     values = {name: both.right["zero_shot"][name] for name in ("photo", "sketch")}
     found, narrow = (
         both.contrast(values, {"photo": 0.5, "sketch": 0.5}).interval,
-        sp.contrast_interval(values, {"photo": 0.5, "sketch": 0.5}),
+        sp.evaluation.contrast_interval(values, {"photo": 0.5, "sketch": 0.5}),
     )
     assert found == pytest.approx((narrow[0] - unseen / 2, narrow[1]))
 
 
 @given(st.floats(-1, 1), st.integers(1, 500))
 def test_an_interval_of_what_is_all_alike_lies_within_the_bounds(value: float, n: int) -> None:
-    low, high = sp.alike_interval(value, n, (-1.0, 1.0))
+    low, high = sp.evaluation.alike_interval(value, n, (-1.0, 1.0))
     assert -1 - 1e-12 <= low <= value <= high <= 1 + 1e-12
-    wider = sp.alike_interval(value, n, (-2.0, 2.0))
+    wider = sp.evaluation.alike_interval(value, n, (-2.0, 2.0))
     assert wider[0] <= low and high <= wider[1]
     with pytest.raises(sp.InputError, match="must lie within its bounds"):
-        sp.alike_interval(3.0, n, (-1.0, 1.0))
+        sp.evaluation.alike_interval(3.0, n, (-1.0, 1.0))
 
 
 def test_a_resample_without_a_set_s_drawings_does_not_make_its_mean_sure() -> None:
     # Two drawings of a hundred are in the small set: most resamples hold one of them alone, or none.
     values = {"small": np.array([0.0, 1.0]), "large": np.zeros(100)}
     names = {"small": np.arange(2), "large": np.arange(100)}
-    drawn = sp.resampled_means(values, names, draws=4000)["small"]
+    drawn = sp.evaluation.resampled_means(values, names, draws=4000)["small"]
     assert set(np.unique(drawn[(drawn == 0) | (drawn == 1)])) == {0.0, 1.0}
     # None is drawn in 13 % of the resamples; with the whole set's mean there, 0.5 would come in 31 %, not 24 %.
     assert np.mean(drawn == 0.5) < 0.275
@@ -193,9 +193,9 @@ def test_differences_hold_the_plain_ones_with_corrected_tests() -> None:
             assert record.difference.value == pytest.approx(plain[own.name])
             assert record.difference.interval is not None
             assert record.difference.interval[0] <= record.difference.value <= record.difference.interval[1]
-            assert record.p == sp.mcnemar_test(own.correct(first), own.correct(second))
+            assert record.p == sp.evaluation.mcnemar_test(own.correct(first), own.correct(second))
             p[own.name] = record.p
-        for name, corrected in sp.holm_correction(p).items():
+        for name, corrected in sp.evaluation.holm_correction(p).items():
             assert by_pair[first, second, (name,)].p_holm == corrected
         mean = by_pair[first, second, ("sketch", "toy")]
         assert mean.difference.value == pytest.approx((plain["sketch"] + plain["toy"]) / 2)
@@ -221,20 +221,22 @@ def test_broken_logits_are_named() -> None:
     own = evidence("photo")
     broken = own.logits["ensemble"].copy()  # type: ignore[union-attr]
     broken[7, 2] = np.nan
-    sick = sp.SetEvidence("photo", own.labels, {**own.logits, "ensemble": broken}, own.along)
+    sick = sp.diagnosis.SetEvidence("photo", own.labels, {**own.logits, "ensemble": broken}, own.along)
     with pytest.raises(sp.InputError, match="sample 7 are not finite"):
         find_pairs([sick])
     with pytest.raises(sp.InputError, match="labels and the ensemble logits of photo"):
-        sp.SetEvidence("photo", own.labels, {"ensemble": broken[:-1]}, {})
+        sp.diagnosis.SetEvidence("photo", own.labels, {"ensemble": broken[:-1]}, {})
 
 
 def test_a_model_that_says_one_thing_has_no_cka_but_all_the_rest() -> None:
     own = evidence("photo")
     flat = np.tile(np.array([1, 0, 0, 0], np.float32), (60, 1))
-    pairs = find_pairs([sp.SetEvidence("photo", own.labels, {"zero_shot": own.logits["zero_shot"], "flat": flat}, {})])
+    pairs = find_pairs(
+        [sp.diagnosis.SetEvidence("photo", own.labels, {"zero_shot": own.logits["zero_shot"], "flat": flat}, {})]
+    )
     assert pairs[0].cka is not None and pairs[0].cka.biased is None
     assert pairs[0].agreement.kappa_complement.value == pytest.approx(1)
-    json.dumps(sp.plain_json(pairs), allow_nan=False)
+    json.dumps(sp.records.plain_json(pairs), allow_nan=False)
 
 
 def test_the_worst_group_is_the_least_accurate_one() -> None:

@@ -48,7 +48,7 @@ def own(name: str) -> sp.Classifier:
 
 
 @pytest.fixture(scope="module")
-def zero(tiny: sp.Clip) -> sp.Classifier:
+def zero(tiny: sp.models.Clip) -> sp.Classifier:
     """Treat it as immutable."""
     return sp.zero_shot_classifier(tiny, SPACE)
 

@@ -37,13 +37,13 @@ def images(models: tuple[sp.Classifier, ...]) -> sp.ImageSet:
 
 def error(classifier: sp.Classifier, images: sp.ImageSet) -> float:
     found = sp.predict(classifier, images)
-    return 1 - sp.accuracy(found.logits, found.labels)
+    return 1 - sp.evaluation.accuracy(found.logits, found.labels)
 
 
 def test_every_point_has_the_weights_of_the_formula(
     models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet
 ) -> None:
-    found = sp.measure_plane(*models, images, steps=3)
+    found = sp.diagnosis.measure_plane(*models, images, steps=3)
     flat = [torch.cat([e.double().flatten() for e in m.state_dict().values()]) for m in models]
     u, w = flat[1] - flat[0], flat[2] - flat[0]
     v = w - (w @ u) / (u @ u) * u
@@ -66,7 +66,7 @@ def test_the_grid_encloses_the_models_and_can_be_drawn(
     models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet
 ) -> None:
     before = {name: entry.clone() for name, entry in models[0].state_dict().items()}
-    found = sp.measure_plane(*models, images.subset(range(4)), steps=2, margin=0.1)
+    found = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2, margin=0.1)
     for axis, places in zip(found.axes, zip(*((p.x, p.y) for p in found.points.values()), strict=True), strict=True):
         assert axis[0] < min(places) and max(places) < axis[-1]
     assert all(torch.equal(entry, before[name]) for name, entry in models[0].state_dict().items())
@@ -77,11 +77,11 @@ def test_the_grid_encloses_the_models_and_can_be_drawn(
 def test_what_spans_no_plane_is_refused(models: tuple[sp.Classifier, ...], images: sp.ImageSet) -> None:
     zero, first, _ = models
     with pytest.raises(sp.InputError, match="the same weights"):
-        sp.measure_plane(zero, first, first, images)
+        sp.diagnosis.measure_plane(zero, first, first, images)
     with pytest.raises(sp.InputError, match="on one line"):
-        sp.measure_plane(zero, first, sp.wise_ft(zero, first, 0.5), images)
+        sp.diagnosis.measure_plane(zero, first, sp.wise_ft(zero, first, 0.5), images)
     with pytest.raises(sp.InputError, match="steps is 1"):
-        sp.measure_plane(zero, first, models[2], images, steps=1)
+        sp.diagnosis.measure_plane(zero, first, models[2], images, steps=1)
 
 
 def test_outputs_that_are_not_finite_are_errors(
@@ -89,11 +89,11 @@ def test_outputs_that_are_not_finite_are_errors(
 ) -> None:
     zeros = replace(images.subset(range(4)), labels=np.zeros(4, dtype=np.int64))  # the class that NaN names
     monkeypatch.setattr(Network, "forward", lambda *_: torch.full((4, 3), torch.nan))
-    found = sp.measure_plane(*models, zeros, steps=2)
+    found = sp.diagnosis.measure_plane(*models, zeros, steps=2)
     assert {point.error for point in found.points.values()} == {1.0}
     assert found.loss == ((None, None), (None, None))
 
 
 def test_numbers_are_finite(models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet) -> None:
-    found = sp.measure_plane(*models, images.subset(range(4)), steps=2)
+    found = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2)
     assert np.isfinite(np.array(found.loss)).all()

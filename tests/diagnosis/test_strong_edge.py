@@ -799,12 +799,12 @@ def fruit_suite(folders: Path) -> sp.ShiftSuite:
     return sp.own_suite({split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}, {})
 
 
-def test_an_untrained_network_has_the_starts_shape_and_weights_of_its_own(tiny: sp.Clip) -> None:
+def test_an_untrained_network_has_the_starts_shape_and_weights_of_its_own(tiny: sp.models.Clip) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    before = sp.fingerprint(start)
+    before = sp.models.fingerprint(start)
     first, again, other = (untrained(start, seed=seed) for seed in (0, 0, 1))
-    assert sp.fingerprint(start) == before
-    assert sp.fingerprint(first) == sp.fingerprint(again) != sp.fingerprint(other)
+    assert sp.models.fingerprint(start) == before
+    assert sp.models.fingerprint(first) == sp.models.fingerprint(again) != sp.models.fingerprint(other)
     for kept in ("architecture", "classes", "preprocessing"):
         assert getattr(first, kept) == getattr(start, kept)
     assert (first.head, first.parents, first.alpha, dict(first.training)) == ("trained", (), None, {})
@@ -824,26 +824,28 @@ def test_an_untrained_timm_network_depends_on_the_seed(timm_resnet: sp.Classifie
         assert tensor.ndim != 4 or not torch.equal(tensor, other[name]), name
 
 
-def test_training_from_scratch_learns_the_reference(folders: Path, tiny: sp.Clip) -> None:
+def test_training_from_scratch_learns_the_reference(folders: Path, tiny: sp.models.Clip) -> None:
     suite = fruit_suite(folders)
     start = sp.zero_shot_classifier(tiny, suite.classes)
     settings = sp.FinetuneSettings(epochs=25, lr=4e-3, batch_size=18, warmup_steps=3, weight_decay=0.05)
     found = train_from_scratch(start, suite, settings)
     right = sum(
-        sp.accuracy(sp.predict(found, images).logits, images.labels) * len(images)
+        sp.evaluation.accuracy(sp.predict(found, images).logits, images.labels) * len(images)
         for images in (suite.reference.train, suite.reference.test)
     )
     assert right >= 19  # of 27; blind guessing has that many once in 10,000 times
     assert found.parents[0]["source"] == "untrained tiny"
 
 
-def test_training_from_scratch_never_reads_the_starts_weights(folders: Path, tiny: sp.Clip) -> None:
+def test_training_from_scratch_never_reads_the_starts_weights(folders: Path, tiny: sp.models.Clip) -> None:
     suite = fruit_suite(folders)
     start = sp.zero_shot_classifier(tiny, suite.classes)
     nothing = start.with_weights({name: torch.full_like(x, math.nan) for name, x in start.state_dict().items()})
     settings = sp.FinetuneSettings(epochs=1, lr=1e-3, batch_size=9)
     first, second = (train_from_scratch(begun, suite, settings, seed=2) for begun in (start, nothing))
-    assert sp.fingerprint(first) == sp.fingerprint(second) != sp.fingerprint(untrained(start, seed=2))
+    assert (
+        sp.models.fingerprint(first) == sp.models.fingerprint(second) != sp.models.fingerprint(untrained(start, seed=2))
+    )
 
 
 # Sets put together and taken apart
@@ -953,7 +955,7 @@ def picture_set(split: str, views: int, seed: int) -> sp.ImageSet:
 def picture_suite(name: str = "emoji", seed: int = 0) -> sp.ShiftSuite:
     """As in the embedded suites, the seed moves the training views only."""
     parts = (picture_set("train", 2, seed), picture_set("validation", 1, 99), picture_set("test", 3, 99))
-    return sp.ShiftSuite(name, FRUIT, sp.Reference("colour", *parts), ())
+    return sp.ShiftSuite(name, FRUIT, sp.data.Reference("colour", *parts), ())
 
 
 @pytest.fixture
@@ -1179,7 +1181,9 @@ def test_the_study_of_own_networks_is_told_in_tables_and_a_verdict(
     assert "fine-tune" in ended.err
 
 
-def test_own_images_directories_and_a_named_model(folders: Path, tiny: sp.Clip, call: Callable[..., Ended]) -> None:
+def test_own_images_directories_and_a_named_model(
+    folders: Path, tiny: sp.models.Clip, call: Callable[..., Ended]
+) -> None:
     data, turned = f"folder:{folders}/test", sp.ClassSpace.from_ids(["pear", "red_apple", "lemon"])
     zero = sp.zero_shot_classifier(tiny, turned)
     for folder in ("a/zero", "b/zero"):
@@ -1213,9 +1217,9 @@ def test_own_images_directories_and_a_named_model(folders: Path, tiny: sp.Clip, 
                 assert found.n == mean.n
                 assert found.value == pytest.approx(mean.value, abs=1e-5)
     with np.load("found/measurements.npz", allow_pickle=False) as kept:
-        assert kept["ids"].tolist() == list(sp.load_set(data).ids)
+        assert kept["ids"].tolist() == list(sp.data.load_set(data).ids)
         score = kept["zero|clean|score"]
-    images = sp.load_set(data, turned)
+    images = sp.data.load_set(data, turned)
     expected = torch.tensor(sp.predict(zero, images).logits).softmax(1)[torch.arange(9), torch.tensor(images.labels)]
     assert score == pytest.approx(expected.numpy(), abs=1e-5)
     with Image.open("found/figures/strong-edge.png") as figure:
@@ -1223,7 +1227,7 @@ def test_own_images_directories_and_a_named_model(folders: Path, tiny: sp.Clip, 
 
 
 def test_directories_are_told_apart_by_name_or_refused(
-    tiny: sp.Clip, folders: Path, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    tiny: sp.models.Clip, folders: Path, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ["--data", f"folder:{folders}/test"]
     for folder in ("x/b/zero", "y/b/zero", "tiny", "zero"):
@@ -1262,14 +1266,14 @@ def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(
     with np.load("found/measurements.npz", allow_pickle=False) as kept:
         ids, score = kept["ids"].tolist(), kept["timm:test_resnet|clean|score"]
         assert Counter(kept["classes"].tolist()) == {path.name: 2 for path in (wnids / "images").iterdir()}
-    images = sp.load_set(f"folder:{wnids}/images", own.classes, partial=True)
+    images = sp.data.load_set(f"folder:{wnids}/images", own.classes, partial=True)
     images = images.subset([images.ids.index(name) for name in ids])
     expected = torch.tensor(sp.predict(own, images).logits).softmax(1)[torch.arange(6), torch.tensor(images.labels)]
     assert score == pytest.approx(expected.numpy(), rel=1e-3)
 
 
 def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
-    wnids: Path, folders: Path, tiny: sp.Clip, call: Callable[..., Ended]
+    wnids: Path, folders: Path, tiny: sp.models.Clip, call: Callable[..., Ended]
 ) -> None:
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "plum"])), "fruit")
     data, named = ["--data", f"folder:{folders}/test"], ["--data", f"folder:{wnids}/images"]
@@ -1319,7 +1323,7 @@ def background_in(folder: str | Path) -> BackgroundStudy:
     return BackgroundStudy.from_json(json.loads(Path(folder, "backgrounds.json").read_text(encoding="utf-8")))
 
 
-def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.Clip, call: Callable[..., Ended]) -> None:
+def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call: Callable[..., Ended]) -> None:
     data = ["--data", f"folder:{wnids}/images", "--masks", f"{wnids}/masks"]
     ids = [path.name for path in sorted((wnids / "images").iterdir())]
     sp.save_classifier(
@@ -1333,7 +1337,7 @@ def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.Clip, call: Callab
     cells = re.findall(r"[+−]?\d+\.\d", " ".join(table.rows[0][1:]))
     assert all(cell in ended.out for cell in cells)
     assert len(cells) == 18
-    zero, images = sp.load_classifier("zero"), sp.load_set(f"folder:{wnids}/images")
+    zero, images = sp.load_classifier("zero"), sp.data.load_set(f"folder:{wnids}/images")
     found = sp.predict(zero, images.relabelled(zero.classes))
     accuracy = float((found.logits.argmax(1) == found.labels).mean())
     assert study.models["zero"].variants["original"].accuracy == pytest.approx(accuracy)
@@ -1349,11 +1353,13 @@ def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.Clip, call: Callab
     assert again.models["timm:test_resnet"].variants["mixed-random"].n == 9
 
 
-def test_backgrounds_on_emoji(tiny: sp.Clip, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backgrounds_on_emoji(
+    tiny: sp.models.Clip, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
     suite = sp.load_suite("emoji")
     some = sp.ClassSpace(suite.classes.ids[:4], suite.classes.names[:4])
     test = suite.reference.test.of_classes(some)
-    part = sp.ShiftSuite("emoji", some, sp.Reference("colour", test, test, test), ())
+    part = sp.ShiftSuite("emoji", some, sp.data.Reference("colour", test, test, test), ())
     monkeypatch.setattr(diagnosing, "load_suite", lambda name, seed: part)
     sp.save_classifier(sp.zero_shot_classifier(tiny, suite.classes), "whole")  # knows all 267
     ended = call("diagnose", "backgrounds", "whole", "--images", "12", "--seed", "2", "--out", "found")

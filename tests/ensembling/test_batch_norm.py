@@ -37,7 +37,7 @@ def own() -> sp.Classifier:
 
 @pytest.fixture(scope="module")
 def train(folders: Path) -> sp.ImageSet:
-    return sp.load_set(f"folder:{folders / 'train'}")
+    return sp.data.load_set(f"folder:{folders / 'train'}")
 
 
 def plain(count: int = 24, name: str = "colours") -> sp.ImageSet:
@@ -156,7 +156,7 @@ def test_a_second_time_and_a_broken_start_change_nothing(own: sp.Classifier, tra
     assert bits(reestimate_batch_norm(own.with_weights(broken), train, batch_size=6)) == bits(once)
 
 
-def test_it_says_what_was_done(tiny: sp.Clip, own: sp.Classifier, train: sp.ImageSet, tmp_path: Path) -> None:
+def test_it_says_what_was_done(tiny: sp.models.Clip, own: sp.Classifier, train: sp.ImageSet, tmp_path: Path) -> None:
     parents = ({"role": "member", "fingerprint": "f", "source": "s"},)
     asked = replace(own, alpha=0.25, parents=parents, training={"seed": 3})
     found = reestimate_batch_norm(asked, train, batch_size=7, seed=5)
@@ -225,7 +225,7 @@ def test_dropout_stays_off() -> None:
         np.testing.assert_array_equal(statistics(dropping, mine), statistics(expected, theirs))
 
 
-def test_networks_without_running_statistics_are_told_apart(tiny: sp.Clip, own: sp.Classifier) -> None:
+def test_networks_without_running_statistics_are_told_apart(tiny: sp.models.Clip, own: sp.Classifier) -> None:
     assert has_batch_norm(own)
     assert has_batch_norm(toy(nn.BatchNorm1d(3)))
     without = [
@@ -287,11 +287,11 @@ def test_a_sweep_scores_averaged_and_measured_statistics(
     averaged, renewed = (sp.load_classifier(tmp_path / "sweep" / name) for name in ("ensemble", "ensemble_batch_norm"))
     suite = sp.own_suite({"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}, {})
     want = reestimate_batch_norm(averaged, suite.relabelled(averaged.classes).reference.train)
-    assert sp.fingerprint(renewed) == sp.fingerprint(want) != sp.fingerprint(averaged)
+    assert sp.models.fingerprint(renewed) == sp.models.fingerprint(want) != sp.models.fingerprint(averaged)
 
 
 def test_a_sweep_of_networks_without_batch_norm_says_so(
-    tmp_path: Path, folders: Path, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path, folders: Path, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
     sp.save_classifier(zero, tmp_path / "zero")

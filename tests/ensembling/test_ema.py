@@ -41,7 +41,7 @@ def tints(name: str, count: int, seed: int) -> sp.ImageSet:
 
 
 VALIDATION = tints("validation", 15, 1)
-SUITE = sp.ShiftSuite("tints", CLASSES, sp.Reference("photo", tints("train", 24, 0), VALIDATION, VALIDATION), ())
+SUITE = sp.ShiftSuite("tints", CLASSES, sp.data.Reference("photo", tints("train", 24, 0), VALIDATION, VALIDATION), ())
 
 
 def toy() -> sp.Classifier:
@@ -170,14 +170,14 @@ def test_head_only_keeps_every_bit_of_the_encoder() -> None:
 
 
 def test_the_last_good_epoch_that_is_kept_is_the_average(
-    tiny: sp.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(ema_decay=0.8, lr=1e-3, batch_size=12)
     reached: list[str] = []
     lossless, calls = recipes.classification_loss, 0
 
-    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.Predictions:
-        reached.append(sp.fingerprint(classifier))
+    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.evaluation.Predictions:
+        reached.append(sp.models.fingerprint(classifier))
         return sp.predict(classifier, images, **options)
 
     def broken(*given_ones: Any) -> Tensor:
@@ -190,7 +190,7 @@ def test_the_last_good_epoch_that_is_kept_is_the_average(
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
         sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
     kept = sp.load_classifier(tmp_path / "kept" / "last_good")
-    assert sp.fingerprint(kept) == reached[1]
+    assert sp.models.fingerprint(kept) == reached[1]
     assert len(set(reached)) == 2
     assert kept.training["settings"]["ema_decay"] == 0.8
 

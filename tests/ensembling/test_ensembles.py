@@ -42,8 +42,11 @@ def noise(name: str, count: int, seed: int) -> sp.ImageSet:
 SUITE = sp.ShiftSuite(
     "noise",
     CLASSES,
-    sp.Reference("photo", noise("train", 12, 0), noise("validation", 9, 1), noise("test", 15, 2)),
-    (sp.Shift("sketch", "natural", noise("sketch", 12, 3)), sp.Shift("clutter", "natural", noise("clutter", 6, 4))),
+    sp.data.Reference("photo", noise("train", 12, 0), noise("validation", 9, 1), noise("test", 15, 2)),
+    (
+        sp.data.Shift("sketch", "natural", noise("sketch", 12, 3)),
+        sp.data.Shift("clutter", "natural", noise("clutter", 6, 4)),
+    ),
 )
 
 
@@ -118,7 +121,7 @@ def test_the_parents_stay_as_they_were() -> None:
     assert (bits(zero), bits(tuned)) == before
 
 
-def test_it_says_where_it_comes_from(tiny: sp.Clip, tmp_path: Path) -> None:
+def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> None:
     zero = sp.zero_shot_classifier(tiny, CLASSES)
     moved = {name: tensor + 0.01 for name, tensor in zero.state_dict().items()}
     tuned = zero.with_weights(moved, head="trained", training={"seed": 7})
@@ -128,13 +131,13 @@ def test_it_says_where_it_comes_from(tiny: sp.Clip, tmp_path: Path) -> None:
         assert found.alpha == 0.3
         assert found.head == "interpolated"
         assert [dict(parent) for parent in found.parents] == [
-            {"role": "zero_shot", "fingerprint": sp.fingerprint(zero), "source": "tiny"},
-            {"role": "fine_tuned", "fingerprint": sp.fingerprint(tuned), "source": "tiny"},
+            {"role": "zero_shot", "fingerprint": sp.models.fingerprint(zero), "source": "tiny"},
+            {"role": "fine_tuned", "fingerprint": sp.models.fingerprint(tuned), "source": "tiny"},
         ]
         # It was not trained itself.
         assert dict(found.training) == {}
-    assert sp.fingerprint(stored) == sp.fingerprint(ensemble)
-    assert len({sp.fingerprint(zero), sp.fingerprint(tuned), sp.fingerprint(ensemble)}) == 3
+    assert sp.models.fingerprint(stored) == sp.models.fingerprint(ensemble)
+    assert len({sp.models.fingerprint(zero), sp.models.fingerprint(tuned), sp.models.fingerprint(ensemble)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
         for name, images in SUITE.test_sets.items():
             right, n = hits(alone, images), len(images)
             assert point.accuracy[name] == right / n
-            assert point.interval[name] == sp.accuracy_interval(right, n)
+            assert point.interval[name] == sp.evaluation.accuracy_interval(right, n)
             assert kept[alpha, name].tolist() == sp.predict(alone, images).logits.tolist()
     # The two networks differ enough that the path is no constant.
     assert len({tuple(point.accuracy.values()) for point in path.points}) > 1
@@ -262,13 +265,13 @@ def test_a_grid_that_makes_no_sense_is_refused(alphas: int | list[float]) -> Non
 # The rules.
 
 
-def path_of(validation: list[float], shift: list[float] | None = None) -> sp.PathRecord:
+def path_of(validation: list[float], shift: list[float] | None = None) -> sp.records.PathRecord:
     grid = alpha_grid(len(validation))
     points = [
         PathPoint(alpha, held_out, {"photo": on_shift, "sketch": on_shift}, {"photo": (0, 1), "sketch": (0, 1)})
         for alpha, held_out, on_shift in zip(grid, validation, shift or validation, strict=True)
     ]
-    return sp.PathRecord("photo", ("sketch",), tuple(points))
+    return sp.records.PathRecord("photo", ("sketch",), tuple(points))
 
 
 HUNDREDTHS = st.integers(0, 100).map(lambda i: i / 100)
@@ -333,7 +336,7 @@ def test_the_oracle_is_the_best_on_each_set(values: list[float]) -> None:
     assert path.oracle() == {"photo": path.alphas[best], "sketch": path.alphas[best]}
 
 
-def test_another_activation_is_another_architecture(tiny: sp.Clip) -> None:
+def test_another_activation_is_another_architecture(tiny: sp.models.Clip) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
     other = dataclasses.replace(zero, architecture={**zero.architecture, "quick_gelu": True})
     with pytest.raises(sp.IncompatibleWeightsError, match="quick_gelu"):

@@ -37,7 +37,7 @@ Ends = tuple[sp.Classifier, sp.Classifier]
 
 
 @pytest.fixture(scope="module")
-def ends(tiny: sp.Clip) -> Ends:
+def ends(tiny: sp.models.Clip) -> Ends:
     """A zero-shot classifier, and one whose every weight was moved."""
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(CLASSES))
     generator = torch.Generator().manual_seed(1)
@@ -107,7 +107,7 @@ def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
     for (alpha, name), logits in found.items():
         alone = sp.predict(sp.wise_ft(*ends, alpha), sets[name], batch_size=batch_size)
         assert logits.tobytes() == alone.logits.tobytes()
-        point, right = path.at(alpha), sp.accuracy(alone.logits, alone.labels)
+        point, right = path.at(alpha), sp.evaluation.accuracy(alone.logits, alone.labels)
         assert right == (point.validation if name == "validation" else point.accuracy[name])
     assert sp.sweep_alpha(*ends, suite, ALPHAS) == path
 
@@ -372,7 +372,7 @@ def test_a_run_resumes_inside_its_sweep(folders: Path, tmp_path: Path, monkeypat
 # Two towers.
 
 
-def moved_clip(clip: sp.Clip, seed: int) -> sp.Clip:
+def moved_clip(clip: sp.models.Clip, seed: int) -> sp.models.Clip:
     other = sp.load_clip(clip.name)
     generator = torch.Generator().manual_seed(seed)
     moved = {
@@ -383,20 +383,20 @@ def moved_clip(clip: sp.Clip, seed: int) -> sp.Clip:
     return other
 
 
-def test_two_towers_are_interpolated_before_the_head_is_built(tiny: sp.Clip) -> None:
+def test_two_towers_are_interpolated_before_the_head_is_built(tiny: sp.models.Clip) -> None:
     second, classes = moved_clip(tiny, 2), sp.ClassSpace.from_ids(CLASSES)
-    found = sp.zero_shot_classifier(sp.interpolate_clip(tiny, second, 0.4), classes)
+    found = sp.zero_shot_classifier(sp.ensembling.interpolate_clip(tiny, second, 0.4), classes)
     by_hand = sp.load_clip("tiny")
     by_hand.model.load_state_dict(sp.interpolate_weights(tiny.model.state_dict(), second.model.state_dict(), 0.4))
     expected = sp.zero_shot_classifier(by_hand, classes)
-    assert sp.fingerprint(found) == sp.fingerprint(expected)
+    assert sp.models.fingerprint(found) == sp.models.fingerprint(expected)
     scales = [clip.model.state_dict()["logit_scale"].item() for clip in (tiny, second)]
     assert found.logit_scale == pytest.approx(np.exp(0.6 * scales[0] + 0.4 * scales[1]), rel=1e-5)
     merged = sp.wise_ft(*(sp.zero_shot_classifier(clip, classes) for clip in (tiny, second)), 0.4)
     assert not torch.allclose(merged.network.head.weight, found.network.head.weight, atol=1e-3)
 
 
-def test_towers_that_do_not_fit_are_refused(tiny: sp.Clip) -> None:
+def test_towers_that_do_not_fit_are_refused(tiny: sp.models.Clip) -> None:
     preprocessing = replace(tiny.preprocessing, interpolation="bilinear")
     for said, other in {
         "preprocessing": replace(tiny, preprocessing=preprocessing),
@@ -406,13 +406,15 @@ def test_towers_that_do_not_fit_are_refused(tiny: sp.Clip) -> None:
     }.items():
         for pair in ((tiny, other), (other, tiny)):
             with pytest.raises(sp.IncompatibleWeightsError, match=f"differ in {said}"):
-                sp.interpolate_clip(*pair)
+                sp.ensembling.interpolate_clip(*pair)
 
 
 # The rules.
 
 
-def samples_of(curves: Mapping[str, list[int]], n: int) -> tuple[sp.PathRecord, dict[float, dict[str, NDArray[Any]]]]:
+def samples_of(
+    curves: Mapping[str, list[int]], n: int
+) -> tuple[sp.records.PathRecord, dict[float, dict[str, NDArray[Any]]]]:
     """A path with so many of n samples right at each alpha, and the samples themselves."""
     grid = alpha_grid(len(curves["validation"]))
     correct = {
@@ -425,7 +427,7 @@ def samples_of(curves: Mapping[str, list[int]], n: int) -> tuple[sp.PathRecord, 
         for at, alpha in enumerate(grid)
     ]
     shifts = tuple(name for name in curves if name not in ("validation", "photos"))
-    return sp.PathRecord("photos", shifts, tuple(points)), correct
+    return sp.records.PathRecord("photos", shifts, tuple(points)), correct
 
 
 CURVES = {
@@ -438,7 +440,7 @@ CURVES = {
 
 def test_rules_are_compared_sample_by_sample() -> None:
     path, correct = samples_of(CURVES, 100)
-    found = sp.compare_alphas(path, correct, tolerance=0.01)
+    found = sp.ensembling.compare_alphas(path, correct, tolerance=0.01)
     assert {record.rule: record.alpha for record in found.rules if not record.oracle} == {
         "fixed": 0.5, "reference": 1.0, "tolerance": 0.75,
     }  # fmt: skip
@@ -456,18 +458,18 @@ def test_rules_are_compared_sample_by_sample() -> None:
     assert reference.mean_difference.n == 200
     for kept in found.rule("fixed").difference.values():
         assert (kept.value, kept.interval) == (0, (0, 0))
-    assert sp.RulesRecord.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert sp.records.RulesRecord.from_json(json.loads(json.dumps(found.to_json()))) == found
     with pytest.raises(sp.InputError, match=r"'oracle of tint'.*'oracle of sketch'"):
         found.rule("oracle", "tint")
 
 
 def test_the_intervals_are_those_of_a_paired_bootstrap() -> None:
     path, correct = samples_of(CURVES, 100)
-    found = sp.compare_alphas(path, correct)
+    found = sp.ensembling.compare_alphas(path, correct)
     for record in found.rules:
         for name in ("photos", "sketch", "clutter"):
             moved = correct[record.alpha][name].astype(float) - correct[0.5][name]
-            low, high = sp.bootstrap_interval(moved, seed=5, draws=4000)
+            low, high = sp.evaluation.bootstrap_interval(moved, seed=5, draws=4000)
             assert record.difference[name].interval == pytest.approx((low, high), abs=0.0201)
     # The mean over sets that are resampled independently.
     generator, means = np.random.default_rng(0), []
@@ -483,24 +485,26 @@ def test_the_intervals_are_those_of_a_paired_bootstrap() -> None:
 def test_what_goes_together_is_resampled_together() -> None:
     path, correct = samples_of(CURVES, 100)
     views = {name: np.arange(100) // 5 for name in ("photos", "sketch", "clutter")}
-    apart, together = (sp.compare_alphas(path, correct, clusters=own).rule("reference") for own in (None, views))
+    apart, together = (
+        sp.ensembling.compare_alphas(path, correct, clusters=own).rule("reference") for own in (None, views)
+    )
     for name, own in views.items():
         moved = correct[1.0][name].astype(float) - correct[0.5][name]
         assert together.difference[name].interval == pytest.approx(
-            sp.bootstrap_interval(moved, own, draws=4000), abs=0.0201
+            sp.evaluation.bootstrap_interval(moved, own, draws=4000), abs=0.0201
         )
         assert together.difference[name].value == apart.difference[name].value
     weights = {"sketch": 0.5, "clutter": 0.5}
     moved = {name: correct[1.0][name].astype(float) - correct[0.5][name] for name in weights}
     assert together.mean_difference is not None
-    assert together.mean_difference.interval == sp.contrast_interval(moved, weights, views)
+    assert together.mean_difference.interval == sp.evaluation.contrast_interval(moved, weights, views)
     one = {name: np.zeros(100) for name in views}
-    assert sp.compare_alphas(path, correct, clusters=one).rule("fixed").difference["photos"].interval is None
+    assert sp.ensembling.compare_alphas(path, correct, clusters=one).rule("fixed").difference["photos"].interval is None
 
 
 def test_the_table_marks_what_reads_a_shift() -> None:
     path, correct = samples_of(CURVES, 100)
-    table = rules_table(sp.compare_alphas(path, correct, tolerance=0.01))
+    table = rules_table(sp.ensembling.compare_alphas(path, correct, tolerance=0.01))
     assert table.header == ("rule", "alpha", "photos (reference)", "sketch", "clutter", "mean of 2 shifts")
     assert [row[:2] for row in table.rows] == [
         ("fixed", "0.5"),
@@ -513,20 +517,20 @@ def test_the_table_marks_what_reads_a_shift() -> None:
     assert [cell.partition(" (")[0] for cell in table.rows[3][2:]] == [
         "+5.0 at 0.75", "+1.0 at 0.25", "0.0 at 0.5", "0.0 at 0.5",
     ]  # fmt: skip
-    alone = rules_table(sp.compare_alphas(path, correct, ["sketch"]))  # its mean would repeat its column
+    alone = rules_table(sp.ensembling.compare_alphas(path, correct, ["sketch"]))  # its mean would repeat its column
     assert alone.header[-1] == "clutter"
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     path, correct = samples_of({name: curve[:4] for name, curve in CURVES.items()}, 100)
     with pytest.raises(sp.InputError, match=r"alpha 0\.5 is not on the path"):
-        sp.compare_alphas(path, correct)
+        sp.ensembling.compare_alphas(path, correct)
     path, correct = samples_of(CURVES, 100)
     with pytest.raises(sp.InputError, match="alpha 0.25 on sketch are missing"):
-        sp.compare_alphas(path, {**correct, 0.25: {"photos": correct[0.25]["photos"]}})
+        sp.ensembling.compare_alphas(path, {**correct, 0.25: {"photos": correct[0.25]["photos"]}})
     short = {**correct[0.25], "sketch": correct[0.25]["sketch"][:50]}
     with pytest.raises(sp.InputError, match="on sketch have 50 and 100"):
-        sp.compare_alphas(path, {**correct, 0.25: short})
+        sp.ensembling.compare_alphas(path, {**correct, 0.25: short})
 
 
 COUNTS = st.lists(st.integers(0, 40), min_size=5, max_size=5)
@@ -536,7 +540,7 @@ COUNTS = st.lists(st.integers(0, 40), min_size=5, max_size=5)
 def test_no_rule_but_the_oracle_reads_a_shift(held_out: list[int], shift: list[int], order: list[int]) -> None:
     permuted = [shift[i] for i in order]
     found, other = (
-        sp.compare_alphas(*samples_of({"validation": held_out, "photos": curve, "sketch": curve}, 40))
+        sp.ensembling.compare_alphas(*samples_of({"validation": held_out, "photos": curve, "sketch": curve}, 40))
         for curve in (shift, permuted)
     )
     for rule in RULES:
@@ -549,7 +553,7 @@ def test_no_rule_but_the_oracle_reads_a_shift(held_out: list[int], shift: list[i
 # The paper's own sweeps (docs/results/wiseft_alpha_sweeps.csv), the rules worked out by hand on them.
 
 
-def paper_path(model: str, tuning: str) -> sp.PathRecord:
+def paper_path(model: str, tuning: str) -> sp.records.PathRecord:
     with (ROOT / "docs/results/wiseft_alpha_sweeps.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if (row["model"], row["tuning"]) == (model, tuning)]
     assert len(rows) == 21
@@ -557,7 +561,7 @@ def paper_path(model: str, tuning: str) -> sp.PathRecord:
     for row in rows:
         of_imagenet, of_shifts = float(row["ImageNet"]) / 100, float(row["avg_shifts"]) / 100
         points.append(PathPoint(float(row["alpha"]), of_imagenet, {"ImageNet": of_imagenet, "shifts": of_shifts}, {}))
-    return sp.PathRecord("ImageNet", ("shifts",), tuple(points))
+    return sp.records.PathRecord("ImageNet", ("shifts",), tuple(points))
 
 
 @pytest.mark.parametrize(
@@ -616,5 +620,5 @@ def test_a_fine_tuned_model_of_another_source_is_told(ends: Ends) -> None:
     with pytest.warns(UserWarning, match="trained from open_clip:ViT-B-32/openai.*is of tiny"):
         sp.wise_ft(ends[0], replace(ends[1], parents=(start,)), 0.5)
     # A probe of the same source may stand between, and what is not known is no mistake.
-    for parents in ((), ({**start, "source": "tiny"},), ({**start, "fingerprint": sp.fingerprint(ends[0])},)):
+    for parents in ((), ({**start, "source": "tiny"},), ({**start, "fingerprint": sp.models.fingerprint(ends[0])},)):
         sp.wise_ft(ends[0], replace(ends[1], parents=parents), 0.5)

@@ -69,7 +69,7 @@ def tuned(start: sp.Classifier, seed: int, **changes: Any) -> sp.Classifier:
         if "running_var" not in name
     }
     weights = {**start.state_dict(), **weights}
-    parent = {"role": "start", "fingerprint": sp.fingerprint(start), "source": start.source}
+    parent = {"role": "start", "fingerprint": sp.models.fingerprint(start), "source": start.source}
     return start.with_weights(weights, parents=(parent,), head="trained", **changes)
 
 
@@ -180,7 +180,7 @@ def towers(name: str) -> list[str]:
     return list(model.state_dict())
 
 
-def test_a_pattern_that_comes_first_wins(tiny: sp.Clip) -> None:
+def test_a_pattern_that_comes_first_wins(tiny: sp.models.Clip) -> None:
     names = list(tiny.model.state_dict())
     found = alphas_by_pattern(names, {"*.bias": 0.25, "visual.*": 0.75}, default=0.5)
     assert list(found) == names
@@ -192,12 +192,12 @@ def test_a_pattern_that_comes_first_wins(tiny: sp.Clip) -> None:
     ("patterns", "said"),
     [({"vision.*": 0.5}, r"fits the pattern 'vision\.\*'"), ({"visual.*": 1.5}, "must lie between 0 and 1")],
 )
-def test_a_pattern_that_makes_no_sense_is_refused(tiny: sp.Clip, patterns: dict[str, float], said: str) -> None:
+def test_a_pattern_that_makes_no_sense_is_refused(tiny: sp.models.Clip, patterns: dict[str, float], said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
         alphas_by_pattern(tiny.model.state_dict(), patterns, default=0.5)
 
 
-def test_depths_of_the_tiny_model(tiny: sp.Clip) -> None:
+def test_depths_of_the_tiny_model(tiny: sp.models.Clip) -> None:
     found = alphas_by_depth(tiny.model.state_dict(), 0.0, 1.0)
     expected = {
         "positional_embedding": 0,
@@ -314,7 +314,7 @@ def test_a_greedy_soup_is_the_average_of_what_it_took() -> None:
     before = [bits(member) for member in members]
     soup, record = greedy_soup(members, images)
     assert [bits(member) for member in members] == before
-    assert record.candidates == tuple(sp.fingerprint(member) for member in members)
+    assert record.candidates == tuple(sp.models.fingerprint(member) for member in members)
     reached: list[int] = []
     for trial in record.trials:
         tried = uniform_soup([members[i] for i in sorted((*reached, trial.candidate))])
@@ -340,7 +340,7 @@ def test_the_best_single_is_an_ordinary_outcome() -> None:
 
 
 def suite(images: sp.ImageSet) -> sp.ShiftSuite:
-    return sp.ShiftSuite("tints", CLASSES, sp.Reference("photo", images, images, images), ())
+    return sp.ShiftSuite("tints", CLASSES, sp.data.Reference("photo", images, images, images), ())
 
 
 # What a soup is and says.
@@ -353,20 +353,20 @@ def test_a_uniform_soup_is_the_mean_and_says_of_whom(tmp_path: Path) -> None:
     for name, tensor in soup.state_dict().items():
         parts = [member.state_dict()[name] for member in members]
         np.testing.assert_allclose(wide(tensor), np.mean([wide(part) for part in parts], axis=0), atol=1e-6)
-    expected = [("member", sp.fingerprint(member), member.source) for member in members]
+    expected = [("member", sp.models.fingerprint(member), member.source) for member in members]
     assert [(p["role"], p["fingerprint"], p["source"]) for p in soup.parents] == expected
     assert (soup.head, soup.alpha, soup.training) == ("averaged", None, {})
     assert not soup.network.training
 
 
-def test_a_model_stock_soup_names_its_start_and_members(tiny: sp.Clip, tmp_path: Path) -> None:
+def test_a_model_stock_soup_names_its_start_and_members(tiny: sp.models.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     members = [tuned(start, seed) for seed in (1, 2)]
     soup = model_stock_soup(start, members)
     expected = model_stock(start.state_dict(), [member.state_dict() for member in members])
     assert all(torch.equal(tensor, expected[name]) for name, tensor in soup.state_dict().items())
     assert [parent["role"] for parent in soup.parents] == ["zero_shot", "member", "member"]
-    assert soup.parents[0]["fingerprint"] == sp.fingerprint(start)
+    assert soup.parents[0]["fingerprint"] == sp.models.fingerprint(start)
     assert sp.load_classifier(sp.save_classifier(soup, tmp_path)) == soup
 
 

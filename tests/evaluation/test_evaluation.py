@@ -56,15 +56,17 @@ def bisected_interval(correct: int, n: int, level: float) -> tuple[float, float]
 @given(data=st.data(), n=st.integers(1, 60), level=st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_the_interval_is_that_of_the_binomial_tails(data: st.DataObject, n: int, level: float) -> None:
     correct = data.draw(st.integers(0, n))
-    assert sp.accuracy_interval(correct, n, level) == pytest.approx(bisected_interval(correct, n, level), abs=1e-9)
+    assert sp.evaluation.accuracy_interval(correct, n, level) == pytest.approx(
+        bisected_interval(correct, n, level), abs=1e-9
+    )
 
 
 @given(data=st.data(), n=st.integers(1, 2000))
 def test_the_interval_holds_the_estimate_and_mirrors(data: st.DataObject, n: int) -> None:
     correct = data.draw(st.integers(0, n))
-    low, high = sp.accuracy_interval(correct, n)
+    low, high = sp.evaluation.accuracy_interval(correct, n)
     assert 0 <= low <= correct / n <= high <= 1
-    assert (1 - high, 1 - low) == pytest.approx(sp.accuracy_interval(n - correct, n), abs=1e-12)
+    assert (1 - high, 1 - low) == pytest.approx(sp.evaluation.accuracy_interval(n - correct, n), abs=1e-12)
 
 
 @settings(max_examples=25)
@@ -72,7 +74,7 @@ def test_the_interval_holds_the_estimate_and_mirrors(data: st.DataObject, n: int
 def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: float, level: float) -> None:
     covered = 0.0
     for correct in range(n + 1):
-        low, high = sp.accuracy_interval(correct, n, level)
+        low, high = sp.evaluation.accuracy_interval(correct, n, level)
         if low <= p <= high:
             covered += math.comb(n, correct) * p**correct * (1 - p) ** (n - correct)
     assert covered >= level - 1e-9
@@ -83,7 +85,7 @@ def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: f
 )
 def test_an_impossible_count_or_level_is_refused(correct: int, n: int, level: float) -> None:
     with pytest.raises(sp.InputError, match="must lie between"):
-        sp.accuracy_interval(correct, n, level)
+        sp.evaluation.accuracy_interval(correct, n, level)
 
 
 @given(
@@ -104,16 +106,19 @@ def test_the_calibration_error_is_the_mean_gap_over_the_bins(said: list[tuple[fl
             share_right = sum(right for _, right in inside) / len(inside)
             total += len(inside) / len(said) * abs(share_right - mean_confidence)
     confidences, rights = (np.array(column) for column in zip(*said, strict=True))
-    assert sp.calibration_error(confidences, rights, bins) == pytest.approx(total, abs=1e-9)
+    assert sp.evaluation.calibration_error(confidences, rights, bins) == pytest.approx(total, abs=1e-9)
 
 
 def test_the_calibration_error_over_batches_would_be_biased_upward() -> None:
     draw_from = np.random.default_rng(0)
     confidence = draw_from.uniform(0, 1, 20_000)
     right = draw_from.uniform(0, 1, 20_000) < confidence  # calibrated by construction
-    whole = sp.calibration_error(confidence, right)
+    whole = sp.evaluation.calibration_error(confidence, right)
     batches = np.mean(
-        [sp.calibration_error(c, r) for c, r in zip(*(np.split(a, 400) for a in (confidence, right)), strict=True)]
+        [
+            sp.evaluation.calibration_error(c, r)
+            for c, r in zip(*(np.split(a, 400) for a in (confidence, right)), strict=True)
+        ]
     )
     assert whole < 0.015
     assert batches > 5 * whole
@@ -122,7 +127,7 @@ def test_the_calibration_error_over_batches_would_be_biased_upward() -> None:
 @pytest.mark.parametrize("confidence", [[0.5, 80.0], [-0.1, 0.5], [math.nan, 0.5]])
 def test_a_confidence_that_is_no_probability_is_refused(confidence: list[float]) -> None:
     with pytest.raises(sp.InputError, match="must be a probability"):
-        sp.calibration_error(np.array(confidence), np.array([True, False]))
+        sp.evaluation.calibration_error(np.array(confidence), np.array([True, False]))
 
 
 @given(logits=LOGITS, data=st.data())
@@ -143,7 +148,7 @@ def test_scores_are_what_the_softmax_says(logits: np.ndarray, data: st.DataObjec
         assert kept.margin[i] == pytest.approx(ordered[-1] - ordered[-2], rel=1e-6)
         assert kept.log_probability[i] == pytest.approx(row[labels[i]] - largest - math.log(total), rel=1e-6, abs=1e-6)
         assert kept.square_sum[i] == pytest.approx(math.fsum((s / total) ** 2 for s in shares), rel=1e-6)
-    assert sp.accuracy(logits, labels) == pytest.approx(hits / count)
+    assert sp.evaluation.accuracy(logits, labels) == pytest.approx(hits / count)
 
 
 def test_the_brier_score_comes_from_the_compact_form() -> None:
@@ -159,7 +164,7 @@ def test_the_brier_score_comes_from_the_compact_form() -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("use", [sp.accuracy, scores])
+@pytest.mark.parametrize("use", [sp.evaluation.accuracy, scores])
 def test_logits_that_are_not_finite_are_an_error_that_names_the_sample(use: object, broken: float) -> None:
     logits = np.zeros((5, 3), dtype=np.float32)
     logits[3, 1] = broken
@@ -180,7 +185,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_sample(use: obje
 )
 def test_logits_and_labels_that_do_not_fit_are_refused(logits: np.ndarray, labels: list[int], said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
-        sp.accuracy(logits, np.array(labels, dtype=int))
+        sp.evaluation.accuracy(logits, np.array(labels, dtype=int))
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 40))
@@ -198,7 +203,7 @@ def test_an_evaluation_counts_by_class_and_by_group(seed: int, count: int) -> No
     assert (found.model, found.alpha, found.set, found.n) == ("ensemble", 0.5, "sketch", count)
     assert found.accuracy == pytest.approx(sum(right) / count)
     assert found.interval == pytest.approx(bisected_interval(sum(right), count, 0.95), abs=1e-9)
-    assert found.calibration_error == sp.calibration_error(confidence, np.array(right))
+    assert found.calibration_error == sp.evaluation.calibration_error(confidence, np.array(right))
     for k, name in enumerate(ids):
         own = [r for r, label in zip(right, labels, strict=True) if label == k]
         assert (name in found.per_class) == bool(own)  # a class without samples has no accuracy
@@ -235,12 +240,12 @@ def test_recall_gives_nothing_to_equal_or_broken_features() -> None:
 
 
 @pytest.fixture(scope="module")
-def classifier(tiny: sp.Clip) -> sp.Classifier:
+def classifier(tiny: sp.models.Clip) -> sp.Classifier:
     return sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
 
 
 def test_predictions_keep_the_sets_order_and_the_last_smaller_batch(folders: Path, classifier: sp.Classifier) -> None:
-    images = sp.load_set(f"folder:{folders / 'train'}", classifier.classes)
+    images = sp.data.load_set(f"folder:{folders / 'train'}", classifier.classes)
     assert len(images) == 18
     events: list[progress.Event] = []
     with progress.listening(events.append):
@@ -262,7 +267,7 @@ def test_predictions_keep_the_sets_order_and_the_last_smaller_batch(folders: Pat
 
 def test_predictions_of_another_class_space_are_refused(folders: Path, classifier: sp.Classifier) -> None:
     other = sp.ClassSpace.from_ids(["red_apple", "pear", "lemon"])
-    images = sp.load_set(f"folder:{folders / 'test'}", other)
+    images = sp.data.load_set(f"folder:{folders / 'test'}", other)
     with pytest.raises(sp.InputError, match="another class space"):
         sp.predict(classifier, images)
 
@@ -270,7 +275,7 @@ def test_predictions_of_another_class_space_are_refused(folders: Path, classifie
 @pytest.mark.parametrize("groups", [None, ("seen", "withheld", "seen")])
 def test_predictions_come_back_from_a_file_without_pickle(tmp_path: Path, groups: tuple[str, ...] | None) -> None:
     logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    made = sp.Predictions(("a/1.png", "ä/2.png", "b"), np.array([3, 0, 1]), logits, groups)
+    made = sp.evaluation.Predictions(("a/1.png", "ä/2.png", "b"), np.array([3, 0, 1]), logits, groups)
     path = save_predictions(made, tmp_path / "predictions" / "sketch.npz")
     with np.load(path, allow_pickle=False) as file:  # raises on an object array
         assert all(file[name].dtype != object for name in file.files)
@@ -295,7 +300,9 @@ def test_a_file_that_holds_no_predictions_is_named(tmp_path: Path, load: object,
     if content == "pickle":
         np.savez(path, ids=np.array([{"a": 1}], dtype=object), prediction=np.array([object()]))
     elif content in ("cut", "changed"):
-        whole = save_predictions(sp.Predictions(("a",), np.array([0]), np.ones((1, 2), np.float32)), path).read_bytes()
+        whole = save_predictions(
+            sp.evaluation.Predictions(("a",), np.array([0]), np.ones((1, 2), np.float32)), path
+        ).read_bytes()
         middle = whole.index(b"labels.npy") + 100
         path.write_bytes(whole[:middle] if content == "cut" else whole[:middle] + b"\xff" * 40 + whole[middle + 40 :])
     elif content == "other":

@@ -15,11 +15,13 @@ import shiftproof as sp
 from shiftproof.evaluation.predictions import writing_predictions
 
 
-def made(n: int, classes: int, seed: int = 0) -> sp.Predictions:
+def made(n: int, classes: int, seed: int = 0) -> sp.evaluation.Predictions:
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(n, classes)).astype(np.float32)
     labels = generator.integers(classes, size=n)
-    return sp.Predictions(tuple(f"{i}.png" for i in range(n)), labels, logits, tuple("ab"[i % 2] for i in range(n)))
+    return sp.evaluation.Predictions(
+        tuple(f"{i}.png" for i in range(n)), labels, logits, tuple("ab"[i % 2] for i in range(n))
+    )
 
 
 @given(st.integers(1, 40), st.integers(2, 9), st.integers(1, 50), st.integers(1, 50))
@@ -30,7 +32,7 @@ def test_batches_of_any_size_come_back_in_blocks_of_any_size(n: int, classes: in
         with writing_predictions(path, known.ids, known.labels, classes, known.groups) as add:
             for start in range(0, n, batch):
                 add(known.logits[start : start + batch])
-        kept = sp.open_predictions(path)
+        kept = sp.evaluation.open_predictions(path)
         blocks = list(kept.blocks(rows))
         assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
         assert np.concatenate(blocks).tobytes() == known.logits.tobytes()
@@ -64,7 +66,7 @@ def test_what_is_not_whole_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(known.logits, Interrupting())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
-    sp.save_predictions(known, path)
+    sp.evaluation.save_predictions(known, path)
     before = path.read_bytes()
     with pytest.raises(sp.InputError):
         write(known.logits[:1])
@@ -72,31 +74,32 @@ def test_what_is_not_whole_is_not_written(tmp_path: Path) -> None:
 
 
 def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
-    path = sp.save_predictions(made(500, 20), tmp_path / "sketch.npz")
+    path = sp.evaluation.save_predictions(made(500, 20), tmp_path / "sketch.npz")
     whole = path.read_bytes()
     place = whole.index(b"logits.npy") + 5000
     path.write_bytes(whole[:place] + bytes(b ^ 0xFF for b in whole[place : place + 8]) + whole[place + 8 :])
-    kept = sp.open_predictions(path)  # which does not look at the logits
+    kept = sp.evaluation.open_predictions(path)  # which does not look at the logits
     with pytest.raises(sp.InputError, match=r"sketch\.npz cannot be read"):
         kept.require_whole()
     with pytest.raises(sp.InputError, match="cannot be read"):
-        sp.load_predictions(path)
+        sp.evaluation.load_predictions(path)
     np.savez(path, ids=np.array(["a"]), labels=np.array([0]), logits=np.ones((1, 2)))  # float64
     with pytest.raises(sp.InputError, match="no rows of float32"):
-        sp.open_predictions(path)
+        sp.evaluation.open_predictions(path)
     np.savez(path, ids=np.array(["a", "b"]), labels=np.array([0]), logits=np.ones((1, 2), np.float32))
     with pytest.raises(sp.InputError, match="2 ids, 1 labels and 1 rows"):
-        sp.open_predictions(path)
+        sp.evaluation.open_predictions(path)
 
 
 def test_a_large_file_is_measured_without_being_held(tmp_path: Path) -> None:
     one, other = (
-        sp.open_predictions(sp.save_predictions(made(8000, 400, seed), tmp_path / f"{seed}.npz")) for seed in (0, 1)
+        sp.evaluation.open_predictions(sp.evaluation.save_predictions(made(8000, 400, seed), tmp_path / f"{seed}.npz"))
+        for seed in (0, 1)
     )
     size = 4 * one.shape[0] * one.shape[1]
     tracemalloc.start()
     try:
-        found = sp.measure_agreement(one, other, one.labels)
+        found = sp.diagnosis.measure_agreement(one, other, one.labels)
         assert tracemalloc.get_traced_memory()[1] < 10 * size
         tracemalloc.reset_peak()
         for block in one.blocks(100):
@@ -105,21 +108,23 @@ def test_a_large_file_is_measured_without_being_held(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     # In blocks as at once.
-    assert found == sp.measure_agreement(*(sp.load_predictions(k.path).logits for k in (one, other)), one.labels)
+    assert found == sp.diagnosis.measure_agreement(
+        *(sp.evaluation.load_predictions(k.path).logits for k in (one, other)), one.labels
+    )
 
 
 def test_predictions_are_aligned_by_id() -> None:
     known = made(9, 4)
     order = np.random.default_rng(1).permutation(9)
     groups = known.groups or ()
-    other = sp.Predictions(
+    other = sp.evaluation.Predictions(
         tuple(known.ids[i] for i in order), known.labels[order], known.logits[order], tuple(groups[i] for i in order)
     )
-    back = sp.align_predictions(known, other)
+    back = sp.evaluation.align_predictions(known, other)
     assert (back.ids, back.groups) == (known.ids, known.groups)
     assert back.logits.tobytes() == known.logits.tobytes()
     with pytest.raises(sp.InputError, match=r"in one of the predictions only: '8\.png'"):
-        sp.align_predictions(known, made(8, 4))
-    relabelled = sp.Predictions(known.ids, (known.labels + 1) % 4, known.logits)
+        sp.evaluation.align_predictions(known, made(8, 4))
+    relabelled = sp.evaluation.Predictions(known.ids, (known.labels + 1) % 4, known.logits)
     with pytest.raises(sp.InputError, match="labelled differently"):
-        sp.align_predictions(known, relabelled)
+        sp.evaluation.align_predictions(known, relabelled)

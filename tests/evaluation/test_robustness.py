@@ -26,23 +26,23 @@ def test_the_baseline_is_the_line_of_least_squares(points: list[tuple[float, flo
     reference, shift = zip(*points, strict=True)
     scaled = SCALES[scale]
     line = linregress([scaled(x) for x in reference], [scaled(y) for y in shift])
-    found = sp.fit_baseline(reference, shift, scale)
+    found = sp.evaluation.fit_baseline(reference, shift, scale)
     assert (found.slope, found.intercept) == pytest.approx((line.slope, line.intercept), abs=1e-9)
     there = line.slope * scaled(where) + line.intercept
     expected = 1 / (1 + math.exp(-there)) if scale == "logit" else norm.cdf(there)
     assert float(found.expected(where)) == pytest.approx(expected, abs=1e-9)
-    assert float(sp.effective_robustness(where, 0.5, found)) == pytest.approx(0.5 - expected, abs=1e-9)
+    assert float(sp.evaluation.effective_robustness(where, 0.5, found)) == pytest.approx(0.5 - expected, abs=1e-9)
 
 
 def test_models_on_the_line_have_no_effective_robustness() -> None:
     reference = np.array([0.3, 0.5, 0.7, 0.9])
-    line = sp.Baseline("logit", 0.8, -0.6)
+    line = sp.evaluation.Baseline("logit", 0.8, -0.6)
     shift = line.expected(reference)
-    found = sp.fit_baseline(reference, shift)
+    found = sp.evaluation.fit_baseline(reference, shift)
     assert (found.slope, found.intercept) == pytest.approx((0.8, -0.6))
-    np.testing.assert_allclose(sp.effective_robustness(reference, shift, found), 0, atol=1e-12)
-    np.testing.assert_allclose(sp.relative_robustness(shift + 0.1, shift), 0.1)
-    np.testing.assert_allclose(sp.robustness_gap(reference, shift), reference - shift)
+    np.testing.assert_allclose(sp.evaluation.effective_robustness(reference, shift, found), 0, atol=1e-12)
+    np.testing.assert_allclose(sp.evaluation.relative_robustness(shift + 0.1, shift), 0.1)
+    np.testing.assert_allclose(sp.evaluation.robustness_gap(reference, shift), reference - shift)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_models_on_the_line_have_no_effective_robustness() -> None:
 )
 def test_points_without_a_line_are_refused(reference: Any, shift: Any, scale: str, said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
-        sp.fit_baseline(reference, shift, scale)
+        sp.evaluation.fit_baseline(reference, shift, scale)
 
 
 # Calibration.
@@ -72,12 +72,12 @@ def test_scores_of_probabilities_are_those_of_their_definitions(seed: int, n: in
     probabilities = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
     kept = scores(logits, labels)
     likelihood = -sum(math.log(row[label]) for row, label in zip(probabilities, labels, strict=True)) / n
-    assert sp.negative_log_likelihood(kept.log_probability) == pytest.approx(likelihood, rel=1e-5)
+    assert sp.evaluation.negative_log_likelihood(kept.log_probability) == pytest.approx(likelihood, rel=1e-5)
     distance = sum(
         sum((p - (k == label)) ** 2 for k, p in enumerate(row))
         for row, label in zip(probabilities, labels, strict=True)
     )
-    assert sp.brier_score(kept.log_probability, kept.square_sum) == pytest.approx(distance / n, abs=1e-5)
+    assert sp.evaluation.brier_score(kept.log_probability, kept.square_sum) == pytest.approx(distance / n, abs=1e-5)
 
 
 @given(
@@ -85,14 +85,14 @@ def test_scores_of_probabilities_are_those_of_their_definitions(seed: int, n: in
 )
 def test_selective_accuracy_is_the_mean_over_orders_of_ties(pairs: list[tuple[float, bool]], coverage: float) -> None:
     confidence, correct = np.array([c for c, _ in pairs]), np.array([r for _, r in pairs])
-    found = sp.selective_accuracy(confidence, correct, coverage)
+    found = sp.evaluation.selective_accuracy(confidence, correct, coverage)
     taken = max(round(coverage * len(pairs)), 1)
     edge = sorted(confidence, reverse=True)[taken - 1]
     sure = [right for c, right in pairs if c > edge]
     tied = [right for c, right in pairs if c == edge]
     assert found == pytest.approx((sum(sure) + (taken - len(sure)) * sum(tied) / len(tied)) / taken)
-    assert sp.selective_accuracy(confidence, correct, 1) == pytest.approx(correct.mean())
-    assert sp.selective_accuracy(confidence[::-1], correct[::-1], coverage) == pytest.approx(found)
+    assert sp.evaluation.selective_accuracy(confidence, correct, 1) == pytest.approx(correct.mean())
+    assert sp.evaluation.selective_accuracy(confidence[::-1], correct[::-1], coverage) == pytest.approx(found)
 
 
 @given(st.integers(0, 10**6), st.floats(0.3, 4))
@@ -100,7 +100,7 @@ def test_the_fitted_temperature_is_the_best_of_a_grid(seed: int, truth: float) -
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(400, 4))
     labels = (logits / truth + generator.gumbel(size=logits.shape)).argmax(1)  # drawn with these probabilities
-    fitted = sp.fit_temperature(logits, labels)
+    fitted = sp.evaluation.fit_temperature(logits, labels)
 
     def loss(temperature: float) -> float:
         wide = logits / temperature
@@ -108,27 +108,29 @@ def test_the_fitted_temperature_is_the_best_of_a_grid(seed: int, truth: float) -
 
     assert loss(fitted) <= min(map(loss, np.geomspace(0.02, 50, 400))) + 1e-9
     # Logits that are already divided need the rest only.
-    assert sp.fit_temperature(logits / fitted, labels) == pytest.approx(1, rel=1e-2)
+    assert sp.evaluation.fit_temperature(logits / fitted, labels) == pytest.approx(1, rel=1e-2)
 
 
 def test_a_temperature_without_an_optimum_stays_in_its_bounds() -> None:
     logits = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert 0.01 <= sp.fit_temperature(logits, np.array([0, 1])) < 0.05  # from where on nothing is left to lose
-    assert sp.fit_temperature(logits, np.array([1, 0])) == pytest.approx(100, rel=0.01)
+    assert (
+        0.01 <= sp.evaluation.fit_temperature(logits, np.array([0, 1])) < 0.05
+    )  # from where on nothing is left to lose
+    assert sp.evaluation.fit_temperature(logits, np.array([1, 0])) == pytest.approx(100, rel=0.01)
     with pytest.raises(sp.InputError, match="not finite"):
-        sp.fit_temperature(np.array([[np.nan, 0.0]]), np.array([0]))
+        sp.evaluation.fit_temperature(np.array([[np.nan, 0.0]]), np.array([0]))
 
 
 def test_what_has_no_sample_or_no_partner_is_refused() -> None:
     for measure in (
-        lambda: sp.negative_log_likelihood(np.array([])),
-        lambda: sp.brier_score(np.array([]), np.array([])),
-        lambda: sp.selective_accuracy(np.array([]), np.array([], bool), 0.5),
+        lambda: sp.evaluation.negative_log_likelihood(np.array([])),
+        lambda: sp.evaluation.brier_score(np.array([]), np.array([])),
+        lambda: sp.evaluation.selective_accuracy(np.array([]), np.array([], bool), 0.5),
     ):
         with pytest.raises(sp.InputError, match="the number of samples is 0"):
             measure()
     with pytest.raises(sp.InputError, match=r"coverage is 1\.5"):
-        sp.selective_accuracy(np.array([0.5]), np.array([True]), 1.5)
+        sp.evaluation.selective_accuracy(np.array([0.5]), np.array([True]), 1.5)
 
 
 # Movement.
@@ -147,7 +149,7 @@ def state(seed: int) -> dict[str, torch.Tensor]:
 
 def test_movement_is_that_measured_entry_by_entry() -> None:
     zero, one, other = state(0), state(1), state(2)
-    found = {record.layer: record for record in sp.measure_movement(zero, one, other)}
+    found = {record.layer: record for record in sp.diagnosis.measure_movement(zero, one, other)}
     assert list(found) == ["encoder.0", "head", "scale"]
     layers = {"encoder.0": ("encoder.0.weight", "encoder.0.bias"), "head": ("head.weight",)}
     squares = {}
@@ -170,23 +172,25 @@ def test_movement_is_that_measured_entry_by_entry() -> None:
         assert found[layer].share == pytest.approx(squares[layer] / sum(squares.values()), rel=1e-6)
     assert (found["scale"].distance, found["scale"].relative, found["scale"].cosine) == (0, None, None)
     whole = math.sqrt(sum(record.distance**2 for record in found.values()))
-    assert whole == pytest.approx(sp.weight_distance(zero, one), rel=1e-6)
+    assert whole == pytest.approx(sp.weights.weight_distance(zero, one), rel=1e-6)
 
 
 def test_a_task_vector_points_its_own_way() -> None:
     zero, one = state(0), state(1)
     half = sp.interpolate_weights(zero, one, 0.5)
-    for record in sp.measure_movement(zero, one, half)[:2]:
+    for record in sp.diagnosis.measure_movement(zero, one, half)[:2]:
         assert record.cosine == pytest.approx(1, abs=1e-6)
-    assert all(record.cosine is None for record in sp.measure_movement(zero, one))
-    assert {record.share for record in sp.measure_movement(zero, zero)} == {0.0}
-    (everything,) = sp.measure_movement(zero, one, layer_of=lambda _: "all")
-    assert everything.share == 1 and everything.distance == pytest.approx(sp.weight_distance(zero, one), rel=1e-6)
+    assert all(record.cosine is None for record in sp.diagnosis.measure_movement(zero, one))
+    assert {record.share for record in sp.diagnosis.measure_movement(zero, zero)} == {0.0}
+    (everything,) = sp.diagnosis.measure_movement(zero, one, layer_of=lambda _: "all")
+    assert everything.share == 1 and everything.distance == pytest.approx(
+        sp.weights.weight_distance(zero, one), rel=1e-6
+    )
 
 
 def test_batch_norm_s_running_statistics_are_no_movement() -> None:
     zero = {"bn.weight": torch.ones(3), "bn.running_mean": torch.zeros(3), "bn.running_var": torch.ones(3)}
-    still = sp.measure_movement(
+    still = sp.diagnosis.measure_movement(
         zero, {**zero, "bn.running_mean": torch.full((3,), 9.0), "bn.running_var": torch.zeros(3)}
     )
     assert [(record.layer, record.distance, record.share) for record in still] == [("bn", 0.0, 0.0)]
@@ -194,4 +198,4 @@ def test_batch_norm_s_running_statistics_are_no_movement() -> None:
 
 def test_models_of_two_architectures_do_not_move() -> None:
     with pytest.raises(sp.IncompatibleWeightsError, match="scale"):
-        sp.measure_movement(state(0), {name: entry for name, entry in state(1).items() if name != "scale"})
+        sp.diagnosis.measure_movement(state(0), {name: entry for name, entry in state(1).items() if name != "scale"})

@@ -67,8 +67,8 @@ def unreadable(name: str) -> sp.ImageSet:
 
 def load_run_suite(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
     """What fine-tuning may read, beside a test split and a shift that must stay closed."""
-    reference = sp.Reference("photo", train, validation, unreadable("test"))
-    return sp.ShiftSuite("squares", CLASSES, reference, (sp.Shift("sketch", "natural", unreadable("sketch")),))
+    reference = sp.data.Reference("photo", train, validation, unreadable("test"))
+    return sp.ShiftSuite("squares", CLASSES, reference, (sp.data.Shift("sketch", "natural", unreadable("sketch")),))
 
 
 SUITE = load_run_suite(squares("train", 6, 0), squares("validation", 4, 1))
@@ -130,7 +130,7 @@ def test_end_to_end_moves_the_encoder_and_its_statistics() -> None:
     assert {name for name in before if before[name] == after[name]} == set()
 
 
-def test_end_to_end_learns_the_reference(tiny: sp.Clip) -> None:
+def test_end_to_end_learns_the_reference(tiny: sp.models.Clip) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     tuned = sp.finetune(start, SUITE, settings(epochs=6, lr=1e-3))
     train, validation = SUITE.reference.train, SUITE.reference.validation
@@ -187,7 +187,7 @@ def test_it_is_returned_ready_to_predict_and_says_where_it_comes_from() -> None:
     assert tuned.alpha is None
     assert tuned.training["seed"] == 3
     assert tuned.training["settings"]["lr"] == 1e-2
-    assert [(p["role"], p["fingerprint"]) for p in tuned.parents] == [("start", sp.fingerprint(start))]
+    assert [(p["role"], p["fingerprint"]) for p in tuned.parents] == [("start", sp.models.fingerprint(start))]
 
 
 def test_neither_a_shift_nor_the_test_split_is_read() -> None:
@@ -200,7 +200,7 @@ def test_neither_a_shift_nor_the_test_split_is_read() -> None:
 # Weight decay.
 
 
-def test_only_matrices_decay(tiny: sp.Clip) -> None:
+def test_only_matrices_decay(tiny: sp.models.Clip) -> None:
     model = tiny.model
     decaying, steady = parameter_groups(model, 0.3)
     assert (decaying["weight_decay"], steady["weight_decay"]) == (0.3, 0.0)
@@ -263,7 +263,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_first_loss_is_that_of_the_start(tiny: sp.Clip, smoothing: float) -> None:
+def test_the_first_loss_is_that_of_the_start(tiny: sp.models.Clip, smoothing: float) -> None:
     # Images of one colour look the same under every crop, and the first step is taken from the start's weights.
     train = squares("train", 3, 0, noise=0)
     start = sp.zero_shot_classifier(tiny, CLASSES)
@@ -352,29 +352,29 @@ def test_every_epoch_shows_every_image_once(images: int, batch_size: int, seed: 
 # How it stops.
 
 
-def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.Clip, tmp_path: Path) -> None:
+def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.models.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
         sp.finetune(start, SUITE, settings(lr=1e20), checkpoints=tmp_path / "kept")
     assert str(tmp_path / "kept" / "last_good") in str(caught.value)
     kept = sp.load_classifier(tmp_path / "kept" / "last_good")
-    assert sp.fingerprint(kept) == sp.fingerprint(start)
+    assert sp.models.fingerprint(kept) == sp.models.fingerprint(start)
 
 
-def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.Clip, tmp_path: Path) -> None:
+def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.models.Clip, tmp_path: Path) -> None:
     # One step in all: no later loss could tell.
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match="step 1"):
         sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), checkpoints=tmp_path / "kept")
-    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == sp.fingerprint(start)
+    assert sp.models.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == sp.models.fingerprint(start)
 
 
-def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(epochs=3, lr=1e-3)
     reached: list[str] = []
 
-    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.Predictions:
-        reached.append(sp.fingerprint(classifier))
+    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.evaluation.Predictions:
+        reached.append(sp.models.fingerprint(classifier))
         return sp.predict(classifier, images, **options)
 
     with monkeypatch.context() as patched:
@@ -393,7 +393,7 @@ def test_the_last_good_epoch_is_kept(tiny: sp.Clip, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(recipes, "classification_loss", broken)
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
         sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
-    assert sp.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == reached[1]
+    assert sp.models.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == reached[1]
 
 
 def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def few() -> sp.ShiftSuite:
         for images in (whole.reference.train, whole.reference.validation, whole.shifts[0].data)
     )
     held_out = some(validation, range(1))
-    reference = sp.Reference("colour", some(train, range(2)), held_out, some(validation, range(1, 2)))
-    return sp.ShiftSuite("few", classes, reference, (sp.Shift("sketch", "natural", some(sketch, range(1))),))
+    reference = sp.data.Reference("colour", some(train, range(2)), held_out, some(validation, range(1, 2)))
+    return sp.ShiftSuite("few", classes, reference, (sp.data.Shift("sketch", "natural", some(sketch, range(1))),))
 
 
 @pytest.fixture(scope="module")
-def zero(tiny: sp.Clip, few: sp.ShiftSuite) -> sp.Classifier:
+def zero(tiny: sp.models.Clip, few: sp.ShiftSuite) -> sp.Classifier:
     return sp.zero_shot_classifier(tiny, few.classes, PROMPTS)
 
 
@@ -497,7 +497,7 @@ def test_lp_ft_begins_with_the_probe_s_head(zero: sp.Classifier, few: sp.ShiftSu
     assert moved(zero, probed) == {"head.weight", "head.bias"}
     assert differing(seen.before[0], probed.state_dict()) == set()
     assert tuned.training["probe"] == probed.training["probe"]
-    assert [parent["fingerprint"] for parent in tuned.parents] == [sp.fingerprint(zero)]
+    assert [parent["fingerprint"] for parent in tuned.parents] == [sp.models.fingerprint(zero)]
     # It is drawn to the start, where the alpha path begins, and not to the probe.
     close(tuned.state_dict(), zero.state_dict())
 
@@ -561,7 +561,7 @@ def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Te
 
 
 def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
-    zero: sp.Classifier, tiny: sp.Clip
+    zero: sp.Classifier, tiny: sp.models.Clip
 ) -> None:
     labels = [0, 1, 0, 2, 0, 1, 5, 5]
     recipe = contrastive(zero, len(labels))
@@ -584,7 +584,7 @@ def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
     assert min(drawn.values()) > 120  # 160 +- 4 standard deviations
 
 
-def test_mixed_images_are_what_their_shares_say(zero: sp.Classifier, tiny: sp.Clip) -> None:
+def test_mixed_images_are_what_their_shares_say(zero: sp.Classifier, tiny: sp.models.Clip) -> None:
     plan = MixUp().plan(6, (64, 64), torch.Generator().manual_seed(2))
     soft = mix_targets(torch.tensor([0, 0, 1, 2, 3, 3]), plan, 12)
     loss, tokens = captioned(contrastive(zero, 6), soft)
@@ -597,7 +597,7 @@ def test_mixed_images_are_what_their_shares_say(zero: sp.Classifier, tiny: sp.Cl
     assert loss == pytest.approx(slow_contrastive(images, texts, 7.0, shares), rel=1e-5)
 
 
-def written_head(clip: sp.Clip, text: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+def written_head(clip: sp.models.Clip, text: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     """The head's rows, prompt by prompt, from the text tower's weights."""
     model, rows = deepcopy(clip.model), []
     model.load_state_dict({**model.state_dict(), **text})
@@ -616,12 +616,12 @@ def flyp(zero: sp.Classifier, few: sp.ShiftSuite) -> sp.Classifier:
     return sp.finetune(zero, few, settings(recipe="flyp", lr=3e-3, epochs=2))
 
 
-def text_of(clip: sp.Clip) -> dict[str, Tensor]:
+def text_of(clip: sp.models.Clip) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in clip.model.state_dict().items() if not name.startswith("visual.")}
 
 
 def test_both_towers_move_and_the_text_tower_writes_the_head(
-    flyp: sp.Classifier, zero: sp.Classifier, tiny: sp.Clip
+    flyp: sp.Classifier, zero: sp.Classifier, tiny: sp.models.Clip
 ) -> None:
     assert flyp.text is not None
     assert differing(text_of(tiny), flyp.text) == text_of(tiny).keys()
@@ -635,7 +635,7 @@ def test_both_towers_move_and_the_text_tower_writes_the_head(
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5])
 def test_the_ensemble_merges_both_towers_and_then_writes_the_head(
-    flyp: sp.Classifier, zero: sp.Classifier, tiny: sp.Clip, alpha: float
+    flyp: sp.Classifier, zero: sp.Classifier, tiny: sp.models.Clip, alpha: float
 ) -> None:
     assert flyp.text is not None
     merged = sp.wise_ft(zero, flyp, alpha)
@@ -706,7 +706,7 @@ def test_a_start_whose_text_tower_is_not_known_is_refused(zero: sp.Classifier, f
 
 
 def test_an_average_of_both_towers_writes_the_head(
-    zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.Clip, seen: Seen
+    zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.models.Clip, seen: Seen
 ) -> None:
     decay = 0.7
     tuned = sp.finetune(zero, few, settings(recipe="flyp", lr=3e-3, epochs=2, ema_decay=decay))
@@ -739,7 +739,7 @@ def test_a_huge_pull_stays_at_the_start(few: sp.ShiftSuite, recipe: str) -> None
 
 
 def test_a_huge_pull_stays_at_the_start_with_both_towers(
-    zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.Clip
+    zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.models.Clip
 ) -> None:
     tuned = sp.finetune(zero, few, settings(recipe="flyp", lr=1e-2, l2_to_start=1e15))
     assert tuned.text is not None
@@ -968,8 +968,8 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[str]]:
     planned: list[float] = []
     scored: list[str] = []
 
-    def watched(classifier: sp.Classifier, *rest: Any, **options: Any) -> sp.Predictions:
-        scored.append(sp.fingerprint(classifier))
+    def watched(classifier: sp.Classifier, *rest: Any, **options: Any) -> sp.evaluation.Predictions:
+        scored.append(sp.models.fingerprint(classifier))
         return sp.predict(classifier, *rest, **options)
 
     monkeypatch.setattr(loop, "predict", watched)
@@ -1002,14 +1002,14 @@ def test_early_stopping_returns_the_best_epoch(
     tuned = sp.finetune(toy(few.classes), few, settings(epochs=6, early_stopping=patience, ema_decay=ema_decay))
     assert [entry["validation"] for entry in tuned.training["history"]] == planned[:epochs]
     assert len(set(scores[1])) == len(scores[1]) == epochs
-    assert sp.fingerprint(tuned) == scores[1][best]
+    assert sp.models.fingerprint(tuned) == scores[1][best]
 
 
 def test_without_it_the_last_epoch_is_returned(few: sp.ShiftSuite, scores: tuple[list[float], list[str]]) -> None:
     scores[0].extend([0.9, 0.1, 0.0])
     tuned = sp.finetune(toy(few.classes), few, settings(epochs=3))
     assert len(scores[1]) == 3
-    assert sp.fingerprint(tuned) == scores[1][-1]
+    assert sp.models.fingerprint(tuned) == scores[1][-1]
 
 
 @given(seed=st.integers(0, 50), shots=st.integers(1, 6), counts=st.lists(st.integers(1, 6), min_size=2, max_size=4))
@@ -1214,7 +1214,7 @@ def test_every_recipe_goes_all_the_way(
         found = sp.predict(classifier, few.shifts[0].data)
         assert path.at(alpha).accuracy["sketch"] == np.mean(found.logits.argmax(1) == found.labels)
         again = sp.load_classifier(sp.save_classifier(classifier, tmp_path / f"{alpha}"))
-        assert sp.fingerprint(again) == sp.fingerprint(classifier)
+        assert sp.models.fingerprint(again) == sp.models.fingerprint(classifier)
         assert np.array_equal(sp.predict(again, few.shifts[0].data).logits, found.logits)
         assert (again.head, again.logit_scale) == (classifier.head, classifier.logit_scale)
     assert json.loads(json.dumps(tuned.training)) == sp.load_classifier(tmp_path / "1.0").training

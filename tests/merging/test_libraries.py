@@ -340,7 +340,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def classifiers(tmp_path_factory: pytest.TempPathFactory, tiny: sp.Clip) -> tuple[Path, Path, Path]:
+def classifiers(tmp_path_factory: pytest.TempPathFactory, tiny: sp.models.Clip) -> tuple[Path, Path, Path]:
     """A zero-shot classifier and two that stand for fine-tuned ones, as directories."""
     root = tmp_path_factory.mktemp("classifiers")
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
@@ -364,7 +364,7 @@ def test_merged_classifier_directories_are_the_ensemble(
     (record,) = merge_files(zero, tuned, alpha=alpha, out=tmp_path / "merged")
     assert not (tmp_path / "merged" / "results.jsonl").exists()
     found, want = sp.load_classifier(tmp_path / "merged"), sp.wise_ft(*map(sp.load_classifier, (zero, tuned)), alpha)
-    assert sp.fingerprint(found) == sp.fingerprint(want)
+    assert sp.models.fingerprint(found) == sp.models.fingerprint(want)
     assert (found.alpha, found.head, found.parents) == (want.alpha, want.head, want.parents)
     assert found.logit_scale == pytest.approx(want.logit_scale)
     assert [entry.role for entry in record.inputs] == ["zero_shot", "fine_tuned"]
@@ -381,20 +381,20 @@ def test_soups_of_classifier_directories_are_those_in_memory(
         ("stock", sp.model_stock_soup(zero, [one, other])),
     ):
         found = sp.load_classifier(tmp_path / name)
-        assert sp.fingerprint(found) == sp.fingerprint(want), name
+        assert sp.models.fingerprint(found) == sp.models.fingerprint(want), name
         assert (found.head, found.alpha) == ("averaged", None)
         assert [parent["role"] for parent in found.parents] == [parent["role"] for parent in want.parents]
 
 
 def test_classifiers_of_other_tasks_are_refused(
-    tmp_path: Path, classifiers: tuple[Path, Path, Path], tiny: sp.Clip
+    tmp_path: Path, classifiers: tuple[Path, Path, Path], tiny: sp.models.Clip
 ) -> None:
     other = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "plum"]))
     sp.save_classifier(other, tmp_path / "other")
     with pytest.raises(sp.IncompatibleWeightsError, match="other classes; these are in one only: 'plum', 'red_apple'"):
         merge_files(classifiers[0], tmp_path / "other", out=tmp_path / "merged")
     card = json.loads((tmp_path / "other" / "classifier.json").read_text())
-    assert card["fingerprint"] == sp.fingerprint(other)
+    assert card["fingerprint"] == sp.models.fingerprint(other)
     assert not (tmp_path / "merged").exists()
 
 

@@ -268,7 +268,7 @@ Make = Callable[[Sequence[Mapping[str, Tensor]], float], Mapping[str, Tensor]]
 IN_MEMORY: dict[str, tuple[int, Make]] = {
     "linear": (2, lambda thetas, alpha: sp.interpolate_weights(*thetas, alpha)),
     "uniform": (4, lambda thetas, _: sp.average_weights(thetas)),
-    "model-stock": (4, lambda thetas, _: sp.model_stock(thetas[0], thetas[1:])),
+    "model-stock": (4, lambda thetas, _: sp.weights.model_stock(thetas[0], thetas[1:])),
 }
 
 
@@ -320,7 +320,7 @@ def test_model_stock_adds_up_its_products_over_slices(tmp_path: Path, monkeypatc
     inputs = [saved(theta, tmp_path / f"{number}.safetensors") for number, theta in enumerate(thetas)]
     monkeypatch.setattr(methods, "_ratio", functools.partial(methods._ratio, size=7))
     merge_files(*inputs, out=tmp_path / "merged.safetensors", settings=MergeSettings(method="model-stock"))
-    found, want = load_file(tmp_path / "merged.safetensors")["w"], sp.model_stock(thetas[0], thetas[1:])["w"]
+    found, want = load_file(tmp_path / "merged.safetensors")["w"], sp.weights.model_stock(thetas[0], thetas[1:])["w"]
     assert not torch.equal(want, thetas[0]["w"])
     torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
 
@@ -478,12 +478,12 @@ def test_layers_have_alphas_of_their_own(tmp_path: Path, how: dict[str, Any]) ->
     a, b = pair(tmp_path)
     thetas, names = [load_file(path) for path in (a, b)], sorted(load_file(a))
     if "layers" in how:
-        alphas = sp.alphas_by_pattern(names, how["layers"], 0.25)
+        alphas = sp.weights.alphas_by_pattern(names, how["layers"], 0.25)
         assert alphas == {
             "head.weight": 1.0, "steps": 0.25, "visual.blocks.0.weight": 0.25, "visual.blocks.1.weight": 0.0,
         }  # fmt: skip
     else:
-        alphas = sp.alphas_by_depth(names, *how["depth"])
+        alphas = sp.weights.alphas_by_depth(names, *how["depth"])
     (record,) = merge_files(a, b, out=tmp_path / "merged.safetensors", settings=MergeSettings(alphas=(0.25,), **how))
     assert all_same(load_file(tmp_path / "merged.safetensors"), sp.interpolate_weights(*thetas, alphas))
     assert (record.alpha, record.alphas) == (None, alphas)
@@ -1559,7 +1559,7 @@ def test_a_soup_whose_score_is_nan_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def members(tmp_path_factory: pytest.TempPathFactory, tiny: sp.Clip) -> list[Path]:
+def members(tmp_path_factory: pytest.TempPathFactory, tiny: sp.models.Clip) -> list[Path]:
     """Three classifier directories: the zero-shot one, one near it, one whose head names other classes, loudly."""
     root = tmp_path_factory.mktemp("members")
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
@@ -1587,7 +1587,7 @@ def test_the_command_chooses_a_greedy_soup_on_validation_images(
     images = sp.load_data(f"folder:{folders}/validation", classifiers[0].classes)
     want, record = sp.greedy_soup(classifiers, images)
     found = sp.load_classifier(tmp_path / "soup")
-    assert sp.fingerprint(found) == sp.fingerprint(want)
+    assert sp.models.fingerprint(found) == sp.models.fingerprint(want)
     stored = json.loads((tmp_path / "soup" / "merge.json").read_text())
     assert tuple(stored["members"]) == record.members
     assert 2 not in record.members

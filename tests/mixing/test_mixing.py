@@ -1035,7 +1035,7 @@ def test_the_contrastive_loss_takes_mixed_targets(
     images, texts = towers(count, seed)
     labels = None if classes is None else torch.randint(classes, (count,), generator=seeded(seed))
     targets = contrastive_targets(mixing.plan(count, (4, 4), seeded(seed)), labels)
-    found = sp.contrastive_loss(images, texts, torch.tensor(scale, dtype=torch.float64), targets)
+    found = sp.pretraining.contrastive_loss(images, texts, torch.tensor(scale, dtype=torch.float64), targets)
     similarities = (scale * images @ texts.T).tolist()
     expected = slow_contrastive_loss(similarities, targets.double().tolist())
     assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
@@ -1045,11 +1045,11 @@ def test_the_contrastive_loss_takes_mixed_targets(
 def test_identity_targets_are_the_plain_contrastive_loss(count: int, seed: int, scale: float) -> None:
     images, texts = towers(count, seed)
     factor = torch.tensor(scale, dtype=torch.float64)
-    plain = sp.contrastive_loss(images, texts, factor)
-    torch.testing.assert_close(sp.contrastive_loss(images, texts, factor, torch.eye(count)), plain)
+    plain = sp.pretraining.contrastive_loss(images, texts, factor)
+    torch.testing.assert_close(sp.pretraining.contrastive_loss(images, texts, factor, torch.eye(count)), plain)
     logits, own = factor * images @ texts.T, torch.arange(count)
     expected = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-    assert same_bits(sp.contrastive_loss(images, texts, factor, None), expected)
+    assert same_bits(sp.pretraining.contrastive_loss(images, texts, factor, None), expected)
     assert same_bits(plain, expected)
 
 
@@ -1057,7 +1057,7 @@ def test_captions_that_are_in_no_image_do_not_count() -> None:
     images, texts = towers(3, 0)
     factor = torch.tensor(4.0, dtype=torch.float64)
     targets = torch.tensor([[0.4, 0.0, 0.6], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    found = sp.contrastive_loss(images, texts, factor, targets)
+    found = sp.pretraining.contrastive_loss(images, texts, factor, targets)
     expected = slow_contrastive_loss((factor * images @ texts.T).tolist(), targets.double().tolist())
     assert found.item() == pytest.approx(expected, rel=1e-6)
     assert math.isfinite(expected)
@@ -1067,18 +1067,18 @@ def test_swapped_weights_change_the_contrastive_loss() -> None:
     plan = SmoothMix().plan(4, (8, 8), seeded(0))
     images = torch.eye(4) * plan.weights[:, None] + torch.eye(4)[plan.partners] * (1 - plan.weights[:, None])
     images, texts, factor = functional.normalize(images, dim=1), torch.eye(4), torch.tensor(5.0)
-    right = sp.contrastive_loss(images, texts, factor, contrastive_targets(plan))
+    right = sp.pretraining.contrastive_loss(images, texts, factor, contrastive_targets(plan))
     swapped = replace(plan, weights=1 - plan.weights)
-    assert sp.contrastive_loss(images, texts, factor, contrastive_targets(swapped)) > right + 0.05
+    assert sp.pretraining.contrastive_loss(images, texts, factor, contrastive_targets(swapped)) > right + 0.05
     # Rows are images and columns captions.
-    turned = sp.contrastive_loss(images, texts, factor, contrastive_targets(plan).T)
+    turned = sp.pretraining.contrastive_loss(images, texts, factor, contrastive_targets(plan).T)
     assert (turned - right).abs() > 0.05
 
 
 def test_contrastive_targets_of_another_shape_are_refused() -> None:
     images, texts = towers(3, 0)
     with pytest.raises(sp.InputError, match=r"targets have the shape \(3, 2\); they must be \(3, 3\)"):
-        sp.contrastive_loss(images, texts, torch.tensor(1.0), torch.ones(3, 2))
+        sp.pretraining.contrastive_loss(images, texts, torch.tensor(1.0), torch.ones(3, 2))
 
 
 # What is refused, and what small batches do.

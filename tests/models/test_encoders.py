@@ -91,7 +91,7 @@ def test_the_own_head_gives_timms_logits_also_after_a_save(tmp_path: Path, name:
     assert torch.equal(logits_of(found, images), expected)
     assert found == made
     assert not found.network.normalised
-    assert sp.fingerprint(found) == sp.fingerprint(made)
+    assert sp.models.fingerprint(found) == sp.models.fingerprint(made)
 
 
 def test_an_own_head_classifier_is_a_trainable_copy() -> None:
@@ -109,7 +109,7 @@ def test_an_own_head_classifier_is_a_trainable_copy() -> None:
     assert not any(module._forward_pre_hooks for module in made.network.modules())
 
 
-def test_only_clips_features_get_length_one(tiny: sp.Clip, own: sp.Classifier, tmp_path: Path) -> None:
+def test_only_clips_features_get_length_one(tiny: sp.models.Clip, own: sp.Classifier, tmp_path: Path) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
     found = sp.load_classifier(sp.save_classifier(zero, tmp_path))
     for classifier in (zero, found):
@@ -203,7 +203,7 @@ def test_an_impossible_crop_is_refused(share: float) -> None:
         Preprocessing(crop_share=share)
 
 
-def test_fingerprints_from_before_there_was_a_crop_still_hold(tiny: sp.Clip) -> None:
+def test_fingerprints_from_before_there_was_a_crop_still_hold(tiny: sp.models.Clip) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
     given_fields = {f.name: getattr(zero.preprocessing, f.name) for f in dataclasses.fields(Preprocessing)}
     before = ", ".join(f"{name}={value!r}" for name, value in given_fields.items() if name != "crop_share")
@@ -212,12 +212,12 @@ def test_fingerprints_from_before_there_was_a_crop_still_hold(tiny: sp.Clip) -> 
     for name, tensor in sorted(zero.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
-    assert sp.fingerprint(zero) == digest.hexdigest()
+    assert sp.models.fingerprint(zero) == digest.hexdigest()
     cropped = dataclasses.replace(zero, preprocessing=dataclasses.replace(zero.preprocessing, crop_share=0.875))
-    assert sp.fingerprint(cropped) != sp.fingerprint(zero)
+    assert sp.models.fingerprint(cropped) != sp.models.fingerprint(zero)
 
 
-def test_a_directory_from_before_there_was_a_crop_is_read(tiny: sp.Clip, tmp_path: Path) -> None:
+def test_a_directory_from_before_there_was_a_crop_is_read(tiny: sp.models.Clip, tmp_path: Path) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
     stored = json.loads((sp.save_classifier(zero, tmp_path) / "classifier.json").read_text())
     del stored["preprocessing"]["crop_share"]
@@ -352,7 +352,7 @@ def test_another_architecture_is_another_task(own: sp.Classifier, change: dict[s
         require_same_task(own, other)
 
 
-def test_a_timm_model_and_clip_are_no_pair(tiny: sp.Clip, own: sp.Classifier) -> None:
+def test_a_timm_model_and_clip_are_no_pair(tiny: sp.models.Clip, own: sp.Classifier) -> None:
     zero = dataclasses.replace(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["a", "b"])), classes=own.classes)
     for first, second in ((own, zero), (zero, own)):
         with pytest.raises(sp.IncompatibleWeightsError, match="library, embed_dim"):

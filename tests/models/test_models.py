@@ -33,7 +33,7 @@ PLAIN = "shiftproof-test-plain"
 
 
 @pytest.fixture(scope="module")
-def zero(tiny: sp.Clip) -> sp.Classifier:
+def zero(tiny: sp.models.Clip) -> sp.Classifier:
     """Treat it as immutable."""
     return sp.zero_shot_classifier(tiny, SPACE, "short")
 
@@ -71,7 +71,7 @@ def unit(vector: list[float]) -> list[float]:
     return [x / length for x in vector]
 
 
-def test_the_zero_shot_head_is_the_scaled_mean_of_the_templates(tiny: sp.Clip) -> None:
+def test_the_zero_shot_head_is_the_scaled_mean_of_the_templates(tiny: sp.models.Clip) -> None:
     templates = ["a photo of a {}.", "a sketch of the {c}", "{}"]
     found = sp.zero_shot_classifier(tiny, SPACE, templates)
     with torch.inference_mode():
@@ -90,7 +90,7 @@ def test_the_zero_shot_head_is_the_scaled_mean_of_the_templates(tiny: sp.Clip) -
     assert found.prompts == ("a photo of a {}.", "a sketch of the {}", "{}")
 
 
-def test_zero_shot_logits_are_scaled_cosines(tiny: sp.Clip, pictures: Tensor) -> None:
+def test_zero_shot_logits_are_scaled_cosines(tiny: sp.models.Clip, pictures: Tensor) -> None:
     found = logits_of(sp.zero_shot_classifier(tiny, SPACE, "a photo of a {}."), pictures)
     with torch.inference_mode():
         scale = math.exp(tiny.model.logit_scale.item())
@@ -102,7 +102,7 @@ def test_zero_shot_logits_are_scaled_cosines(tiny: sp.Clip, pictures: Tensor) ->
             assert logit == pytest.approx(scale * cosine, abs=2e-3)
 
 
-def test_the_classifier_is_a_trainable_copy(tiny: sp.Clip) -> None:
+def test_the_classifier_is_a_trainable_copy(tiny: sp.models.Clip) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     found = sp.zero_shot_classifier(tiny, SPACE)
     assert not found.network.training
@@ -113,20 +113,20 @@ def test_the_classifier_is_a_trainable_copy(tiny: sp.Clip) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
 
 
-def test_the_shipped_model_knows_what_it_was_made_for(tiny: sp.Clip) -> None:
+def test_the_shipped_model_knows_what_it_was_made_for(tiny: sp.models.Clip) -> None:
     suite = sp.load_suite("emoji")
     found = sp.predict(sp.zero_shot_classifier(tiny, suite.classes), suite.reference.validation)
-    assert sp.accuracy(found.logits, found.labels) > 0.5
+    assert sp.evaluation.accuracy(found.logits, found.labels) > 0.5
 
 
-def test_equal_class_names_warn(tiny: sp.Clip) -> None:
+def test_equal_class_names_warn(tiny: sp.models.Clip) -> None:
     doubled = sp.ClassSpace(("n1", "n2", "n3"), ("crane", "crane", "pear"))
     with pytest.warns(UserWarning, match="occur twice: 'crane'"):
         found = sp.zero_shot_classifier(tiny, doubled)
     assert torch.equal(found.network.head.weight[0], found.network.head.weight[1])
 
 
-def test_prompts_that_the_text_tower_cuts_warn(tiny: sp.Clip) -> None:
+def test_prompts_that_the_text_tower_cuts_warn(tiny: sp.models.Clip) -> None:
     long = sp.ClassSpace(("pear", "talk"), ("pear", "a very " * 30 + "long name"))
     with pytest.warns(UserWarning, match="longer prompts are cut, e.g. of 'a very"):
         sp.zero_shot_classifier(tiny, long)
@@ -168,7 +168,7 @@ def test_templates_without_one_place_for_the_name_are_refused(prompts: str | lis
         prompt_templates(prompts)
 
 
-def test_braces_in_a_class_name_are_only_text(tiny: sp.Clip) -> None:
+def test_braces_in_a_class_name_are_only_text(tiny: sp.models.Clip) -> None:
     assert len(sp.zero_shot_classifier(tiny, sp.ClassSpace(("a", "b"), ("{x}", "{}"))).classes) == 2
 
 
@@ -185,7 +185,7 @@ def test_quick_gelu_survives_a_save(tmp_path: Path) -> None:
     # The activation matters: the same weights under the other one say something else.
     plain = sp.zero_shot_classifier(sp.load_clip(f"open_clip:{PLAIN}"), SPACE).with_weights(made.state_dict())
     assert not torch.allclose(logits_of(plain, images), logits_of(made, images), atol=1e-3)
-    assert sp.fingerprint(plain) != sp.fingerprint(made)
+    assert sp.models.fingerprint(plain) != sp.models.fingerprint(made)
 
 
 @pytest.mark.usefixtures("small_towers")
@@ -221,7 +221,7 @@ classifier = sp.load_classifier(sys.argv[1])
 with torch.inference_mode():
     logits = classifier.network(torch.from_numpy(np.load(sys.argv[2])))
 np.save(sys.argv[2], logits.numpy())
-print(sp.fingerprint(classifier), *classifier.classes.ids)
+print(sp.models.fingerprint(classifier), *classifier.classes.ids)
 """
 
 
@@ -230,7 +230,7 @@ def test_a_fresh_process_gives_the_same_logits(tmp_path: Path, zero: sp.Classifi
     np.save(file, pictures.numpy())
     command = [sys.executable, "-c", FRESH, str(folder), str(file), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [sp.fingerprint(zero), "lemon", "pear", "red_apple"]
+    assert done.stdout.split() == [sp.models.fingerprint(zero), "lemon", "pear", "red_apple"]
     assert np.load(file).tobytes() == logits_of(zero, pictures).numpy().tobytes()
 
 
@@ -245,7 +245,7 @@ def test_a_directory_holds_every_field(tmp_path: Path, zero: sp.Classifier) -> N
     )
     found = sp.load_classifier(sp.save_classifier(made, tmp_path))
     assert found == made
-    assert sp.fingerprint(found) == sp.fingerprint(made)
+    assert sp.models.fingerprint(found) == sp.models.fingerprint(made)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.json", "model.safetensors"]
 
 
@@ -269,15 +269,15 @@ def changed(zero: sp.Classifier, name: str) -> sp.Classifier:
 def test_the_fingerprint_moves_with_what_decides_a_prediction(
     zero: sp.Classifier, change: Callable[[sp.Classifier], sp.Classifier]
 ) -> None:
-    assert sp.fingerprint(change(zero)) != sp.fingerprint(zero)
+    assert sp.models.fingerprint(change(zero)) != sp.models.fingerprint(zero)
 
 
 def test_the_fingerprint_stays_with_another_provenance(zero: sp.Classifier) -> None:
     other = dataclasses.replace(
         zero, source="elsewhere", alpha=0.5, parents=({"a": 1},), training={"b": 2}, prompts=("{}",)
     )
-    assert sp.fingerprint(other) == sp.fingerprint(zero)
-    assert sp.fingerprint(zero.with_weights(zero.state_dict())) == sp.fingerprint(zero)
+    assert sp.models.fingerprint(other) == sp.models.fingerprint(zero)
+    assert sp.models.fingerprint(zero.with_weights(zero.state_dict())) == sp.models.fingerprint(zero)
 
 
 def test_other_weights_make_a_copy(zero: sp.Classifier) -> None:
@@ -417,7 +417,7 @@ def test_impossible_preprocessing_is_refused(wrong: dict[str, object], said: str
         Preprocessing(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_tiny_tower_is_read_as_timm_reads_any(tiny: sp.Clip, pictures: Tensor) -> None:
+def test_the_tiny_tower_is_read_as_timm_reads_any(tiny: sp.models.Clip, pictures: Tensor) -> None:
     tower = tiny.model.visual.trunk
     with torch.inference_mode():
         last = tower.forward_features(pictures)

@@ -28,7 +28,7 @@ from shiftproof.data import captions
 from shiftproof.data.captions import CaptionedSet, load_captioned_set
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts
 from shiftproof.data.loading import Preprocessing
-from shiftproof.data.photometric import photometric
+from shiftproof.data.photometric import vary_appearance
 from shiftproof.errors import TrainingError
 from shiftproof.pretraining.loop import TwoTowers
 from shiftproof.training.checkpoints import (
@@ -71,18 +71,22 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_directions(seed: int, count:
     generator = torch.Generator().manual_seed(seed)
     images, texts = functional.normalize(torch.randn(2, count, 5, generator=generator, dtype=torch.float64), dim=-1)
     factor = torch.tensor(scale, dtype=torch.float64)
-    found = sp.contrastive_loss(images, texts, factor).item()
+    found = sp.pretraining.contrastive_loss(images, texts, factor).item()
     assert found == pytest.approx(slow_loss(images.tolist(), texts.tolist(), scale), rel=1e-9, abs=1e-12)
-    assert sp.contrastive_loss(texts, images, factor).item() == pytest.approx(found, rel=1e-12, abs=1e-12)
+    assert sp.pretraining.contrastive_loss(texts, images, factor).item() == pytest.approx(found, rel=1e-12, abs=1e-12)
     order = torch.randperm(count, generator=generator)
-    assert sp.contrastive_loss(images[order], texts[order], factor).item() == pytest.approx(found, rel=1e-9, abs=1e-12)
+    assert sp.pretraining.contrastive_loss(images[order], texts[order], factor).item() == pytest.approx(
+        found, rel=1e-9, abs=1e-12
+    )
 
 
 def test_the_loss_knows_right_pairs_from_wrong_ones() -> None:
     eye = torch.eye(6)
-    assert sp.contrastive_loss(eye, eye, torch.tensor(100.0)).item() == pytest.approx(0, abs=1e-6)
-    assert sp.contrastive_loss(eye, eye.roll(1, 0), torch.tensor(100.0)).item() == pytest.approx(100, rel=1e-4)
-    assert sp.contrastive_loss(eye, eye, torch.tensor(0.0)).item() == pytest.approx(math.log(6), rel=1e-6)
+    assert sp.pretraining.contrastive_loss(eye, eye, torch.tensor(100.0)).item() == pytest.approx(0, abs=1e-6)
+    assert sp.pretraining.contrastive_loss(eye, eye.roll(1, 0), torch.tensor(100.0)).item() == pytest.approx(
+        100, rel=1e-4
+    )
+    assert sp.pretraining.contrastive_loss(eye, eye, torch.tensor(0.0)).item() == pytest.approx(math.log(6), rel=1e-6)
 
 
 # Order and schedule
@@ -205,7 +209,7 @@ def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) ->
     assert str(tmp_path) in str(caught.value)
 
 
-def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, tiny: sp.Clip) -> None:
+def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, tiny: sp.models.Clip) -> None:
     for number in range(4):
         Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text(f"shade {number}", encoding="utf-8")
@@ -216,7 +220,7 @@ def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, t
         sp.pretrain(tiny, load_captioned_set(f"folder:{tmp_path}"), asked, seed=0, out=tmp_path / "out")
 
 
-def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.Clip) -> None:
+def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.models.Clip) -> None:
     model = deepcopy(tiny.model)
     model.logit_bias = nn.Parameter(torch.zeros(()))
     towers = TwoTowers(model)
@@ -232,7 +236,7 @@ def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.Clip) -> None:
 def test_photometric_changes_stay_in_range_and_leave_the_input(seed: int) -> None:
     images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     kept = images.clone()
-    found, again = (photometric(images, torch.Generator().manual_seed(seed)) for _ in range(2))
+    found, again = (vary_appearance(images, torch.Generator().manual_seed(seed)) for _ in range(2))
     assert torch.equal(images, kept)
     assert torch.equal(found, again)
     assert found.min() >= 0
@@ -242,7 +246,7 @@ def test_photometric_changes_stay_in_range_and_leave_the_input(seed: int) -> Non
 
 def test_photometric_changes_strike_each_sample_on_its_own() -> None:
     image = torch.rand(1, 3, 16, 16)
-    found = photometric(image.expand(2000, 3, 16, 16), torch.Generator().manual_seed(0))
+    found = vary_appearance(image.expand(2000, 3, 16, 16), torch.Generator().manual_seed(0))
     untouched = (found == image).flatten(1).all(1).double().mean().item()
     assert untouched == pytest.approx(0.5 * 0.85 * 0.8 * 0.7 * 0.9 * 0.95, abs=0.04)
     grey = (found.std(1) < 1e-6).flatten(1).all(1).double().mean().item()
@@ -265,7 +269,7 @@ def captioned(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Captio
     return load_captioned_set(f"csv:{path}")
 
 
-def test_rows_of_one_file_are_captions_of_one_image(captioned: CaptionedSet, tiny: sp.Clip) -> None:
+def test_rows_of_one_file_are_captions_of_one_image(captioned: CaptionedSet, tiny: sp.models.Clip) -> None:
     assert len(captioned) == 12
     generator = torch.Generator().manual_seed(0)
     drawn: Counter[str] = Counter()
@@ -278,7 +282,7 @@ def test_rows_of_one_file_are_captions_of_one_image(captioned: CaptionedSet, tin
     assert min(drawn.values()) > 30
 
 
-def test_held_out_views_of_files_are_neither_cropped_nor_drawn(captioned: CaptionedSet, tiny: sp.Clip) -> None:
+def test_held_out_views_of_files_are_neither_cropped_nor_drawn(captioned: CaptionedSet, tiny: sp.models.Clip) -> None:
     views = [
         captioned.batch([0, 5], tiny.preprocessing, torch.Generator().manual_seed(seed), train=False) for seed in (0, 1)
     ]
@@ -292,7 +296,7 @@ def test_held_out_views_of_files_are_neither_cropped_nor_drawn(captioned: Captio
     assert not torch.equal(train[0], train[2])
 
 
-def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_path: Path, tiny: sp.Clip) -> None:
+def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_path: Path, tiny: sp.models.Clip) -> None:
     source = (folders / "train" / "pear" / "pear-0.png").read_bytes()
     for name, text in {"a/one.png": "a pear\n\n  a green pear  \n", "two.png": "ein Birnbaum ä\n"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -370,7 +374,7 @@ def test_a_withheld_concept_is_shown_in_colour_only(monkeypatch: pytest.MonkeyPa
     assert all(styled[rendition] > 0.2 * counts[rendition] for rendition in RENDITIONS)
 
 
-def test_emoji_views_are_new_at_each_visit(tiny: sp.Clip) -> None:
+def test_emoji_views_are_new_at_each_visit(tiny: sp.models.Clip) -> None:
     data = load_captioned_set("emoji-captions")
     assert len(data) == len(concepts())
     generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ FRACTIONS = st.floats(0, 1)
 INTERVALS = st.tuples(FRACTIONS, FRACTIONS)
 GROUPS = st.builds(GroupRecord, FRACTIONS, INTERVALS, st.integers(1, 10_000))
 ACCURACIES = st.builds(
-    sp.AccuracyRecord,
+    sp.records.AccuracyRecord,
     model=st.sampled_from(["zero_shot", "fine_tuned", "ensemble"]),
     alpha=st.none() | FRACTIONS,
     set=st.text(min_size=1),
@@ -36,22 +36,22 @@ def through_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def path_of(accuracy: dict[float, tuple[float, float]]) -> sp.PathRecord:
+def path_of(accuracy: dict[float, tuple[float, float]]) -> sp.records.PathRecord:
     """A path of (reference, shift) accuracies by alpha."""
     points = [
         PathPoint(alpha, reference, {"photo": reference, "sketch": shift}, {"photo": (0, 1), "sketch": (0, 1)})
         for alpha, (reference, shift) in accuracy.items()
     ]
-    return sp.PathRecord("photo", ("sketch",), tuple(points))
+    return sp.records.PathRecord("photo", ("sketch",), tuple(points))
 
 
-def run_of() -> sp.RunRecord:
-    def record(model: str, alpha: float, name: str, value: float) -> sp.AccuracyRecord:
+def run_of() -> sp.records.RunRecord:
+    def record(model: str, alpha: float, name: str, value: float) -> sp.records.AccuracyRecord:
         groups = {"seen": GroupRecord(0.5, (0.25, 0.75), 10)} if name == "sketch" else {}
-        return sp.AccuracyRecord(model, alpha, name, value, (value - 0.1, value + 0.1), 20, 0.05, {}, groups)
+        return sp.records.AccuracyRecord(model, alpha, name, value, (value - 0.1, value + 0.1), 20, 0.05, {}, groups)
 
     ends = {"zero_shot": (0.0, 0.6, 0.5), "fine_tuned": (1.0, 0.8, 0.3), "ensemble": (0.5, 0.75, 0.55)}
-    return sp.RunRecord(
+    return sp.records.RunRecord(
         suite="own",
         reference="photo",
         shifts=("sketch", "noise-3"),
@@ -79,13 +79,13 @@ def run_of() -> sp.RunRecord:
 
 
 @given(record=ACCURACIES)
-def test_an_accuracy_record_comes_back_as_it_was(record: sp.AccuracyRecord) -> None:
-    assert sp.AccuracyRecord.from_json(through_json(record.to_json())) == record
+def test_an_accuracy_record_comes_back_as_it_was(record: sp.records.AccuracyRecord) -> None:
+    assert sp.records.AccuracyRecord.from_json(through_json(record.to_json())) == record
 
 
 def test_a_path_comes_back_as_it_was() -> None:
     path = path_of({0.0: (0.6, 0.5), 0.1: (0.7, 0.55), 1.0: (0.8, 0.3)})
-    assert sp.PathRecord.from_json("photo", ("sketch",), through_json(path.to_json())) == path
+    assert sp.records.PathRecord.from_json("photo", ("sketch",), through_json(path.to_json())) == path
     assert path.alphas == (0.0, 0.1, 1.0)
 
 
@@ -97,7 +97,7 @@ def test_a_run_comes_back_as_it_was() -> None:
         kinds={"sketch": "natural"},
         models={m: {s: r for s, r in sets.items() if s != "noise-3"} for m, sets in run.models.items()},
     )
-    assert sp.RunRecord.from_json(through_json(full.to_json())) == full
+    assert sp.records.RunRecord.from_json(through_json(full.to_json())) == full
 
 
 def test_the_summary_has_the_keys_that_outsiders_read() -> None:
@@ -120,7 +120,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])
 def test_another_schema_is_refused(schema: object) -> None:
     with pytest.raises(sp.InputError, match=r"schema .* reads 1"):
-        sp.RunRecord.from_json({"schema": schema})
+        sp.records.RunRecord.from_json({"schema": schema})
 
 
 def test_the_oracle_breaks_ties_toward_zero_shot() -> None:

@@ -62,10 +62,10 @@ def test_agreement_is_that_of_the_predictions(models: dict[str, Path], folders: 
     logits = {n: sp.predict(sp.load_classifier(path), images).logits for n, path in models.items()}
     assert [(p.first, p.second) for p in found.pairs] == [("zero", "tuned"), ("zero", "both"), ("tuned", "both")]
     for pair in found.pairs:
-        expected = sp.measure_agreement(logits[pair.first], logits[pair.second], images.labels)
+        expected = sp.diagnosis.measure_agreement(logits[pair.first], logits[pair.second], images.labels)
         assert pair.agreement == expected
     (overrides,) = found.overrides.values()
-    assert overrides == sp.measure_overrides(*logits.values(), labels=images.labels)
+    assert overrides == sp.diagnosis.measure_overrides(*logits.values(), labels=images.labels)
     header = {name for table in pair_tables(found.pairs, found.overrides, found.clusters) for name in table.header}
     assert {"zero prevails", "tuned prevails"} <= header and "zero-shot prevails" not in header
 
@@ -114,7 +114,7 @@ def test_the_path_between_two_is_the_sweep_s(models: dict[str, Path], folders: P
     found = compare_path(asked(models, folders, "zero tuned"), alphas=3)
     images = sp.load_data(f"folder:{folders}/photos")
     right = {
-        alpha: sp.accuracy(sp.predict(sp.load_classifier(models[name]), images).logits, images.labels)
+        alpha: sp.evaluation.accuracy(sp.predict(sp.load_classifier(models[name]), images).logits, images.labels)
         for alpha, name in ((0.0, "zero"), (0.5, "both"), (1.0, "tuned"))
     }
     line = (right[0.0] + right[1.0]) / 2
@@ -160,10 +160,10 @@ def test_each_part_is_a_command(
 
 def test_unlabelled_labels_serve_for_nothing(folders: Path) -> None:
     classes = sp.ClassSpace.from_ids(CLASSES)
-    images = sp.unlabelled_set(folders / "met", classes)
+    images = sp.data.unlabelled_set(folders / "met", classes)
     assert (images.labels == -1).all()
     logits = np.random.default_rng(0).normal(size=(len(images), 3))
     with pytest.raises(sp.InputError, match="the images are unlabelled"):
-        sp.measure_agreement(logits, logits, images.labels)
+        sp.diagnosis.measure_agreement(logits, logits, images.labels)
     with pytest.raises(sp.InputError, match="labels range from -1"):
         scores(logits, images.labels)

@@ -52,8 +52,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def read(run: Path) -> sp.DiagnosisRecord:
-    return sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+def read(run: Path) -> sp.records.DiagnosisRecord:
+    return sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -62,20 +62,23 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
-    found = sp.DiagnosisRecord.from_json(json.loads((finished / "diagnosis.json").read_text(encoding="utf-8")))
+    found = sp.records.DiagnosisRecord.from_json(json.loads((finished / "diagnosis.json").read_text(encoding="utf-8")))
     assert found.sets == ("photos", "sketch")
     logits = {
-        model: {name: sp.load_predictions(finished / "predictions" / model / f"{name}.npz") for name in found.sets}
+        model: {
+            name: sp.evaluation.load_predictions(finished / "predictions" / model / f"{name}.npz")
+            for name in found.sets
+        }
         for model in ("zero_shot", "fine_tuned", "ensemble")
     }
     for name in found.sets:
         one, other = logits["zero_shot"][name], logits["fine_tuned"][name]
         pair = found.pair("zero_shot", "fine_tuned", name)
         assert pair is not None
-        assert pair.agreement == sp.measure_agreement(one.logits, other.logits, one.labels)
+        assert pair.agreement == sp.diagnosis.measure_agreement(one.logits, other.logits, one.labels)
         difference = found.difference("fine_tuned", "zero_shot", name)
         assert difference is not None
-        right = [sp.accuracy(p.logits, p.labels) for p in (other, one)]
+        right = [sp.evaluation.accuracy(p.logits, p.labels) for p in (other, one)]
         assert difference.difference.value == pytest.approx(right[0] - right[1])
     page = (finished / "report.html").read_text(encoding="utf-8")
     for said in ("Why: what the diagnoses say", "Whom the ensemble follows", "Is the path connected?", "Robustness"):
@@ -91,7 +94,7 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
         app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
     )
     assert answer.exit_code == 0, answer.output
-    found = sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    found = sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert {pair.set for pair in found.pairs if pair.first == "half 1"} == {"photos", "sketch"}
     assert [(own.second, own.set) for own in found.diversity] == [(HALVES, "photos"), (HALVES, "sketch")]
     for own in found.diversity:
@@ -178,11 +181,11 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
     found = sp.diagnose_run(run, (), baselines=table)
     assert found.baselines == {"photos": (0.3, 0.6, 0.8), "sketch": (0.1, 0.3, 0.5)}
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))["models"]
-    line = sp.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.3, 0.5))
+    line = sp.evaluation.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.3, 0.5))
     for record in found.robustness:
         assert record.effective is not None and record.effective.interval is not None
         reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
-        expected = sp.effective_robustness(sp.on_scale(reference, 18), shift, line)
+        expected = sp.evaluation.effective_robustness(sp.evaluation.on_scale(reference, 18), shift, line)
         assert record.effective.value == pytest.approx(float(expected))
     for content, said in {
         "model,photos\na,1\n": "it needs one of 'sketch'",
@@ -199,10 +202,10 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         sp.diagnose_run(run, ("baselines",), baselines=table)
     # A network that is right on nothing counts as right on half an image.
     table.write_text("model,photos,sketch\na,0.3,0.1\nb,0.6,0\nc,0.8,0.5\n", encoding="utf-8")
-    line = sp.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.5 / 18, 0.5))
+    line = sp.evaluation.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.5 / 18, 0.5))
     for record in sp.diagnose_run(run, (), baselines=table).robustness:
         reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
-        expected = sp.effective_robustness(sp.on_scale(reference, 18), shift, line)
+        expected = sp.evaluation.effective_robustness(sp.evaluation.on_scale(reference, 18), shift, line)
         assert record.effective is not None and record.effective.value == pytest.approx(float(expected))
     table.write_text("model,photos,sketch\na,0.3,0.1\nb,0.3,0.2\n", encoding="utf-8")  # no line
     assert all(record.effective is None for record in sp.diagnose_run(run, (), baselines=table).robustness)
@@ -215,7 +218,7 @@ def test_what_one_part_found_outlasts_the_failure_of_the_next(run: Path, monkeyp
     monkeypatch.setattr(run_diagnosis, "measure_windows", failing)
     with pytest.raises(KeyboardInterrupt):
         sp.diagnose_run(run, ("layers", "strong-edge"))
-    found = sp.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    found = sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert found.layers and found.strong_edge is None
 
 
@@ -236,19 +239,19 @@ def test_effective_robustness_varies_with_the_baseline_s_models(seed: int, model
     x = np.linspace(0.2, 0.8, models)
     y = np.clip(x - 0.1 + 0.02 * generator.normal(size=models), 0.02, 0.98)
     own = np.full(300, 0.9), np.full(300, 0.85)
-    low, high = sp.effective_interval(own, (x, y), seed=seed)
+    low, high = sp.evaluation.effective_interval(own, (x, y), seed=seed)
     # By hand: the line through models drawn with replacement.
     picks, drawn = np.random.default_rng(seed + 1), []
     while len(drawn) < 300:
         rows = picks.integers(models, size=models)
         if np.ptp(x[rows]) > 0:
-            drawn.append(0.85 - float(sp.fit_baseline(x[rows], y[rows]).expected(0.9)))
+            drawn.append(0.85 - float(sp.evaluation.fit_baseline(x[rows], y[rows]).expected(0.9)))
     assert (low, high) == pytest.approx(
         tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.6 * float(np.ptp(drawn)) + 1e-9
     )
     # A model on the line has none.
-    line = sp.fit_baseline(x, x)
-    assert float(sp.effective_robustness(0.5, 0.5, line)) == pytest.approx(0)
+    line = sp.evaluation.fit_baseline(x, x)
+    assert float(sp.evaluation.effective_robustness(0.5, 0.5, line)) == pytest.approx(0)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.integers(0, 100))
@@ -257,7 +260,7 @@ def test_halves_are_disjoint_whole_and_even_in_every_class(labels: list[int], se
     blank = np.zeros((len(labels), 8, 8, 3), np.uint8)
     images = array_set("train", sp.ClassSpace.from_ids("abcde"), ids, np.array(labels), lambda: blank)
     try:
-        first, second = sp.halves(images, seed=seed)
+        first, second = sp.diagnosis.halves(images, seed=seed)
     except sp.InputError:
         assert max(labels.count(label) for label in labels) == 1  # all single images went to one side
         return
@@ -265,7 +268,7 @@ def test_halves_are_disjoint_whole_and_even_in_every_class(labels: list[int], se
     for label in set(labels):
         counts = [int((half.labels == label).sum()) for half in (first, second)]
         assert abs(counts[0] - counts[1]) <= 1
-    assert sp.halves(images, seed=seed)[0].ids == first.ids
+    assert sp.diagnosis.halves(images, seed=seed)[0].ids == first.ids
 
 
 def test_baselines_come_in_sizes_and_only_of_the_tiny_tower(tmp_path: Path) -> None:
@@ -277,13 +280,13 @@ def test_baselines_come_in_sizes_and_only_of_the_tiny_tower(tmp_path: Path) -> N
         vision = {**start.architecture["vision_cfg"], "timm_model_name": TINY_SIZES[size]}
         small = untrained(replace(start, architecture={**start.architecture, "vision_cfg": vision}))
         again = sp.load_classifier(sp.save_classifier(small, tmp_path / size))
-        assert sp.fingerprint(again) == sp.fingerprint(small)
+        assert sp.models.fingerprint(again) == sp.models.fingerprint(small)
         sizes.append(sum(entry.numel() for entry in small.state_dict().values()))
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 8
     other = replace(start, architecture={**start.architecture, "vision_cfg": {"layers": 2}}, source="vit")
     suite = sp.load_suite("emoji")
     with pytest.raises(sp.InputError, match="vit is not the tiny tower.*--baselines"):
-        sp.train_baseline(other, suite, sp.BaselineSettings("half", 1))
+        sp.diagnosis.train_baseline(other, suite, sp.diagnosis.BaselineSettings("half", 1))
 
 
 def with_channels_exchanged(start: sp.Classifier) -> sp.Classifier:
@@ -307,13 +310,13 @@ def test_between_networks_that_nothing_ties_there_is_a_barrier_and_fine_tunings_
     classes = sp.ClassSpace(every.classes.ids[::12], every.classes.names[::12])
     own = every.reference
     parts = (images.of_classes(classes) for images in (own.train, own.validation, own.test))
-    suite = sp.ShiftSuite("some", classes, sp.Reference(own.name, *parts), ())
+    suite = sp.ShiftSuite("some", classes, sp.data.Reference(own.name, *parts), ())
     start = sp.zero_shot_classifier(sp.load_clip("tiny"), suite.classes)
     settings = sp.FinetuneSettings(epochs=1, batch_size=32, lr=1e-3, warmup_steps=0)
-    halves = [sp.finetune_half(start, suite, settings, which) for which in (0, 1)]
+    halves = [sp.diagnosis.finetune_half(start, suite, settings, which) for which in (0, 1)]
     exchanged = with_channels_exchanged(start)
     apart, close = (
-        sp.measure_connectivity(sp.sweep_alpha(*ends, suite, 3))[0] for ends in ((start, exchanged), halves)
+        sp.diagnosis.measure_connectivity(sp.sweep_alpha(*ends, suite, 3))[0] for ends in ((start, exchanged), halves)
     )
     same = [sp.predict(end, suite.reference.test).logits for end in (start, exchanged)]
     np.testing.assert_allclose(*same, rtol=1e-3, atol=1e-3)

@@ -94,10 +94,13 @@ def test_the_run_file_inside_is_the_one_that_ran(finished: Path, folders: Path) 
 def test_the_ensemble_inside_is_that_of_the_two_others(finished: Path) -> None:
     zero, tuned, ensemble = (sp.load_classifier(finished / model) for model in MODELS)
     expected = sp.wise_ft(zero, tuned, summary_of(finished)["alpha"])
-    assert sp.fingerprint(ensemble) == sp.fingerprint(expected)
-    assert [parent["fingerprint"] for parent in ensemble.parents] == [sp.fingerprint(zero), sp.fingerprint(tuned)]
+    assert sp.models.fingerprint(ensemble) == sp.models.fingerprint(expected)
+    assert [parent["fingerprint"] for parent in ensemble.parents] == [
+        sp.models.fingerprint(zero),
+        sp.models.fingerprint(tuned),
+    ]
     assert (zero.head, tuned.head, ensemble.head) == ("zero-shot", "trained", "interpolated")
-    assert sp.fingerprint(zero) != sp.fingerprint(tuned)
+    assert sp.models.fingerprint(zero) != sp.models.fingerprint(tuned)
 
 
 @pytest.mark.parametrize("rule", ["fixed", "reference"])
@@ -179,7 +182,7 @@ def test_what_is_returned_is_what_is_written(folders: Path, finished: Path) -> N
     record = sp.run_pipeline(run_file(folders), finished, resume=True)
     assert record.to_json() == summary_of(finished)
     # Per-class accuracies stand in results.jsonl, not in the summary.
-    assert sp.RunRecord.from_json(summary_of(finished)).to_json() == summary_of(finished)
+    assert sp.records.RunRecord.from_json(summary_of(finished)).to_json() == summary_of(finished)
 
 
 # summary.json: its numbers, made again by hand from the kept predictions.
@@ -335,7 +338,7 @@ def test_another_seed_fine_tunes_otherwise_from_the_same_start(folders: Path, fi
     sp.run_pipeline(run_file(folders, seed=1, alphas=2), tmp_path / "run")
     assert summary_of(tmp_path / "run")["seed"] == 1
     prints = {
-        model: [sp.fingerprint(sp.load_classifier(out / model)) for out in (tmp_path / "run", finished)]
+        model: [sp.models.fingerprint(sp.load_classifier(out / model)) for out in (tmp_path / "run", finished)]
         for model in MODELS[:2]
     }
     assert prints["zero_shot"][0] == prints["zero_shot"][1]
@@ -352,7 +355,7 @@ def test_an_alpha_that_is_not_on_the_path_is_measured_all_the_same(folders: Path
     suite = pipeline.load_run_suite(run_file(folders))
     for name, images in suite.test_sets.items():
         logits = sp.predict(sp.wise_ft(*ends, 0.5), images).logits
-        assert record.models["ensemble"][name].accuracy == sp.accuracy(logits, images.labels)
+        assert record.models["ensemble"][name].accuracy == sp.evaluation.accuracy(logits, images.labels)
 
 
 def test_without_validation_data_some_training_images_are_held_out(folders: Path, tmp_path: Path) -> None:
@@ -539,7 +542,9 @@ def test_a_loss_that_is_not_finite_keeps_what_was_good(folders: Path, tmp_path: 
         sp.run_pipeline(asked, out)
     kept = out / "checkpoints" / "last_good"
     assert str(kept) in str(caught.value)
-    assert sp.fingerprint(sp.load_classifier(kept)) == sp.fingerprint(sp.load_classifier(out / "zero_shot"))
+    assert sp.models.fingerprint(sp.load_classifier(kept)) == sp.models.fingerprint(
+        sp.load_classifier(out / "zero_shot")
+    )
     assert not (out / "fine_tuned").exists()
     assert not (out / "summary.json").exists()
 

@@ -78,7 +78,9 @@ def noisy_squares(name: str, views: int, seed: int) -> sp.ImageSet:
 SUITE = sp.ShiftSuite(
     "squares",
     CLASSES,
-    sp.Reference("photo", noisy_squares("train", 6, 0), noisy_squares("validation", 5, 1), noisy_squares("test", 1, 2)),
+    sp.data.Reference(
+        "photo", noisy_squares("train", 6, 0), noisy_squares("validation", 5, 1), noisy_squares("test", 1, 2)
+    ),
     (),
 )
 
@@ -173,7 +175,7 @@ def pretrained(folder: Path, **changes: Any) -> Outcome:
 
 
 @functools.cache
-def micro(name: str, seed: int) -> sp.Clip:
+def micro(name: str, seed: int) -> sp.models.Clip:
     """A model with two towers, small enough to be written often."""
     return sp.load_clip(name, seed)
 
@@ -828,7 +830,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
 ) -> None:
     ends: list[sp.Classifier] = []
 
-    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.Predictions:
+    def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.evaluation.Predictions:
         ends.append(classifier)
         return sp.predict(classifier, images, **options)
 

@@ -47,7 +47,7 @@ from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.storage import locked, write_json, write_text
 from shiftproof.studies import study
 from shiftproof.studies.file import MemberRun, StudyFile
-from shiftproof.studies.spreads import spreads
+from shiftproof.studies.spreads import measure_spreads
 from shiftproof.studies.study import run_member, run_study
 from shiftproof.training.engine import Trainer
 
@@ -430,7 +430,7 @@ def recorded(found: Sequence[StudyMember], **changes: Any) -> StudyRecord:
         "members": tuple(found),
         "failures": (),
         "soups": (),
-        "spreads": spreads(found, SETS[0], SETS[1:]),
+        "spreads": measure_spreads(found, SETS[0], SETS[1:]),
         "versions": {"shiftproof": "0"},
     }
     return StudyRecord(**{**told, **changes})
@@ -466,7 +466,7 @@ def test_too_few_or_unequally_many_items_have_no_spread(series: dict[str, list[f
 
 
 def test_spreads_are_those_computed_by_hand() -> None:
-    found = {(spread.model, spread.sets): spread for spread in spreads(FOUND, SETS[0], SETS[1:])}
+    found = {(spread.model, spread.sets): spread for spread in measure_spreads(FOUND, SETS[0], SETS[1:])}
     assert set(found) == {(model, sets) for model in STUDIED for sets in ("reference", "mean")}
     # Seeds of a configuration averaged: by hand, a, b and c have these accuracies.
     by_hand = {
@@ -494,7 +494,7 @@ def test_spreads_are_those_computed_by_hand() -> None:
 def test_a_factor_that_holds_in_every_resample_has_no_width() -> None:
     # Resamples of one configuration alone have no deviation at all: they tell nothing about a factor.
     found = [made(name, 0, ZERO, (x, x, x), (2 * x, 2 * x, 2 * x)) for name, x in (("a", 0.1), ("b", 0.2), ("c", 0.45))]
-    for spread in spreads(found, SETS[0], SETS[1:]):
+    for spread in measure_spreads(found, SETS[0], SETS[1:]):
         factor = 2 if spread.model == "wise_ft_0.5" else 1
         assert (spread.ratio, *spread.ratio_interval) == pytest.approx((factor, factor, factor))
 
@@ -518,13 +518,13 @@ def test_models_that_do_not_vary_are_not_said_to_vary_more() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_fewer_than_three_configurations_have_no_spread(count: int) -> None:
     few = [member for member in FOUND if member.configuration in "abc"[:count]]
-    assert spreads(few, SETS[0], SETS[1:]) == ()
+    assert measure_spreads(few, SETS[0], SETS[1:]) == ()
     assert spread_table(recorded(few)) is None
     assert study_verdict(recorded(few)).startswith("Fewer than three configurations ended")
 
 
 def test_without_a_shift_the_reference_alone_has_a_spread() -> None:
-    assert {spread.sets for spread in spreads(FOUND, SETS[0], ())} == {"reference"}
+    assert {spread.sets for spread in measure_spreads(FOUND, SETS[0], ())} == {"reference"}
 
 
 NUMBERS = st.floats(0, 1, allow_subnormal=False)
@@ -655,7 +655,7 @@ def test_the_figure_draws_every_path_where_its_accuracies_are() -> None:
 
 
 def test_a_study_without_shifts_shows_the_reference_and_says_so() -> None:
-    record = recorded(FOUND, shifts=(), averaged=(), spreads=spreads(FOUND, SETS[0], ()))
+    record = recorded(FOUND, shifts=(), averaged=(), spreads=measure_spreads(FOUND, SETS[0], ()))
     assert len(study_table(record).header) == 6
     (axes,) = study_figure(record).axes
     np.testing.assert_allclose(np.column_stack(axes.get_lines()[0].get_data())[2], (70, 70))
@@ -761,7 +761,7 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
     run_member(run, tmp_path / "broken", "reference")
     assert steps.taken == [2, 3, 4, 5]
     first, second = (sp.load_classifier(tmp_path / name / "fine_tuned") for name in ("whole", "broken"))
-    assert sp.fingerprint(first) == sp.fingerprint(second)
+    assert sp.models.fingerprint(first) == sp.models.fingerprint(second)
     for name in ("whole", "broken"):
         assert not list((tmp_path / name).rglob("step-*"))
         assert not (tmp_path / name / "error.txt").exists()
@@ -836,7 +836,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
 Stub = Callable[[MemberRun, Path, str, int | None], None]
 
 
-def stub(tiny: sp.Clip, failing: dict[str, Exception] | None = None) -> Stub:
+def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> Stub:
     """A run that takes no step: its classifier is the start, moved a little, its accuracies are made up."""
 
     def run(run: MemberRun, folder: Path, rule: str, threads: int | None) -> None:
@@ -868,7 +868,7 @@ def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, 
 
 
 def test_runs_are_given_a_gpu_where_there_are_any(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[str] = []
 
@@ -892,7 +892,7 @@ def test_runs_are_given_a_gpu_where_there_are_any(
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The study file is silent on the rate; what silence means may change from one version to the next.
     told = own(folders, configurations={"a": {}})
@@ -906,7 +906,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
 
 
 def test_a_study_that_could_not_begin_may_be_asked_for_anew(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
     with pytest.raises(sp.InputError, match="cpus_per_run is 64"):
@@ -916,7 +916,7 @@ def test_a_study_that_could_not_begin_may_be_asked_for_anew(
 
 
 def test_soups_that_fail_cost_no_result(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise MemoryError
@@ -930,7 +930,7 @@ def test_soups_that_fail_cost_no_result(
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray itself would wait for such a machine for ever.
     monkeypatch.setattr(study, "run_member", stub(tiny))
@@ -940,7 +940,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(
 
 
 def test_progress_counts_failures_too(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = {"b-seed-0": sp.InputError("it is so\nand so"), "c-seed-0": KeyError("")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
@@ -967,7 +967,7 @@ def test_progress_counts_failures_too(
 
 
 def test_a_study_of_which_all_runs_fail_says_why(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = {"a-seed-0": sp.InputError("the one reason"), "b-seed-0": ValueError("the other")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
@@ -989,7 +989,7 @@ def test_data_that_are_missing_are_told_before_anything_is_written(
 
 
 def test_a_directory_belongs_to_one_study(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
     asked = StudyFile.resolve(own(folders, configurations={"a": {}}))
@@ -1017,7 +1017,7 @@ def test_a_directory_belongs_to_one_study(
 
 
 def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
     asked = own(folders, configurations={"a": {}, "b": {}})
@@ -1033,7 +1033,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
 
 
 def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise sp.InputError("they are of two architectures")
@@ -1048,7 +1048,7 @@ def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
 
 
 def test_a_soup_takes_in_what_a_resumed_study_adds(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configurations = {"a": {}, "bcd": {}, "efghij": {}}
     asked = StudyFile.resolve(own(folders, configurations=configurations, soups=["uniform"]))
@@ -1069,7 +1069,7 @@ def test_a_soup_takes_in_what_a_resumed_study_adds(
 
 
 def test_soups_are_never_validated_on_images_that_a_member_was_trained_on(
-    folders: Path, tmp_path: Path, played: Played, tiny: sp.Clip, monkeypatch: pytest.MonkeyPatch
+    folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without validation data every seed holds out a fifth of its own, which the other seeds' runs train on.
     monkeypatch.setattr(study, "run_member", stub(tiny))
@@ -1224,5 +1224,5 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     assert written(out, ["plain-seed-0", "quick-seed-0"]) == before
     assert not (out / "members" / "killed-seed-0" / "error.txt").exists()
     assert len(sp.load_classifier(out / "members" / "killed-seed-0" / "fine_tuned").training["history"]) == 10
-    assert whole.spreads == spreads(whole.members, "reference", ("sketch",))
+    assert whole.spreads == measure_spreads(whole.members, "reference", ("sketch",))
     assert study_verdict(whole) in ended.stdout.replace("\n", " ")

@@ -70,7 +70,10 @@ def noisy_squares(name: str, views: int, seed: int) -> sp.ImageSet:
 # Of neither an even number of images nor a multiple of a batch.
 HELD_OUT = noisy_squares("validation", 5, 1).subset(range(1, 20))
 SUITE = sp.ShiftSuite(
-    "squares", CLASSES, sp.Reference("photo", noisy_squares("train", 5, 0), HELD_OUT, noisy_squares("test", 1, 2)), ()
+    "squares",
+    CLASSES,
+    sp.data.Reference("photo", noisy_squares("train", 5, 0), HELD_OUT, noisy_squares("test", 1, 2)),
+    (),
 )
 
 
@@ -99,7 +102,7 @@ def grouped() -> sp.Classifier:
 
 
 @functools.cache
-def loaded(name: str) -> sp.Clip:
+def loaded(name: str) -> sp.models.Clip:
     return sp.load_clip(name)
 
 
@@ -151,7 +154,7 @@ def predicted(_: Path) -> Outcome:
     for size, batch in ((19, 4), (7, 3), (3, 256), (1, 4)):
         some = HELD_OUT.subset(range(size))
         found[f"{size} by {batch}"] = sp.predict(network, some, batch_size=batch, together=True)
-    told = {name: [sp.accuracy(f.logits, f.labels), len(f.logits), list(f.ids)] for name, f in found.items()}
+    told = {name: [sp.evaluation.accuracy(f.logits, f.labels), len(f.logits), list(f.ids)] for name, f in found.items()}
     return Outcome({name: torch.from_numpy(f.logits) for name, f in found.items()}, told)
 
 

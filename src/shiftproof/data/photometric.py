@@ -11,7 +11,7 @@ from torch.nn import functional
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def photometric(images: Tensor, generator: Generator) -> Tensor:
+def vary_appearance(images: Tensor, generator: Generator) -> Tensor:
     """(B, 3, H, W) in [0, 1] to the same: each change strikes a sample with its own probability.
 
     Channel gains (50 %), grey (15 %), blur (20 %), contrast (30 %), noise (10 %), inversion (5 %).

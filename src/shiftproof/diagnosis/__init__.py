@@ -1,1 +1,8 @@
-"""Why a model does what it does: maps, windows, backgrounds."""
+"""Why an ensemble works: agreement, CKA, connectivity, class activation maps, strong edges, backgrounds.
+
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,8 @@
-"""Ensembles in weight space: one model, soups, alpha paths, rules that choose alpha, checkpoint files."""
+"""Weight-space ensembles: WiSE-FT, soups, the path over alpha and the rules that choose alpha.
+
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,8 @@
-"""Predictions, metrics and intervals; importing the package loads none of them."""
+"""Predictions of a classifier, and metrics, intervals, calibration and effective robustness from them.
+
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

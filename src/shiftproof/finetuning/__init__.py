@@ -1,6 +1,8 @@
-"""Fine-tuning a classifier on the reference."""
+"""Fine-tuning of a classifier on the reference data, end to end or by a cheaper recipe.
 
-from shiftproof.finetuning.loop import finetune
-from shiftproof.finetuning.settings import FinetuneSettings
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
 
-__all__ = ["FinetuneSettings", "finetune"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from shiftproof.models.classifier import Network
 _LAST = ("proj",)
 
 
-def depths(network: Network) -> dict[str, int]:
+def parameter_depths(network: Network) -> dict[str, int]:
     """The depth of every parameter of a network, the lowest layer being 0 and the head the highest.
 
     A layer is a numbered block, ``blocks.3`` say, in the order in which the encoder lists them; what is listed before
@@ -21,7 +21,7 @@ def depths(network: Network) -> dict[str, int]:
 
     >>> from torch import nn
     >>> encoder = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> depths(Network(encoder, nn.Linear(2, 2)))["encoder.1.bias"]
+    >>> parameter_depths(Network(encoder, nn.Linear(2, 2)))["encoder.1.bias"]
     1
     """
     names = [name for name, _ in network.encoder.named_parameters()]
@@ -40,7 +40,7 @@ def depths(network: Network) -> dict[str, int]:
 
 def lock_layers(network: Network, count: int) -> None:
     """Freezes the lowest layers of an encoder, batch-norm statistics included."""
-    depth = depths(network)
+    depth = parameter_depths(network)
     if count > (highest := max(depth.values())):
         raise InputError(f"finetune.locked_layers is {count}; the encoder has {highest} layers. Choose at most that.")
     parameters = dict(network.named_parameters())
@@ -64,7 +64,7 @@ def decayed_groups(network: Network, weight_decay: float, layer_decay: float) ->
 
     As in ``training.parameter_groups``, matrices decay, and biases, norms and scales do not.
     """
-    depth = depths(network)
+    depth = parameter_depths(network)
     top = max(depth.values())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

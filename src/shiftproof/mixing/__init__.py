@@ -1,0 +1,8 @@
+"""SmoothMix, CutMix, MixUp and Cutout for batches of images, with the soft targets that they need.
+
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
-from shiftproof.data.photometric import photometric
+from shiftproof.data.photometric import vary_appearance
 from shiftproof.errors import DivergenceError, InputError, TrainingError, require_at_least, require_between
 from shiftproof.evaluation.retrieval import recall_at
 from shiftproof.models.clip import Clip, model_config
@@ -258,7 +258,7 @@ def _batch(clip: Clip, data: CaptionedSet, settings: PretrainSettings, seed: int
     generator = child_generator(seed, "views", step)
     images, captions = data.batch(positions, clip.preprocessing, generator, train=True)
     if settings.photometric:
-        images = photometric(images, generator)
+        images = vary_appearance(images, generator)
     return normalise(images, clip.preprocessing), clip.tokenizer(captions)
 
 

@@ -1,0 +1,8 @@
+"""Many runs side by side on Ray, and how far their results spread.
+
+``__init__.pyi`` declares the public names; each is loaded when it is first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

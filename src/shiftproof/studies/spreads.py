@@ -14,7 +14,9 @@ _NOTHING = 1e-12  # less is no deviation
 Floats = NDArray[np.float64]
 
 
-def spreads(members: Sequence[StudyMember], reference: str, averaged: tuple[str, ...]) -> tuple[SpreadRecord, ...]:
+def measure_spreads(
+    members: Sequence[StudyMember], reference: str, averaged: tuple[str, ...]
+) -> tuple[SpreadRecord, ...]:
     """How far configurations lie apart, for each studied model, on the reference and on the shifts' mean.
 
     Nothing where fewer than three configurations have ended.

@@ -40,7 +40,7 @@ from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun, StudyFile
-from shiftproof.studies.spreads import spreads
+from shiftproof.studies.spreads import measure_spreads
 from shiftproof.training.log import trackers_from
 
 _OF_START = ("model", "suite", "prompts", "seed", "limit")
@@ -82,7 +82,7 @@ def run_study(
             members=tuple(found),
             failures=tuple(failures),
             soups=(),
-            spreads=spreads(found, suite.reference.name, averaged),
+            spreads=measure_spreads(found, suite.reference.name, averaged),
             versions=versions(),
         )
         _write(record, out)  # whatever becomes of the soups

@@ -1,0 +1,1 @@
+"""The emoji suite: the drawings, and the views that place them on backgrounds."""

@@ -1,0 +1,20 @@
+"""Tables, figures and the offline HTML report, from records and saved predictions; needs no model and no torch."""
+
+from .comparisons import verdict
+from .figures import path_figure, save_figure, shift_figure
+from .page import render_report
+from .tables import Table, accuracy_table, class_table, group_table, path_table, seeds_table
+
+__all__ = [
+    "Table",
+    "accuracy_table",
+    "class_table",
+    "group_table",
+    "path_figure",
+    "path_table",
+    "render_report",
+    "save_figure",
+    "seeds_table",
+    "shift_figure",
+    "verdict",
+]
