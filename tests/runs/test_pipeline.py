@@ -81,6 +81,7 @@ def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -
     resumable = {name for name in found if name.startswith("checkpoints/")}
     assert found - pictures - resumable == expected
     assert "checkpoints/training.jsonl" in resumable
+    assert all((finished / name).exists() for stage in pipeline.STAGES for name in stage.writes)
     assert "samples/samples.json" in pictures
     assert any(name.startswith("figures/") for name in pictures)
 

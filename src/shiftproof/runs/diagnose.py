@@ -42,6 +42,7 @@ from shiftproof.records.comparisons import LayersRecord, PlaneRecord
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DiversityRecord, OtherPathRecord, PairRecord
 from shiftproof.records.results import MODELS, RunRecord, StrongEdgeStudy
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
+from shiftproof.runs.directory import RunDirectory
 from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import load_run_suite
@@ -85,7 +86,7 @@ def diagnose_run(
         raise InputError("the part 'baselines' trains what the CSV of baselines holds. Give one of the two.")
     record = read_run(run)
     with locked(run):
-        work = _Diagnosis.of(run, resolve_device(device))
+        work = _Diagnosis.of(RunDirectory(run), resolve_device(device))
         # What may be refused is looked at before anything takes long.
         points = None if baselines is None else read_baselines(baselines, tuple(work.natural_sets()))
         named = {name: other.in_order_of(work.suite.classes) for name, other in _named(others).items()}
@@ -96,7 +97,7 @@ def diagnose_run(
         whole = found = work.timed("kept", lambda: work.from_kept(record, points))
         for extended in work.extensions(found, parts, named):
             whole = replace(extended, seconds={**found.seconds, **work.seconds})
-            write_json(run / "diagnosis.json", whole.to_json())
+            write_json(work.run.diagnosis, whole.to_json())
         render_report([run])
     return whole
 
@@ -114,7 +115,7 @@ class _Training:
 class _Diagnosis:
     """One run: its suite, its three models, where its predictions are, and how long each part took."""
 
-    run: Path
+    run: RunDirectory
     asked: RunFile
     device: str
     suite: ShiftSuite
@@ -122,16 +123,16 @@ class _Diagnosis:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Path, device: str) -> _Diagnosis:
+    def of(cls, run: RunDirectory, device: str) -> _Diagnosis:
         """Loads what is needed of a finished run."""
-        models = {model: load_classifier(run / model) for model in MODELS}
-        asked = RunFile.read(run / "run.yaml")
+        models = {model: load_classifier(run.classifier(model)) for model in MODELS}
+        asked = RunFile.read(run.run_file)
         return cls(run, asked, device, load_run_suite(asked).relabelled(models["zero_shot"].classes), models)
 
     @property
     def scores(self) -> PathFiles:
         """The compact predictions along the path."""
-        return PathFiles(self.run / "predictions", path_sets(self.suite))
+        return PathFiles(self.run.predictions, path_sets(self.suite))
 
     def timed(self, part: str, work: Callable[[], Found]) -> Found:
         """Does a part's work and notes how long it took."""
@@ -153,14 +154,14 @@ class _Diagnosis:
         return found
 
     def _kept(self, model: str, name: str, images: ImageSet) -> KeptPredictions:
-        file = self.run / "predictions" / model / f"{name}.npz"
+        file = self.run.logits(model, name)
         if not file.is_file():
             keep_predictions(self.models[model], images, file, device=self.device)
         return open_predictions(file)
 
     def from_kept(self, record: RunRecord, points: Mapping[str, Sequence[float]] | None) -> DiagnosisRecord:
         """What the kept predictions tell, beside what an earlier diagnosis found."""
-        kept, earlier = self.kept(), earlier_diagnosis(self.run)
+        kept, earlier = self.kept(), earlier_diagnosis(self.run.root)
         return diagnose_kept(record, self.suite, kept, self.models, self.scores.read, baselines=points, earlier=earlier)
 
     def compare(self, others: Mapping[str, Classifier]) -> tuple[PairRecord, ...]:
@@ -230,7 +231,7 @@ class _Diagnosis:
 
     def trained(self, name: str, wanted: _Training) -> Classifier:
         """A classifier that the diagnosis trains, or the one that an earlier diagnosis of this run kept."""
-        folder = self.run / "diagnosis" / name.replace(" ", "-")
+        folder = self.run.trained(name)
         if not (folder / "classifier.json").is_file():
             save_classifier(wanted.train(), folder)
         found = load_classifier(folder)
@@ -277,7 +278,7 @@ class _Diagnosis:
             logits = {name: predict(model, images, device=self.device).logits for name, images in sets.items()}
             cells = [f"{accuracy(logits[name], images.labels):.6f}" for name, images in sets.items()]
             lines.append(",".join([wanted.name, *cells]))
-        table = write_text(self.run / "diagnosis" / "baselines.csv", "\n".join(lines) + "\n")
+        table = write_text(self.run.baselines, "\n".join(lines) + "\n")
         return read_baselines(table, tuple(sets))
 
     def baseline(self, wanted: BaselineSettings) -> _Training:

@@ -18,10 +18,10 @@ from shiftproof.storage import locked, write_text
 class Layout:
     """What one kind of job writes into its output directory.
 
-        ``noun`` names the job in messages and ``content`` says what an occupied directory holds. ``request`` is the
-    file that records what was asked for, if there is one. ``artefacts`` are the names that the job
-    writes and that ``overwrite`` may delete. ``results`` are those among them that would be lost by starting again; a
-    directory without any of them is as good as new.
+    ``noun`` names the job in messages, and ``content`` says what an occupied directory holds. ``request`` is the file
+    that records what was asked for, if there is one. ``artefacts`` are the names that the job writes and that
+    ``overwrite`` may delete. ``results`` are those among them that would be lost by starting again; a directory without
+    any of them is as good as new.
     """
 
     noun: str
@@ -204,6 +204,11 @@ class RunDirectory:
     def trained(self, name: str) -> Path:
         """The directory of a classifier that the diagnosis trains."""
         return self.root / "diagnosis" / name.replace(" ", "-")
+
+    @property
+    def baselines(self) -> Path:
+        """The accuracies of the models that the diagnosis trained on the reference only."""
+        return self.root / "diagnosis" / "baselines.csv"
 
     def logits(self, model: str, set_name: str) -> Path:
         """A model's logits on a set."""
