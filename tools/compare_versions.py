@@ -65,10 +65,12 @@ def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if "checkpoints" in path.parts or not path.is_file():
+        # stages.json holds durations only.
+        if "checkpoints" in path.parts or path.name == "stages.json" or not path.is_file():
             continue
         if path.suffix == ".json":
-            found[name] = comparable(json.loads(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8").replace(str(folder), "OUT")  # merge.json names its inputs
+            found[name] = comparable(json.loads(text))
         elif path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()
             found[name] = [comparable(json.loads(line)) for line in lines]
