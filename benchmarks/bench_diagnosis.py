@@ -35,7 +35,7 @@ from shiftproof.diagnosis.evidence import (
 )
 from shiftproof.evaluation.metrics import ScoreCollector
 from shiftproof.evaluation.predictions import writing_predictions
-from shiftproof.records.results import MODELS
+from shiftproof.records.runs import MODELS
 
 CLASSES, BATCH = 1000, 256
 ALPHAS = tuple(i / 10 for i in range(11))

@@ -48,7 +48,7 @@ from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import top_margins
 from shiftproof.models.classifier import fingerprint
-from shiftproof.records.results import PathPoint, PathRecord
+from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 
 BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)

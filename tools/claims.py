@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.codec import from_json
 from shiftproof.records.comparisons import ConnectivityRecord, Measured
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
-from shiftproof.records.results import MeanRecord, StrongEdgeStudy, WindowSummary
-from shiftproof.records.studies import StudyRecord
+from shiftproof.records.summaries import study_from_json
+from shiftproof.records.windows import StrongEdgeStudy, WindowSummary
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import study_verdict
 from shiftproof.report.tables import with_interval
@@ -20,7 +22,7 @@ Row = tuple[str, ...]
 
 def claim_sections(results: Path, benchmarks: Path) -> str:
     """Every claim's section, in the order of the paper's argument."""
-    runs = [DiagnosisRecord.from_json(read_json(path)) for path in sorted(results.glob("diagnosis-seed-*.json"))]
+    runs = [from_json(DiagnosisRecord, read_json(path)) for path in sorted(results.glob("diagnosis-seed-*.json"))]
     seeds = " / ".join(str(run.seed) for run in runs)
     parts = [
         f"Seeds {seeds}, one below the other. In brackets 95 % intervals that resample drawings, all views of one "
@@ -31,7 +33,7 @@ def claim_sections(results: Path, benchmarks: Path) -> str:
         *_connectivity(runs),
         *_effective(runs),
         "### The hyper-parameters matter less for the ensemble",
-        study_verdict(StudyRecord.from_json(read_json(results / "study-hyperparameters.json"))),
+        study_verdict(study_from_json(read_json(results / "study-hyperparameters.json"))),
         *_strong_edges(results),
         "### No extra cost at inference",
         _cost(read_json(benchmarks / "inference.json")),
@@ -214,7 +216,7 @@ def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:
 
 
 def _strong_edges(results: Path) -> list[str]:
-    studies = [StrongEdgeStudy.from_json(read_json(path)) for path in sorted(results.glob("strong-edge-seed-*.json"))]
+    studies = [from_json(StrongEdgeStudy, read_json(path)) for path in sorted(results.glob("strong-edge-seed-*.json"))]
     pairs = [(c.model, c.second or "") for c in _hard(studies[0]) if "smoothmix" in (c.second or "")]
     measures = {
         "map in the window": "window_share",

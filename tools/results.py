@@ -22,8 +22,12 @@ from typing import Any
 from claims import beyond_half, claim_sections
 
 from shiftproof.ensembling.path import choose_alpha
-from shiftproof.records.results import MODELS, PathPoint, PathRecord, RunRecord, StrongEdgeStudy
+from shiftproof.records.codec import from_json
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.studies import StudyRecord
+from shiftproof.records.summaries import run_from_summary, study_from_json
+from shiftproof.records.windows import StrongEdgeStudy
 from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import equal_reference_table, spread_table, study_table, study_verdict
 from shiftproof.report.tables import Table
@@ -39,7 +43,7 @@ NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "WiSE
 
 def demo_runs() -> list[RunRecord]:
     """The committed summaries of the demo, in the order of their seeds."""
-    return [RunRecord.from_json(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
+    return [run_from_summary(read_json(path)) for path in sorted(RESULTS.glob("demo-seed-*.json"))]
 
 
 def summary_table() -> str:
@@ -235,7 +239,7 @@ def strong_edge_tables() -> str:
     """The study's verdict and tables, seed by seed."""
     parts = []
     for path in sorted(RESULTS.glob("strong-edge-seed-*.json")):
-        study = StrongEdgeStudy.from_json(read_json(path))
+        study = from_json(StrongEdgeStudy, read_json(path))
         verdict = "\n".join(f"- {sentence}" for sentence in strong_edge_verdict(study).splitlines())
         parts += [f"### Seed {study.seed}", verdict]
         tables = [clean_table(study)]
@@ -318,7 +322,7 @@ def step_tables() -> str:
 
 def study_tables(name: str) -> str:
     """A study's verdict and spreads, over all that ended and over what learned anything, and every run."""
-    study = StudyRecord.from_json(read_json(RESULTS / f"study-{name}.json"))
+    study = study_from_json(read_json(RESULTS / f"study-{name}.json"))
     parts = [study_verdict(study), *_spread_of(study)]
     learned, lost = _learned(study)
     if lost:
@@ -342,13 +346,13 @@ def _learned(study: StudyRecord) -> tuple[StudyRecord, list[str]]:
 
 def recipe_tables() -> str:
     """Recipes at equal accuracy on the reference, and every run."""
-    study = StudyRecord.from_json(read_json(RESULTS / "study-recipes.json"))
+    study = study_from_json(read_json(RESULTS / "study-recipes.json"))
     return "\n\n".join([_titled(equal_reference_table(study, "end-to-end")), *_folded(study_table(study))])
 
 
 def tuning_table() -> str:
     """What the learning rates of the recipes were chosen by."""
-    study = StudyRecord.from_json(read_json(RESULTS / "study-tuning.json"))
+    study = study_from_json(read_json(RESULTS / "study-tuning.json"))
     rows = [(m.configuration, f"{100 * m.path.at(1).validation:.1f}") for m in study.members]
     return _markdown(("recipe and learning rate", "validation accuracy, development suite"), rows)
 

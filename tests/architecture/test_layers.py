@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parents[2] / "src" / "shiftproof"
 # Packages from the bottom up, each with its modules from the bottom up: a module imports what stands before it.
 LAYERS: dict[str, tuple[str, ...]] = {
     "": ("errors", "seeding", "storage", "progress"),
-    "records": ("results", "studies", "comparisons", "diagnosis"),
+    "records": (
+        *("codec", "accuracy", "paths", "rules", "runs", "merges", "backgrounds", "windows"),
+        *("comparisons", "diagnosis", "studies", "summaries"),
+    ),
     "weights": ("arithmetic", "schedules", "checkpoints"),
     "data": (
         *("labels", "loading", "sets", "batches", "corruptions", "photometric"),
@@ -123,7 +126,7 @@ def test_imports_point_downward() -> None:
     [
         ("weights/arithmetic", "from shiftproof.models.clip import load_clip", "models.clip, which stands above"),
         ("data/labels", "def f():\n    import shiftproof.runs.pipeline", "runs.pipeline, which stands above"),
-        ("records/results", "import torch", "imports torch"),
+        ("records/runs", "import torch", "imports torch"),
         ("report/page", "def f():\n    from torch import nn", "imports torch"),
         ("runs/pipeline", "from shiftproof.data import ImageSet", "shiftproof.data.ImageSet through a package"),
         ("runs/pipeline", "from shiftproof import load_clip", "shiftproof.load_clip through a package"),

@@ -32,7 +32,9 @@ from shiftproof.diagnosis.backgrounds import (
 )
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.models.classifier import Network
-from shiftproof.records.results import BackgroundStudy, GroupRecord
+from shiftproof.records.accuracy import GroupRecord
+from shiftproof.records.backgrounds import BackgroundStudy
+from shiftproof.records.codec import document, from_json
 
 Pixels = NDArray[np.uint8]
 CLASSES = sp.ClassSpace.from_ids(["red", "green", "blue"])
@@ -398,8 +400,8 @@ def test_a_sample_without_partner_is_left_out_of_the_gap() -> None:
 
 def test_a_study_comes_back_from_json() -> None:
     found = measure_backgrounds({"border": looking("border")}, flags(LABELS, BEHIND))
-    text = json.dumps(found.to_json(), allow_nan=False)
-    assert BackgroundStudy.from_json(json.loads(text)) == found
+    text = json.dumps(document(found), allow_nan=False)
+    assert from_json(BackgroundStudy, json.loads(text)) == found
     assert set(json.loads(text)["models"]["border"]) == {"variants", "gap", "gap_interval", "gap_n"}
 
 

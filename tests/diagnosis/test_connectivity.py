@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shiftproof as sp
-from shiftproof.records.results import PathPoint
+from shiftproof.records.paths import PathPoint
 
 SWEEPS = Path(__file__).parents[2] / "docs" / "results" / "wiseft_alpha_sweeps.csv"
 SHIFTS = ("ImageNetV2", "ImageNet-R", "ImageNet-Sketch", "ObjectNet", "ImageNet-A", "avg_shifts")

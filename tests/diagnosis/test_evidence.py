@@ -23,7 +23,8 @@ from shiftproof.diagnosis.evidence import (
 )
 from shiftproof.evaluation.calibration import confident_share
 from shiftproof.evaluation.metrics import Scores, scores
-from shiftproof.records.results import MODELS
+from shiftproof.records.codec import to_json
+from shiftproof.records.runs import MODELS
 
 ALPHAS = (0.0, 0.5, 1.0)
 
@@ -236,7 +237,7 @@ def test_a_model_that_says_one_thing_has_no_cka_but_all_the_rest() -> None:
     )
     assert pairs[0].cka is not None and pairs[0].cka.biased is None
     assert pairs[0].agreement.kappa_complement.value == pytest.approx(1)
-    json.dumps(sp.records.plain_json(pairs), allow_nan=False)
+    json.dumps(to_json(pairs), allow_nan=False)
 
 
 def test_the_worst_group_is_the_least_accurate_one() -> None:

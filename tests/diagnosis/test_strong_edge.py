@@ -46,7 +46,10 @@ from shiftproof.diagnosis.windows import CONTENTS, PLACES, Window, WindowSetting
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.models.classifier import Network
 from shiftproof.models.encoders import own_class_space
-from shiftproof.records.results import BackgroundStudy, MeanRecord, StrongEdgeStudy, WindowSummary
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.backgrounds import BackgroundStudy
+from shiftproof.records.codec import document, from_json
+from shiftproof.records.windows import StrongEdgeStudy, WindowSummary
 from shiftproof.report import save_figure
 from shiftproof.report.windows import (
     background_table,
@@ -590,8 +593,8 @@ def test_a_study_comes_back_from_json() -> None:
     first = planted()
     first.values[CLEAN]["width"][:] = np.nan  # None in the file
     study = strong_edge_study({"a": first, "b": planted(0.1)}, [("b", "a")], set_name="x", seed=4)
-    text = json.dumps(study.to_json(), allow_nan=False)
-    assert StrongEdgeStudy.from_json(json.loads(text)) == study
+    text = json.dumps(document(study), allow_nan=False)
+    assert from_json(StrongEdgeStudy, json.loads(text)) == study
     assert (study.seed, study.level, study.kinds) == (4, 0.95, {"a": "cam", "b": "cam"})
     assert {w.name: (w.content, w.edge, w.side, w.place) for w in WINDOWS} | {CLEAN: (None,) * 4} == {
         name: (w.content, w.edge, w.side, w.place) for name, w in study.models["b"].items()
@@ -1016,7 +1019,7 @@ def stopped(*_: Any, **__: Any) -> Any:
 
 
 def study_in(folder: str | Path) -> StrongEdgeStudy:
-    return StrongEdgeStudy.from_json(json.loads(Path(folder, "strong_edge.json").read_text(encoding="utf-8")))
+    return from_json(StrongEdgeStudy, json.loads(Path(folder, "strong_edge.json").read_text(encoding="utf-8")))
 
 
 def test_a_study_of_own_networks_writes_what_it_found(small: list[str], tmp_path: Path) -> None:
@@ -1320,7 +1323,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
 
 
 def background_in(folder: str | Path) -> BackgroundStudy:
-    return BackgroundStudy.from_json(json.loads(Path(folder, "backgrounds.json").read_text(encoding="utf-8")))
+    return from_json(BackgroundStudy, json.loads(Path(folder, "backgrounds.json").read_text(encoding="utf-8")))
 
 
 def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call: Callable[..., Ended]) -> None:

@@ -23,7 +23,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.models.classifier import Network
-from shiftproof.records.results import PathPoint
+from shiftproof.records.paths import PathPoint
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
 

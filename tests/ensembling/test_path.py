@@ -26,7 +26,8 @@ import shiftproof as sp
 from shiftproof.ensembling import path as path_module
 from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
 from shiftproof.evaluation.predictions import load_scores, save_scores
-from shiftproof.records.results import PathPoint
+from shiftproof.records.codec import document, from_json
+from shiftproof.records.paths import PathPoint
 from shiftproof.report.tables import rules_table
 from shiftproof.runs import predictions
 from shiftproof.runs.stages import run_sweep
@@ -458,7 +459,7 @@ def test_rules_are_compared_sample_by_sample() -> None:
     assert reference.mean_difference.n == 200
     for kept in found.rule("fixed").difference.values():
         assert (kept.value, kept.interval) == (0, (0, 0))
-    assert sp.records.RulesRecord.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert from_json(sp.records.RulesRecord, json.loads(json.dumps(document(found)))) == found
     with pytest.raises(sp.InputError, match=r"'oracle of tint'.*'oracle of sketch'"):
         found.rule("oracle", "tint")
 

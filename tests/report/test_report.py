@@ -16,7 +16,10 @@ import pytest
 
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import accuracy_interval
-from shiftproof.records.results import AccuracyRecord, GroupRecord, PathPoint, PathRecord, RunRecord
+from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.runs import RunRecord
+from shiftproof.records.summaries import summary_json
 from shiftproof.report import (
     accuracy_table,
     class_table,
@@ -84,7 +87,7 @@ def make_run(
 
 def write_run(directory: Path, run: RunRecord, samples: list[dict[str, Any]] | None = None) -> Path:
     directory.mkdir(parents=True)
-    (directory / "summary.json").write_text(json.dumps(run.to_json()))
+    (directory / "summary.json").write_text(json.dumps(summary_json(run)))
     if samples is not None:
         (directory / "samples").mkdir()
         (directory / "samples" / "samples.json").write_text(json.dumps({"samples": samples}))
@@ -367,7 +370,7 @@ def test_a_missing_summary_says_how_to_get_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_summary_is_named_and_nothing_is_written(tmp_path: Path, damage: Any) -> None:
-    value = make_run().to_json()
+    value = summary_json(make_run())
     damage(value)
     (tmp_path / "summary.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=r"summary\.json is damaged"):

@@ -19,6 +19,7 @@ import shiftproof as sp
 from shiftproof.cli.app import app
 from shiftproof.data.sets import array_set
 from shiftproof.models.tiny import TINY_SIZES
+from shiftproof.records.codec import from_json
 from shiftproof.records.diagnosis import HALVES
 from shiftproof.runs import diagnose as run_diagnosis
 
@@ -53,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(run: Path) -> sp.records.DiagnosisRecord:
-    return sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    return from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
-    found = sp.records.DiagnosisRecord.from_json(json.loads((finished / "diagnosis.json").read_text(encoding="utf-8")))
+    found = from_json(sp.records.DiagnosisRecord, json.loads((finished / "diagnosis.json").read_text(encoding="utf-8")))
     assert found.sets == ("photos", "sketch")
     logits = {
         model: {
@@ -94,7 +95,7 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
         app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
     )
     assert answer.exit_code == 0, answer.output
-    found = sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    found = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert {pair.set for pair in found.pairs if pair.first == "half 1"} == {"photos", "sketch"}
     assert [(own.second, own.set) for own in found.diversity] == [(HALVES, "photos"), (HALVES, "sketch")]
     for own in found.diversity:
@@ -218,7 +219,7 @@ def test_what_one_part_found_outlasts_the_failure_of_the_next(run: Path, monkeyp
     monkeypatch.setattr(run_diagnosis, "measure_windows", failing)
     with pytest.raises(KeyboardInterrupt):
         sp.diagnose_run(run, ("layers", "strong-edge"))
-    found = sp.records.DiagnosisRecord.from_json(json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    found = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
     assert found.layers and found.strong_edge is None
 
 

@@ -31,8 +31,9 @@ from scipy.stats import chisquare, kstest
 import shiftproof as sp
 from shiftproof import progress
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_spreads
-from shiftproof.records.results import PathPoint, PathRecord
+from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.studies import STUDIED, SpreadRecord, StudyFailure, StudyMember, StudyRecord
+from shiftproof.records.summaries import member_from_json, member_json, study_from_json, study_json
 from shiftproof.report.studies import (
     equal_reference_table,
     mean_name,
@@ -512,7 +513,7 @@ def test_models_that_do_not_vary_are_not_said_to_vary_more() -> None:
         study_verdict(found)
     )
     assert [row[-1] for row in spread_table(found).rows if row[0] == "WiSE-FT, alpha 0.5"] == ["no spread"] * 2
-    assert StudyRecord.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+    assert study_from_json(json.loads(json.dumps(study_json(found), allow_nan=False))) == found
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -545,8 +546,8 @@ def test_a_record_survives_the_way_to_disk(
 ) -> None:
     failures = tuple(StudyFailure(name, f"{name}: why") for name in failed)
     record = recorded(found, soups=tuple(soups), failures=failures)
-    text = json.dumps(record.to_json(), allow_nan=False, ensure_ascii=False)
-    assert StudyRecord.from_json(json.loads(text)) == record
+    text = json.dumps(study_json(record), allow_nan=False, ensure_ascii=False)
+    assert study_from_json(json.loads(text)) == record
 
 
 def test_a_member_tells_its_accuracy_at_the_alphas_it_is_studied_at() -> None:
@@ -851,7 +852,7 @@ def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> S
         path = PathRecord("reference", ("sketch",), points)
         told = StudyMember(run.name, run.configuration, run.changes, run.asked.seed, path, 0.5, 1.0)
         write_text(folder / "run.yaml", run.asked.to_yaml())
-        write_json(folder / "member.json", told.to_json())
+        write_json(folder / "member.json", member_json(told))
 
     return run
 
@@ -863,7 +864,7 @@ def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, 
     assert played.threads == [2, 2]
     assert [member.name for member in found.members] == ["a-seed-0", "b-seed-0"]
     assert [dict(member.changes) for member in found.members] == [{}, {"finetune.epochs": 2}]
-    assert StudyRecord.from_json(json.loads((tmp_path / "out" / "study.json").read_text())) == found
+    assert study_from_json(json.loads((tmp_path / "out" / "study.json").read_text())) == found
     assert StudyFile.read(tmp_path / "out" / "study.yaml") == asked
 
 
@@ -1130,7 +1131,7 @@ def written(out: Path, names: Sequence[str]) -> dict[Path, int]:
 
 
 def read_record(out: Path) -> StudyRecord:
-    return StudyRecord.from_json(json.loads((out / "study.json").read_text(encoding="utf-8")))
+    return study_from_json(json.loads((out / "study.json").read_text(encoding="utf-8")))
 
 
 def assert_failures_are_told(record: StudyRecord, out: Path, said: str, complained: str) -> None:
@@ -1153,7 +1154,7 @@ def assert_members_are_swept_as_here(record: StudyRecord, out: Path, runs: Mappi
         assert member.chosen == sp.choose_alpha(member.path, record.rule)
         assert ends[member.name].training["settings"]["lr"] == asked.finetune.lr
         told = json.loads((folder / "member.json").read_text(encoding="utf-8"))
-        assert member == StudyMember.from_json("reference", ("sketch",), told)
+        assert member == member_from_json("reference", ("sketch",), told)
         assert not list(folder.rglob("step-*"))
     uniform, greedy = record.soups
     assert uniform.members == tuple(ends)

@@ -35,7 +35,7 @@ from shiftproof.cli.understand import diagnose
 from shiftproof.cli.weights import merge
 
 if TYPE_CHECKING:
-    from shiftproof.records.results import RunRecord
+    from shiftproof.records.runs import RunRecord
     from shiftproof.runs.file import RunFile
 
 _TERMINATED = 128 + 15  # SIGTERM

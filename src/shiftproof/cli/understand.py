@@ -333,11 +333,11 @@ def _pair(
 
 def _keep(out: Path | None, name: str, found: Any) -> None:
     """Writes a record, or several, where a directory was given."""
-    from shiftproof.records.diagnosis import plain_json
+    from shiftproof.records.codec import to_json
     from shiftproof.storage import write_json
 
     if out is not None:
-        write_json(out / name, plain_json(found))
+        write_json(out / name, to_json(found))
         print(f"numbers: {out / name}")
 
 

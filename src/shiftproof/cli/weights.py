@@ -12,7 +12,7 @@ import typer
 from shiftproof.cli.options import Overwrite, Suite, Validation
 
 if TYPE_CHECKING:
-    from shiftproof.records.results import MergeRecord
+    from shiftproof.records.merges import MergeRecord
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 

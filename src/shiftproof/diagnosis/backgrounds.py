@@ -23,7 +23,8 @@ from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, bootstrap_interval
 from shiftproof.evaluation.metrics import scores
 from shiftproof.models.classifier import Classifier
-from shiftproof.records.results import BackgroundRecord, BackgroundStudy, GroupRecord
+from shiftproof.records.accuracy import GroupRecord
+from shiftproof.records.backgrounds import BackgroundRecord, BackgroundStudy
 from shiftproof.seeding import child_generator
 
 VARIANTS = ("original", "only-foreground", "only-background", "mixed-same", "mixed-random")

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from shiftproof.diagnosis.agreement import measured_mean
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
-from shiftproof.records.results import PathRecord
+from shiftproof.records.paths import PathRecord
 
 _ROUNDING = 1e-12  # less than that under the line is none
 

@@ -43,7 +43,7 @@ from shiftproof.records.diagnosis import (
     RobustnessRecord,
     TemperatureRecord,
 )
-from shiftproof.records.results import MODELS
+from shiftproof.records.runs import MODELS
 
 COVERAGES = (0.5, 0.8)
 

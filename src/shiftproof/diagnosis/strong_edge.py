@@ -25,14 +25,8 @@ from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, 
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
 from shiftproof.models.classifier import Classifier
-from shiftproof.records.results import (
-    MapExample,
-    MeanRecord,
-    StrongEdgeStudy,
-    WindowExample,
-    WindowRecord,
-    WindowSummary,
-)
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
 from shiftproof.seeding import child_generator
 
 CLEAN = "clean"

@@ -24,7 +24,9 @@ from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, can_resample, contrast_interval
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, accuracy
 from shiftproof.models.classifier import Classifier, Network, require_same_task
-from shiftproof.records.results import MeanRecord, PathPoint, PathRecord, RuleRecord, RulesRecord
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.rules import RuleRecord, RulesRecord
 from shiftproof.weights.arithmetic import combine, path_coefficients, require_compatible
 
 FIXED_ALPHA = 0.5

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.calibration import calibration_error
 from shiftproof.evaluation.intervals import accuracy_interval
-from shiftproof.records.results import AccuracyRecord, GroupRecord
+from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.merging.adapters import Adapted, read_adapter
 from shiftproof.merging.layouts import Layout, copied_files, is_file, layout_of
 from shiftproof.merging.methods import METHODS, MergeSettings, Plan
-from shiftproof.records.results import MergeInput, MergeRecord
+from shiftproof.records.merges import MergeInput, MergeRecord
 from shiftproof.weights.arithmetic import is_combined, is_running_statistic, require_compatible
 from shiftproof.weights.checkpoints import Checkpoint, size_of
 

@@ -31,7 +31,8 @@ from shiftproof.merging.outputs import (
 )
 from shiftproof.merging.streams import PIECE, ContentFingerprint, Pen, fingerprint_tensors, pieces
 from shiftproof.models.cards import merge_card
-from shiftproof.records.results import MergeInput, MergeRecord
+from shiftproof.records.codec import document
+from shiftproof.records.merges import MergeInput, MergeRecord
 from shiftproof.storage import move_into_place, staged, write_json, write_text
 from shiftproof.weights.arithmetic import combine
 from shiftproof.weights.checkpoints import (
@@ -183,7 +184,7 @@ def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> No
     """What stands beside the weights: configs and tokenizer, the classifier's card, the report and a model card."""
     if is_file(place):
         report, card = reports_of(place)
-        write_json(report, record.to_json())
+        write_json(report, document(record))
         write_text(card, merge_card(record))
         return
     for file in copied_files(merge.checkpoints[0]):
@@ -193,7 +194,7 @@ def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> No
 
         write_card(merge.card(plan, open_checkpoint(place / "model.safetensors").tensors), place)
     write_text(place / README, merge_card(record))
-    write_json(place / REPORT, record.to_json())
+    write_json(place / REPORT, document(record))
 
 
 def _fingerprint(checkpoint: Checkpoint, found: ContentFingerprint) -> str:
@@ -241,6 +242,6 @@ def _merge_adapters(
             write_state_dict(tensors, made / "adapter_model.safetensors")
             write_json(made / "adapter_config.json", config)
             write_text(made / README, merge_card(record))
-            write_json(made / REPORT, record.to_json())
+            write_json(made / REPORT, document(record))
             move_into_place(made, out)
     return (record,)

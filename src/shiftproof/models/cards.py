@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shiftproof.records.results import MergeRecord
+from shiftproof.records.merges import MergeRecord
 
 _SAYINGS = {
     "linear": "(1 - alpha) of the first input plus alpha of the second, entry by entry",

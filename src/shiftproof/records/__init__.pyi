@@ -1,5 +1,8 @@
 """Result types of every run, study and diagnosis, and the JSON files they are read from and written to."""
 
+from .accuracy import AccuracyRecord, GroupRecord, MeanRecord
+from .backgrounds import BackgroundRecord, BackgroundStudy
+from .codec import document, from_json, to_json
 from .comparisons import (
     AgreementRecord,
     CkaRecord,
@@ -24,28 +27,13 @@ from .diagnosis import (
     PairRecord,
     RobustnessRecord,
     TemperatureRecord,
-    plain_json,
 )
-from .results import (
-    AccuracyRecord,
-    BackgroundRecord,
-    BackgroundStudy,
-    GroupRecord,
-    MapExample,
-    MeanRecord,
-    MergeInput,
-    MergeRecord,
-    PathPoint,
-    PathRecord,
-    RuleRecord,
-    RulesRecord,
-    RunRecord,
-    StrongEdgeStudy,
-    WindowExample,
-    WindowRecord,
-    WindowSummary,
-)
+from .merges import MergeInput, MergeRecord
+from .paths import PathPoint, PathRecord
+from .rules import RuleRecord, RulesRecord
+from .runs import RunRecord
 from .studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
+from .windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
 
 __all__ = [
     "AccuracyRecord",
@@ -90,5 +78,7 @@ __all__ = [
     "WindowExample",
     "WindowRecord",
     "WindowSummary",
-    "plain_json",
+    "document",
+    "from_json",
+    "to_json",
 ]

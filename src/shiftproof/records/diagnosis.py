@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
 
-from shiftproof.errors import InputError
 from shiftproof.records.comparisons import (
     AgreementRecord,
     CkaRecord,
@@ -18,9 +16,8 @@ from shiftproof.records.comparisons import (
     MovementRecord,
     PlaneRecord,
 )
-from shiftproof.records.results import StrongEdgeStudy
+from shiftproof.records.windows import StrongEdgeStudy
 
-SCHEMA = 1
 HALVES = ("half 1", "half 2")
 
 
@@ -212,35 +209,3 @@ class DiagnosisRecord:
                 if part.name not in ("pairs", "layers", "strong_edge", "planes", "other_paths", "diversity", "seconds")
             },
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, ``diagnosis.json``."""
-        return {"schema": SCHEMA, **plain_json(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> DiagnosisRecord:
-        """The inverse of ``to_json``; an InputError where the schema is another one or an entry is missing."""
-        from pydantic import TypeAdapter, ValidationError
-
-        if value.get("schema") != SCHEMA:
-            raise InputError(f"the diagnosis has schema {value.get('schema')!r}; this version reads {SCHEMA}.")
-        try:
-            return TypeAdapter(cls).validate_python({name: part for name, part in value.items() if name != "schema"})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(
-                f"the diagnosis is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}."
-            ) from error
-
-
-def plain_json(value: Any) -> Any:
-    """Records, tuples and mappings as the dictionaries and lists that JSON gives back.
-
-    >>> plain_json((Measured(0.5, None),))
-    [{'value': 0.5, 'interval': None}]
-    """
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain_json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(name): plain_json(entry) for name, entry in value.items()}
-    return [plain_json(entry) for entry in value] if isinstance(value, (list, tuple)) else value

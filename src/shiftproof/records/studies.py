@@ -1,12 +1,12 @@
-"""What a study of many fine-tunings found, in frozen records and their JSON form."""
+"""What a study of many fine-tunings found, in frozen records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from shiftproof.records.results import SCHEMA, PathRecord
+from shiftproof.records.paths import PathRecord
 
 # The models whose accuracies are compared over configurations.
 STUDIED = ("fine_tuned", "wise_ft_0.5", "wise_ft_chosen")
@@ -37,17 +37,6 @@ class StudyMember:
         """The mean accuracy of one of ``STUDIED`` over sets."""
         point = self.path.at(self.alpha_of(model))
         return sum(point.accuracy[name] for name in sets) / len(sets)
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        told = asdict(self)
-        return told | {"path": self.path.to_json(), "members": list(self.members), "changes": dict(self.changes)}
-
-    @classmethod
-    def from_json(cls, reference: str, shifts: tuple[str, ...], value: Mapping[str, Any]) -> StudyMember:
-        """The inverse of ``to_json``."""
-        path = PathRecord.from_json(reference, shifts, value["path"])
-        return cls(**{**value, "path": path, "members": tuple(value["members"])})
 
 
 @dataclass(frozen=True)
@@ -100,47 +89,3 @@ class StudyRecord:
     def configurations(self) -> tuple[str, ...]:
         """The names of the configurations that at least one member has, in their order."""
         return tuple(dict.fromkeys(member.configuration for member in self.members))
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``study.json``."""
-        return {
-            "schema": SCHEMA,
-            "suite": self.suite,
-            "reference": self.reference,
-            "shifts": list(self.shifts),
-            "averaged": list(self.averaged),
-            "rule": self.rule,
-            "interval_level": self.interval_level,
-            "members": [member.to_json() for member in self.members],
-            "failures": [asdict(failure) for failure in self.failures],
-            "soups": [soup.to_json() for soup in self.soups],
-            "spreads": [asdict(spread) for spread in self.spreads],
-            "versions": dict(self.versions),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StudyRecord:
-        """The inverse of ``to_json``."""
-        names = value["reference"], tuple(value["shifts"])
-        return cls(
-            suite=value["suite"],
-            reference=names[0],
-            shifts=names[1],
-            averaged=tuple(value["averaged"]),
-            rule=value["rule"],
-            interval_level=value["interval_level"],
-            members=tuple(StudyMember.from_json(*names, entry) for entry in value["members"]),
-            failures=tuple(StudyFailure(**entry) for entry in value["failures"]),
-            soups=tuple(StudyMember.from_json(*names, entry) for entry in value["soups"]),
-            spreads=tuple(
-                SpreadRecord(
-                    **{
-                        **entry,
-                        "interval": tuple(entry["interval"]),
-                        "ratio_interval": entry["ratio_interval"] and tuple(entry["ratio_interval"]),
-                    }
-                )
-                for entry in value["spreads"]
-            ),
-            versions=value["versions"],
-        )

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shiftproof.records.results import PathPoint, RunRecord
+from shiftproof.records.paths import PathPoint
+from shiftproof.records.runs import RunRecord
 
 MODEL_NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "ensemble"}
 

@@ -12,7 +12,7 @@ from shiftproof.evaluation.calibration import BINS
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.records.comparisons import ConnectivityRecord, FollowedRecord, LossRecord, Measured, MovementRecord
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, PairRecord
-from shiftproof.records.results import MODELS
+from shiftproof.records.runs import MODELS
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import CURVE, MARKS, STYLE
 from shiftproof.report.layers import layers_figure, layers_table

@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.records.results import RunRecord
+from shiftproof.records.runs import RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     Estimate,

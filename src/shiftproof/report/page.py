@@ -11,8 +11,12 @@ from pathlib import Path
 import jinja2
 
 from shiftproof.errors import InputError, require_between
+from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
+from shiftproof.records.codec import from_json
 from shiftproof.records.diagnosis import DiagnosisRecord
-from shiftproof.records.results import AccuracyRecord, GroupRecord, RulesRecord, RunRecord
+from shiftproof.records.rules import RulesRecord
+from shiftproof.records.runs import RunRecord
+from shiftproof.records.summaries import run_from_summary
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
@@ -88,7 +92,7 @@ def read_run(directory: Path) -> RunRecord:
         )
     value = read_json(path)
     try:
-        run = RunRecord.from_json(value)
+        run = run_from_summary(value)
         _require_whole(run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
@@ -103,7 +107,7 @@ def read_diagnosis(directory: Path) -> DiagnosisRecord | None:
         return None
     value = read_json(path)
     try:
-        return DiagnosisRecord.from_json(value)
+        return from_json(DiagnosisRecord, value, "the diagnosis")
     except (InputError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged or of another version ({error}). Write it anew with `shiftproof diagnose run "
@@ -157,7 +161,7 @@ def _read_results(directory: Path) -> list[AccuracyRecord]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        return [AccuracyRecord.from_json(json.loads(line)) for line in lines if line.strip()]
+        return [from_json(AccuracyRecord, json.loads(line), "a line") for line in lines if line.strip()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without class changes."
@@ -170,7 +174,7 @@ def _read_rules(directory: Path) -> Table | None:
         return None
     value = read_json(path)
     try:
-        return rules_table(RulesRecord.from_json(value))
+        return rules_table(from_json(RulesRecord, value, "the comparison of rules"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without the rules."

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from shiftproof.errors import InputError, require_between
-from shiftproof.records.results import MODELS
+from shiftproof.records.runs import MODELS
 from shiftproof.storage import read_json
 
 # By content, not by ending: what a browser is told must be what the bytes are.

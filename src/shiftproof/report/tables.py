@@ -7,17 +7,12 @@ from dataclasses import dataclass
 
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import accuracy_interval
+from shiftproof.records.accuracy import AccuracyRecord, GroupRecord, MeanRecord
 from shiftproof.records.comparisons import Measured
 from shiftproof.records.diagnosis import DiagnosisRecord
-from shiftproof.records.results import (
-    AccuracyRecord,
-    GroupRecord,
-    MeanRecord,
-    PathPoint,
-    PathRecord,
-    RulesRecord,
-    RunRecord,
-)
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.rules import RulesRecord
+from shiftproof.records.runs import RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
     headline_name,

@@ -10,7 +10,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shiftproof.records.results import BackgroundStudy, MapExample, MeanRecord, StrongEdgeStudy, WindowExample
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.backgrounds import BackgroundStudy
+from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample
 from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table

@@ -28,7 +28,7 @@ from shiftproof.records.comparisons import (
     MovementRecord,
 )
 from shiftproof.records.diagnosis import PairRecord
-from shiftproof.records.results import MapExample
+from shiftproof.records.windows import MapExample
 from shiftproof.runs.evidence import find_path, resampled_of
 from shiftproof.runs.predictions import kept_logits
 

@@ -38,9 +38,11 @@ from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.records.codec import document
 from shiftproof.records.comparisons import LayersRecord, PlaneRecord
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DiversityRecord, OtherPathRecord, PairRecord
-from shiftproof.records.results import MODELS, RunRecord, StrongEdgeStudy
+from shiftproof.records.runs import MODELS, RunRecord
+from shiftproof.records.windows import StrongEdgeStudy
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
 from shiftproof.runs.directory import RunDirectory
 from shiftproof.runs.evidence import diagnose_kept, find_path, kept_evidence, resampled_of
@@ -97,7 +99,7 @@ def diagnose_run(
         whole = found = work.timed("kept", lambda: work.from_kept(record, points))
         for extended in work.extensions(found, parts, named):
             whole = replace(extended, seconds={**found.seconds, **work.seconds})
-            write_json(work.run.diagnosis, whole.to_json())
+            write_json(work.run.diagnosis, document(whole))
         render_report([run])
     return whole
 

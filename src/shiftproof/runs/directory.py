@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shiftproof.errors import InputError, listed
 from shiftproof.merging.layouts import alpha_folder
-from shiftproof.records.results import MODELS
+from shiftproof.records.runs import MODELS
 from shiftproof.storage import locked, write_text
 
 

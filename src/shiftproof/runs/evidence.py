@@ -33,7 +33,7 @@ from shiftproof.evaluation.predictions import KeptPredictions
 from shiftproof.models.classifier import Classifier, fingerprint
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
-from shiftproof.records.results import RunRecord
+from shiftproof.records.runs import RunRecord
 
 
 def find_path(

@@ -24,7 +24,9 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.encoders import load_encoder
-from shiftproof.records.results import BackgroundStudy, StrongEdgeStudy
+from shiftproof.records.backgrounds import BackgroundStudy
+from shiftproof.records.codec import document
+from shiftproof.records.windows import StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
 from shiftproof.runs.directory import INTERVENTION, claim
@@ -109,7 +111,7 @@ def run_strong_edge(
             window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
             examples = window_examples(chosen, images, window, _EXAMPLES, seed=asked.seed)
             save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
-        write_json(out / "strong_edge.json", study.to_json())
+        write_json(out / "strong_edge.json", document(study))
         return study
 
 
@@ -122,7 +124,7 @@ def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False)
     images = images.relabelled(next(iter(models.values())).classes)
     with claim(out, INTERVENTION, overwrite=overwrite):
         study = measure_backgrounds(models, images, seed=asked.seed, device=device)
-        write_json(out / "backgrounds.json", study.to_json())
+        write_json(out / "backgrounds.json", document(study))
         return study
 
 

@@ -30,7 +30,11 @@ from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.records.results import MODELS, AccuracyRecord, PathRecord, RunRecord
+from shiftproof.records.accuracy import AccuracyRecord
+from shiftproof.records.codec import document, to_json
+from shiftproof.records.paths import PathRecord
+from shiftproof.records.runs import MODELS, RunRecord
+from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, Request, RunDirectory, claim
 from shiftproof.runs.evidence import diagnose_kept
@@ -146,7 +150,7 @@ class Run:
     def path(self) -> PathRecord:
         """The measured alpha path."""
         shifts = tuple(shift.name for shift in self.suite.shifts)
-        return PathRecord.from_json(self.suite.reference.name, shifts, read_json(self.directory.path))
+        return path_from_json(self.suite.reference.name, shifts, read_json(self.directory.path))
 
     @property
     def alpha(self) -> float:
@@ -216,7 +220,7 @@ def save_path(run: Run) -> None:
         keep=keep,
         kept=correct_so_far,
     )
-    write_json(run.directory.path, path.to_json())
+    write_json(run.directory.path, path_json(path))
 
 
 def save_ensemble(run: Run) -> None:
@@ -248,13 +252,13 @@ def conclude(run: Run) -> RunRecord:
     record = summarise(run, predictions)
     lines = [entry for of_sets in record.models.values() for entry in of_sets.values()]
     lines += accuracies_along_path(run)
-    write_text(directory.results, "".join(json.dumps(line.to_json()) + "\n" for line in lines))
-    write_json(directory.summary, record.to_json())
+    write_text(directory.results, "".join(json.dumps(to_json(line)) + "\n" for line in lines))
+    write_json(directory.summary, summary_json(record))
     if rules := run.scores.rules(run.path, suite, run.run_file.alpha_tolerance):
-        write_json(directory.rules, rules.to_json())
+        write_json(directory.rules, document(rules))
     earlier = earlier_diagnosis(directory.root)
     diagnosis = diagnose_kept(record, suite, predictions, run.classifiers, run.scores.read, earlier=earlier)
-    write_json(directory.diagnosis, diagnosis.to_json())
+    write_json(directory.diagnosis, document(diagnosis))
     write_samples(suite, predictions, directory.samples, seed=run.run_file.seed)
     write_maps(suite, run.classifiers, directory.maps, seed=run.run_file.seed, device=run.device)
     render_report([directory.root])

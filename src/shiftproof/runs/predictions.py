@@ -25,7 +25,9 @@ from shiftproof.evaluation.predictions import (
     writing_predictions,
 )
 from shiftproof.models.classifier import Classifier
-from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
+from shiftproof.records.accuracy import AccuracyRecord
+from shiftproof.records.paths import PathRecord
+from shiftproof.records.rules import RulesRecord
 from shiftproof.runs.directory import scores_file
 from shiftproof.runs.evidence import resampled_of
 

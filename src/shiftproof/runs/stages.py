@@ -29,7 +29,11 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.pretraining.loop import pretrain
-from shiftproof.records.results import AccuracyRecord, PathRecord, RulesRecord
+from shiftproof.records.accuracy import AccuracyRecord
+from shiftproof.records.codec import document, to_json
+from shiftproof.records.paths import PathRecord
+from shiftproof.records.rules import RulesRecord
+from shiftproof.records.summaries import path_json
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, Request, claim
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.pipeline import build_start, load_run_suite
@@ -145,9 +149,9 @@ def run_sweep(
         files = PathFiles(out / "predictions", path_sets(suite))
         path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
         alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
-        write_json(out / "path.json", path.to_json())
+        write_json(out / "path.json", path_json(path))
         if rules := files.rules(path, suite, asked.alpha_tolerance):
-            write_json(out / "rules.json", rules.to_json())
+            write_json(out / "rules.json", document(rules))
         else:
             (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before --resume
         if space == "weights":
@@ -242,7 +246,7 @@ def score(
 
 
 def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
-    write_text(out / "results.jsonl", "".join(json.dumps(record.to_json()) + "\n" for record in records))
+    write_text(out / "results.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records))
 
 
 def run_export(suite: str, out: Path, seed: int) -> int:

@@ -32,7 +32,9 @@ from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
+from shiftproof.records.summaries import member_from_json, member_json, study_json
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, Request, claim
@@ -118,7 +120,7 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
         )
         save_classifier(tuned, folder / "fine_tuned")
         member = _swept(run.name, run, start, tuned, suite, rule, started)
-        write_json(folder / "member.json", member.to_json())
+        write_json(folder / "member.json", document(member_json(member)))
         (folder / "error.txt").unlink(missing_ok=True)
         for checkpoint in (folder / "checkpoints").glob("step-*"):  # the log stays
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -289,7 +291,7 @@ def _soup(
     names = [member.name for member in found]
     candidates = {name: _digest(out / "members" / name / "member.json") for name in names}
     if file.is_file() and (kept := read_json(file)).pop("candidates") == candidates:
-        return StudyMember.from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
+        return member_from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
     first = next(run for run in runs if run.name == names[0])
     first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
     start, device = build_start(first.asked, suite), resolve_device("auto")
@@ -301,12 +303,12 @@ def _soup(
         soup, taken = uniform_soup(classifiers), tuple(names)
     save_classifier(soup, out / "soups" / kind / "fine_tuned")
     member = _swept(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
-    write_json(file, {"candidates": candidates, **member.to_json()})
+    write_json(file, document({"candidates": candidates, **member_json(member)}))
     return member
 
 
 def _write(record: StudyRecord, out: Path) -> None:
-    write_json(out / "study.json", record.to_json())
+    write_json(out / "study.json", study_json(record))
     buffer = io.StringIO()
     csv.writer(buffer).writerows([_COLUMNS, *_accuracies(record)])
     write_text(out / "study.csv", buffer.getvalue())
@@ -345,7 +347,7 @@ def _require_same_run(run: MemberRun, folder: Path) -> None:
 
 
 def _read_member(folder: Path, suite: ShiftSuite) -> StudyMember:
-    return StudyMember.from_json(
+    return member_from_json(
         suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(folder / "member.json")
     )
 

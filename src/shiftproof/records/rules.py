@@ -1,0 +1,49 @@
+"""The rules that choose alpha, compared on one path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shiftproof.errors import InputError, listed
+from shiftproof.records.accuracy import MeanRecord
+
+
+@dataclass(frozen=True)
+class RuleRecord:
+    """What a rule for alpha came to: the alpha it chose, accuracies there, and their differences to alpha 0.5.
+
+    A rule reads no shift. An ``oracle`` does: it took the alpha that is best on ``set`` ("mean": on the mean), and is
+    for the report only. ``mean`` is over the sets that ``RulesRecord.averaged`` names, None where there are none;
+    intervals are paired, sample by sample.
+    """
+
+    rule: str
+    alpha: float
+    accuracy: Mapping[str, float]
+    difference: Mapping[str, MeanRecord]
+    mean: float | None
+    mean_difference: MeanRecord | None
+    oracle: bool = False
+    set: str | None = None
+
+
+@dataclass(frozen=True)
+class RulesRecord:
+    """The rules that choose alpha compared on one path, the oracles beside them; ``rules.json`` is its JSON form."""
+
+    reference: str
+    shifts: tuple[str, ...]
+    averaged: tuple[str, ...]
+    tolerance: float
+    level: float
+    rules: tuple[RuleRecord, ...]
+
+    def rule(self, name: str, of_set: str | None = None) -> RuleRecord:
+        """What a rule came to, or the oracle of a set; an InputError names those that there are."""
+        for record in self.rules:
+            if (record.rule, record.set) == (name, of_set):
+                return record
+        known = [record.rule if record.set is None else f"{record.rule} of {record.set}" for record in self.rules]
+        asked = name if of_set is None else f"{name} of {of_set}"
+        raise InputError(f"there is no rule {asked!r}. Compared: {listed(known)}.")

@@ -1,0 +1,162 @@
+"""Files whose layout is not that of one record: ``summary.json``, ``path.json``, ``member.json`` and ``study.json``.
+
+The private dataclasses are those layouts. The codec reads and writes them, so that a damaged entry is named by its
+place in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
+from shiftproof.records.codec import document, from_json, to_json
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.runs import RunRecord
+from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One model on one set, as ``summary.json`` has it: the rest of the record follows from its place."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+    calibration_error: float | None = None
+    groups: Mapping[str, GroupRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Interval:
+    level: float
+    method: str
+
+
+@dataclass(frozen=True)
+class _Summary:
+    suite: str
+    reference: str
+    shifts: tuple[str, ...]
+    kinds: Mapping[str, str]
+    models: Mapping[Literal["zero_shot", "fine_tuned", "ensemble"], Mapping[str, _Evaluation]]
+    interval: _Interval
+    alpha: float
+    alpha_rule: str
+    alpha_path: tuple[PathPoint, ...]
+    oracle_alpha: Mapping[str, float]
+    seconds: Mapping[str, float]
+    seed: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    configuration: str
+    changes: Mapping[str, Any]
+    seed: int | None
+    path: tuple[PathPoint, ...]
+    chosen: float
+    seconds: float
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Study:
+    suite: str
+    reference: str
+    shifts: tuple[str, ...]
+    averaged: tuple[str, ...]
+    rule: str
+    interval_level: float
+    members: tuple[_Member, ...]
+    failures: tuple[StudyFailure, ...]
+    soups: tuple[_Member, ...]
+    spreads: tuple[SpreadRecord, ...]
+    versions: Mapping[str, str]
+
+
+def summary_json(record: RunRecord) -> dict[str, Any]:
+    """Returns the content of ``summary.json``; accuracies by class are left to ``results.jsonl``."""
+    of_record = to_json(record)
+    parts = ("accuracy", "interval", "n", "calibration_error", "groups")
+    return {
+        **document({name: of_record[name] for name in ("suite", "reference", "shifts", "kinds")}),
+        "models": {
+            model: {name: {part: entry[part] for part in parts} for name, entry in of_sets.items()}
+            for model, of_sets in of_record["models"].items()
+        },
+        "interval": {"level": record.interval_level, "method": record.interval_method},
+        "alpha": record.alpha,
+        "alpha_rule": record.alpha_rule,
+        "alpha_path": of_record["path"]["points"],
+        "oracle_alpha": record.path.oracle(),
+        **{name: of_record[name] for name in ("seconds", "seed", "versions")},
+    }
+
+
+def run_from_summary(value: Any) -> RunRecord:
+    """Builds a run's record from the content of ``summary.json``; raises an InputError as ``from_json`` does."""
+    summary = from_json(_Summary, value, "the summary")
+    alphas = {"zero_shot": 0.0, "fine_tuned": 1.0, "ensemble": summary.alpha}
+    models: dict[str, dict[str, AccuracyRecord]] = {
+        model: {name: AccuracyRecord(model, alphas[model], name, **vars(entry)) for name, entry in of_sets.items()}
+        for model, of_sets in summary.models.items()
+    }
+    return RunRecord(
+        suite=summary.suite,
+        reference=summary.reference,
+        shifts=summary.shifts,
+        kinds=summary.kinds,
+        models=models,
+        alpha=summary.alpha,
+        alpha_rule=summary.alpha_rule,
+        path=PathRecord(summary.reference, summary.shifts, summary.alpha_path),
+        interval_level=summary.interval.level,
+        interval_method=summary.interval.method,
+        seconds=summary.seconds,
+        seed=summary.seed,
+        versions=summary.versions,
+    )
+
+
+def path_json(path: PathRecord) -> list[dict[str, Any]]:
+    """Returns the content of ``path.json``: the points, since the suite says what the sets are."""
+    return list(to_json(path.points))
+
+
+def path_from_json(reference: str, shifts: tuple[str, ...], value: Any) -> PathRecord:
+    """Builds a path of a suite's sets from the content of ``path.json``; raises an InputError as ``from_json`` does."""
+    return PathRecord(reference, shifts, from_json(tuple[PathPoint, ...], value, "the alpha path"))
+
+
+def member_json(member: StudyMember) -> dict[str, Any]:
+    """Returns a study member's entry in ``study.json``; ``document`` of it is the content of ``member.json``."""
+    return {**to_json(member), "path": path_json(member.path)}
+
+
+def member_from_json(reference: str, shifts: tuple[str, ...], value: Any) -> StudyMember:
+    """Builds a study member from its JSON form; raises an InputError as ``from_json`` does."""
+    return _member(reference, shifts, from_json(_Member, value, "the study member"))
+
+
+def study_json(record: StudyRecord) -> dict[str, Any]:
+    """Returns the content of ``study.json``."""
+    members, soups = ([member_json(member) for member in group] for group in (record.members, record.soups))
+    return {**document(record), "members": members, "soups": soups}
+
+
+def study_from_json(value: Any) -> StudyRecord:
+    """Builds a study's record from the content of ``study.json``; raises an InputError as ``from_json`` does."""
+    study = from_json(_Study, value, "the study")
+    members, soups = (
+        tuple(_member(study.reference, study.shifts, member) for member in group)
+        for group in (study.members, study.soups)
+    )
+    return StudyRecord(**{**vars(study), "members": members, "soups": soups})
+
+
+def _member(reference: str, shifts: tuple[str, ...], member: _Member) -> StudyMember:
+    return StudyMember(**{**vars(member), "path": PathRecord(reference, shifts, member.path)})
