@@ -233,9 +233,9 @@ def values_of(annotation: Any, depth: int = 0) -> st.SearchStrategy[Any]:
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*(values_of(part, depth) for part in inner))
     if origin is Mapping:
-        if depth > 4:  # a record that holds records of its own type has to end somewhere
-            return st.just({})
-        return st.dictionaries(st.text(max_size=3), values_of(inner[1], depth), max_size=1)
+        # A record that holds records of its own type has to end somewhere.
+        ends = depth > 4
+        return st.just({}) if ends else st.dictionaries(st.text(max_size=3), values_of(inner[1], depth), max_size=1)
     if origin is tuple and inner[-1] is Ellipsis:
         return st.lists(values_of(inner[0], depth), max_size=1).map(tuple)
     if origin is tuple:
