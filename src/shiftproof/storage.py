@@ -169,7 +169,7 @@ def locked(directory: str | Path) -> Iterator[None]:
     with (directory / ".lock").open("a+") as file:
         if not _try_lock(file):
             raise InputError(
-                f"{directory} is in use by another shiftproof process. Wait for it to end, or choose another --out."
+                f"{directory} is in use by another shiftproof process. Wait for it to end, or choose another `out`."
             )
         yield
 

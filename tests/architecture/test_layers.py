@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("comparisons", "diagnose", "stages", "interventions"),
     ),
     "studies": ("file", "spreads", "study"),
-    "cli": ("console", "options", "understand", "weights", "studies", "app"),
+    "cli": ("failures", "console", "options", "understand", "weights", "studies", "app"),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]
 NO_TORCH = (

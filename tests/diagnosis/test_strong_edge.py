@@ -1100,7 +1100,7 @@ def test_a_finished_diagnosis_is_kept_and_so_is_what_no_diagnosis_wrote(
     asked = DiagnosisFile(images=4)
     (tmp_path / written).write_text("{}")
     with nothing_changes(tmp_path):
-        with pytest.raises(sp.InputError, match="already holds a diagnosis.*--overwrite"):
+        with pytest.raises(sp.InputError, match="already holds a diagnosis.*`overwrite=True`"):
             run_strong_edge(asked, tmp_path)
         with locked(tmp_path), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
             run_strong_edge(asked, tmp_path, overwrite=True)
@@ -1314,7 +1314,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
     assert call("diagnose", "strong-edge", *data, "--out", "new") == Ended(
         2,
         "",
-        "shiftproof: --data and --shift need a model to look at it. Name classifier directories, or --model NAME.\n",
+        "shiftproof: --data and --shift need a model to look at it. Name classifiers, or models with --model.\n",
     )
     assert not Path("new").exists()
 
@@ -1377,7 +1377,7 @@ def test_backgrounds_on_emoji(
 
 def test_backgrounds_need_a_model_and_masks(folders: Path, call: Callable[..., Ended]) -> None:
     ended = call("diagnose", "backgrounds", "--out", "found")
-    assert ended == Ended(2, "", "shiftproof: no model to diagnose. Name a classifier directory, or --model NAME.\n")
+    assert ended == Ended(2, "", "shiftproof: no model to diagnose. Name classifiers, or models with --model.\n")
     ended = call("diagnose", "backgrounds", "--model", "tiny", "--data", f"folder:{folders}/test", "--out", "found")
     assert (ended.code, ended.out) == (2, "")
     assert "has no object masks" in ended.err

@@ -283,7 +283,9 @@ def test_a_sweep_of_something_else_is_not_gone_on_with(saved: tuple[Path, Path],
         "'space'": lambda: run_sweep(asked(folders), *saved, out, space="outputs", resume=True),
         "'suite'": lambda: run_sweep(_without_shift(folders), *saved, out, resume=True),
     }.items():
-        with pytest.raises(sp.InputError, match=f"other settings than this sweep .these differ: {said}.*--overwrite"):
+        with pytest.raises(
+            sp.InputError, match=f"other settings than this sweep .these differ: {said}.*`overwrite=True`"
+        ):
             other()
     with pytest.raises(sp.InputError, match="Give one of the two"):
         run_sweep(asked(folders), *saved, out, resume=True, overwrite=True)

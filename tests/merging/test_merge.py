@@ -1132,7 +1132,7 @@ def test_an_output_that_was_moved_aside_still_needs_overwrite(tmp_path: Path) ->
     merge_files(a, b, alpha=0.2, out=tmp_path / "merged")
     earlier = content(tmp_path / "merged")
     (tmp_path / "merged").rename(tmp_path / ".merged.replaced")
-    with pytest.raises(sp.InputError, match="add --overwrite"):
+    with pytest.raises(sp.InputError, match="add `overwrite=True`"):
         merge_files(a, b, alpha=0.9, out=tmp_path / "merged")
     kept = tmp_path / "merged" if (tmp_path / "merged").exists() else tmp_path / ".merged.replaced"
     assert content(kept) == earlier
@@ -1295,7 +1295,7 @@ def test_a_second_process_is_refused(tmp_path: Path, out: str) -> None:
 def test_an_output_that_exists_is_replaced_with_overwrite_only(tmp_path: Path, out: str) -> None:
     a, b = pair(tmp_path)
     merge_files(a, b, alpha=0.2, out=tmp_path / out)
-    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="exists already.*--overwrite"):
+    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="exists already.*`overwrite=True`"):
         merge_files(a, b, alpha=0.9, out=tmp_path / out)
     (record,) = merge_files(a, b, alpha=0.9, out=tmp_path / out, overwrite=True)
     stored = tmp_path / out / "model.safetensors" if out == "merged" else tmp_path / out
@@ -1329,7 +1329,7 @@ def test_foreign_files_are_never_deleted(tmp_path: Path, place: str, overwrite: 
     merge_files(a, b, alpha=alpha, out=tmp_path / "merged")
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text("mine")
-    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="which no merge wrote. Choose another --out"):
+    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="which no merge wrote. Choose another `out`"):
         merge_files(a, b, out=tmp_path / "merged", overwrite=overwrite)
 
 
@@ -1367,7 +1367,7 @@ def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path, empty: bool, over
     (tmp_path / "merged.safetensors").mkdir()
     if not empty:
         (tmp_path / "merged.safetensors" / "x").write_text("mine")
-    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="is a directory. Choose another --out"):
+    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="is a directory. Choose another `out`"):
         merge_files(a, b, out=tmp_path / "merged.safetensors", overwrite=overwrite)
 
 
@@ -1375,7 +1375,7 @@ def test_a_directory_is_not_replaced_by_a_file(tmp_path: Path, empty: bool, over
 def test_a_file_is_not_replaced_by_a_directory(tmp_path: Path, overwrite: bool) -> None:
     a, b = pair(tmp_path)
     (tmp_path / "merged").write_text("mine")
-    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="is a file. Choose another --out"):
+    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="is a file. Choose another `out`"):
         merge_files(a, b, out=tmp_path / "merged", overwrite=overwrite)
 
 
@@ -1410,7 +1410,7 @@ def test_an_output_that_touches_an_input_is_refused(
     other = saved(theta, tmp_path / "other.safetensors")
     touched = tmp_path / given_as
     inputs = (other, touched) if second else (touched, other)
-    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="Choose another --out"):
+    with nothing_changes(tmp_path), pytest.raises(sp.InputError, match="Choose another `out`"):
         merge_files(*inputs, out=tmp_path / out, overwrite=overwrite)
 
 
@@ -1744,7 +1744,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     ("count", "method", "said"),
     [
         (1, "linear", "'linear' takes 2 inputs (the zero-shot model and the fine-tuned one); 1 are given"),
-        (3, "linear", "Soups of several models: --method uniform"),
+        (3, "linear", "give --method uniform"),
         (1, "uniform", "'uniform' takes 2 or more inputs (the models to average); 1 are given"),
         (2, "model-stock", "two or more that were fine-tuned from it); 2 are given"),
     ],

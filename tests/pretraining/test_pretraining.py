@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) ->
 
     assert begin(nn.Linear(3, 2), {"seed": 0}) == 0
     assert begin(nn.Linear(3, 2), {"seed": 0}) == 1
-    with pytest.raises(sp.InputError, match=r"the checkpoint is of another model (.|\n)*Choose another --out"):
+    with pytest.raises(sp.InputError, match=r"the checkpoint is of another model (.|\n)*Choose another `out`"):
         begin(nn.Linear(4, 2), {"seed": 0})
     with pytest.raises(sp.InputError, match=r"another training; these differ: 'seed'") as caught:
         begin(nn.Linear(3, 2), {"seed": 1})

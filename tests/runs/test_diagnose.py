@@ -157,7 +157,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_run(run: Path, monkey
     with pytest.raises(sp.InputError, match="plum"):
         sp.diagnose_run(run, (), others=[sp.save_classifier(fruit, run.parent / "fruit")])
     monkeypatch.setattr("shiftproof.diagnosis.baselines.TINY_SIZES", {**TINY_SIZES, "whole": "another"})
-    with pytest.raises(sp.InputError, match=r"not the tiny tower.*--baselines"):
+    with pytest.raises(sp.InputError, match=r"not the tiny tower.*`baselines`"):
         sp.diagnose_run(run, ("baselines",))
 
 
@@ -286,7 +286,7 @@ def test_baselines_come_in_sizes_and_only_of_the_tiny_tower(tmp_path: Path) -> N
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 8
     other = replace(start, architecture={**start.architecture, "vision_cfg": {"layers": 2}}, source="vit")
     suite = sp.load_suite("emoji")
-    with pytest.raises(sp.InputError, match="vit is not the tiny tower.*--baselines"):
+    with pytest.raises(sp.InputError, match="vit is not the tiny tower.*`baselines`"):
         sp.diagnosis.train_baseline(other, suite, sp.diagnosis.BaselineSettings("half", 1))
 
 

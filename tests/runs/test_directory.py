@@ -47,7 +47,7 @@ def test_a_new_directory_is_taken_and_records_the_request(tmp_path: Path, layout
 def test_results_are_neither_touched_nor_deleted_unless_that_is_asked_for(tmp_path: Path, layout: Layout) -> None:
     before = contents(filled(tmp_path, layout))
     with (
-        pytest.raises(sp.InputError, match=f"already holds {layout.content}.*--overwrite"),
+        pytest.raises(sp.InputError, match=f"already holds {layout.content}.*`overwrite=True`"),
         claim(tmp_path, layout, asking("lr: 1")),
     ):
         pass

@@ -376,7 +376,7 @@ def test_without_validation_data_some_training_images_are_held_out(folders: Path
 def test_a_finished_run_is_not_touched(folders: Path, finished: Path) -> None:
     before = files_of(finished)
     for asked in (run_file(folders), run_file(folders, seed=1)):
-        with pytest.raises(sp.InputError, match=r"already holds a run(.|\n)*--resume(.|\n)*--overwrite"):
+        with pytest.raises(sp.InputError, match=r"already holds a run(.|\n)*`resume=True`(.|\n)*`overwrite=True`"):
             sp.run_pipeline(asked, finished)
     assert files_of(finished) == before
 

@@ -496,7 +496,7 @@ def test_one_that_has_ended_gives_its_result_again(died: Path, case: str) -> Non
 def test_one_that_was_asked_to_stop_says_how_to_go_on(died: Path, case: str) -> None:
     said = (died / case / "SIGTERM.txt").read_text(encoding="utf-8")
     assert "asked to stop after step 1 of " in said
-    assert "--resume" in said
+    assert "`resume=True`" in said
     assert str(died / case / "planned" / "checkpoints") in said
 
 
@@ -588,7 +588,7 @@ def test_sigterm_writes_a_checkpoint_and_the_caller_s_handler_comes_back(
     whole = trained(ema_decay=0.5, checkpoint_every=100)
     with (
         after_step(3, lambda: signal.raise_signal(signal.SIGTERM)),
-        pytest.raises(TrainingInterruptedError, match=rf"step 3 of 8\. {tmp_path} holds .*--resume"),
+        pytest.raises(TrainingInterruptedError, match=rf"step 3 of 8\. {tmp_path} holds .*`resume=True`"),
     ):
         trained(tmp_path, ema_decay=0.5, checkpoint_every=100)
     assert signal.getsignal(signal.SIGTERM) is own_handler
@@ -712,7 +712,7 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path, changes: di
     stopped_after(tmp_path, 3)
     before, lines = digests(tmp_path), log_of(tmp_path)
     said = re.escape(f"these differ: {', '.join(map(repr, named))}.")
-    with pytest.raises(sp.InputError, match=rf"{tmp_path} are of another training; {said}.*--out"):
+    with pytest.raises(sp.InputError, match=rf"{tmp_path} are of another training; {said}.*`out`"):
         trained(tmp_path, **changes)
     assert (digests(tmp_path), log_of(tmp_path)) == (before, lines)
 
@@ -752,7 +752,7 @@ def test_a_disk_that_is_full_keeps_the_older_checkpoints(small_disk: Path, left:
     assert digests(folder).items() >= {n: d for n, d in kept.items() if not n.startswith("step-00000001")}.items()
     last = max(path.name for path in folder.glob("step-*"))
     assert str(folder / last) in str(caught.value)
-    assert "Free some space and go on with --resume" in str(caught.value)
+    assert "Free some space and go on with `resume=True`" in str(caught.value)
     assert not list(folder.glob(".step-*"))
     # It is no better while the disk stays full.
     with pytest.raises(TrainingError, match="disk is full"):
@@ -784,7 +784,7 @@ def test_a_disk_that_fills_anywhere_in_a_checkpoint_says_so(
         trained(tmp_path)
     said = str(caught.value)
     assert f"{tmp_path / 'step-00000004'} could not be written: the disk is full" in said
-    assert f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and go on with --resume" in said
+    assert f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and go on with `resume=True`" in said
     assert digests(tmp_path) == kept
     monkeypatch.undo()
     assert not list(tmp_path.glob(".step-*"))
@@ -805,7 +805,7 @@ def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     before = digests(tmp_path)
     (tmp_path / "training.jsonl").unlink()
     (tmp_path / "training.jsonl").symlink_to("/dev/full")
-    with pytest.raises(TrainingError, match=r"training\.jsonl(.|\n)*disk is full(.|\n)*--resume"):
+    with pytest.raises(TrainingError, match=r"training\.jsonl(.|\n)*disk is full(.|\n)*`resume=True`"):
         trained(tmp_path)
     assert digests(tmp_path) == before
     (tmp_path / "training.jsonl").unlink()

@@ -1086,7 +1086,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(folders: Path, tmp_path:
         place = f"127.0.0.1:{mute.getsockname()[1]}"
         for address in (place, f"ray://{place}"):
             begun = time.monotonic()
-            with pytest.raises(sp.InputError, match=f"no Ray cluster answers at '{address}'.*--address"):
+            with pytest.raises(sp.InputError, match=f"no Ray cluster answers at '{address}'.*`address`"):
                 run_study(StudyFile.resolve(own(folders)), tmp_path / "out", address=address)
             assert time.monotonic() - begun < 30
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftproof.cli.failures import CommandGroup
 from shiftproof.cli.options import (
     Corrupt,
     Device,
@@ -38,11 +39,10 @@ if TYPE_CHECKING:
     from shiftproof.records.runs import RunRecord
     from shiftproof.runs.file import RunFile
 
-_TERMINATED = 128 + 15  # SIGTERM
-
 # Everything heavy is imported inside the commands, so that --help answers at once.
 app = typer.Typer(
     name="shiftproof",
+    cls=CommandGroup,
     help="Robust fine-tuning of zero-shot image models: fine-tune, ensemble in weight space, measure under shift.",
     no_args_is_help=True,
     add_completion=False,
@@ -72,7 +72,7 @@ def demo(
     shots: Shots = None,
     device: Device = None,
     report_to: ReportTo = None,
-    settings: Set = None,
+    overrides: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -83,7 +83,7 @@ def demo(
     from shiftproof.runs.file import DEMO_FILE, RunFile
 
     mixed = [f"finetune.mixing={mixing}"] if mixing else []
-    asked = RunFile.read(DEMO_FILE, [*mixed, *_overrides(settings, seed, device, report_to, shots)])
+    asked = RunFile.read(DEMO_FILE, [*mixed, *_overrides(overrides, seed, device, report_to, shots)])
     _run(asked, out or Path(f"runs/demo-{asked.seed}"), resume, overwrite)
 
 
@@ -95,7 +95,7 @@ def run(
     shots: Shots = None,
     device: Device = None,
     report_to: ReportTo = None,
-    settings: Set = None,
+    overrides: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -105,7 +105,7 @@ def run(
     """
     from shiftproof.runs.file import RunFile
 
-    asked = RunFile.read(run_file, _overrides(settings, seed, device, report_to, shots))
+    asked = RunFile.read(run_file, _overrides(overrides, seed, device, report_to, shots))
     _run(asked, out or Path("runs") / run_file.stem, resume, overwrite)
 
 
@@ -116,7 +116,7 @@ def pretrain(
     seed: Seed = None,
     device: Device = None,
     report_to: ReportTo = None,
-    settings: Set = None,
+    overrides: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -128,7 +128,7 @@ def pretrain(
     from shiftproof.runs.file import RunFile
     from shiftproof.runs.stages import run_pretrain
 
-    asked = RunFile.read(run_file, _overrides(settings, seed, device, report_to))
+    asked = RunFile.read(run_file, _overrides(overrides, seed, device, report_to))
     with live_progress():
         card = run_pretrain(asked, out, resume=resume, overwrite=overwrite)
     print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on {card['recall_on']}:")
@@ -149,7 +149,7 @@ def zeroshot(
     prompts: Prompts = "photo",
     seed: Seed = None,
     device: Device = None,
-    settings: Set = None,
+    overrides: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where the classifier goes.")] = Path("runs/zeroshot"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -162,7 +162,7 @@ def zeroshot(
     from shiftproof.runs.stages import run_zero_shot
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
-    asked = _resolve(model, data, prompts, settings, seed, device)
+    asked = _resolve(model, data, prompts, overrides, seed, device)
     with live_progress():
         records = run_zero_shot(asked, out, overwrite=overwrite)
     print_table(records_table(records))
@@ -183,7 +183,7 @@ def finetune(
     seed: Seed = None,
     device: Device = None,
     report_to: ReportTo = None,
-    settings: Set = None,
+    overrides: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where the classifier goes.")] = Path("runs/finetune"),
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -199,7 +199,7 @@ def finetune(
     from shiftproof.runs.stages import run_finetune
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
-    asked = _resolve(start, data, prompts, _overrides(settings, None, None, report_to, shots), seed, device)
+    asked = _resolve(start, data, prompts, _overrides(overrides, None, None, report_to, shots), seed, device)
     with live_progress():
         records = run_finetune(asked, out, resume=resume, overwrite=overwrite)
     print_table(records_table(records))
@@ -227,7 +227,7 @@ def sweep(
     ] = False,
     seed: Seed = None,
     device: Device = None,
-    settings: Set = None,
+    overrides: Set = None,
     out: Annotated[Path, typer.Option("--out", help="Where path.json and ensemble/ go.")] = Path("runs/sweep"),
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -247,7 +247,7 @@ def sweep(
         "tiny",
         data,
         "photo",
-        [f"alphas={_alphas(alphas)}", f"alpha_rule={rule}", *(settings or [])],
+        [f"alphas={_alphas(alphas)}", f"alpha_rule={rule}", *(overrides or [])],
         seed,
         device,
     )
@@ -283,12 +283,15 @@ def evaluate(
     Example: shiftproof evaluate runs/tuned --test folder:photos --shift sketch=folder:sketches
     """
     from shiftproof.cli.console import live_progress, print_table
+    from shiftproof.errors import InputError
     from shiftproof.report.tables import records_table
     from shiftproof.runs.stages import run_evaluate
 
     sets = {name: entry["data"] for name, entry in _shifts(shift, corrupt, test).items()}
     if test:
         sets = {_free("test", sets): test, **sets}
+    if not suite and not sets:
+        raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
     with live_progress():
         records = run_evaluate(classifier, sets, suite, device, out, overwrite=overwrite)
     print_table(records_table(records))
@@ -352,27 +355,14 @@ def export_suite(
 
 
 def main() -> None:
-    """Runs the command line; every mistake of the user's is one message on stderr and exit code 2.
-
-    A training that SIGTERM stopped, with a checkpoint to go on from, exits with 143, as a shell tells that signal.
-    """
-    from shiftproof.errors import ShiftproofError, TrainingInterruptedError
+    """Runs the command line. In the secondary processes of ``torchrun`` nothing is printed but errors."""
     from shiftproof.progress import is_secondary_process
 
     try:
         with contextlib.redirect_stdout(io.StringIO()) if is_secondary_process() else contextlib.nullcontext():
             app()
-    except TrainingInterruptedError as error:
-        print(f"shiftproof: {error}", file=sys.stderr)
-        sys.exit(_TERMINATED)
-    except ShiftproofError as error:
-        print(f"shiftproof: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        print(f"shiftproof: {error.filename}: {error.strerror}. Choose another path.", file=sys.stderr)
-        sys.exit(2)
 
 
 def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
@@ -419,13 +409,13 @@ def _resolve(
     model: str,
     data: str | dict[str, Any],
     prompts: str,
-    settings: list[str] | None,
+    overrides: list[str] | None,
     seed: int | None,
     device: str | None,
 ) -> RunFile:
     from shiftproof.runs.file import RunFile
 
-    return RunFile.resolve({"model": model, "suite": data, "prompts": prompts}, _overrides(settings, seed, device))
+    return RunFile.resolve({"model": model, "suite": data, "prompts": prompts}, _overrides(overrides, seed, device))
 
 
 def _suite(

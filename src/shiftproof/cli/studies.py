@@ -13,7 +13,7 @@ from shiftproof.cli.options import Overwrite, Resume, Set
 def study(
     study_file: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The study file.")],
     out: Annotated[Path | None, typer.Option("--out", help="The study's directory; else runs/NAME.")] = None,
-    settings: Set = None,
+    overrides: Set = None,
     address: Annotated[
         str | None, typer.Option("--address", help="A Ray cluster's address; else one is started on this machine.")
     ] = None,
@@ -35,7 +35,7 @@ def study(
     out = out or Path("runs") / study_file.stem
     with live_progress():
         found = run_study(
-            StudyFile.read(study_file, settings or ()), out, resume=resume, overwrite=overwrite, address=address
+            StudyFile.read(study_file, overrides or ()), out, resume=resume, overwrite=overwrite, address=address
         )
     print_table(study_table(found))
     if spreads := spread_table(found):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftproof.cli.failures import CommandGroup
 from shiftproof.cli.options import Overwrite
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 diagnose = typer.Typer(
     name="diagnose",
+    cls=CommandGroup,
     help="Why a model does what it does: agreement, CKA, connectivity, movement, maps, windows, backgrounds.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +47,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 @diagnose.command("strong-edge")
 def strong_edge(
     classifiers: Classifiers = None,
-    model: Models = None,
+    models: Models = None,
     head: Head = "zero-shot",
     prompts: Prompts = "photo",
     suite: Suite = "emoji",
@@ -70,7 +72,7 @@ def strong_edge(
     from shiftproof.report.windows import clean_table, strong_edge_verdict, window_kinds, window_table
     from shiftproof.runs.interventions import run_strong_edge
 
-    asked = _asked(classifiers, model, head, prompts, suite, shift, data, masks, images, seed, device)
+    asked = _asked(classifiers, models, head, prompts, suite, shift, data, masks, images, seed, device)
     with live_progress():
         study = run_strong_edge(asked, out, overwrite=overwrite)
     print_table(clean_table(study))
@@ -84,7 +86,7 @@ def strong_edge(
 @diagnose.command("backgrounds")
 def backgrounds(
     classifiers: Classifiers = None,
-    model: Models = None,
+    models: Models = None,
     head: Head = "zero-shot",
     prompts: Prompts = "photo",
     suite: Suite = "emoji",
@@ -107,7 +109,7 @@ def backgrounds(
     from shiftproof.report.windows import background_table
     from shiftproof.runs.interventions import run_backgrounds
 
-    asked = _asked(classifiers, model, head, prompts, suite, shift, data, masks, images, seed, device)
+    asked = _asked(classifiers, models, head, prompts, suite, shift, data, masks, images, seed, device)
     with live_progress():
         study = run_backgrounds(asked, out, overwrite=overwrite)
     print_table(background_table(study))

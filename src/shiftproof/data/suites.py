@@ -206,7 +206,7 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     The folder appears whole or not at all; it must not exist, or be empty. Returns the number of images.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # a file is no less in the way
-        raise InputError(f"{out} is not empty. Choose another --out, or delete it.")
+        raise InputError(f"{out} is not empty. Choose another `out`, or delete it.")
     reference = suite.reference
     folders = {
         "reference/train": reference.train,

@@ -143,7 +143,7 @@ def require_tiny(start: Classifier) -> None:
     if start.architecture.get("vision_cfg", {}).get("timm_model_name") != TINY_SIZES["whole"]:
         raise InputError(
             f"{start.source} is not the tiny tower, whose sizes the baseline is trained in. Give accuracies of models "
-            "trained on your reference only as a CSV (--baselines)."
+            "trained on your reference only as a CSV (`baselines`)."
         )
 
 

@@ -73,7 +73,7 @@ class MergeSettings:
             more = "" if high else " or more"
             raise InputError(
                 f"the method {self.method!r} takes {low}{more} inputs ({roles}); {count} are given. "
-                f"Soups of several models: --method {'uniform' if self.method != 'uniform' else 'greedy'}."
+                f"For a soup of several models, give `method={'uniform' if self.method != 'uniform' else 'greedy'}`."
             )
 
 

@@ -39,26 +39,26 @@ def publish(made: Path, out: Path) -> None:
 def require_free(out: Path, checkpoints: Sequence[Checkpoint], *, overwrite: bool) -> None:
     """Refuses an output that would touch an input, or what no merge wrote, or what the caller did not give up."""
     if not out.name:
-        raise InputError(f"the output {out} has no name of its own. Choose another --out.")
+        raise InputError(f"the output {out} has no name of its own. Choose another `out`.")
     shards = [checkpoint.folder / shard for checkpoint in checkpoints for shard in checkpoint.shards]
     for path in [*(checkpoint.path for checkpoint in checkpoints), *shards]:
         here, there = out.resolve(), path.resolve()
         if here == there or here in there.parents or (there in here.parents and there.is_dir()):
-            raise InputError(f"the output {out} and the input {path} are one place. Choose another --out.")
+            raise InputError(f"the output {out} and the input {path} are one place. Choose another `out`.")
     foreign = [report.name for report in reports_of(out) if report.exists()] if is_file(out) else []
     if foreign and not _is_report(reports_of(out)[0]):
-        raise InputError(f"{listed(foreign)} beside {out} are no merge's, and would be lost. Choose another --out.")
+        raise InputError(f"{listed(foreign)} beside {out} are no merge's, and would be lost. Choose another `out`.")
     there_now = interrupted(out)  # what a killed merge moved aside stands there again when the next one begins
     if not there_now.exists():
         return
     if there_now.is_dir() == is_file(out):
-        raise InputError(f"{out} is {'a directory' if there_now.is_dir() else 'a file'}. Choose another --out.")
+        raise InputError(f"{out} is {'a directory' if there_now.is_dir() else 'a file'}. Choose another `out`.")
     if there_now.is_dir() and not any(there_now.iterdir()):
         return
     if there_now.is_dir() and (foreign := _foreign(there_now)):
-        raise InputError(f"{out} holds {listed(foreign, 5)}, which no merge wrote. Choose another --out.")
+        raise InputError(f"{out} holds {listed(foreign, 5)}, which no merge wrote. Choose another `out`.")
     if not overwrite:
-        raise InputError(f"{out} exists already. Choose another --out, or add --overwrite to replace it.")
+        raise InputError(f"{out} exists already. Choose another `out`, or add `overwrite=True` to replace it.")
 
 
 def reports_of(out: Path) -> tuple[Path, Path]:
@@ -97,7 +97,7 @@ def require_space(out: Path, needed: int) -> None:
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(
             f"the output needs {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free. "
-            "Free some, or choose another --out."
+            "Free some, or choose another `out`."
         )
 
 
@@ -110,5 +110,5 @@ def errors_of_the_disk(out: Path) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise InputError(
-            f"{out} cannot be written ({error.strerror}). Nothing was changed. Free some space, or name another --out."
+            f"{out} cannot be written ({error.strerror}). Nothing was changed. Free some space, or name another `out`."
         ) from error

@@ -169,7 +169,7 @@ def pretrain(
             try:
                 loss = trainer.take(step, _losses(trainer.model, clip, data, settings, seed, step, device))
             except TrainingError as error:
-                advice = " Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another --out."
+                advice = " Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another `out`."
                 raise type(error)(
                     f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {folder}."
                     f"{advice if isinstance(error, DivergenceError) else ''}"

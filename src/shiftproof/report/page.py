@@ -131,7 +131,7 @@ def _target(directories: Sequence[Path], out: Path | None) -> Path:
         if len(directories) > 1:
             raise InputError(
                 f"{len(directories)} runs share one page, which belongs to none of them. "
-                "Say where to write it: --out report.html."
+                "Say where to write it: `out=report.html`."
             )
         return directories[0] / "report.html"
     out = Path(out)

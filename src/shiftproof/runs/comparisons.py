@@ -55,9 +55,9 @@ class PairFile:
 
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
-            raise InputError("--data and --unlabelled both name images. Give one of the two.")
+            raise InputError("`data` and `unlabelled` both name images. Give one of the two.")
         if self.shift is not None and (self.data is not None or self.unlabelled is not None):
-            raise InputError("--shift is of --suite, beside which other images are named. Give one of the two.")
+            raise InputError("`shift` is of `suite`, beside which other images are named. Give one of the two.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PairPath:
 def compare_path(asked: PairFile, alphas: int = 11) -> PairPath:
     """Whether the straight line of weights between two classifiers has a barrier, on every set; labels are needed."""
     if asked.unlabelled is not None:
-        raise InputError("the path's accuracy needs labels. Name labelled --data in place of --unlabelled.")
+        raise InputError("the path's accuracy needs labels. Name labelled `data` in place of `unlabelled`.")
     first, second = _models(asked).values()
     sets = _sets(asked, first.classes)
     return PairPath(*find_path(first, second, sets, alphas, device=resolve_device(asked.device)))

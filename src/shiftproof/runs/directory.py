@@ -87,7 +87,7 @@ def claim(
     job, another request, or another process that holds the lock.
     """
     if resume and overwrite:
-        raise InputError(f"--resume continues the {layout.noun} that --overwrite deletes. Give one of the two.")
+        raise InputError(f"`resume` continues the {layout.noun} that `overwrite` deletes. Give one of the two.")
     with locked(out):
         yield _enter(out, layout, request, resume=resume, overwrite=overwrite)
 
@@ -106,7 +106,7 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
     elif record is not None and request is not None and (differing := request.differences(record)):
         raise InputError(
             f"{record} asks for other settings than this {layout.noun} (these differ: {listed(differing)}). Repeat the "
-            "earlier request, choose another --out, or replace --resume by --overwrite to delete it."
+            "earlier request, choose another `out`, or replace `resume=True` by `overwrite=True` to delete it."
         )
     if overwrite:
         _delete(out, names, last=layout.request)
@@ -120,14 +120,14 @@ def _require_no_foreign_files(out: Path, layout: Layout, names: Sequence[str], *
     foreign = [name for name in names if name not in layout.artefacts or name == written_by_user]
     if foreign:
         raise InputError(
-            f"{out} already holds {listed(foreign, 5)}, which no {layout.noun} wrote. Choose another --out, or move "
+            f"{out} already holds {listed(foreign, 5)}, which no {layout.noun} wrote. Choose another `out`, or move "
             "that away."
         )
 
 
 def _occupied(out: Path, layout: Layout) -> str:
-    resume = "" if layout.request is None else f"add --resume to continue that {layout.noun}, "
-    return f"{out} already holds {layout.content}. Choose another --out, {resume}or add --overwrite to delete it."
+    resume = "" if layout.request is None else f"add `resume=True` to continue that {layout.noun}, "
+    return f"{out} already holds {layout.content}. Choose another `out`, {resume}or add `overwrite=True` to delete it."
 
 
 def _delete(out: Path, names: Sequence[str], *, last: str | None) -> None:

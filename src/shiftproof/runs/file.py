@@ -176,11 +176,11 @@ def override_key(plain: dict[str, Any], override: str) -> None:
     """Sets ``a.b.c=value``; the value is read as YAML, so that lists and numbers work."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {override!r} must look like finetune.lr=1e-5.")
+        raise InputError(f"`overrides` {override!r} must look like finetune.lr=1e-5.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: the value is not valid YAML ({error}).") from error
+        raise InputError(f"`overrides` {override!r}: the value is not valid YAML ({error}).") from error
     place_key(plain, key, value)
 
 

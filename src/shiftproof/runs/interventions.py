@@ -43,7 +43,7 @@ STUDY_PROBABILITY = 0.5  # of a sample to be mixed
 TUNED_SETTINGS = FinetuneSettings(epochs=12, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
 _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
-_OTHER_OUT = "Choose another --out, or add --overwrite to train anew."
+_OTHER_OUT = "Choose another `out`, or add `overwrite=True` to train anew."
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class DiagnosisFile:
         require_choice("head", self.head, HEADS)
         require_at_least("the number of images", self.images, 2)
         if self.data is not None and self.shift is not None:
-            raise InputError("--shift is of an embedded suite, and --data names other images. Give one of the two.")
+            raise InputError("`shift` is of an embedded suite, and `data` names other images. Give one of the two.")
 
 
 def run_strong_edge(
@@ -86,7 +86,7 @@ def run_strong_edge(
     device = resolve_device(asked.device)
     own = not (asked.classifiers or asked.models)
     if own and (asked.data or asked.shift):
-        raise InputError("--data and --shift need a model to look at it. Name classifier directories, or --model NAME.")
+        raise InputError("`data` and `shift` need a model to look at it. Name classifiers, or models with `models`.")
     suite = _study_suite(asked.suite, asked.seed) if own else None
     images = _images(asked, suite)
     models = {} if own else _models(asked, images)
@@ -118,7 +118,7 @@ def run_strong_edge(
 def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
     """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
     if not (asked.classifiers or asked.models):
-        raise InputError("no model to diagnose. Name a classifier directory, or --model NAME.")
+        raise InputError("no model to diagnose. Name classifiers, or models with `models`.")
     images, device = _images(asked), resolve_device(asked.device)
     models = _models(asked, images)
     images = images.relabelled(next(iter(models.values())).classes)

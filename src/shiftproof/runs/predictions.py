@@ -109,7 +109,7 @@ def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
     if ids != images.ids:
         raise InputError(
             f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
-            "with --overwrite."
+            "with `overwrite=True`."
         )
 
 

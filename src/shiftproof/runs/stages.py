@@ -153,7 +153,7 @@ def run_sweep(
         if rules := files.rules(path, suite, asked.alpha_tolerance):
             write_json(out / "rules.json", document(rules))
         else:
-            (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before --resume
+            (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before it was resumed
         if space == "weights":
             save_classifier(wise_ft(*ends, alpha), out / "ensemble")
         renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
@@ -204,7 +204,7 @@ def run_evaluate(
     found: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
     if not found:
-        raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
+        raise InputError("no data to evaluate on. Name a `suite`, or data in `sets`.")
     for name, images in found.items():
         lacking = [i for label, i in enumerate(classifier.classes.ids) if label not in set(images.labels.tolist())]
         if lacking:
@@ -281,5 +281,5 @@ def _require_unseen_validation(asked: RunFile, fine_tuned: Classifier) -> None:
     if isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None and seed != asked.seed:
         raise InputError(
             f"the fine-tuned classifier held out its validation images with seed {seed}, this sweep with {asked.seed}: "
-            f"most of them were trained on. Add --seed {seed}, or name --validation data."
+            f"most of them were trained on. Add `seed={seed}`, or name `validation` data."
         )

@@ -198,7 +198,7 @@ def _require_reachable(address: str) -> None:
             socket.create_connection((place.hostname or "localhost", place.port), timeout=10).close()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no Ray cluster answers at {address!r} ({error}). Check --address, or leave it out."
+            f"no Ray cluster answers at {address!r} ({error}). Check `address`, or leave it out."
         ) from error
 
 
@@ -342,7 +342,7 @@ def _require_same_run(run: MemberRun, folder: Path) -> None:
     if _is_done(folder) and not RunFile.read(folder / "run.yaml").asks_the_same(run.asked):
         raise InputError(
             f"{folder} holds a run of other settings than this study comes to now, as another version may have had. "
-            "Delete that directory to run it again, or choose another --out."
+            "Delete that directory to run it again, or choose another `out`."
         )
 
 
@@ -378,7 +378,7 @@ def failure_summary(failures: Sequence[StudyFailure], out: Path) -> str:
     return "\n".join(
         (
             f"{counted(len(failures), 'part')} of the study failed; what the others found is in {out}. A run's "
-            "error.txt tells more, and --resume tries again:",
+            "error.txt tells more, and `resume=True` tries again:",
             *(f"  {failure.name}: {failure.error}" for failure in failures),
         )
     )

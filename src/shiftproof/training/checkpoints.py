@@ -78,7 +78,7 @@ def require_same_training(found: Mapping[str, Any], asked: Mapping[str, Any], fo
     if differing := sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key)):
         raise InputError(
             f"the checkpoints in {folder} are of another training; these differ: {listed(differing)}. "
-            "Choose another --out, or delete that folder."
+            "Choose another `out`, or delete that folder."
         )
 
 
@@ -139,5 +139,5 @@ def _unwritten(error: Exception, target: Path) -> TrainingError:
     before = _checkpoints(target.parent)
     kept = f"The last checkpoint is {before[-1]}." if before else "There is no checkpoint yet."
     return TrainingError(
-        f"the checkpoint {target} could not be written: {why}. {kept} Free some space and go on with --resume."
+        f"the checkpoint {target} could not be written: {why}. {kept} Free some space and go on with `resume=True`."
     )

@@ -263,7 +263,7 @@ class Trainer:
         if self._stops and step < self.course.steps:
             raise TrainingInterruptedError(
                 f"{self.course.stage} was asked to stop after step {step} of {self.course.steps}. "
-                f"{self.folder} holds all that is needed to go on with --resume."
+                f"{self.folder} holds all that is needed to go on with `resume=True`."
             )
 
 
@@ -288,7 +288,7 @@ def training(
         model = prepared(module, settings, accelerator, device)
         if not same_everywhere(begun.step if begun else 0, device):
             raise InputError(
-                f"not all processes find the same checkpoint in {folder}. Choose an --out that all machines share."
+                f"not all processes find the same checkpoint in {folder}. Choose an `out` that all machines share."
             )
         if begun is not None and folder is not None:
             require_same_training(begun.state["origin"], course.origin, folder)
@@ -305,7 +305,7 @@ def _restore(begun: TrainingState, module: nn.Module, optimizer: torch.optim.Opt
     try:
         module.load_state_dict(dict(begun.parts["model"]))
     except RuntimeError as error:
-        raise InputError(f"the checkpoint is of another model ({error}). Choose another --out.") from error
+        raise InputError(f"the checkpoint is of another model ({error}). Choose another `out`.") from error
     load_optimizer(optimizer, begun.parts["optimizer"])
     if scaler is not None and begun.state["scaler"]:
         scaler.load_state_dict(begun.state["scaler"])

@@ -142,6 +142,6 @@ def _memory_is_full(section: str, error: BaseException, splits: bool) -> Trainin
     split = f"Raise {section}.accumulate or set" if splits else "Set"
     return TrainingError(
         f"the memory is full ({told[0] if told else type(error).__name__}). "
-        f"{split} {section}.gradient_checkpointing and go on with --resume, or start anew with a lower "
+        f"{split} {section}.gradient_checkpointing and go on with `resume=True`, or start anew with a lower "
         f"{section}.batch_size"
     )

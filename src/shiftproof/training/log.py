@@ -66,7 +66,7 @@ class TrainingLog:
         except OSError as error:
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise TrainingError(
-                f"{self._path} could not be written: {why}. Free some space and go on with --resume."
+                f"{self._path} could not be written: {why}. Free some space and go on with `resume=True`."
             ) from error
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
