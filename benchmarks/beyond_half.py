@@ -47,7 +47,7 @@ from shiftproof.evaluation import accuracy
 from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import top_margins
-from shiftproof.models.classifier import fingerprint
+from shiftproof.models.identity import fingerprint
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ STUDY = {
     "grid": {"finetune.lr": [1e-3, 2e-3]},
 }
 # What may differ: when and by which versions it ran, how long it took, and by what name a classifier is identified.
-IGNORED = {"versions", "seconds", "fingerprint", "fingerprints", "models_fingerprints", "shiftproof"}
+IGNORED = {"versions", "seconds", "fingerprint", "shiftproof"}
+FINGERPRINT = re.compile(r"(v\d+:)?[0-9a-f]{64}")
 SHORT = ["--set", "finetune.epochs=2", "--set", "limit=200"]
 
 
@@ -83,6 +85,8 @@ def comparable(value: Any) -> Any:
     """A JSON value without the entries that may differ between versions."""
     if isinstance(value, dict):
         return {key: comparable(entry) for key, entry in value.items() if key not in IGNORED}
+    if isinstance(value, str) and FINGERPRINT.fullmatch(value):
+        return "FINGERPRINT"
     return [comparable(entry) for entry in value] if isinstance(value, list) else value
 
 

@@ -21,7 +21,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("emoji.drawings", "emoji.views", "captions", "suites"),
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
-    "models": ("devices", "prompts", "tiny", "clip", "encoders", "classifier", "text_towers", "directories", "cards"),
+    "models": (
+        *("devices", "prompts", "tiny", "clip", "encoders", "classifier", "identity", "text_towers"),
+        *("directories", "cards"),
+    ),
     "training": ("distributed", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (
         *("blocks", "intervals", "significance", "robustness", "calibration", "metrics"),

@@ -373,13 +373,13 @@ def test_a_model_stock_soup_names_its_start_and_members(tiny: sp.models.Clip, tm
 def test_members_from_other_starts_are_warned_of() -> None:
     start, other = toy(0), toy(1)
     strangers = [tuned(start, 1), tuned(other, 2)]
-    with pytest.warns(UserWarning, match=r"come from 2 starts(.|\n)*fine-tune all of them from one"):
+    with pytest.warns(UserWarning, match=r"fine-tuned from 2 different starts(.|\n)*fine-tune all of them from one"):
         uniform_soup(strangers)
-    with pytest.warns(UserWarning, match="come from 2 starts"):
+    with pytest.warns(UserWarning, match="fine-tuned from 2 different starts"):
         greedy_soup(strangers, pictures(6))
-    with pytest.warns(UserWarning, match="come from 2 starts"):
+    with pytest.warns(UserWarning, match="fine-tuned from 2 different starts"):
         model_stock_soup(other, [tuned(start, 1), tuned(start, 2)])
-    with pytest.warns(UserWarning, match="come from 2 starts"):
+    with pytest.warns(UserWarning, match="fine-tuned from 2 different starts"):
         uniform_soup([sp.wise_ft(start, tuned(start, 1)), tuned(other, 2)])
 
 

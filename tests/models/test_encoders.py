@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -201,28 +199,6 @@ def test_an_encoders_pixels_are_timms_own() -> None:
 def test_an_impossible_crop_is_refused(share: float) -> None:
     with pytest.raises(sp.InputError, match="crop_share is .*; it must lie between"):
         Preprocessing(crop_share=share)
-
-
-def test_fingerprints_from_before_there_was_a_crop_still_hold(tiny: sp.models.Clip) -> None:
-    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
-    given_fields = {f.name: getattr(zero.preprocessing, f.name) for f in dataclasses.fields(Preprocessing)}
-    before = ", ".join(f"{name}={value!r}" for name, value in given_fields.items() if name != "crop_share")
-    architecture = sorted(zero.architecture.items(), key=str)
-    digest = hashlib.sha256(f"[{zero.classes.ids!r}, Preprocessing({before}), {architecture!r}]".encode())
-    for name, tensor in sorted(zero.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    assert sp.models.fingerprint(zero) == digest.hexdigest()
-    cropped = dataclasses.replace(zero, preprocessing=dataclasses.replace(zero.preprocessing, crop_share=0.875))
-    assert sp.models.fingerprint(cropped) != sp.models.fingerprint(zero)
-
-
-def test_a_directory_from_before_there_was_a_crop_is_read(tiny: sp.models.Clip, tmp_path: Path) -> None:
-    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
-    stored = json.loads((sp.save_classifier(zero, tmp_path) / "classifier.json").read_text())
-    del stored["preprocessing"]["crop_share"]
-    (tmp_path / "classifier.json").write_text(json.dumps(stored))
-    assert sp.load_classifier(tmp_path) == zero
 
 
 @pytest.mark.parametrize(

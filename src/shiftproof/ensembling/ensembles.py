@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +13,12 @@ from torch import Tensor
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import IncompatibleWeightsError, InputError, require_between
-from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
+from shiftproof.models.classifier import Classifier, require_same_task
 from shiftproof.models.clip import Clip
+from shiftproof.models.identity import has_fingerprint, parent_entry, recorded_starts
 from shiftproof.models.text_towers import rebuilt_head, source_clip, text_weights, with_text
 from shiftproof.weights.arithmetic import Alpha, combine, interpolate_weights
 
-# Which parents of a classifier are what it was fine-tuned from.
-_START_ROLES = ("start", "zero_shot")
 _PROBE = "a photo of a lemon, and 2 sketches."
 
 
@@ -39,11 +37,8 @@ def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -
     0.3
     """
     require_same_task(zero_shot, fine_tuned)
-    parents = tuple(
-        {"role": role, "fingerprint": fingerprint(parent), "source": parent.source}
-        for role, parent in (("zero_shot", zero_shot), ("fine_tuned", fine_tuned))
-    )
-    _warn_of_another_start(parents[0], fine_tuned)
+    parents = (parent_entry("zero_shot", zero_shot), parent_entry("fine_tuned", fine_tuned))
+    _warn_of_another_start(zero_shot, fine_tuned)
     weights = interpolate_weights(zero_shot.state_dict(), fine_tuned.state_dict(), alpha)
     of_head = alpha["head.weight"] if isinstance(alpha, Mapping) else alpha
     head, text = "interpolated", None
@@ -160,14 +155,13 @@ def _between_scales(first: float, second: float, alpha: float) -> float:
     return first if first == second else first ** (1 - alpha) * second**alpha
 
 
-def _warn_of_another_start(zero_shot: Mapping[str, Any], fine_tuned: Classifier) -> None:
+def _warn_of_another_start(zero_shot: Classifier, fine_tuned: Classifier) -> None:
     # Another fingerprint alone is no mistake: a linear probe of the same source may stand between the two.
-    for parent in fine_tuned.parents:
-        known = parent.get("role") in _START_ROLES and parent["fingerprint"] != zero_shot["fingerprint"]
-        if known and parent["source"] != zero_shot["source"]:
+    for start in recorded_starts(fine_tuned):
+        if start["source"] != zero_shot.source and not has_fingerprint(zero_shot, start["fingerprint"]):
             warnings.warn(
-                f"the fine-tuned classifier was trained from {parent['source']}, and the zero-shot one is of "
-                f"{zero_shot['source']}. Weights mix well only where one comes from the other: "
+                f"the fine-tuned classifier was trained from {start['source']}, and the zero-shot one is of "
+                f"{zero_shot.source}. Weights mix well only where one comes from the other: "
                 "give the classifier that the fine-tuning began with.",
                 stacklevel=3,
             )

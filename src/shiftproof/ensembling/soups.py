@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet
@@ -13,11 +12,15 @@ from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
 from shiftproof.errors import require_at_least
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.models.classifier import Classifier, fingerprint, require_same_task
+from shiftproof.models.classifier import Classifier, require_same_task
+from shiftproof.models.identity import (
+    fingerprint,
+    has_fingerprint,
+    is_first_form,
+    parent_entry,
+    recorded_starts,
+)
 from shiftproof.weights.arithmetic import average_weights, model_stock
-
-# The parents that say which classifier a fine-tuned one, or an ensemble with it, started from.
-_START_ROLES = ("start", "zero_shot")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
     """
     _require_ingredients(classifiers, 2, zero_shot)
     weights = model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers])
-    parents = (_parent("zero_shot", zero_shot), *(_parent("member", classifier) for classifier in classifiers))
+    parents = (
+        parent_entry("zero_shot", zero_shot),
+        *(parent_entry("member", classifier) for classifier in classifiers),
+    )
     return zero_shot.with_weights(weights, head="averaged", alpha=None, parents=parents, training={})
 
 
@@ -119,13 +125,9 @@ def _mean(classifiers: Sequence[Classifier]) -> Classifier:
         average_weights([classifier.state_dict() for classifier in classifiers]),
         head="averaged",
         alpha=None,
-        parents=tuple(_parent("member", classifier) for classifier in classifiers),
+        parents=tuple(parent_entry("member", classifier) for classifier in classifiers),
         training={},
     )
-
-
-def _parent(role: str, classifier: Classifier) -> dict[str, Any]:
-    return {"role": role, "fingerprint": fingerprint(classifier), "source": classifier.source}
 
 
 def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_shot: Classifier | None = None) -> None:
@@ -133,17 +135,25 @@ def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_sho
     first = classifiers[0] if zero_shot is None else zero_shot
     for classifier in classifiers:
         require_same_task(first, classifier)
-    starts = {start for classifier in classifiers for start in _known_starts(classifier)}
-    if zero_shot is not None and starts:
-        starts.add(fingerprint(zero_shot))
+    starts = _distinct_starts(classifiers, zero_shot)
     if len(starts) > 1:
-        told = ", ".join(sorted(start[:12] for start in starts))
+        fingerprints = ", ".join(sorted(start[:12] for start in starts))
         warnings.warn(
-            f"the classifiers come from {len(starts)} starts (fingerprints {told}). Weights average well only "
-            "along one start's descendants: fine-tune all of them from one.",
+            f"the classifiers were fine-tuned from {len(starts)} different starts (fingerprints {fingerprints}). "
+            "Weights average well only between descendants of one start: fine-tune all of them from one.",
             stacklevel=3,
         )
 
 
-def _known_starts(classifier: Classifier) -> list[str]:
-    return [parent["fingerprint"] for parent in classifier.parents if parent.get("role") in _START_ROLES]
+def _distinct_starts(classifiers: Sequence[Classifier], zero_shot: Classifier | None) -> set[str]:
+    """The fingerprints of the starts that are known to differ.
+
+    A start that was recorded in the first form and one in the present form cannot be told apart, so only starts that
+    were recorded in one form are counted against each other.
+    """
+    starts = {start["fingerprint"] for classifier in classifiers for start in recorded_starts(classifier)}
+    if zero_shot is not None and starts:
+        others = {start for start in starts if not has_fingerprint(zero_shot, start)}
+        return {fingerprint(zero_shot), *others}
+    in_first_form = {start for start in starts if is_first_form(start)}
+    return max(in_first_form, starts - in_first_form, key=len)

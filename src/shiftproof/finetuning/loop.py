@@ -23,8 +23,9 @@ from shiftproof.finetuning.recipes import Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
 from shiftproof.mixing.targets import mix_targets
-from shiftproof.models.classifier import Classifier, fingerprint
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import save_classifier
+from shiftproof.models.identity import first_fingerprint, parent_entry
 from shiftproof.seeding import child_generator, child_seed
 from shiftproof.training.distributed import is_main_process
 from shiftproof.training.engine import Course, Trainer, positions_at, process_share, rank_seed_path, training
@@ -59,7 +60,7 @@ def finetune(
     train = train if settings.shots is None else few_shot(train, settings.shots, seed)
     validation = decoded_once(validation, start.preprocessing)
     training_record = {"settings": asdict(settings), "seed": seed}
-    parent = {"role": "start", "fingerprint": fingerprint(start), "source": start.source}
+    parent = parent_entry("start", start)
     begin = start
     if settings.recipe in ("linear-probe", "lp-ft"):
         own = child_seed(seed, "probe")
@@ -71,6 +72,8 @@ def finetune(
 
     recipe = recipe_of(begin, settings, start, seed=seed, device=device)
     course = _course(settings, train, seed, parent["fingerprint"])
+    if checkpoints is not None:
+        course = replace(course, earlier_origin={"start": first_fingerprint(start)})
     optimizer = _optimizer(recipe, settings)
     anchor = _anchor(recipe.module, optimizer, start, settings)
     with training(

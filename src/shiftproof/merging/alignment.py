@@ -92,7 +92,7 @@ class Merge:
 
     def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
         """The merged classifier's card."""
-        from shiftproof.models.classifier import fingerprint_of
+        from shiftproof.models.identity import fingerprint_of
 
         shares = plan.coefficients["head.weight"]
         logs = [share * math.log(card.logit_scale) for share, card in zip(shares, self.cards, strict=True)]

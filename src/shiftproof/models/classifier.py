@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -199,27 +198,6 @@ def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classif
     return Classifier(network=network.eval(), **fields)
 
 
-def fingerprint(classifier: Classifier) -> str:
-    """A SHA-256 over everything that decides a prediction: weights, class ids, preprocessing, architecture.
-
-    Two classifiers with the same fingerprint give the same logits; their provenance may differ.
-    """
-    return fingerprint_of(classifier, classifier.state_dict())
-
-
-def fingerprint_of(task: Task, tensors: Mapping[str, Tensor]) -> str:
-    """The fingerprint of a classifier whose weights may still be in a file."""
-    digest = hashlib.sha256()
-    architecture = sorted(task.architecture.items(), key=str)
-    said = f"[{task.classes.ids!r}, {_told(task.preprocessing)}, {architecture!r}]"
-    digest.update(said.encode())
-    for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().data if plain.numel() else b"")
-    return digest.hexdigest()
-
-
 def require_same_task(first: Task, second: Task) -> None:
     """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
     if first.classes.ids != second.classes.ids:
@@ -241,12 +219,6 @@ def require_same_task(first: Task, second: Task) -> None:
             f"the two classifiers want other images: {first.preprocessing} and {second.preprocessing}. "
             "Fine-tune with the start's preprocessing."
         )
-
-
-def _told(preprocessing: Preprocessing) -> str:
-    # Without a crop it reads as it did before there was one, so that older fingerprints hold.
-    crop = f", crop_share={preprocessing.crop_share!r}"
-    return repr(preprocessing).replace(crop, "") if preprocessing.crop_share == 1 else repr(preprocessing)
 
 
 def _warn_of_equal_names(classes: ClassSpace) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
-from shiftproof.models.classifier import Classifier, fingerprint, rebuild
+from shiftproof.models.classifier import Classifier, rebuild
+from shiftproof.models.identity import fingerprint, has_fingerprint
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -82,7 +83,7 @@ def load_classifier(directory: str | Path) -> Classifier:
     classifier = rebuild(told, read_state_dict(directory / "model.safetensors"))
     if card.head == "rebuilt":
         classifier = replace(classifier, text=read_state_dict(directory / _TEXT))
-    if fingerprint(classifier) != card.fingerprint:
+    if not has_fingerprint(classifier, card.fingerprint):
         raise InputError(
             f"the weights in {directory} are not those that its classifier.json was written with. "
             "Restore both files from one source."

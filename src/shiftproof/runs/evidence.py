@@ -30,7 +30,8 @@ from shiftproof.ensembling.path import sweep_scores
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.evaluation.predictions import KeptPredictions
-from shiftproof.models.classifier import Classifier, fingerprint
+from shiftproof.models.classifier import Classifier
+from shiftproof.models.identity import fingerprint, has_fingerprint
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.runs import RunRecord
@@ -82,9 +83,9 @@ def diagnose_kept(
     an alpha on a set. ``baselines`` are the accuracies of models trained on the reference only, by set. From an
     ``earlier`` diagnosis of the same models on the same sets comes all that it found beyond this.
     """
-    models = {model: fingerprint(classifier) for model, classifier in classifiers.items()}
-    same = earlier is not None and (earlier.models, earlier.sets) == (models, (run.reference, *run.shifts))
-    if earlier is not None and same and baselines is None:
+    if earlier is not None and not _is_of(earlier, classifiers, run):
+        earlier = None
+    if earlier is not None and baselines is None:
         baselines = earlier.baselines
     evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
     validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
@@ -126,11 +127,20 @@ def diagnose_kept(
             name: len(suite.test_sets[name] if own.names is None else np.unique(own.names))
             for name, own in resampled.items()
         },
-        models=models,
+        models={model: fingerprint(classifier) for model, classifier in classifiers.items()},
         baselines={name: tuple(accuracies) for name, accuracies in (baselines or {}).items()},
         **measured,
     )
-    return found.beside(earlier) if earlier is not None and same else found
+    return found.beside(earlier) if earlier is not None else found
+
+
+def _is_of(earlier: DiagnosisRecord, classifiers: Mapping[str, Classifier], run: RunRecord) -> bool:
+    """Whether an earlier diagnosis is of the same models, by fingerprints of either form, and of the same sets."""
+    return (
+        earlier.models.keys() == classifiers.keys()
+        and all(has_fingerprint(classifier, earlier.models[model]) for model, classifier in classifiers.items())
+        and earlier.sets == (run.reference, *run.shifts)
+    )
 
 
 def kept_evidence(

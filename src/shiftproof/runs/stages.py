@@ -24,10 +24,11 @@ from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.finetuning.loop import finetune
-from shiftproof.models.classifier import Classifier, fingerprint
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.models.identity import fingerprint, has_fingerprint
 from shiftproof.pretraining.loop import pretrain
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.codec import document, to_json
@@ -172,9 +173,8 @@ def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out:
 
 def _sweep_request(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> Request:
     """The request of a sweep: what saved predictions depend on. More alphas, or another rule, are no other request."""
-    origin = {
-        "zero_shot": fingerprint(zero_shot),
-        "fine_tuned": fingerprint(fine_tuned),
+    ends = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
+    settings = {
         "suite": asked.model_dump(mode="json")["suite"],
         "seed": asked.seed,
         "space": space,
@@ -182,9 +182,12 @@ def _sweep_request(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier
 
     def differences(file: Path) -> list[str]:
         recorded = read_json(file)
-        return [part for part in origin if not isinstance(recorded, dict) or recorded.get(part) != origin[part]]
+        if not isinstance(recorded, dict):
+            return [*ends, *settings]
+        other_ends = [name for name, end in ends.items() if not has_fingerprint(end, recorded.get(name))]
+        return other_ends + [name for name in settings if recorded.get(name) != settings[name]]
 
-    return Request(json_text(origin), differences)
+    return Request(json_text({name: fingerprint(end) for name, end in ends.items()} | settings), differences)
 
 
 def run_evaluate(

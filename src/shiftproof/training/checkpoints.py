@@ -73,9 +73,17 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
     return TrainingState(step, parts, state)
 
 
-def require_same_training(found: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    """Raises an InputError that names what differs where a checkpoint is of another training than the asked one."""
-    if differing := sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key)):
+def require_same_training(
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], folder: Path, earlier: Mapping[str, Any] | None = None
+) -> None:
+    """Raises an InputError that names what differs where a checkpoint is of another training than the requested one.
+
+    ``earlier`` holds the requested values that an earlier version of this package recorded in another form.
+    """
+    accepted = [requested, {**requested, **(earlier or {})}]
+    if differing := sorted(
+        key for key in {*recorded, *requested} if all(recorded.get(key) != values.get(key) for values in accepted)
+    ):
         raise InputError(
             f"the checkpoints in {folder} are of another training; these differ: {listed(differing)}. "
             "Choose another `out`, or delete that folder."

@@ -172,6 +172,7 @@ class Course:
     """Where a training is to go: its name for messages, steps, learning rate, and what makes it this and no other.
 
     ``section`` is that of the run file. ``origin`` holds plain values; checkpoints of another origin are refused.
+    ``earlier_origin`` holds those of its values that an earlier version of this package wrote differently.
     ``splits`` says whether a batch may be taken in parts, which saves memory.
     """
 
@@ -184,6 +185,7 @@ class Course:
     batch_size: int
     origin: Mapping[str, Any]
     splits: bool = True
+    earlier_origin: Mapping[str, Any] = field(default_factory=dict)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: warm-up, then cosine."""
@@ -291,7 +293,7 @@ def training(
                 f"not all processes find the same checkpoint in {folder}. Choose an `out` that all machines share."
             )
         if begun is not None and folder is not None:
-            require_same_training(begun.state["origin"], course.origin, folder)
+            require_same_training(begun.state["origin"], course.origin, folder, course.earlier_origin)
             _restore(begun, module, optimizer, accelerator.scaler)
         log = TrainingLog(folder, begun.step if begun else 0, trackers, course.origin)
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
