@@ -16,7 +16,16 @@ import shiftproof as sp
 from shiftproof import progress
 from shiftproof.errors import nearest, require_at_least, require_between, require_choice
 from shiftproof.seeding import child_seed
-from shiftproof.storage import cache_directory, locked, read_json, write_atomically, write_json, write_text
+from shiftproof.storage import (
+    cache_directory,
+    locked,
+    move_into_place,
+    read_json,
+    staged,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -117,6 +126,23 @@ def test_the_lock_is_freed_after_an_error(tmp_path: Path) -> None:
         assert (tmp_path / "run").is_dir()
 
 
+def test_a_lock_is_refused_inside_the_process_that_holds_it_too(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(sp.InputError, match="in use by another"), locked(tmp_path):
+            pass
+        with pytest.raises(sp.InputError, match="in use by another"), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
+def test_a_directory_may_be_deleted_while_its_lock_is_held(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as staging:
+        (staging / "file").write_text("whole")
+        move_into_place(staging, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SHIFTPROOF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -125,7 +151,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_directory() == tmp_path / "own"
     monkeypatch.delenv("SHIFTPROOF_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "shiftproof"
 
 

@@ -11,16 +11,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shiftproof.errors import InputError
 
 
 def cache_directory() -> Path:
-    """``$SHIFTPROOF_CACHE``, else ``$XDG_CACHE_HOME/shiftproof``, else ``~/.cache/shiftproof``."""
-    if chosen := os.environ.get("SHIFTPROOF_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shiftproof"
+    """``$SHIFTPROOF_CACHE``, or else the user's cache directory: on Linux ``$XDG_CACHE_HOME/shiftproof``.
+
+    Without either variable, that is ``~/.cache/shiftproof`` on Linux and what the system prescribes elsewhere.
+    """
+    if directory := os.environ.get("SHIFTPROOF_CACHE"):
+        return Path(directory)
+    import platformdirs
+
+    return platformdirs.user_cache_path("shiftproof", appauthor=False)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -163,33 +168,24 @@ def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = 
 
 @contextlib.contextmanager
 def locked(directory: str | Path) -> Iterator[None]:
-    """Holds a directory's lock, so that two processes cannot write one run; freed when the process ends."""
+    """Holds the lock of a directory, which is created if needed, so that two processes cannot write one run.
+
+    The lock is the file ``.lock`` in the directory. The system frees it when the process ends, however it ends.
+    Raises an InputError if the lock is already held, by another process or in this one.
+    """
+    import filelock
+
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as file:
-        if not _try_lock(file):
-            raise InputError(
-                f"{directory} is in use by another shiftproof process. Wait for it to end, or choose another `out`."
-            )
-        yield
-
-
-def _try_lock(file: IO[str]) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        # A lock made of a file's presence would outlive a killed process.
+        lock = filelock.FileLock(directory / ".lock", fallback_to_soft=False).acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(
+            f"{directory} is in use by another shiftproof process. Wait for it to end, or choose another `out`."
+        ) from error
+    with lock:
+        yield
 
 
 def _umask() -> int:
