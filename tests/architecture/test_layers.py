@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         *("directory", "file", "samples", "evidence", "predictions", "pipeline"),
-        *("comparisons", "diagnose", "stages", "interventions"),
+        *("finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
     ),
     "studies": ("file", "spreads", "study"),
     "cli": ("failures", "console", "options", "understand", "weights", "studies", "app"),

@@ -22,6 +22,7 @@ from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.records.codec import from_json
 from shiftproof.records.diagnosis import HALVES
 from shiftproof.runs import diagnose as run_diagnosis
+from shiftproof.runs import networks
 
 CLASSES = ("lemon", "pear", "red_apple")
 
@@ -90,7 +91,7 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
 
 
 def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_diagnosis, "_SCRATCH", replace(run_diagnosis._SCRATCH, epochs=1))
+    monkeypatch.setattr(networks, "_SCRATCH", replace(networks._SCRATCH, epochs=1))
     answer = CliRunner().invoke(
         app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
     )
@@ -216,7 +217,7 @@ def test_what_one_part_found_outlasts_the_failure_of_the_next(run: Path, monkeyp
     def failing(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_diagnosis, "measure_windows", failing)
+    monkeypatch.setattr("shiftproof.diagnosis.strong_edge.measure_windows", failing)
     with pytest.raises(KeyboardInterrupt):
         sp.diagnose_run(run, ("layers", "strong-edge"))
     found = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))

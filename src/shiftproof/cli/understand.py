@@ -9,6 +9,7 @@ import typer
 
 from shiftproof.cli.failures import CommandGroup
 from shiftproof.cli.options import Overwrite
+from shiftproof.runs.parts import PARTS
 
 if TYPE_CHECKING:
     from shiftproof.runs.comparisons import PairFile
@@ -134,7 +135,10 @@ def whole_run(
     parts: Annotated[
         str,
         typer.Option(
-            "--parts", help="Beside the quick ones: layers,strong-edge,halves,plane,scratch,baselines, or none."
+            "--parts",
+            metavar="PART,...",
+            help="Parts that run or train models, beside the quick ones, or none. "
+            + " ".join(f"{part.name}: {part.summary}." for part in PARTS),
         ),
     ] = "layers",
     baselines: Annotated[

@@ -43,10 +43,10 @@ def find_path(
     """Connectivity between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
     along = sweep_scores(first, second, sets, alphas, device=device)
     resampled = {name: resampled_of(images) for name, images in sets.items()}
-    clusters = {name: found.names for name, found in resampled.items() if found.names is not None}
-    right = {a: {name: own[name].prediction == sets[name].labels for name in sets} for a, own in along.items()}
-    losses = {a: {name: -own[name].log_probability for name in sets} for a, own in along.items()}
-    kinds = {name: found.kind for name, found in resampled.items()}
+    clusters = {name: units.names for name, units in resampled.items() if units.names is not None}
+    right = {a: {name: scores[name].prediction == sets[name].labels for name in sets} for a, scores in along.items()}
+    losses = {a: {name: -scores[name].log_probability for name in sets} for a, scores in along.items()}
+    kinds = {name: units.kind for name, units in resampled.items()}
     return connectivity_of(right, clusters), measure_loss_connectivity(losses, clusters), kinds
 
 
@@ -77,11 +77,11 @@ def diagnose_kept(
     baselines: Mapping[str, Sequence[float]] | None = None,
     earlier: DiagnosisRecord | None = None,
 ) -> DiagnosisRecord:
-    """Everything that a run's kept predictions and weights tell.
+    """Measures everything that follows from a run's predictions and weights, without running a model.
 
-    ``predictions[model][set]`` are the logits on every set, validation too, ``read_scores`` gives the compact scores of
-    an alpha on a set. ``baselines`` are the accuracies of models trained on the reference only, by set. From an
-    ``earlier`` diagnosis of the same models on the same sets comes all that it found beyond this.
+    ``predictions[model][set]`` are the logits on every set, validation included; ``read_scores`` returns the compact
+    scores of an alpha on a set. ``baselines`` are the accuracies by set of models trained on the reference only. From
+    an ``earlier`` diagnosis of the same models on the same sets, everything else that it holds is carried over.
     """
     if earlier is not None and not _is_of(earlier, classifiers, run):
         earlier = None
@@ -89,32 +89,15 @@ def diagnose_kept(
         baselines = earlier.baselines
     evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
     validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
-    known = Correctness.of(evidence)
-    means = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
-    right = {a: {own.name: own.along[a].prediction == own.labels for own in evidence} for a in run.path.alphas}
-    losses = {a: {own.name: -own.along[a].log_probability for own in evidence} for a in run.path.alphas}
-    clusters = {own.name: own.clusters for own in evidence if own.clusters is not None}
-    whole = {0.0, 1.0} <= set(run.path.alphas)  # a path without its ends has no line between them
+    measures = _path_measures(run, evidence) | _prediction_measures(run, evidence, validation, baselines)
     ends = (classifiers[model].state_dict() for model in ("zero_shot", "fine_tuned"))
-    measures: dict[str, Callable[[], Any]] = {
-        "pairs": lambda: find_pairs(evidence),
-        "overrides": lambda: find_overrides(evidence),
-        "connectivity": lambda: measure_connectivity(run.path, right, clusters) if whole else (),
-        "losses": lambda: measure_loss_connectivity(losses, clusters) if whole else (),
-        "differences": lambda: find_differences(known, means),
-        "averages": lambda: find_averages(known, means),
-        "by_class": lambda: find_by_class(evidence),
-        "confidence": lambda: find_confidence(evidence),
-        "temperatures": lambda: find_temperatures(evidence, validation),
-        "robustness": lambda: find_robustness(known, run.reference, baselines),
-        "movement": lambda: measure_movement(*ends),
-    }
+    measures["movement"] = lambda: measure_movement(*ends)
     measured = {}
     for done, (name, measure) in enumerate(measures.items(), 1):
         measured[name] = measure()
         progress.report("diagnose", done, len(measures))
     resampled = {name: resampled_of(images) for name, images in suite.test_sets.items()}
-    found = DiagnosisRecord(
+    record = DiagnosisRecord(
         suite=run.suite,
         reference=run.reference,
         shifts=run.shifts,
@@ -122,16 +105,13 @@ def diagnose_kept(
         seed=run.seed,
         alpha=run.alpha,
         level=LEVEL,
-        clusters={name: own.kind for name, own in resampled.items()},
-        cluster_counts={
-            name: len(suite.test_sets[name] if own.names is None else np.unique(own.names))
-            for name, own in resampled.items()
-        },
+        clusters={name: units.kind for name, units in resampled.items()},
+        cluster_counts={name: _unit_count(suite.test_sets[name], units) for name, units in resampled.items()},
         models={model: fingerprint(classifier) for model, classifier in classifiers.items()},
         baselines={name: tuple(accuracies) for name, accuracies in (baselines or {}).items()},
         **measured,
     )
-    return found.beside(earlier) if earlier is not None else found
+    return record if earlier is None else record.beside(earlier)
 
 
 def _is_of(earlier: DiagnosisRecord, classifiers: Mapping[str, Classifier], run: RunRecord) -> bool:
@@ -141,6 +121,44 @@ def _is_of(earlier: DiagnosisRecord, classifiers: Mapping[str, Classifier], run:
         and all(has_fingerprint(classifier, earlier.models[model]) for model, classifier in classifiers.items())
         and earlier.sets == (run.reference, *run.shifts)
     )
+
+
+def _path_measures(run: RunRecord, evidence: Sequence[SetEvidence]) -> dict[str, Callable[[], Any]]:
+    """How each field about the alpha path is measured; a path without its ends has no line between them."""
+    right = {a: {each.name: each.along[a].prediction == each.labels for each in evidence} for a in run.path.alphas}
+    losses = {a: {each.name: -each.along[a].log_probability for each in evidence} for a in run.path.alphas}
+    clusters = {each.name: each.clusters for each in evidence if each.clusters is not None}
+    if not {0.0, 1.0} <= set(run.path.alphas):
+        return {"connectivity": tuple, "losses": tuple}
+    return {
+        "connectivity": lambda: measure_connectivity(run.path, right, clusters),
+        "losses": lambda: measure_loss_connectivity(losses, clusters),
+    }
+
+
+def _prediction_measures(
+    run: RunRecord,
+    evidence: Sequence[SetEvidence],
+    validation: SetEvidence,
+    baselines: Mapping[str, Sequence[float]] | None,
+) -> dict[str, Callable[[], Any]]:
+    """How each field about the three models' predictions is measured."""
+    correctness = Correctness.of(evidence)
+    averaged = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
+    return {
+        "pairs": lambda: find_pairs(evidence),
+        "overrides": lambda: find_overrides(evidence),
+        "differences": lambda: find_differences(correctness, averaged),
+        "averages": lambda: find_averages(correctness, averaged),
+        "by_class": lambda: find_by_class(evidence),
+        "confidence": lambda: find_confidence(evidence),
+        "temperatures": lambda: find_temperatures(evidence, validation),
+        "robustness": lambda: find_robustness(correctness, run.reference, baselines),
+    }
+
+
+def _unit_count(images: ImageSet, units: Resampled) -> int:
+    return len(images if units.names is None else np.unique(units.names))
 
 
 def kept_evidence(
