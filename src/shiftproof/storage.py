@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ def cache_directory() -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("shiftproof", appauthor=False)
+
+
+def packaged_path(package: str, *parts: str) -> Path:
+    """The path of a file or folder that an installed package contains.
+
+    Raises a ModuleNotFoundError if the package is not installed. Packages are read from folders, never from a zip file,
+    since SVG renderers and checkpoint readers need real files.
+
+    >>> packaged_path("shiftproof", "assets", "demo.yaml").is_file()
+    True
+    """
+    return Path(str(resources.files(package).joinpath(*parts)))
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, checkpoint_seq, register_model
 from torch import Tensor, nn
 
+from shiftproof.storage import packaged_path
+
 TINY_ARCHITECTURE = "shiftproof-tiny"
-TINY_CONFIG = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.json"
-TINY_WEIGHTS = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.safetensors"
-TINY_CARD = Path(__file__).parent.parent / "assets" / f"{TINY_ARCHITECTURE}.card.json"
+TINY_CONFIG = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.json")
+TINY_WEIGHTS = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.safetensors")
+TINY_CARD = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.card.json")
 
 # timm's names of the tower in its sizes. open_clip hands a timm model no arguments, so every width has a name.
 TINY_SIZES = {

@@ -223,7 +223,7 @@ def _by_set(run: RunRecord, samples: Sequence[Sample]) -> dict[str, list[Sample]
 
 def _html(sections: Sequence[_Section], seeds: Table | None) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.PackageLoader("shiftproof", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -15,7 +15,7 @@ from shiftproof.errors import InputError, nearest
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining.loop import PretrainSettings
-from shiftproof.storage import read_json
+from shiftproof.storage import packaged_path, read_json
 from shiftproof.training.log import trackers_from
 
 # Fine-tuning settings where the run file is silent: tuned on the development suite for the tiny model; every other
@@ -26,7 +26,7 @@ MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 # The regime in which mixing does most for so small a network, found on the development suite (docs/mixing.md).
 MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
 
-DEMO_FILE = Path(__file__).parents[1] / "assets" / "demo.yaml"
+DEMO_FILE = packaged_path("shiftproof", "assets", "demo.yaml")
 
 
 class Frozen(BaseModel):

