@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) ->
         with training(model, optimizer, course, LoopSettings(), device="cpu", folder=tmp_path) as trainer:
             if trainer.begun is None:
                 trainer.take(0, [model(torch.ones(1, 3)).square().sum()])
-                trainer.keep(1, {})
+                trainer.save(1, {})
             return trainer.first
 
     assert begin(nn.Linear(3, 2), {"seed": 0}) == 0

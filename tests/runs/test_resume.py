@@ -257,14 +257,14 @@ def fails(owner: Any, name: str, nth: int, error: BaseException) -> None:
 
 def asks_to_stop(nth: int) -> None:
     """SIGTERM comes during the nth step."""
-    tell, calls = training.Trainer.tell, itertools.count(1)
+    tell, calls = training.Trainer.report, itertools.count(1)
 
     def asking(*arguments: Any, **options: Any) -> None:
         if next(calls) == nth:
             os.kill(os.getpid(), signal.SIGTERM)
         tell(*arguments, **options)
 
-    training.Trainer.tell = asking  # type: ignore[method-assign]
+    training.Trainer.report = asking  # type: ignore[method-assign]
 
 
 ENDS: dict[str, Callable[[int], None]] = {

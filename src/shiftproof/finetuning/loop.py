@@ -24,6 +24,7 @@ from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
 from shiftproof.mixing.targets import mix_targets
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import save_classifier
 from shiftproof.models.identity import first_fingerprint, parent_entry
 from shiftproof.seeding import child_generator, child_seed
@@ -38,76 +39,141 @@ def finetune(
     settings: FinetuneSettings,
     *,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     checkpoints: Path | None = None,
     trackers: Sequence[str] = (),
 ) -> Classifier:
-    """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` stays as it was.
+    """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` is not changed.
 
-    The validation split is scored after each epoch, for the history in ``training``: the last weights are returned,
-    unless ``settings.early_stopping`` asks for the best epoch's. A shift is never read. Where ``settings.ema_decay``
-    asks for averaged weights, these are what is scored and returned.
+    The validation split is scored after each epoch (an accuracy in [0, 1]) for the history in the classifier's
+    ``training``. The last weights are returned, unless ``settings.early_stopping`` asks for those of the best epoch.
+    Shifts are never read. Where ``settings.ema_decay`` asks for averaged weights, those are scored and returned.
+    ``settings.recipe`` names the paper that each recipe comes from; the default is WiSE-FT's (Wortsman et al. 2022,
+    arXiv 2109.01903, sec. 3).
 
-    In ``checkpoints``, if given, stands all that is needed to go on: called again with the same arguments, it does so
-    and ends with the same weights, bit for bit on one CPU. On SIGTERM it writes a checkpoint and raises a
-    TrainingInterruptedError. Where the loss is not finite, or memory is full, a TrainingError says which step it was,
-    and the weights of the last epoch that ended well are saved to ``checkpoints/last_good``. ``trackers`` are
-    tensorboard and wandb. Processes that ``torchrun`` started share every batch, and all return the classifier.
+    ``checkpoints`` is a directory for everything that is needed to resume. A second call with the same arguments
+    resumes there, and ends with the same weights, bit for bit on one CPU. ``trackers`` may name tensorboard and wandb.
+    The processes that ``torchrun`` started share every batch, and each of them returns the classifier.
+
+    Raises an InputError where the suite's classes are not the start's, or where the checkpoints are of another
+    training; a TrainingInterruptedError on SIGTERM, after writing a checkpoint; a DivergenceError where the loss or a
+    gradient is not finite, and a TrainingError when out of memory. The last two name the step, and the weights of the
+    last successful epoch are saved to ``checkpoints/last_good``.
+
+    >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
+    >>> suite = load_suite("emoji")
+    >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
+    >>> tuned = finetune(zero, suite, FinetuneSettings(epochs=1, shots=1, batch_size=256), device="cpu")
+    >>> len(tuned.training["history"])
+    1
     """
+    device = resolve_device(device)
+    train, validation = _splits(start, suite, settings, seed)
+    begin, trials = _beginning(start, train, validation, settings, seed, device)
+    record = {"settings": asdict(settings), "seed": seed, **trials}
+    job = _Job(parent_entry("start", start), begin, train, validation, settings, seed, device, checkpoints, record)
+    if settings.recipe == "linear-probe":
+        return job.documented(begin, [])
+    recipe = recipe_of(begin, settings, start, seed=seed, device=device)
+    optimizer = _optimizer(recipe, settings)
+    anchor = _anchor(recipe.module, optimizer, start, settings)
+    course = job.course(start)
+    with training(
+        recipe.module, optimizer, course, settings, device=device, folder=checkpoints, trackers=trackers
+    ) as trainer:
+        progress = _Progress.of(trainer, recipe, settings)
+        _train(job, recipe, trainer, progress, anchor)
+        tuned = progress.result(recipe)
+    return job.documented(tuned, progress.history)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one fine-tuning is given, with the data and the beginning settled.
+
+    ``parent`` is the entry of theta_0 in the result's provenance, ``begin`` is where the training begins: theta_0, or
+    that with a probed head. ``record`` is the result's ``training`` but for the history.
+    """
+
+    parent: Mapping[str, Any]
+    begin: Classifier
+    train: ImageSet
+    validation: ImageSet
+    settings: FinetuneSettings
+    seed: int
+    device: str
+    checkpoints: Path | None
+    record: Mapping[str, Any]
+
+    def course(self, start: Classifier) -> Course:
+        """The course from ``start``, theta_0; checkpoints of a course with another origin are refused."""
+        settings, steps = self.settings, self.settings.steps(len(self.train))
+        return Course(
+            section="finetune",
+            stage="fine-tune",
+            steps=steps,
+            warmup=settings.warmup(steps),
+            lr=settings.lr,
+            clip_norm=settings.clip_norm,
+            batch_size=settings.batch_size,
+            splits=settings.recipe != "flyp",
+            origin={
+                **asdict(settings.deciding()),
+                "seed": self.seed,
+                "start": self.parent["fingerprint"],
+                "images": samples_digest(self.train),
+            },
+            earlier_origin={} if self.checkpoints is None else {"start": first_fingerprint(start)},
+        )
+
+    def documented(self, classifier: Classifier, history: Sequence[Mapping[str, float]]) -> Classifier:
+        """The classifier with its provenance and how it was fine-tuned."""
+        training_record = {**self.record, "history": list(history)}
+        return replace(classifier, training=training_record, alpha=None, parents=(self.parent,))
+
+
+def _splits(start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, a few of every class where the settings say so, and the decoded validation split."""
     train, validation = suite.reference.train, suite.reference.validation
     if train.classes.ids != start.classes.ids:
         raise InputError("the suite's classes are not the classifier's. Build the start for this suite.")
     train = train if settings.shots is None else few_shot(train, settings.shots, seed)
-    validation = decoded_once(validation, start.preprocessing)
-    training_record = {"settings": asdict(settings), "seed": seed}
-    parent = parent_entry("start", start)
-    begin = start
-    if settings.recipe in ("linear-probe", "lp-ft"):
-        own = child_seed(seed, "probe")
-        begin, trials = probed(start, train, validation, crop_scale=settings.crop_scale, seed=own, device=device)
-        training_record["probe"] = [trial._asdict() for trial in trials]
-    told: dict[str, Any] = {"alpha": None, "parents": (parent,)}
-    if settings.recipe == "linear-probe":
-        return replace(begin, training={**training_record, "history": []}, **told)
+    return train, decoded_once(validation, start.preprocessing)
 
-    recipe = recipe_of(begin, settings, start, seed=seed, device=device)
-    course = _course(settings, train, seed, parent["fingerprint"])
-    if checkpoints is not None:
-        course = replace(course, earlier_origin={"start": first_fingerprint(start)})
-    optimizer = _optimizer(recipe, settings)
-    anchor = _anchor(recipe.module, optimizer, start, settings)
-    with training(
-        recipe.module,
-        optimizer,
-        course,
-        settings,
-        device=device,
-        folder=checkpoints,
-        trackers=trackers,
-    ) as trainer:
-        progress = _Progress.of(trainer, recipe, settings, told)
-        last = trainer.first if progress.is_over(settings.early_stopping) else course.steps
-        inputs = _inputs(train, start, settings, trainer.first, last, seed, device)
-        for step, (images, targets) in enumerate(inputs, trainer.first):
-            try:
-                loss = trainer.take(step, recipe.losses(trainer.model, images, targets, step))
-                recipe.after_step()
-                if not trainer.skipped:
-                    _draw_to(anchor, course.lr_at(step) * settings.l2_to_start)
-                progress.saw(loss, recipe.module)
-                if _ends_epoch(step, course.steps, settings.batch_size, len(train)):
-                    with translating_out_of_memory("finetune", splits=course.splits):
-                        progress.end_epoch(step, recipe, validation, device, told)
-            except TrainingError as error:
-                raise _stopped(error, step, progress, begin, checkpoints, training_record) from error
-            trainer.tell(step, loss, **progress.last())
-            done = progress.is_over(settings.early_stopping)
-            if trainer.keeps_after(step) or done:
-                trainer.keep(step + 1, progress.state(), **progress.parts())
-            if done:
-                break
-        reached = progress.result(recipe, told)
-    return replace(reached, training={**training_record, "history": progress.history})
+
+def _beginning(
+    start: Classifier, train: ImageSet, validation: ImageSet, settings: FinetuneSettings, seed: int, device: str
+) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier to begin with, and what a probe of its features adds to the record of the training."""
+    if settings.recipe not in ("linear-probe", "lp-ft"):
+        return start, {}
+    probe_seed = child_seed(seed, "probe")
+    begin, trials = probed(start, train, validation, crop_scale=settings.crop_scale, seed=probe_seed, device=device)
+    return begin, {"probe": [trial._asdict() for trial in trials]}
+
+
+def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anchor: Sequence[_Anchored]) -> None:
+    """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
+    patience = job.settings.early_stopping
+    last = trainer.first if progress.is_over(patience) else trainer.course.steps
+    for step, (images, targets) in enumerate(_inputs(job, trainer.first, last), trainer.first):
+        try:
+            loss = trainer.take(step, recipe.losses(trainer.model, images, targets, step))
+            recipe.after_step()
+            if not trainer.skipped:
+                _pull_to(anchor, trainer.course.lr_at(step) * job.settings.l2_to_start)
+            progress.add_step(loss, recipe.module)
+            if _ends_epoch(step, trainer.course.steps, job.settings.batch_size, len(job.train)):
+                with translating_out_of_memory("finetune", splits=trainer.course.splits):
+                    progress.end_epoch(step, recipe, job.validation, job.device)
+        except TrainingError as error:
+            raise _stopped(error, step, progress, job) from error
+        trainer.report(step, loss, **progress.last())
+        done = progress.is_over(patience)
+        if trainer.is_checkpoint_due(step) or done:
+            trainer.save(step + 1, progress.state(), **progress.parts())
+        if done:
+            break
 
 
 def few_shot(images: ImageSet, shots: int, seed: int) -> ImageSet:
@@ -119,9 +185,9 @@ def few_shot(images: ImageSet, shots: int, seed: int) -> ImageSet:
     """
     chosen: list[int] = []
     for label in range(len(images.classes)):
-        own = np.flatnonzero(images.labels == label)
-        order = torch.randperm(len(own), generator=child_generator(seed, "shots", label)).numpy()
-        chosen += own[order[:shots]].tolist()
+        positions = np.flatnonzero(images.labels == label)
+        order = torch.randperm(len(positions), generator=child_generator(seed, "shots", label)).numpy()
+        chosen += positions[order[:shots]].tolist()
     return images.subset(sorted(chosen))
 
 
@@ -162,7 +228,7 @@ class _Progress:
     good_step: int = 0
 
     @classmethod
-    def of(cls, trainer: Trainer, recipe: Recipe, settings: FinetuneSettings, told: Mapping[str, Any]) -> _Progress:
+    def of(cls, trainer: Trainer, recipe: Recipe, settings: FinetuneSettings) -> _Progress:
         """A new one, or the one that the trainer's checkpoint holds."""
         average = debiased_ema(recipe.module, settings.ema_decay) if settings.ema_decay else None
         made = cls(average, settings.early_stopping > 0)
@@ -171,22 +237,22 @@ class _Progress:
             made.best = trainer.begun.parts.get("best")
             if average is not None:
                 average.load_state_dict(dict(trainer.begun.parts["average"]))
-            made.good, made.good_step = recipe.classifier(made._module(recipe), **told), trainer.first
+            made.good, made.good_step = recipe.classifier(made._module(recipe)), trainer.first
         return made
 
-    def saw(self, loss: float, module: nn.Module) -> None:
-        """Takes in a step."""
+    def add_step(self, loss: float, module: nn.Module) -> None:
+        """Records the loss of a step, and averages its weights."""
         self.losses.append(loss)
         if self.average is not None:
             self.average.update_parameters(module)
 
-    def end_epoch(self, step: int, recipe: Recipe, validation: ImageSet, device: str, told: Mapping[str, Any]) -> None:
+    def end_epoch(self, step: int, recipe: Recipe, validation: ImageSet, device: str) -> None:
         """Scores the validation split; raises a TrainingError where the logits are not finite."""
-        reached = recipe.classifier(self._module(recipe), **told)
-        found = predict(reached, validation, device=device, stage="validate", together=True)
-        if not np.isfinite(found.logits).all():
+        reached = recipe.classifier(self._module(recipe))
+        predictions = predict(reached, validation, device=device, stage="validate", together=True)
+        if not np.isfinite(predictions.logits).all():
             raise DivergenceError("the validation logits are not finite")
-        score = accuracy(found.logits, found.labels)
+        score = accuracy(predictions.logits, predictions.labels)
         if self.early and score > max((entry["validation"] for entry in self.history), default=-1.0):
             self.best = {
                 name: tensor.detach().cpu().clone() for name, tensor in self._module(recipe).state_dict().items()
@@ -201,14 +267,14 @@ class _Progress:
         scores = [entry["validation"] for entry in self.history]
         return len(scores) - 1 - scores.index(max(scores)) >= patience
 
-    def result(self, recipe: Recipe, told: Mapping[str, Any]) -> Classifier:
+    def result(self, recipe: Recipe) -> Classifier:
         """The classifier of the best epoch where early stopping was asked for, else of the last."""
         module = self._module(recipe)
         if self.best is not None:
             module.load_state_dict(dict(self.best))
         elif self.good is not None:
             return self.good
-        return recipe.classifier(module, **told)
+        return recipe.classifier(module)
 
     def last(self) -> dict[str, float]:
         """The last epoch's validation accuracy, once there is one."""
@@ -220,10 +286,9 @@ class _Progress:
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
         """What a checkpoint must hold as tensors."""
-        found: dict[str, Mapping[str, Tensor]] = {}
-        if self.average is not None:
-            found["average"] = self.average.state_dict()
-        return found | ({"best": self.best} if self.best is not None else {})
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        best = {} if self.best is None else {"best": self.best}
+        return {**average, **best}
 
     def _module(self, recipe: Recipe) -> nn.Module:
         return recipe.module if self.average is None else self.average.module
@@ -237,43 +302,22 @@ class _Anchored(NamedTuple):
     share: float
 
 
-def _course(settings: FinetuneSettings, train: ImageSet, seed: int, start: str) -> Course:
-    steps = settings.steps(len(train))
-    return Course(
-        section="finetune",
-        stage="fine-tune",
-        steps=steps,
-        warmup=settings.warmup(steps),
-        lr=settings.lr,
-        clip_norm=settings.clip_norm,
-        batch_size=settings.batch_size,
-        splits=settings.recipe != "flyp",
-        origin={
-            **asdict(settings.deciding()),
-            "seed": seed,
-            "start": start,
-            "images": samples_digest(train),
-        },
-    )
-
-
 def _optimizer(recipe: Recipe, settings: FinetuneSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(recipe.groups(), lr=0.0, momentum=settings.momentum)
     return torch.optim.AdamW(recipe.groups(), lr=0.0)
 
 
-def _inputs(
-    train: ImageSet, start: Classifier, settings: FinetuneSettings, first: int, steps: int, seed: int, device: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of every batch from the first step on: images and targets, mixed where that is asked for."""
+def _inputs(job: _Job, first: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of every batch from step ``first`` on: images and targets, mixed if the settings say so."""
+    train, settings, seed, device = job.train, job.settings, job.seed, job.device
     order, share, mixer = child_seed(seed, "finetune"), process_share(settings.batch_size), settings.mixer
 
     def positions(step: int) -> list[int]:
         return positions_at(step, settings.batch_size, len(train), order)
 
     places = map(positions, range(first, steps))
-    pixels = training_batches(train, start.preprocessing, places, settings.crop_scale, seed, first, share)
+    pixels = training_batches(train, job.begin.preprocessing, places, settings.crop_scale, seed, first, share)
     for step, images in enumerate(pixels, first):
         inputs = images.to(
             device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
@@ -303,7 +347,7 @@ def _anchor(
 
 
 @torch.no_grad()
-def _draw_to(anchor: Sequence[_Anchored], strength: float) -> None:
+def _pull_to(anchor: Sequence[_Anchored], strength: float) -> None:
     """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2: stable whatever its size."""
     for parameter, origin, share in anchor:
         parameter.lerp_(origin, share * strength / (1 + share * strength))
@@ -314,18 +358,12 @@ def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
     return after > before or step + 1 == steps
 
 
-def _stopped(
-    error: TrainingError,
-    step: int,
-    progress: _Progress,
-    start: Classifier,
-    checkpoints: Path | None,
-    record: Mapping[str, Any],
-) -> TrainingError:
+def _stopped(error: TrainingError, step: int, progress: _Progress, job: _Job) -> TrainingError:
+    """The error with the step, where the last good weights are, which this saves, and what to change."""
     since = f"step {progress.good_step}" if progress.good_step else "the start"
-    kept = ""
-    if checkpoints and is_main_process():
-        good = replace(progress.good, training={**record, "history": progress.history}) if progress.good else start
-        kept = f"The weights of {since} are kept in {save_classifier(good, checkpoints / 'last_good')}. "
+    place = ""
+    if job.checkpoints and is_main_process():
+        good = job.documented(progress.good, progress.history) if progress.good else job.begin
+        place = f"The weights of {since} are in {save_classifier(good, job.checkpoints / 'last_good')}. "
     advice = "Lower finetune.lr or finetune.clip_norm." if isinstance(error, DivergenceError) else ""
-    return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {kept}{advice}".rstrip())
+    return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {place}{advice}".rstrip())

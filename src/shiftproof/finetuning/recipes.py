@@ -54,8 +54,8 @@ class Recipe(Protocol):
         """What must be put right after every step."""
         ...
 
-    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
-        """The classifier that the module, or an average of it, is by now, with the given fields."""
+    def classifier(self, module: nn.Module) -> Classifier:
+        """The classifier that the module, or an average of it, has become, with the provenance of the start."""
         ...
 
 
@@ -117,12 +117,12 @@ class SupervisedRecipe:
     def after_step(self) -> None:
         """Nothing."""
 
-    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
+    def classifier(self, module: nn.Module) -> Classifier:
         """The network's weights; adapters are merged into the weights that they stand on."""
         entries = module.state_dict() if self._settings.recipe != "lora" else _merged(module)
         weights = {name: tensor.detach().cpu() for name, tensor in entries.items()}
         head = "frozen" if self._settings.recipe in ("frozen-head", "lora") else "trained"
-        return self._start.with_weights(weights, head=head, **told)
+        return self._start.with_weights(weights, head=head)
 
 
 class ContrastiveRecipe:
@@ -167,7 +167,7 @@ class ContrastiveRecipe:
         """Keeps the logit scale within CLIP's bounds."""
         self.module.clamp_scale()
 
-    def classifier(self, module: nn.Module, **told: Any) -> Classifier:
+    def classifier(self, module: nn.Module) -> Classifier:
         """The image tower with the head that the text tower writes; the text tower goes along."""
         model = deepcopy(module.model).cpu().eval()  # type: ignore[union-attr]
         encoder = {f"encoder.{name}": tensor for name, tensor in model.visual.state_dict().items()}  # type: ignore[union-attr]
@@ -176,7 +176,7 @@ class ContrastiveRecipe:
         writer.model.to(self._device)  # thousands of prompts are nothing for a CPU
         head, scale = rebuilt_head(writer, self._start)
         weights = encoder | head
-        return self._start.with_weights(weights, head="rebuilt", logit_scale=scale, text=text, **told)
+        return self._start.with_weights(weights, head="rebuilt", logit_scale=scale, text=text)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

@@ -90,57 +90,12 @@ class FinetuneSettings(LoopSettings):
     def __post_init__(self) -> None:
         require_choice("finetune.recipe", self.recipe, RECIPES)
         require_choice("finetune.optimizer", self.optimizer, OPTIMIZERS)
-        self._check_mixing()
-        for name in ("epochs", "batch_size", "lora_rank"):
-            require_at_least(f"finetune.{name}", getattr(self, name), 1)
-        for name in ("warmup_steps", "locked_layers", "early_stopping"):
-            require_at_least(f"finetune.{name}", getattr(self, name), 0)
-        for name in ("lr", "weight_decay", "l2_to_start"):
-            require_between(f"finetune.{name}", getattr(self, name), 0, LARGEST)
-        for name in ("clip_norm", "distillation_temperature", "lora_scale"):
-            require_between(f"finetune.{name}", getattr(self, name), 1e-12, LARGEST)
-        for name in ("label_smoothing", "distillation", "momentum"):
-            require_between(f"finetune.{name}", getattr(self, name), 0, 1)
-        require_between("finetune.layer_decay", self.layer_decay, 1e-12, 1)
-        if self.shots is not None:
-            require_at_least("finetune.shots", self.shots, 1)
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(
-                f"finetune.ema_decay is {self.ema_decay}; it must be 0 (no averaging) or more and below 1, e.g. 0.99."
-            )
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise InputError(f"finetune.crop_scale is {self.crop_scale}; it must be two rising shares in (0, 1].")
+        if isinstance(self.mixing, Mixing):  # settings are written to files, so they hold plain values only
+            object.__setattr__(self, "mixing", mixing_settings(self.mixing))
+        _check_mixing(self)
+        _check_ranges(self)
         self.check_loop("finetune")
-        self._check_recipe()
-
-    def _check_recipe(self) -> None:
-        """Refuses what a recipe cannot do, where silence would let a user believe that it was done."""
-        idle: dict[str, tuple[str, ...]] = {
-            "linear-probe": (*_UNSTEPPED, "layer_decay", "locked_layers"),
-            "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),
-            "lora": ("l2_to_start", "ema_decay", "layer_decay", "locked_layers"),
-            "head-only": ("layer_decay", "locked_layers"),
-        }
-        default = {field.name: field.default for field in fields(self)}
-        if given := [n for n in idle.get(self.recipe, ()) if getattr(self, n) != default[n]]:
-            raise InputError(
-                f"the recipe {self.recipe!r} has no use for finetune.{given[0]} ({getattr(self, given[0])!r}). "
-                "Leave it out, or choose another finetune.recipe."
-            )
-        if self.recipe != "lora" and (self.lora_rank, self.lora_scale) != (default["lora_rank"], default["lora_scale"]):
-            raise InputError(
-                f"finetune.lora_rank and lora_scale are of the recipe 'lora', and this one is {self.recipe!r}. Leave "
-                "them out, or set finetune.recipe to lora."
-            )
-        if not self.distillation and self.distillation_temperature != default["distillation_temperature"]:
-            raise InputError(
-                "finetune.distillation_temperature has no use without finetune.distillation. Set that too."
-            )
-        if self.recipe == "flyp" and self.accumulate > 1:
-            raise InputError(
-                f"finetune.accumulate is {self.accumulate}; a contrastive batch must stay whole. "
-                "Set finetune.gradient_checkpointing to save memory."
-            )
+        _check_recipe(self)
 
     @property
     def mixer(self) -> Mixing | None:
@@ -171,17 +126,69 @@ class FinetuneSettings(LoopSettings):
         """The warm-up that fits into so many steps."""
         return min(self.warmup_steps, steps // 10)
 
-    def _check_mixing(self) -> None:
-        mixer = mixing_from(self.mixing, "finetune.mixing")
-        if isinstance(self.mixing, Mixing):  # settings go into files, so they hold plain values only
-            object.__setattr__(self, "mixing", mixing_settings(self.mixing))
-        if mixer is not None and mixer.label_smoothing:
-            raise InputError("the mixing has a label_smoothing of its own. Set finetune.label_smoothing instead.")
-        if mixer is None and (self.mixing_probability is not None or self.mixing_off_epochs):
-            raise InputError(
-                "finetune.mixing_probability and mixing_off_epochs need a mixing. Set finetune.mixing, "
-                "e.g. to smoothmix-circle."
-            )
-        if self.mixing_probability is not None:
-            require_between("finetune.mixing_probability", self.mixing_probability, 0, 1)
-        require_between("finetune.mixing_off_epochs", self.mixing_off_epochs, 0, self.epochs)
+
+def _check_mixing(settings: FinetuneSettings) -> None:
+    mixer = mixing_from(settings.mixing, "finetune.mixing")
+    if mixer is not None and mixer.label_smoothing:
+        raise InputError("the mixing has a label_smoothing of its own. Set finetune.label_smoothing instead.")
+    if mixer is None and (settings.mixing_probability is not None or settings.mixing_off_epochs):
+        raise InputError(
+            "finetune.mixing_probability and mixing_off_epochs need a mixing. Set finetune.mixing, "
+            "e.g. to smoothmix-circle."
+        )
+    if settings.mixing_probability is not None:
+        require_between("finetune.mixing_probability", settings.mixing_probability, 0, 1)
+    require_between("finetune.mixing_off_epochs", settings.mixing_off_epochs, 0, settings.epochs)
+
+
+def _check_ranges(settings: FinetuneSettings) -> None:
+    for name in ("epochs", "batch_size", "lora_rank"):
+        require_at_least(f"finetune.{name}", getattr(settings, name), 1)
+    for name in ("warmup_steps", "locked_layers", "early_stopping"):
+        require_at_least(f"finetune.{name}", getattr(settings, name), 0)
+    for name in ("lr", "weight_decay", "l2_to_start"):
+        require_between(f"finetune.{name}", getattr(settings, name), 0, LARGEST)
+    for name in ("clip_norm", "distillation_temperature", "lora_scale"):
+        require_between(f"finetune.{name}", getattr(settings, name), 1e-12, LARGEST)
+    for name in ("label_smoothing", "distillation", "momentum"):
+        require_between(f"finetune.{name}", getattr(settings, name), 0, 1)
+    require_between("finetune.layer_decay", settings.layer_decay, 1e-12, 1)
+    if settings.shots is not None:
+        require_at_least("finetune.shots", settings.shots, 1)
+    if not 0 <= settings.ema_decay < 1:
+        raise InputError(
+            f"finetune.ema_decay is {settings.ema_decay}; it must be 0 (no averaging) or more and below 1, e.g. 0.99."
+        )
+    if not 0 < settings.crop_scale[0] <= settings.crop_scale[1] <= 1:
+        raise InputError(f"finetune.crop_scale is {settings.crop_scale}; it must be two rising shares in (0, 1].")
+
+
+def _check_recipe(settings: FinetuneSettings) -> None:
+    """Refuses what a recipe cannot do, where silence would let a user believe that it was done."""
+    idle: dict[str, tuple[str, ...]] = {
+        "linear-probe": (*_UNSTEPPED, "layer_decay", "locked_layers"),
+        "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),
+        "lora": ("l2_to_start", "ema_decay", "layer_decay", "locked_layers"),
+        "head-only": ("layer_decay", "locked_layers"),
+    }
+    default = {field.name: field.default for field in fields(settings)}
+    if given := [n for n in idle.get(settings.recipe, ()) if getattr(settings, n) != default[n]]:
+        raise InputError(
+            f"the recipe {settings.recipe!r} has no use for finetune.{given[0]} ({getattr(settings, given[0])!r}). "
+            "Leave it out, or choose another finetune.recipe."
+        )
+    if settings.recipe != "lora" and (settings.lora_rank, settings.lora_scale) != (
+        default["lora_rank"],
+        default["lora_scale"],
+    ):
+        raise InputError(
+            f"finetune.lora_rank and lora_scale are of the recipe 'lora', and this one is {settings.recipe!r}. Leave "
+            "them out, or set finetune.recipe to lora."
+        )
+    if not settings.distillation and settings.distillation_temperature != default["distillation_temperature"]:
+        raise InputError("finetune.distillation_temperature has no use without finetune.distillation. Set that too.")
+    if settings.recipe == "flyp" and settings.accumulate > 1:
+        raise InputError(
+            f"finetune.accumulate is {settings.accumulate}; a contrastive batch must stay whole. "
+            "Set finetune.gradient_checkpointing to save memory."
+        )

@@ -7,13 +7,13 @@ import torch
 from shiftproof.errors import InputError
 
 
-def resolve_device(device: str) -> str:
-    """The torch device that ``device`` names; "auto" is the GPU where there is one, and the CPU elsewhere.
+def resolve_device(device: str | torch.device) -> str:
+    """The name of the torch device that ``device`` means; "auto" is the GPU where there is one, else the CPU.
 
     Raises an InputError where torch cannot use the device on this machine.
 
-    >>> resolve_device("cpu")
-    'cpu'
+    >>> resolve_device("cpu"), resolve_device(torch.device("cpu"))
+    ('cpu', 'cpu')
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,6 +21,6 @@ def resolve_device(device: str) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"the device {device!r} cannot be used here. Use auto, cpu or, where there is one, cuda."
+            f"the device {str(device)!r} cannot be used here. Use auto, cpu or, where there is one, cuda."
         ) from error
-    return device
+    return str(device)

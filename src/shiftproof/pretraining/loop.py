@@ -164,7 +164,7 @@ def pretrain(
         started -= trainer.state.get("seconds", 0.0)
         loss_average = history[-1]["loss"] if history else 0.0
         if trainer.begun is None:  # so that a failure before the first checkpoint leaves good weights, too
-            trainer.keep(0, {"history": [], "seconds": 0.0})
+            trainer.save(0, {"history": [], "seconds": 0.0})
         for step in range(trainer.first, settings.steps):
             try:
                 loss = trainer.take(step, _losses(trainer.model, clip, data, settings, seed, step, device))
@@ -176,10 +176,10 @@ def pretrain(
                 ) from error
             towers.clamp_scale()
             loss_average = loss if step == 0 else 0.98 * loss_average + 0.02 * loss
-            trainer.tell(step, loss_average)
-            if trainer.keeps_after(step):
+            trainer.report(step, loss_average)
+            if trainer.is_checkpoint_due(step):
                 history.append({"step": step + 1, "loss": loss_average})
-                trainer.keep(step + 1, {"history": history, "seconds": time.perf_counter() - started})
+                trainer.save(step + 1, {"history": history, "seconds": time.perf_counter() - started})
     trained = replace(clip, model=towers.model.eval())
     card = {
         "model": clip.name,

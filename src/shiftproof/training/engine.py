@@ -237,26 +237,29 @@ class Trainer:
         """Whether the last step was left out, since its float16 gradients overflowed."""
         return bool(self.optimizer.step_was_skipped)
 
-    def tell(self, step: int, loss: float, **values: float) -> None:
-        """Reports a step to the log, to trackers and to whoever watches."""
+    def report(self, step: int, loss: float, **values: float) -> None:
+        """Reports a step to the log, to the trackers and to the progress display."""
         speed = (step + 1 - self.first) * self.course.batch_size / (time.perf_counter() - self._started)
-        said = {"loss": loss, **values, "images_per_second": round(speed, 1)}
-        self.log.line(step + 1, {"lr": self.course.lr_at(step), **said})
-        progress.report(self.course.stage, step + 1, self.course.steps, **said)
+        measured = {"loss": loss, **values, "images_per_second": round(speed, 1)}
+        self.log.line(step + 1, {"lr": self.course.lr_at(step), **measured})
+        progress.report(self.course.stage, step + 1, self.course.steps, **measured)
 
-    def keeps_after(self, step: int) -> bool:
-        """Whether a checkpoint is due after a step; all processes ask, and get one answer."""
+    def is_checkpoint_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step; every process must call this, and all get the same answer."""
         self._stops = bool(summed(np.array([float(self.terminated())]), self.device)[0])
         last = step + 1 == self.course.steps
         return self._stops or last or (step + 1) % self.settings.checkpoint_every == 0
 
-    def keep(self, step: int, own: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
-        """Writes the checkpoint after ``step`` steps; raises a TrainingInterruptedError where it shall stop."""
+    def save(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
+        """Writes the checkpoint after ``step`` steps; ``loop_state`` is plain JSON, ``parts`` are tensors by name.
+
+        Raises a TrainingInterruptedError where SIGTERM has asked the training to stop.
+        """
         if self.folder is not None and is_main_process():
             scaler = self.accelerator.scaler
             tensors = {"model": self.module.state_dict(), "optimizer": optimizer_tensors(self.optimizer), **parts}
             state = {
-                "own": own,
+                "own": loop_state,
                 "origin": self.course.origin,
                 "scaler": scaler.state_dict() if scaler else {},
             }
