@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 import typer.main
 import yaml
 from PIL import Image
+from support.commands import Call, CommandResult, run_in_process
 
 import shiftproof as sp
 from shiftproof.cli import app as cli
@@ -36,44 +36,6 @@ COMMANDS = {
     "diagnose run",
 }  # fmt: skip
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
-def process(*arguments: str | Path, cwd: Path) -> Ended:
-    """A command in a fresh process."""
-    command = [sys.executable, "-m", "shiftproof.cli.app", *map(str, arguments)]
-    ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False)
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-
-Call = Callable[..., Ended]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """A command in this process, in an empty directory: the same ``main``, without the seconds that imports take."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["shiftproof", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
-
-    return run
 
 
 def own_data(folders: Path, *, shift: bool = True) -> list[str]:
@@ -102,7 +64,7 @@ finetune: {epochs: 2, batch_size: 9, lr: 1e-3}
 alphas: 3
 """
     )
-    ended = process("run", "run.yaml", "--set", "finetune.epochs=3", "--seed", "5", cwd=tmp_path)
+    ended = run_in_process("run", "run.yaml", "--set", "finetune.epochs=3", "--seed", "5", cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert "Traceback" not in ended.err
     out = tmp_path / "runs" / "run"
@@ -123,7 +85,7 @@ alphas: 3
     logits = sp.predict(classifier, data).logits[data.ids.index("lemon/lemon-0.png")].tolist()
     expected = sorted(zip(softmax(logits), ["lemon", "pear", "red apple"], strict=True), reverse=True)
 
-    told = process("predict", "mine", *images, "--json", cwd=tmp_path)
+    told = run_in_process("predict", "mine", *images, "--json", cwd=tmp_path)
     assert (told.code, told.err) == (0, "")
     answers = json.loads(told.out)
     assert [answer["image"] for answer in answers] == images
@@ -140,8 +102,10 @@ alphas: 3
 
 
 def test_a_mistake_in_a_fresh_process(tmp_path: Path) -> None:
-    ended = process("zeroshot", "tiny", "--reference", "folder:fotos", "--test", "folder:fotos", cwd=tmp_path)
-    assert ended == Ended(2, "", "shiftproof: the folder fotos does not exist. Check the path after 'folder:'.\n")
+    ended = run_in_process("zeroshot", "tiny", "--reference", "folder:fotos", "--test", "folder:fotos", cwd=tmp_path)
+    assert ended == CommandResult(
+        2, "", "shiftproof: the folder fotos does not exist. Check the path after 'folder:'.\n"
+    )
 
 
 # Stage by stage.
@@ -271,9 +235,9 @@ def test_the_report_is_written_anew_and_for_several_seeds(folders: Path, tmp_pat
     page = Path("seed-0/report.html")
     before = page.read_text(encoding="utf-8")
     page.unlink()
-    assert call("report", "seed-0") == Ended(0, f"{page}\n", "")
+    assert call("report", "seed-0") == CommandResult(0, f"{page}\n", "")
     assert page.read_text(encoding="utf-8") == before
-    assert call("report", "seed-0", "seed-1", "--out", "seeds.html") == Ended(0, "seeds.html\n", "")
+    assert call("report", "seed-0", "seed-1", "--out", "seeds.html") == CommandResult(0, "seeds.html\n", "")
     assert "<html" in Path("seeds.html").read_text(encoding="utf-8")
 
 
@@ -480,13 +444,13 @@ def test_sigterm_ends_a_fine_tuning_politely(tmp_path: Path, call: Call) -> None
 # Shared by two processes.
 
 
-def torchrun(*arguments: str | Path, cwd: Path) -> Ended:
+def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
     """A command in two processes that share the work."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "shiftproof", *map(str, arguments)]
     told = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=cwd, env=told, capture_output=True, text=True, encoding="utf-8", check=False)
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+    return CommandResult(ended.returncode, ended.stdout, ended.stderr)
 
 
 def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Path, tmp_path: Path, call: Call) -> None:
@@ -594,7 +558,7 @@ def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistak
     assert_mistake(ended, said)
 
 
-def assert_mistake(ended: Ended, said: str) -> None:
+def assert_mistake(ended: CommandResult, said: str) -> None:
     assert (ended.code, ended.out) == (2, "")
     messages = [line for line in ended.err.splitlines() if not line.endswith(" done")]
     assert messages[0].startswith("shiftproof: ")
@@ -742,7 +706,7 @@ def test_every_command_s_help_shows_an_example_that_parses(call: Call, name: str
 def test_the_version_is_that_of_the_package(call: Call) -> None:
     from importlib.metadata import version
 
-    assert call("--version") == Ended(0, version("shiftproof") + "\n", "")
+    assert call("--version") == CommandResult(0, version("shiftproof") + "\n", "")
 
 
 def test_the_package_is_a_command(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import chisquare
+from support.commands import Call, CommandResult
 from torch import Tensor, nn
 
 import shiftproof as sp
-from shiftproof.cli import app as cli
 from shiftproof.cli.console import print_table
 from shiftproof.data.batches import decoded_once, evaluation_batches, read_resized_mask
 from shiftproof.data.loading import Preprocessing
@@ -1115,34 +1114,12 @@ def test_a_finished_diagnosis_is_kept_and_so_is_what_no_diagnosis_wrote(
 # Named models and classifier directories, as a user calls them
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ended]:
+def call(call: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
     """A command in this process, in an empty directory, with one window and one example."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(diagnosing, "WindowSettings", lambda: replace(FEW, edges=(0.0,)))
     monkeypatch.setattr(diagnosing, "_EXAMPLES", 1)
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["shiftproof", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
-
-    return run
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -1168,7 +1145,7 @@ def wnids(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_study_of_own_networks_is_told_in_tables_and_a_verdict(
-    small: list[str], call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    small: list[str], call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shiftproof.cli.console._WIDTH_IN_FILES", 300)
     ended = call("diagnose", "strong-edge", "--images", "4", "--device", "cpu", "--out", "study")
@@ -1184,9 +1161,7 @@ def test_the_study_of_own_networks_is_told_in_tables_and_a_verdict(
     assert "fine-tune" in ended.err
 
 
-def test_own_images_directories_and_a_named_model(
-    folders: Path, tiny: sp.models.Clip, call: Callable[..., Ended]
-) -> None:
+def test_own_images_directories_and_a_named_model(folders: Path, tiny: sp.models.Clip, call: Call) -> None:
     data, turned = f"folder:{folders}/test", sp.ClassSpace.from_ids(["pear", "red_apple", "lemon"])
     zero = sp.zero_shot_classifier(tiny, turned)
     for folder in ("a/zero", "b/zero"):
@@ -1230,7 +1205,7 @@ def test_own_images_directories_and_a_named_model(
 
 
 def test_directories_are_told_apart_by_name_or_refused(
-    tiny: sp.models.Clip, folders: Path, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    tiny: sp.models.Clip, folders: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ["--data", f"folder:{folders}/test"]
     for folder in ("x/b/zero", "y/b/zero", "tiny", "zero"):
@@ -1242,7 +1217,7 @@ def test_directories_are_told_apart_by_name_or_refused(
         ("tiny", "--model", "tiny"),
         ("zero", "x/b/zero", "y/b/zero"),
     ):
-        assert call("diagnose", "strong-edge", *models, *data, "--out", "found") == Ended(
+        assert call("diagnose", "strong-edge", *models, *data, "--out", "found") == CommandResult(
             2, "", "shiftproof: two of the models have one name. Name every model once, or rename a directory.\n"
         )
     assert not Path("found").exists()
@@ -1252,9 +1227,7 @@ def test_directories_are_told_apart_by_name_or_refused(
     assert list(diagnosing._models(replace(asked, classifiers=(Path(),)), diagnosing._images(asked))) == ["zero"]
 
 
-def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(
-    wnids: Path, call: Callable[..., Ended]
-) -> None:
+def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(wnids: Path, call: Call) -> None:
     models = ["--model", "timm:test_resnet", "--model", "timm:test_vit", "--head", "own"]
     data = ["--data", f"folder:{wnids}/images", "--masks", f"{wnids}/masks"]
     ended = call("diagnose", "strong-edge", *models, *data, "--images", "6", "--out", "found")
@@ -1276,7 +1249,7 @@ def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(
 
 
 def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
-    wnids: Path, folders: Path, tiny: sp.models.Clip, call: Callable[..., Ended]
+    wnids: Path, folders: Path, tiny: sp.models.Clip, call: Call
 ) -> None:
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "plum"])), "fruit")
     data, named = ["--data", f"folder:{folders}/test"], ["--data", f"folder:{wnids}/images"]
@@ -1311,7 +1284,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
             assert ended.err.count("\n") == 1
         ended = call("diagnose", "strong-edge", "--model", "tiny", *data, "--out", "old")
         assert (ended.code, "already holds a diagnosis" in ended.err) == (2, True)
-    assert call("diagnose", "strong-edge", *data, "--out", "new") == Ended(
+    assert call("diagnose", "strong-edge", *data, "--out", "new") == CommandResult(
         2,
         "",
         "shiftproof: --data and --shift need a model to look at it. Name classifiers, or models with --model.\n",
@@ -1326,7 +1299,7 @@ def background_in(folder: str | Path) -> BackgroundStudy:
     return from_json(BackgroundStudy, json.loads(Path(folder, "backgrounds.json").read_text(encoding="utf-8")))
 
 
-def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call: Callable[..., Ended]) -> None:
+def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call: Call) -> None:
     data = ["--data", f"folder:{wnids}/images", "--masks", f"{wnids}/masks"]
     ids = [path.name for path in sorted((wnids / "images").iterdir())]
     sp.save_classifier(
@@ -1356,9 +1329,7 @@ def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call:
     assert again.models["timm:test_resnet"].variants["mixed-random"].n == 9
 
 
-def test_backgrounds_on_emoji(
-    tiny: sp.models.Clip, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backgrounds_on_emoji(tiny: sp.models.Clip, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = sp.load_suite("emoji")
     some = sp.ClassSpace(suite.classes.ids[:4], suite.classes.names[:4])
     test = suite.reference.test.of_classes(some)
@@ -1375,9 +1346,11 @@ def test_backgrounds_on_emoji(
     assert record.gap == 0  # all stand on white
 
 
-def test_backgrounds_need_a_model_and_masks(folders: Path, call: Callable[..., Ended]) -> None:
+def test_backgrounds_need_a_model_and_masks(folders: Path, call: Call) -> None:
     ended = call("diagnose", "backgrounds", "--out", "found")
-    assert ended == Ended(2, "", "shiftproof: no model to diagnose. Name classifiers, or models with --model.\n")
+    assert ended == CommandResult(
+        2, "", "shiftproof: no model to diagnose. Name classifiers, or models with --model.\n"
+    )
     ended = call("diagnose", "backgrounds", "--model", "tiny", "--data", f"folder:{folders}/test", "--out", "found")
     assert (ended.code, ended.out) == (2, "")
     assert "has no object masks" in ended.err
@@ -1401,7 +1374,7 @@ def demanded(monkeypatch: pytest.MonkeyPatch) -> list[sp.RunFile]:
 
 @pytest.mark.parametrize("mixing", ["smoothmix-circle", "smoothmix-square", "cutmix", "cutout", "mixup"])
 def test_the_demo_mixes_in_the_regime_that_was_found_for_the_model(
-    mixing: str, call: Callable[..., Ended], demanded: list[sp.RunFile]
+    mixing: str, call: Call, demanded: list[sp.RunFile]
 ) -> None:
     assert call("demo", "--mixing", mixing).code == 0
     (run,) = demanded
@@ -1414,7 +1387,7 @@ def test_the_demo_mixes_in_the_regime_that_was_found_for_the_model(
     assert replace(run.finetune, mixing="none", mixing_probability=None, label_smoothing=0.0) == plain.finetune
 
 
-def test_what_is_set_goes_before_the_regime(call: Callable[..., Ended], demanded: list[sp.RunFile]) -> None:
+def test_what_is_set_goes_before_the_regime(call: Call, demanded: list[sp.RunFile]) -> None:
     settings = ["--set", "finetune.mixing_probability=0.75", "--set", "finetune.label_smoothing=0"]
     assert call("demo", "--mixing", "cutmix", *settings).code == 0
     assert call("demo", "--mixing", "none").code == 0
@@ -1423,7 +1396,7 @@ def test_what_is_set_goes_before_the_regime(call: Callable[..., Ended], demanded
     assert found == [("cutmix", 0.75, 0), ("none", None, 0), ("none", None, 0)]
 
 
-def test_an_unknown_mixing_is_a_mistake(call: Callable[..., Ended], demanded: list[sp.RunFile]) -> None:
+def test_an_unknown_mixing_is_a_mistake(call: Call, demanded: list[sp.RunFile]) -> None:
     ended = call("demo", "--mixing", "smoothmix-circel")
     assert (ended.code, ended.out) == (2, "")
     assert "unknown finetune.mixing 'smoothmix-circel'. Did you mean 'smoothmix-circle'?" in ended.err
