@@ -270,7 +270,7 @@ def fine_tuned(runs: Path, zero: Classifier, name: str, seed: int, recipe: str) 
     """A classifier fine-tuned on a fold, from --runs where it is there already."""
     place = runs / f"{name}-{recipe}-{seed}"
     if not place.is_dir():
-        save_classifier(finetune(zero, load_suite(name, seed), RECIPES[recipe], seed=seed), place)
+        save_classifier(finetune(zero, load_suite(name, seed=seed), RECIPES[recipe], seed=seed), place)
     return load_classifier(place)
 
 
@@ -279,7 +279,7 @@ def sets_of(name: str, seed: int, start: Classifier, images: int | None = None) 
 
     With ``images``, so many of every shift, and the natural ones only.
     """
-    suite = load_suite(name, seed)
+    suite = load_suite(name, seed=seed)
     own = suite.reference
     parts = {"train": own.train, "validation": own.validation, "reference": own.test}
     shifts = [shift for shift in suite.limited(images).shifts if images is None or shift.kind == "natural"]

@@ -90,7 +90,7 @@ def reference_alpha(zero: Classifier, tuned: Classifier, validation: ImageSet) -
 
 def run(name: str, seed: int, zero: Classifier, sets: Mapping[str, ImageSet], file: Path) -> None:
     """Fine-tunes once and keeps what the three models say of every image."""
-    suite = load_suite("emoji", seed)
+    suite = load_suite("emoji", seed=seed)
     tuned = finetune(zero, suite, SETTINGS[name], seed=seed)
     alpha = reference_alpha(zero, tuned, decoded_once(suite.reference.validation, zero.preprocessing))
     found: Kept = {}

@@ -14,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import binomtest
 from torch.nn import functional
 
 import shiftproof as sp
@@ -56,9 +57,16 @@ def bisected_interval(correct: int, n: int, level: float) -> tuple[float, float]
 @given(data=st.data(), n=st.integers(1, 60), level=st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_the_interval_is_that_of_the_binomial_tails(data: st.DataObject, n: int, level: float) -> None:
     correct = data.draw(st.integers(0, n))
-    assert sp.evaluation.accuracy_interval(correct, n, level) == pytest.approx(
+    assert sp.evaluation.accuracy_interval(correct, n, level=level) == pytest.approx(
         bisected_interval(correct, n, level), abs=1e-9
     )
+
+
+@given(data=st.data(), n=st.integers(1, 2000), level=st.sampled_from([0.5, 0.9, 0.95]))
+def test_the_interval_is_that_of_scipys_exact_test(data: st.DataObject, n: int, level: float) -> None:
+    correct = data.draw(st.integers(0, n))
+    exact = binomtest(correct, n).proportion_ci(level, method="exact")
+    assert sp.evaluation.accuracy_interval(correct, n, level=level) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
 @given(data=st.data(), n=st.integers(1, 2000))
@@ -74,7 +82,7 @@ def test_the_interval_holds_the_estimate_and_mirrors(data: st.DataObject, n: int
 def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: float, level: float) -> None:
     covered = 0.0
     for correct in range(n + 1):
-        low, high = sp.evaluation.accuracy_interval(correct, n, level)
+        low, high = sp.evaluation.accuracy_interval(correct, n, level=level)
         if low <= p <= high:
             covered += math.comb(n, correct) * p**correct * (1 - p) ** (n - correct)
     assert covered >= level - 1e-9
@@ -85,7 +93,7 @@ def test_the_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: f
 )
 def test_an_impossible_count_or_level_is_refused(correct: int, n: int, level: float) -> None:
     with pytest.raises(sp.InputError, match="must lie between"):
-        sp.evaluation.accuracy_interval(correct, n, level)
+        sp.evaluation.accuracy_interval(correct, n, level=level)
 
 
 @given(

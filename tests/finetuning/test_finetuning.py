@@ -528,7 +528,7 @@ def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing |
     parameters, steps = list(network.parameters()), asked.steps(len(SUITE.reference.train))
     optimizer = torch.optim.AdamW(parameter_groups(network, asked.weight_decay), lr=0.0)
     places = [positions_at(step, asked.batch_size, len(train), child_seed(0, "finetune")) for step in range(steps)]
-    for step, images in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, 0)):
+    for step, images in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, seed=0)):
         labels = torch.as_tensor(train.labels[places[step]])
         if mixing is None or step >= steps - off:
             loss = functional.cross_entropy(network(images), labels, label_smoothing=asked.label_smoothing)

@@ -707,7 +707,11 @@ def test_a_limit_takes_the_same_images_whatever_the_seed(folders: Path) -> None:
     def ids(suite: sp.ShiftSuite) -> dict[str, tuple[str, ...]]:
         return {name: images.ids for name, images in held_out(suite.limited(5)).items()}
 
-    assert ids(sp.load_suite("emoji", 0)) == ids(sp.load_suite("emoji", 0)) == ids(sp.load_suite("emoji", 9))
+    assert (
+        ids(sp.load_suite("emoji", seed=0))
+        == ids(sp.load_suite("emoji", seed=0))
+        == ids(sp.load_suite("emoji", seed=9))
+    )
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     sketches = {"sketch": {"data": f"folder:{folders}/sketch"}}
     assert ids(sp.own_suite(splits, sketches)) == ids(sp.own_suite(splits, sketches, seed=4))

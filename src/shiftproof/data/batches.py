@@ -47,6 +47,7 @@ def training_batches(
     preprocessing: Preprocessing,
     batches: Iterable[Sequence[int]],
     crop_scale: tuple[float, float],
+    *,
     seed: int,
     first: int = 0,
     share: slice = slice(None),

@@ -195,7 +195,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     return _masked(images, masks) if masks else images
 
 
-def spread_over_classes(images: ImageSet, count: int, seed: int) -> ImageSet:
+def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:
     """So many images at most, as many of every class as can be, drawn with the seed, in the set's order."""
     if count >= len(images):
         return images

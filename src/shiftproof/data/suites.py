@@ -104,7 +104,7 @@ class ShiftSuite:
         return ShiftSuite(self.name, classes, reference, shifts)
 
 
-def load_suite(name: str, seed: int = 0) -> ShiftSuite:
+def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     """An embedded suite: ``emoji`` (the task), ``emoji-development`` (for tuning) or one of its four folds.
 
     ``seed`` moves the training views; the held-out views are the suite's own.
@@ -184,7 +184,7 @@ def load_data(
     if kind in EMOJI_SUITES:
         if rest:
             raise InputError(f"{spec!r} has something behind {kind!r}; the name stands alone.")
-        found: ImageSet = getattr(load_suite(kind, seed).reference, split)
+        found: ImageSet = getattr(load_suite(kind, seed=seed).reference, split)
         return found if classes is None else found.relabelled(classes)
     return load_set(spec, classes, partial=partial)
 

@@ -1,4 +1,4 @@
-"""Running a classifier over a set, once."""
+"""Inference: a classifier is run over a set once, and its logits are returned."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError
 from shiftproof.evaluation.predictions import Predictions
+from shiftproof.models.devices import resolve_device
 from shiftproof.training.distributed import process_count, process_index, summed
 
-# Every evaluation's, since logits depend on it in their last bits.
+# All evaluations use this size, because the last bits of the logits depend on it.
 BATCH_SIZE = 256
 
 
 class Predictor(Protocol):
-    """What can be run over a set: a classifier, or anything else with its classes, preprocessing and logits."""
+    """Anything that can be run over a set: a classifier, or another object with classes, preprocessing and logits."""
 
     @property
     def classes(self) -> ClassSpace: ...
     @property
     def preprocessing(self) -> Preprocessing: ...
     def network_on(self, device: str) -> Callable[[Tensor], Tensor]:
-        """(B, 3, size, size) inputs on the device to (B, K) logits, as in evaluation."""
+        """A function from (B, 3, size, size) inputs on the device to (B, K) logits, in evaluation mode."""
         ...
 
 
@@ -39,29 +40,39 @@ def predict(
     classifier: Predictor,
     images: ImageSet,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     batch_size: int = BATCH_SIZE,
     stage: str = "predict",
     together: bool = False,
 ) -> Predictions:
-    """The logits of every image of a set, in the set's order, in float32.
+    """Runs a classifier over a set and returns the (N, K) float32 logits of its N images, in the order of the set.
 
-    With ``together`` all processes of a training call this: each takes its share of the batches, every image counts
-    once, and all get the logits of all images. Raises an InputError where the set's class space is not the
-    classifier's.
+    ``device`` is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``batch_size`` counts
+    images. ``stage`` is the name under which progress is reported. With ``together``, every process of a training run
+    calls this function: each runs its share of the batches, and all of them receive the logits of all images. Raises
+    an InputError if the set is labelled in another class space than the classifier's, or if the device cannot be used.
+
+    >>> from shiftproof.data.suites import load_data
+    >>> from shiftproof.models.classifier import zero_shot_classifier
+    >>> from shiftproof.models.clip import load_clip
+    >>> images = load_data("emoji").subset(range(8))
+    >>> classifier = zero_shot_classifier(load_clip("tiny"), images.classes)
+    >>> predict(classifier, images, device="cpu").logits.shape
+    (8, 267)
     """
-    shares, own = (process_count(), process_index()) if together else (1, 0)
-    # Batches are those of one process alone, whichever process runs them: so are the logits, to the last bit.
-    starts = range(own * batch_size, len(images), shares * batch_size)
+    device = resolve_device(str(device))
+    processes, index = (process_count(), process_index()) if together else (1, 0)
+    # The batches are those of a single process, whichever process runs them, and so are the logits to the last bit.
+    starts = range(index * batch_size, len(images), processes * batch_size)
     places = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
     rows = [np.empty((0, len(classifier.classes)), dtype=np.float32)]
     seen = 0
     for batch in predict_batches(classifier, images, device=device, batch_size=batch_size, places=places):
         rows.append(batch)
         seen += len(batch)
-        progress.report(stage, min(seen * shares, len(images)), len(images))
+        progress.report(stage, min(seen * processes, len(images)), len(images))
     logits = np.concatenate(rows)
-    if shares > 1:
+    if processes > 1:
         whole = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
         whole[places] = logits
         logits = summed(whole, device)
@@ -72,16 +83,19 @@ def predict_batches(
     classifier: Predictor,
     images: ImageSet,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     batch_size: int = BATCH_SIZE,
     places: Sequence[int] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """(B, K) float32 logits of the images, or of those at ``places``, batch by batch; no more is held."""
+    """Yields the (B, K) float32 logits of the images, or of those at ``places``, one batch at a time.
+
+    No more than one batch of logits is held in memory. The arguments and errors are those of ``predict``.
+    """
     require_its_classes(classifier, images)
-    network = classifier.network_on(device)
+    network = classifier.network_on(resolve_device(str(device)))
     some = images if places is None else images.subset(places) if places else None
     for batch in () if some is None else evaluation_batches(some, classifier.preprocessing, batch_size):
-        with torch.inference_mode():  # not around the yield: it would hold for whoever asks for the next batch
+        with torch.inference_mode():  # not around the yield, where it would stay active in the caller
             logits = network(batch.to(device)).float().cpu().numpy()
         yield logits
 

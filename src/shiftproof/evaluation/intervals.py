@@ -15,7 +15,7 @@ _AT_ONCE = 1 << 20  # picked clusters that are held in memory together
 _MANY = 20_000  # clusters, from which on the normal limit serves
 
 
-def accuracy_interval(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def accuracy_interval(correct: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
     """The Clopper-Pearson interval of ``correct`` successes in ``n`` trials, as fractions.
 
     It never covers less than ``level``; with none or all correct, one end is 0 or 1.
@@ -34,7 +34,7 @@ def accuracy_interval(correct: int, n: int, level: float = LEVEL) -> tuple[float
     return low, high
 
 
-def alike_interval(value: float, n: int, bounds: tuple[float, float], level: float = LEVEL) -> tuple[float, float]:
+def alike_interval(value: float, n: int, bounds: tuple[float, float], *, level: float = LEVEL) -> tuple[float, float]:
     """The interval of a mean of which ``n`` values are known, all of them ``value``, that could be any in ``bounds``.
 
     Resampling what is all alike shows no spread, however little of it there is. Clopper-Pearson says how large a share
@@ -48,7 +48,7 @@ def alike_interval(value: float, n: int, bounds: tuple[float, float], level: flo
     low, high = bounds
     if not low <= value <= high:
         raise InputError(f"the value is {value}; it must lie within its bounds, {low} to {high}.")
-    share = accuracy_interval(0, n, level)[1]
+    share = accuracy_interval(0, n, level=level)[1]
     return value - share * (value - low), value + share * (high - value)
 
 
@@ -133,7 +133,7 @@ def contrast_interval(
         own = np.asarray(values[name], dtype=np.float64)
         if bounds and np.ptp(own) == 0:
             n = len(np.unique(known[name]) if name in known else own)
-            parts = [weight * (end - own[0]) for end in alike_interval(float(own[0]), n, bounds, level)]
+            parts = [weight * (end - own[0]) for end in alike_interval(float(own[0]), n, bounds, level=level)]
             low, high = low + min(parts), high + max(parts)
     return float(low), float(high)
 

@@ -317,7 +317,9 @@ def _inputs(job: _Job, first: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
         return positions_at(step, settings.batch_size, len(train), order)
 
     places = map(positions, range(first, steps))
-    pixels = training_batches(train, job.begin.preprocessing, places, settings.crop_scale, seed, first, share)
+    pixels = training_batches(
+        train, job.begin.preprocessing, places, settings.crop_scale, seed=seed, first=first, share=share
+    )
     for step, images in enumerate(pixels, first):
         inputs = images.to(
             device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format

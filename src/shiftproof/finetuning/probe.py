@@ -106,7 +106,7 @@ def _training_features(
 ) -> tuple[Tensor, Tensor]:
     places = list(range(len(train))) * _VIEWS
     batches = [places[at : at + _BATCH] for at in range(0, len(places), _BATCH)]
-    pixels = training_batches(train, start.preprocessing, batches, crop_scale, seed)
+    pixels = training_batches(train, start.preprocessing, batches, crop_scale, seed=seed)
     return _features(start, pixels, device), torch.as_tensor(train.labels[places])
 
 

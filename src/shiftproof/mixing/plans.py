@@ -54,7 +54,7 @@ class MixPlan:
         return torch.tensor([i for i, shape in enumerate(self.shapes) if shape in shapes], dtype=torch.long)
 
 
-def anchor_weights(plan: MixPlan, device: torch.device | str = "cpu") -> Tensor:
+def anchor_weights(plan: MixPlan, *, device: torch.device | str = "cpu") -> Tensor:
     """(B, H, W) float32: every pixel's weight of the anchor. Their means are the labels' weights, but for Cutout's.
 
     >>> from shiftproof.mixing.methods import MixUp
@@ -101,7 +101,7 @@ def _mix_together(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
     for i, filling in enumerate(plan.fillings):
         if filling != "partner":
             others[i] = _filled(images[i], filling, int(plan.noise_seeds[i]))
-    weights = anchor_weights(plan, images.device)[:, None].to(working)
+    weights = anchor_weights(plan, device=images.device)[:, None].to(working)
     blended = torch.lerp(others, images.to(working), weights)
     mixed.copy_(blended if images.is_floating_point() else blended.round_())
 

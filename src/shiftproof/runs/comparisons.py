@@ -147,7 +147,7 @@ def _models(asked: PairFile) -> dict[str, Classifier]:
 def _classes_of(asked: PairFile) -> ClassSpace:
     if asked.unlabelled is not None and asked.data is None:
         raise InputError("unlabelled images do not name the classes. Give a classifier directory among the models.")
-    return load_data(asked.data).classes if asked.data else load_suite(asked.suite, asked.seed).classes
+    return load_data(asked.data).classes if asked.data else load_suite(asked.suite, seed=asked.seed).classes
 
 
 def _sets(asked: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
@@ -157,9 +157,9 @@ def _sets(asked: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
     elif asked.data:
         found = {asked.data: load_data(asked.data, classes, partial=True)}
     else:
-        found = load_suite(asked.suite, asked.seed).relabelled(classes).test_sets
+        found = load_suite(asked.suite, seed=asked.seed).relabelled(classes).test_sets
         if asked.shift is not None:
             found = {asked.shift: found[require_choice("shift", asked.shift, found)]}
     if asked.images is None:
         return found
-    return {name: spread_over_classes(images, asked.images, asked.seed) for name, images in found.items()}
+    return {name: spread_over_classes(images, asked.images, seed=asked.seed) for name, images in found.items()}

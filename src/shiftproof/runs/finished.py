@@ -73,4 +73,4 @@ class FinishedRun:
 
     def sampled_sets(self) -> dict[str, ImageSet]:
         """Returns at most 534 images of each natural set, spread over the classes and the same in every call."""
-        return {name: spread_over_classes(images, _SAMPLE_SIZE, 0) for name, images in self.natural_sets().items()}
+        return {name: spread_over_classes(images, _SAMPLE_SIZE, seed=0) for name, images in self.natural_sets().items()}

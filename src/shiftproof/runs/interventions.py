@@ -133,12 +133,12 @@ def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
     if asked.data:
         found = load_data(asked.data)
     else:
-        suite = suite or load_suite(asked.suite, asked.seed)
+        suite = suite or load_suite(asked.suite, seed=asked.seed)
         shift = suite.reference.name if asked.shift is None else require_choice("shift", asked.shift, suite.test_sets)
         shown = "the reference" if asked.shift is None else shift
         found = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
     found = found if asked.masks is None else with_masks(found, asked.masks)
-    return spread_over_classes(found, asked.images, asked.seed)
+    return spread_over_classes(found, asked.images, seed=asked.seed)
 
 
 def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
@@ -161,7 +161,7 @@ def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
 
 def _study_suite(name: str, seed: int) -> ShiftSuite:
     """Every eighth class of an embedded suite, with the training views of eight seeds."""
-    draws = [load_suite(name, STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
+    draws = [load_suite(name, seed=STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
     every = draws[0].classes
     classes = ClassSpace(every.ids[::STUDY_CLASSES], every.names[::STUDY_CLASSES])
     reference = draws[0].reference

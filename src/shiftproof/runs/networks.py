@@ -101,6 +101,6 @@ def _with_many_views(run: FinishedRun) -> ShiftSuite:
     suite, name, seed = run.suite, run.run_file.suite, run.run_file.seed
     if not isinstance(name, str):
         return suite
-    draws = [load_suite(name, _VIEW_SEEDS * seed + number) for number in range(_VIEW_SEEDS)]
+    draws = [load_suite(name, seed=_VIEW_SEEDS * seed + number) for number in range(_VIEW_SEEDS)]
     train = joined([draw.reference.train.relabelled(suite.classes) for draw in draws], "train")
     return replace(suite, reference=replace(suite.reference, train=train))

@@ -334,7 +334,7 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
         sections = run_file.suite.model_dump()
         suite = own_suite(sections["reference"], sections["shifts"], name=sections["name"], seed=run_file.seed)
     else:
-        suite = load_suite(run_file.suite, run_file.seed)
+        suite = load_suite(run_file.suite, seed=run_file.seed)
     return suite.limited(run_file.limit)
 
 

@@ -254,7 +254,7 @@ def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
 
 def run_export(suite: str, out: Path, seed: int) -> int:
     """Exports an embedded suite as image folders; returns the number of images."""
-    return export_suite(load_suite(suite, seed), out)
+    return export_suite(load_suite(suite, seed=seed), out)
 
 
 def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
