@@ -7,19 +7,18 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, decode_mask
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.seeding import child_generator
-from shiftproof.storage import read_rows
 
-SET_KINDS = ("folder", "csv")
 Made = TypeVar("Made")
 
 
@@ -179,8 +178,8 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     white is the object; a folder's are given by ``with_masks``.
     """
     kind, _, path = spec.partition(":")
-    require_choice("data name", kind, SET_KINDS)
-    entries = _folder_entries(Path(path)) if kind == "folder" else _csv_entries(Path(path))
+    require_choice("data name", kind, FORMATS)
+    entries = FORMATS[kind](Path(path))
     class_ids = [entry.class_id for entry in entries]
     if classes is None:
         classes = ClassSpace.from_ids(sorted(set(class_ids)))
@@ -258,14 +257,6 @@ def require_masks(images: ImageSet) -> Callable[[int], NDArray[np.uint8]]:
     return images.mask
 
 
-class _Entry(NamedTuple):
-    path: Path
-    class_id: str
-    sample: str
-    mask: Path | None = None
-    group: str | None = None
-
-
 def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
     def mask(i: int) -> NDArray[np.uint8]:
         cover, pixels = decode_mask(paths[i]), images.read(i)
@@ -281,35 +272,3 @@ def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
 
 def _without_suffix(sample: str) -> PurePosixPath:
     return PurePosixPath(sample).with_suffix("")
-
-
-def _folder_entries(root: Path) -> list[_Entry]:
-    """Every image under ``root/class/``, sorted."""
-    if not root.is_dir():
-        raise InputError(f"the folder {root} does not exist. Check the path after 'folder:'.")
-    entries = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise InputError(
-                f"the class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}). Fill it or take it out."
-            )
-        entries += [_Entry(image, folder.name, image.relative_to(root).as_posix()) for image in images]
-    if not entries:
-        raise InputError(f"the folder {root} holds no class folder with images. It must look like class/image.jpg.")
-    return entries
-
-
-def _csv_entries(path: Path) -> list[_Entry]:
-    """Every row; paths are relative to the CSV's folder."""
-    rows = read_rows(path, ("filepath", "label"), ("mask",))
-    groups = [group for _, *group in read_rows(path, ("filepath",), ("group",))]
-    entries = [
-        _Entry(path.parent / file, label, file, path.parent / mask[0] if mask else None, *group)
-        for (file, label, *mask), group in zip(rows, groups, strict=True)
-    ]
-    if not entries:
-        raise InputError(f"{path} holds no row. It needs one a labelled image.")
-    if len({entry.sample for entry in entries}) < len(entries):
-        raise InputError(f"{path} names a file twice. Every image may stand in it once.")
-    return entries

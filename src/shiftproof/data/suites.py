@@ -18,8 +18,9 @@ from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.sets import SET_KINDS, ImageSet, array_set, load_set, once
+from shiftproof.data.sets import ImageSet, array_set, load_set, once
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
 
@@ -177,7 +178,7 @@ def load_data(
     ``folder:PATH``, ``csv:PATH``, ``emoji`` (the split of its reference) or ``corrupted:NAME:SEVERITY:DATA``.
     """
     kind, _, rest = spec.partition(":")
-    require_choice("data name", kind, [*SET_KINDS, "corrupted", *EMOJI_SUITES])
+    require_choice("data name", kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
     if kind == "corrupted":
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
