@@ -303,8 +303,8 @@ def test_a_value_may_hold_an_equals_sign() -> None:
         ("finetune.lr", "must look like"),
         ("=3", "must look like"),
         ("alphas=[0.1", "not valid YAML"),
-        ("suite.name=x", "suite is no section but 'emoji'"),
-        ("seed.x=1", "seed is no section but 0"),
+        ("suite.name=x", "suite is 'emoji', not a section"),
+        ("seed.x=1", "seed is 0, not a section"),
         ("seed=", "'seed' is None"),
     ],
 )

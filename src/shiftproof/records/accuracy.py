@@ -20,7 +20,7 @@ class AccuracyRecord:
     """One evaluation: one model (at one alpha, where it lies on a path) on one set.
 
     ``accuracy`` is the fraction correct/n, ``interval`` its Clopper-Pearson bounds; ``calibration_error``
-    is None where only compact predictions were kept. ``per_class`` is the accuracy on each class that has images,
+    is None where only compact predictions were saved. ``per_class`` is the accuracy on each class that has images,
     ``class_counts`` how many.
     """
 

@@ -1,4 +1,4 @@
-"""What the diagnoses of two models found, in frozen records."""
+"""The results of comparing two models."""
 
 from __future__ import annotations
 

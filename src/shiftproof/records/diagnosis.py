@@ -1,4 +1,4 @@
-"""``diagnosis.json``: all that the diagnoses of one run found, in one frozen record."""
+"""``diagnosis.json``: the results of every diagnosis of one run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class OtherPathRecord:
 
 @dataclass(frozen=True)
 class DiagnosisRecord:
-    """Everything that was diagnosed of one run.
+    """Everything that the diagnosis of one run measured.
 
     ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
     zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
@@ -176,31 +176,31 @@ class DiagnosisRecord:
         return (self.reference, *self.shifts)
 
     def pair(self, first: str, second: str, name: str) -> PairRecord | None:
-        """Two models on a set, None where they were not compared on it."""
-        found = (pair for pair in self.pairs if (pair.first, pair.second, pair.set) == (first, second, name))
-        return next(found, None)
+        """Returns the comparison of two models on a set; None if they were not compared on it."""
+        matching = (pair for pair in self.pairs if (pair.first, pair.second, pair.set) == (first, second, name))
+        return next(matching, None)
 
     def difference(self, first: str, second: str, *sets: str) -> DifferenceRecord | None:
-        """The difference of two models on a set, or over several, None where it was not measured."""
-        found = (d for d in self.differences if (d.first, d.second, d.sets) == (first, second, sets))
-        return next(found, None)
+        """Returns the difference of two models on a set, or over several; None if it was not measured."""
+        matching = (d for d in self.differences if (d.first, d.second, d.sets) == (first, second, sets))
+        return next(matching, None)
 
     def average(self, model: str, *sets: str) -> AverageRecord | None:
-        """A model's mean over sets, None where it was not measured."""
+        """Returns a model's mean over sets; None if it was not measured."""
         return next((a for a in self.averages if (a.model, a.sets) == (model, sets)), None)
 
     def with_pairs(self, pairs: Sequence[PairRecord]) -> DiagnosisRecord:
-        """With these pairs, in place of those of the same models on the same set."""
+        """Returns the record with these pairs in place of those of the same models on the same set."""
         known = {(pair.first, pair.second, pair.set): pair for pair in (*self.pairs, *pairs)}
         return replace(self, pairs=tuple(known.values()))
 
     def with_path(self, path: OtherPathRecord) -> DiagnosisRecord:
-        """With this other path, in place of the one of its name."""
-        known = {own.name: own for own in (*self.other_paths, path)}
+        """Returns the record with this path in place of the one of the same name."""
+        known = {other.name: other for other in (*self.other_paths, path)}
         return replace(self, other_paths=tuple(known.values()))
 
     def beside(self, earlier: DiagnosisRecord) -> DiagnosisRecord:
-        """With what an earlier diagnosis of the same models found beyond what kept predictions tell."""
+        """Returns this record with those parts of an earlier diagnosis of the same models that had to run a model."""
         return replace(
             earlier.with_pairs(self.pairs),
             **{

@@ -27,7 +27,7 @@ class MergeRecord:
     ``alpha`` is None where entries have alphas of their own (then in ``alphas``) or the method knows none; ``members``
     are the inputs that a greedy soup took, ``scores`` what its trials came to. Every entry of the output stands in one
     of ``interpolated`` (floating point, combined), ``copied`` (from one input, bit for bit) and ``missing`` (some
-    input lacks it; kept from the first that has it). ``tied`` maps names to those whose memory they share in all
+    input lacks it; taken from the first that has it). ``tied`` maps names to those whose memory they share in all
     inputs; ``batch_norm`` are the averaged running statistics. ``files`` gives the bytes of every weights file.
     """
 

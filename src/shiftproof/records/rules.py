@@ -40,10 +40,10 @@ class RulesRecord:
     rules: tuple[RuleRecord, ...]
 
     def rule(self, name: str, of_set: str | None = None) -> RuleRecord:
-        """What a rule came to, or the oracle of a set; an InputError names those that there are."""
+        """Returns what a rule chose, or the oracle of a set; raises an InputError that lists the rules there are."""
         for record in self.rules:
             if (record.rule, record.set) == (name, of_set):
                 return record
         known = [record.rule if record.set is None else f"{record.rule} of {record.set}" for record in self.rules]
-        asked = name if of_set is None else f"{name} of {of_set}"
-        raise InputError(f"there is no rule {asked!r}. Compared: {listed(known)}.")
+        wanted = name if of_set is None else f"{name} of {of_set}"
+        raise InputError(f"there is no rule {wanted!r}. Compared: {listed(known)}.")

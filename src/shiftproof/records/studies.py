@@ -1,4 +1,4 @@
-"""What a study of many fine-tunings found, in frozen records."""
+"""The results of a study of many fine-tuning runs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SpreadRecord:
 class StudyRecord:
     """A study: its members, the failures, soups and spreads; ``study.json`` is its JSON form.
 
-    ``averaged`` are the shifts whose mean is told: the natural ones, or all where none is natural.
+    ``averaged`` are the shifts whose mean is reported: the natural ones, or all where none is natural.
     """
 
     suite: str

@@ -62,19 +62,19 @@ class PairFile:
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """What ``compare_agreement`` found: every two models on every set, and whom a third follows where there is one."""
+    """The result of ``compare_agreement``: every two models on every set, and whom a third one follows."""
 
     pairs: tuple[PairRecord, ...]
     overrides: Mapping[str, FollowedRecord]
     clusters: Mapping[str, str]
 
 
-def compare_agreement(asked: PairFile) -> PairAgreement:
-    """How much two classifiers differ on every set and, with a third, whom that ensemble follows; labels not needed."""
-    device, models = resolve_device(asked.device), _models(asked)
+def compare_agreement(pair: PairFile) -> PairAgreement:
+    """Measures how much two classifiers differ on every set and, with a third, whom it follows; needs no labels."""
+    device, models = resolve_device(pair.device), _models(pair)
     pairs: list[PairRecord] = []
     overrides, kinds = {}, {}
-    for name, images in _sets(asked, next(iter(models.values())).classes).items():
+    for name, images in _sets(pair, next(iter(models.values())).classes).items():
         labels = None if images.labels.min() < 0 else images.labels
         resampled = resampled_of(images)
         kinds[name], clusters = resampled.kind, resampled.names
@@ -87,79 +87,79 @@ def compare_agreement(asked: PairFile) -> PairAgreement:
 
 
 def compare_layers(
-    asked: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
+    pair: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
 ) -> tuple[LayersRecord, ...]:
-    """CKA between the layers of two classifiers on every set; labels are not needed."""
-    device, models = resolve_device(asked.device), _models(asked)
+    """Measures the CKA between the layers of two classifiers on every set; needs no labels."""
+    device, models = resolve_device(pair.device), _models(pair)
     first, second = models.values()
     return tuple(
         replace(measure_layers(first, second, images, layers=layers, device=device, debiased=debiased), set=name)
-        for name, images in _sets(asked, first.classes).items()
+        for name, images in _sets(pair, first.classes).items()
     )
 
 
-def compare_maps(asked: PairFile) -> dict[str, tuple[MapExample, ...]]:
-    """Where two classifiers look: maps of the class that each names, of every image of every set."""
-    models = _models(asked)
-    sets = _sets(asked, next(iter(models.values())).classes)
-    return {name: map_examples(models, images, device=resolve_device(asked.device)) for name, images in sets.items()}
+def compare_maps(pair: PairFile) -> dict[str, tuple[MapExample, ...]]:
+    """Computes where two classifiers look: maps of the class that each predicts, for every image of every set."""
+    models = _models(pair)
+    sets = _sets(pair, next(iter(models.values())).classes)
+    return {name: map_examples(models, images, device=resolve_device(pair.device)) for name, images in sets.items()}
 
 
 @dataclass(frozen=True)
 class PairPath:
-    """What ``compare_path`` found: accuracy and loss along the path between two classifiers, set by set."""
+    """The result of ``compare_path``: accuracy and loss along the path between two classifiers, set by set."""
 
     connectivity: tuple[ConnectivityRecord, ...]
     losses: tuple[LossRecord, ...]
     clusters: Mapping[str, str]
 
 
-def compare_path(asked: PairFile, alphas: int = 11) -> PairPath:
-    """Whether the straight line of weights between two classifiers has a barrier, on every set; labels are needed."""
-    if asked.unlabelled is not None:
+def compare_path(pair: PairFile, alphas: int = 11) -> PairPath:
+    """Measures whether the line between two classifiers' weights has a barrier on every set; needs labels."""
+    if pair.unlabelled is not None:
         raise InputError("the path's accuracy needs labels. Name labelled `data` in place of `unlabelled`.")
-    first, second = _models(asked).values()
-    sets = _sets(asked, first.classes)
-    return PairPath(*find_path(first, second, sets, alphas, device=resolve_device(asked.device)))
+    first, second = _models(pair).values()
+    sets = _sets(pair, first.classes)
+    return PairPath(*find_path(first, second, sets, alphas, device=resolve_device(pair.device)))
 
 
-def compare_weights(asked: PairFile) -> tuple[MovementRecord, ...]:
-    """How far every layer lies from the first classifier to the second, and the cosine with the way to a third."""
-    return measure_movement(*(model.state_dict() for model in _models(asked).values()))
+def compare_weights(pair: PairFile) -> tuple[MovementRecord, ...]:
+    """Measures how far every layer moved from the first classifier to the second, and the cosine with a third's move."""
+    return measure_movement(*(model.state_dict() for model in _models(pair).values()))
 
 
-def _models(asked: PairFile) -> dict[str, Classifier]:
-    """The classifiers by a short name each, their classes in the order of the first's."""
-    loaded = {name: load_classifier(name) for name in asked.models if (Path(name) / "classifier.json").is_file()}
-    known = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(asked)
-    found: dict[str, Classifier] = {}
-    for number, name in enumerate(asked.models, 1):
+def _models(pair: PairFile) -> dict[str, Classifier]:
+    """Loads the classifiers by a short name each, with their classes in the order of the first."""
+    loaded = {name: load_classifier(name) for name in pair.models if (Path(name) / "classifier.json").is_file()}
+    classes = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(pair)
+    models: dict[str, Classifier] = {}
+    for number, name in enumerate(pair.models, 1):
         if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
             raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
-        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, asked.seed), known, asked.prompts)
+        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, pair.seed), classes, pair.prompts)
         short = Path(name).absolute().name if name in loaded else name
-        short = f"{Path(name).absolute().parent.name}-{short}" if short in found and name in loaded else short
-        first = next(iter(found.values()), classifier)
-        found[short if short not in found else f"{short} ({number})"] = classifier.in_order_of(first.classes)
-    return found
+        short = f"{Path(name).absolute().parent.name}-{short}" if short in models and name in loaded else short
+        first = next(iter(models.values()), classifier)
+        models[short if short not in models else f"{short} ({number})"] = classifier.in_order_of(first.classes)
+    return models
 
 
-def _classes_of(asked: PairFile) -> ClassSpace:
-    if asked.unlabelled is not None and asked.data is None:
+def _classes_of(pair: PairFile) -> ClassSpace:
+    if pair.unlabelled is not None and pair.data is None:
         raise InputError("unlabelled images do not name the classes. Give a classifier directory among the models.")
-    return load_data(asked.data).classes if asked.data else load_suite(asked.suite, seed=asked.seed).classes
+    return load_data(pair.data).classes if pair.data else load_suite(pair.suite, seed=pair.seed).classes
 
 
-def _sets(asked: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
-    """The asked images by name, labelled in the models' classes."""
-    if asked.unlabelled is not None:
-        found = {asked.unlabelled.name: unlabelled_set(asked.unlabelled, classes)}
-    elif asked.data:
-        found = {asked.data: load_data(asked.data, classes, partial=True)}
+def _sets(pair: PairFile, classes: ClassSpace) -> dict[str, ImageSet]:
+    """Loads the images by name, labelled in the models' classes."""
+    if pair.unlabelled is not None:
+        sets = {pair.unlabelled.name: unlabelled_set(pair.unlabelled, classes)}
+    elif pair.data:
+        sets = {pair.data: load_data(pair.data, classes, partial=True)}
     else:
-        found = load_suite(asked.suite, seed=asked.seed).relabelled(classes).test_sets
-        if asked.shift is not None:
-            found = {asked.shift: found[require_choice("shift", asked.shift, found)]}
-    if asked.images is None:
-        return found
-    return {name: spread_over_classes(images, asked.images, seed=asked.seed) for name, images in found.items()}
+        sets = load_suite(pair.suite, seed=pair.seed).relabelled(classes).test_sets
+        if pair.shift is not None:
+            sets = {pair.shift: sets[require_choice("shift", pair.shift, sets)]}
+    if pair.images is None:
+        return sets
+    return {name: spread_over_classes(images, pair.images, seed=pair.seed) for name, images in sets.items()}

@@ -19,7 +19,7 @@ class Layout:
     """What one kind of job writes into its output directory.
 
     ``noun`` names the job in messages, and ``content`` says what an occupied directory holds. ``request`` is the file
-    that records what was asked for, if there is one. ``artefacts`` are the names that the job writes and that
+    that records the request, if there is one. ``artefacts`` are the names that the job writes and that
     ``overwrite`` may delete. ``results`` are those among them that would be lost by starting again; a directory without
     any of them is as good as new.
     """

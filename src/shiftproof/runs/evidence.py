@@ -1,4 +1,4 @@
-"""The quick diagnoses of a run: from what it kept of its predictions; no model is run."""
+"""The quick diagnoses of a run, from its saved predictions alone; no model is run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from shiftproof.records.runs import RunRecord
 def find_path(
     first: Classifier, second: Classifier, sets: Mapping[str, ImageSet], alphas: int = 11, *, device: str = "cpu"
 ) -> tuple[tuple[ConnectivityRecord, ...], tuple[LossRecord, ...], dict[str, str]]:
-    """Connectivity between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
+    """Measures the path between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
     along = sweep_scores(first, second, sets, alphas, device=device)
     resampled = {name: resampled_of(images) for name, images in sets.items()}
     clusters = {name: units.names for name, units in resampled.items() if units.names is not None}
@@ -59,7 +59,7 @@ class Resampled:
 
 
 def resampled_of(images: ImageSet) -> Resampled:
-    """Drawings, or whatever the samples are views of, where the set knows them; else groups; else single samples."""
+    """Returns drawings (or whatever the samples are views of) if the set knows them, else groups, else samples."""
     if images.sources is not None:
         return Resampled("drawing", np.asarray(images.sources))
     if images.groups is not None:
@@ -167,7 +167,7 @@ def kept_evidence(
     alphas: Sequence[float] = (),
     read_scores: Callable[[float, str], Scores] | None = None,
 ) -> list[SetEvidence]:
-    """What was kept of the reference's test split and of every shift."""
+    """Returns the saved predictions on the reference's test split and on every shift."""
     along = {
         name: {alpha: read_scores(alpha, name) for alpha in alphas} if read_scores else {} for name in suite.test_sets
     }

@@ -23,7 +23,7 @@ from shiftproof.training.log import trackers_from
 MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"epochs": 20, "lr": 2e-3, "batch_size": 128, "warmup_steps": 20, "checkpoint_every": 50},
 }
-# The regime in which mixing does most for so small a network, found on the development suite (docs/mixing.md).
+# The settings with which mixing helps this small network most, tuned on the development suite (docs/mixing.md).
 MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
 
 DEMO_FILE = packaged_path("shiftproof", "assets", "demo.yaml")
@@ -36,7 +36,7 @@ class Frozen(BaseModel):
 
 
 class ReferenceFile(Frozen):
-    """Data names of one's own reference; without ``validation``, a seeded fifth of ``train`` is held out."""
+    """Data names of your own reference; without ``validation``, a seeded fifth of ``train`` is held out."""
 
     name: str = "reference"
     train: str
@@ -45,7 +45,7 @@ class ReferenceFile(Frozen):
 
 
 class ShiftFile(Frozen):
-    """One shift of one's own; ``partial`` allows it to lack classes of the reference."""
+    """One shift of your own; ``partial`` allows it to lack classes of the reference."""
 
     data: str
     kind: Literal["natural", "synthetic"] = "natural"
@@ -53,7 +53,7 @@ class ShiftFile(Frozen):
 
 
 class SuiteFile(Frozen):
-    """A suite of one's own data."""
+    """A suite of your own data."""
 
     name: str = "own"
     reference: ReferenceFile
@@ -91,12 +91,12 @@ class RunFile(Frozen):
     pretrain: PretrainFile | None = None
 
     @classmethod
-    def resolve(cls, asked: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunFile:
-        """A checked run file from a plain mapping and ``key.path=value`` overrides.
+    def resolve(cls, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunFile:
+        """Builds a checked run file from a plain mapping and ``key.path=value`` overrides.
 
         Raises an InputError that names the key, offers the nearest known one, or states the rule it breaks.
         """
-        plain = copied(asked)
+        plain = copied(settings)
         for override in overrides:
             override_key(plain, override)
         if isinstance(finetune := plain.get("finetune", {}), dict):
@@ -115,17 +115,17 @@ class RunFile(Frozen):
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
-        """A checked run file from YAML."""
-        asked = read_yaml(path, "run file")
-        # What a run directory's run.yaml adds is a record, not a request.
-        return cls.resolve({key: value for key, value in asked.items() if key != "versions"}, overrides)
+        """Reads and checks a run file in YAML; arguments and errors are those of ``resolve``."""
+        settings = read_yaml(path, "run file")
+        # The run.yaml of a run directory also records versions, which are not settings.
+        return cls.resolve({key: value for key, value in settings.items() if key != "versions"}, overrides)
 
     def asks_the_same(self, other: RunFile) -> bool:
-        """Whether both come to the same results: all is equal but how the machine is used and who is told meanwhile."""
+        """Whether both give the same results: they may differ in the use of the machine and in trackers alone."""
         return not self.differences(other)
 
     def differences(self, other: RunFile) -> list[str]:
-        """The names of the sections and keys in which two requests for results differ."""
+        """Returns the names of the sections and keys that affect results and differ."""
         first, second = self._deciding(), other._deciding()
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
@@ -134,41 +134,44 @@ class RunFile(Frozen):
         return self.model_copy(update={**silent, "pretrain": self.pretrain and self.pretrain.deciding()})
 
     def to_yaml(self) -> str:
-        """All settings as resolved, in the order of the fields."""
+        """Returns all settings as resolved, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
 def _mixed_settings(source: str, finetune: Mapping[str, Any]) -> dict[str, Any]:
     mixing = finetune.get("mixing", "none")
-    found = {} if mixing == "none" else dict(MIXED_SETTINGS.get(source, {}))
-    if isinstance(mixing, Mapping) and "probability" in mixing:  # which is as much of a request
-        found.pop("mixing_probability", None)
-    if finetune.get("recipe") == "flyp":  # whose loss smooths no labels
-        found.pop("label_smoothing", None)
-    return found
+    settings = {} if mixing == "none" else dict(MIXED_SETTINGS.get(source, {}))
+    if isinstance(mixing, Mapping) and "probability" in mixing:  # the same setting by its other name
+        settings.pop("mixing_probability", None)
+    if finetune.get("recipe") == "flyp":  # its loss smooths no labels
+        settings.pop("label_smoothing", None)
+    return settings
 
 
 def _source(model: str) -> str:
-    """The model that a classifier directory came from, or the name itself."""
+    """Returns the model that a classifier directory came from, or the name itself."""
     file = Path(model) / "classifier.json"
     return str(read_json(file).get("source", model)) if file.is_file() else model
 
 
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
-    """The keys and values of a YAML file; an InputError says what is wrong with it."""
+    """Reads the keys and values of a YAML file.
+
+    Raises an InputError if the file is missing, is not YAML or holds something else; ``what`` names it there.
+    """
     try:
-        asked = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} is not valid YAML: {error}") from error
-    if not isinstance(asked, dict):
+    if not isinstance(content, dict):
         raise InputError(f"the {what} {path} must hold keys and values, such as 'model: tiny'.")
-    return asked
+    return content
 
 
 def copied(value: Any) -> Any:
-    """A mapping with its sections copied, so that keys can be set without changing the caller's."""
+    """Copies a mapping and its sections, so that keys can be set without changing the caller's."""
     return {key: copied(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
 
 
@@ -185,13 +188,13 @@ def override_key(plain: dict[str, Any], override: str) -> None:
 
 
 def place_key(plain: dict[str, Any], key: str, value: Any) -> None:
-    """Puts a value to the place that a dotted key names."""
+    """Sets the value of a dotted key."""
     *parents, last = key.split(".")
     place = plain
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise InputError(f"the key {key!r} cannot be set: {parent} is no section but {place!r}.")
+            raise InputError(f"the key {key!r} cannot be set: {parent} is {place!r}, not a section.")
     place[last] = value
 
 
@@ -209,35 +212,35 @@ _BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]", "list[any]",
 
 
 def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
-    """Pydantic's findings as sentences, each with the key's full name; ``sections`` are the known keys of each."""
+    """Turns pydantic's errors into sentences with the full key; ``sections`` lists the known keys of each section."""
     sentences = []
-    for found in error.errors():
-        # A union's branch stands in the location as a type name; to the reader it is no key, and where the input is
-        # plainly of another branch (a section where a name could stand), neither is its complaint one.
-        location = [str(part) for part in found["loc"]]
+    for problem in error.errors():
+        # The location names the branch of a union by its type, which is not a key. An error about a branch that the
+        # input was clearly not meant for (a section where a name is allowed as well) is left out.
+        location = [str(part) for part in problem["loc"]]
         place = 3 if location[:2] == ["sample", "keys"] else 1
         branch = location.pop(place) if location[place:] and location[place] in _BRANCHES else ""
-        if (branch in ("str", "int") and isinstance(found["input"], (dict, list))) or (
-            branch == "list[any]" and isinstance(found["input"], dict)
+        if (branch in ("str", "int") and isinstance(problem["input"], (dict, list))) or (
+            branch == "list[any]" and isinstance(problem["input"], dict)
         ):
             continue
         key, section = ".".join(location), ".".join(location[:-1])
-        if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], _known(section, sections))}")
-        elif found["type"] == "missing":
+        elif problem["type"] == "missing":
             sentences.append(f"the run-file key {key!r} is missing. Add it.")
-        elif found["type"] in ("model_type", "dataclass_type", "dict_type"):
+        elif problem["type"] in ("model_type", "dataclass_type", "dict_type"):
             sentences.append(
-                f"the run-file key {key!r} is {found['input']!r}; it must be a section of keys and values."
+                f"the run-file key {key!r} is {problem['input']!r}; it must be a section of keys and values."
             )
-        elif found["type"] == "value_error":
-            sentences.append(found["msg"].removeprefix("Value error, "))
+        elif problem["type"] == "value_error":
+            sentences.append(problem["msg"].removeprefix("Value error, "))
         else:
-            sentences.append(f"the run-file key {key!r} is {found['input']!r}: {found['msg'].lower()}.")
+            sentences.append(f"the run-file key {key!r} is {problem['input']!r}: {problem['msg'].lower()}.")
     return "\n".join(dict.fromkeys(sentences))
 
 
 def _known(section: str, sections: Mapping[str, Any]) -> Iterable[str]:
-    """The keys of a section, or of the ones that a user names, such as a shift, by what they stand in."""
+    """Returns the keys of a section; one that a user names, such as a shift, has those of its parent's entries."""
     within = [name for name in sections if section == name or section.startswith(f"{name}.")]
     return sections[max(within, key=len)] if within else ()

@@ -1,4 +1,4 @@
-"""The diagnoses that commands ask for: which models, on which images, and where what was found is kept."""
+"""Diagnoses that change the images: pasted windows and exchanged backgrounds, for any models and images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DiagnosisFile:
     """Which models to diagnose on which images.
 
     ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
-    its text tower writes for the data's classes, or keeps its own. With neither, the study trains networks of its own
+    its text tower writes for the data's classes, or keeps its published head. With neither, the study trains networks
     on ``suite``. ``data`` is a data name, else the suite's ``shift`` or, without one, its reference's test split;
     ``masks`` is a folder of object masks parallel to it. ``images`` is how many, spread over the classes.
     """
@@ -76,91 +76,93 @@ class DiagnosisFile:
 
 
 def run_strong_edge(
-    asked: DiagnosisFile, out: Path, *, settings: WindowSettings | None = None, overwrite: bool = False
+    request: DiagnosisFile, out: Path, *, settings: WindowSettings | None = None, overwrite: bool = False
 ) -> StrongEdgeStudy:
     """Measures models under pasted windows; writes ``strong_edge.json``, ``measurements.npz`` and ``figures/``.
 
-    Without models, networks are trained first and kept in ``networks/``; those that an interrupted study left there
+    Without models, networks are trained first and saved in ``networks/``; those that an interrupted study saved there
     are not trained again.
     """
-    device = resolve_device(asked.device)
-    own = not (asked.classifiers or asked.models)
-    if own and (asked.data or asked.shift):
+    device = resolve_device(request.device)
+    trains_networks = not (request.classifiers or request.models)
+    if trains_networks and (request.data or request.shift):
         raise InputError("`data` and `shift` need a model to look at it. Name classifiers, or models with `models`.")
-    suite = _study_suite(asked.suite, asked.seed) if own else None
-    images = _images(asked, suite)
-    models = {} if own else _models(asked, images)
+    suite = _study_suite(request.suite, request.seed) if trains_networks else None
+    images = _images(request, suite)
+    models = {} if trains_networks else _models(request, images)
     with claim(out, INTERVENTION, overwrite=overwrite):
-        models = _study_networks(suite, asked, out, device) if suite else models
+        models = _study_networks(suite, request, out, device) if suite else models
         measured = {
             name: measure_windows(
                 model,
                 images.relabelled(model.classes),
                 settings or WindowSettings(),
-                seed=asked.seed,
+                seed=request.seed,
                 device=device,
                 stage=f"windows {name}",
             )
             for name, model in models.items()
         }
-        pairs = _study_pairs() if own else [(name, next(iter(models))) for name in list(models)[1:]]
-        study = strong_edge_study(measured, pairs, set_name=images.name, seed=asked.seed)
+        pairs = _study_pairs() if trains_networks else [(name, next(iter(models))) for name in list(models)[1:]]
+        study = strong_edge_study(measured, pairs, set_name=images.name, seed=request.seed)
         _save_measurements(measured, images, out / "measurements.npz")
-        for name, members in _figures(tuple(models), own).items():
+        for name, members in _figures(tuple(models), trained=trains_networks).items():
             chosen = {member: models[member] for member in members}
             window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
-            examples = window_examples(chosen, images, window, _EXAMPLES, seed=asked.seed)
+            examples = window_examples(chosen, images, window, _EXAMPLES, seed=request.seed)
             save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
         write_json(out / "strong_edge.json", document(study))
         return study
 
 
-def run_backgrounds(asked: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
-    """Measures models on objects and backgrounds put together anew; writes ``backgrounds.json``."""
-    if not (asked.classifiers or asked.models):
+def run_backgrounds(request: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
+    """Measures models on objects pasted onto other backgrounds; writes ``backgrounds.json``."""
+    if not (request.classifiers or request.models):
         raise InputError("no model to diagnose. Name classifiers, or models with `models`.")
-    images, device = _images(asked), resolve_device(asked.device)
-    models = _models(asked, images)
+    images, device = _images(request), resolve_device(request.device)
+    models = _models(request, images)
     images = images.relabelled(next(iter(models.values())).classes)
     with claim(out, INTERVENTION, overwrite=overwrite):
-        study = measure_backgrounds(models, images, seed=asked.seed, device=device)
+        study = measure_backgrounds(models, images, seed=request.seed, device=device)
         write_json(out / "backgrounds.json", document(study))
         return study
 
 
-def _images(asked: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
-    """So many images, as many of every class as can be, drawn with the seed."""
-    if asked.data:
-        found = load_data(asked.data)
+def _images(request: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet:
+    """Draws the requested number of images, spread evenly over the classes."""
+    if request.data:
+        images = load_data(request.data)
     else:
-        suite = suite or load_suite(asked.suite, seed=asked.seed)
-        shift = suite.reference.name if asked.shift is None else require_choice("shift", asked.shift, suite.test_sets)
-        shown = "the reference" if asked.shift is None else shift
-        found = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
-    found = found if asked.masks is None else with_masks(found, asked.masks)
-    return spread_over_classes(found, asked.images, seed=asked.seed)
+        suite = suite or load_suite(request.suite, seed=request.seed)
+        shift = (
+            suite.reference.name if request.shift is None else require_choice("shift", request.shift, suite.test_sets)
+        )
+        shown = "the reference" if request.shift is None else shift
+        images = replace(suite.test_sets[shift], name=f"{shown} of {suite.name}")
+    images = images if request.masks is None else with_masks(images, request.masks)
+    return spread_over_classes(images, request.images, seed=request.seed)
 
 
-def _models(asked: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
-    """The named models and classifier directories, by a short name each; they must know the images' classes."""
-    found: dict[str, Classifier] = {}
-    for directory in (path.absolute() for path in asked.classifiers):  # "." has no name
-        name = directory.name if directory.name not in found else f"{directory.parent.name}-{directory.name}"
-        found[name] = load_classifier(directory)
-    for name in asked.models:
-        if asked.head == "own":
-            found[name] = own_head_classifier(load_encoder(name, asked.seed))
+def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
+    """Loads the named models and classifier directories by a short name each; they must know the images' classes."""
+    models: dict[str, Classifier] = {}
+    for directory in (path.absolute() for path in request.classifiers):  # "." has no name
+        name = directory.name if directory.name not in models else f"{directory.parent.name}-{directory.name}"
+        models[name] = load_classifier(directory)
+    for name in request.models:
+        if request.head == "own":
+            models[name] = own_head_classifier(load_encoder(name, request.seed))
         else:
-            found[name] = zero_shot_classifier(load_clip(name, asked.seed), images.classes, asked.prompts)
-    if len(found) < len(asked.classifiers) + len(asked.models):
+            models[name] = zero_shot_classifier(load_clip(name, request.seed), images.classes, request.prompts)
+    if len(models) < len(request.classifiers) + len(request.models):
         raise InputError("two of the models have one name. Name every model once, or rename a directory.")
-    for model in found.values():
+    for model in models.values():
         images.relabelled(model.classes)
-    return found
+    return models
 
 
 def _study_suite(name: str, seed: int) -> ShiftSuite:
-    """Every eighth class of an embedded suite, with the training views of eight seeds."""
+    """Loads every eighth class of an embedded suite, with the training views of eight seeds."""
     draws = [load_suite(name, seed=STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
     every = draws[0].classes
     classes = ClassSpace(every.ids[::STUDY_CLASSES], every.names[::STUDY_CLASSES])
@@ -172,12 +174,12 @@ def _study_suite(name: str, seed: int) -> ShiftSuite:
     return ShiftSuite(f"{name} (every {STUDY_CLASSES}th class)", classes, parts, ())
 
 
-def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: str) -> dict[str, Classifier]:
-    """The tiny network trained with each mixing, from scratch on the reference and from its zero-shot start."""
+def _study_networks(suite: ShiftSuite, request: DiagnosisFile, out: Path, device: str) -> dict[str, Classifier]:
+    """Trains the tiny network with each mixing, from scratch on the reference and from its zero-shot start."""
     start = zero_shot_classifier(load_clip("tiny"), suite.classes)
     trainings: dict[str, Callable[[FinetuneSettings], Classifier]] = {
-        "scratch": lambda settings: train_from_scratch(start, suite, settings, seed=asked.seed, device=device),
-        "tuned": lambda settings: finetune(start, suite, settings, seed=asked.seed, device=device),
+        "scratch": lambda settings: train_from_scratch(start, suite, settings, seed=request.seed, device=device),
+        "tuned": lambda settings: finetune(start, suite, settings, seed=request.seed, device=device),
     }
     networks = {}
     for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
@@ -188,12 +190,12 @@ def _study_networks(suite: ShiftSuite, asked: DiagnosisFile, out: Path, device: 
             if not (folder / "classifier.json").is_file():
                 save_classifier(train(mixed), folder)
             networks[folder.name] = load_classifier(folder)
-            require_trained_so(networks[folder.name], suite.classes, mixed, asked.seed, folder, _OTHER_OUT)
+            require_trained_so(networks[folder.name], suite.classes, mixed, request.seed, folder, _OTHER_OUT)
     return networks
 
 
 def _study_pairs() -> list[tuple[str, str]]:
-    """Hard edges against soft ones and against none, for each start."""
+    """Pairs hard edges with soft ones and with none, for each start."""
     return [
         (f"{start}-cutmix", f"{start}-{other}")
         for start in STUDY_STARTS
@@ -201,20 +203,20 @@ def _study_pairs() -> list[tuple[str, str]]:
     ]
 
 
-def _figures(models: tuple[str, ...], own: bool) -> dict[str, tuple[str, ...]]:
-    """The figures' names and the models in each."""
-    if not own:
+def _figures(models: tuple[str, ...], *, trained: bool) -> dict[str, tuple[str, ...]]:
+    """Returns the figures' names and the models in each."""
+    if not trained:
         return {"strong-edge": models}
     return {f"strong-edge-{start}": tuple(m for m in models if m.startswith(start)) for start in STUDY_STARTS}
 
 
 def _save_measurements(measured: Mapping[str, WindowMeasurements], images: ImageSet, path: Path) -> None:
-    """Every measure of every image, as ``MODEL|WINDOW|MEASURE`` (N,), with the images' ids and class ids."""
+    """Writes every measure of every image, as ``MODEL|WINDOW|MEASURE`` (N,), with the images' ids and class ids."""
     arrays: dict[str, Any] = {
         "ids": np.array(images.ids),
         "classes": np.array([images.classes.ids[label] for label in images.labels]),
     }
-    for model, found in measured.items():
-        for window, measures in found.values.items():
+    for model, measurements in measured.items():
+        for window, measures in measurements.values.items():
             arrays |= {f"{model}|{window}|{name}": values.astype(np.float32) for name, values in measures.items()}
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))

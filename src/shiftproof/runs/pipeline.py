@@ -69,7 +69,7 @@ class Stage:
 
 
 def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
-    """Runs everything that a run file asks for and returns what ``summary.json`` holds.
+    """Runs all stages of a run file and returns the record that ``summary.json`` is written from.
 
     A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file must be
     the same) or ``overwrite`` (the earlier run is deleted).
@@ -100,7 +100,7 @@ def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
 
 
 def follow_pipeline(run_file: RunFile, out: Path) -> None:
-    """What the other processes of ``torchrun`` do while the first one runs the pipeline: they share the fine-tuning."""
+    """Shares the fine-tuning, in the other processes of ``torchrun``, while the first one runs the pipeline."""
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = build_start(run_file, suite)
     with joined_processes(device):
@@ -247,7 +247,7 @@ STAGES = (
 
 
 def conclude(run: Run) -> RunRecord:
-    """Writes results, summary, rules, diagnosis, samples, maps and report from what the stages left."""
+    """Writes results, summary, rules, diagnosis, samples, maps and report from the output of the stages."""
     directory, suite, predictions = run.directory, run.suite, open_logits(run)
     record = summarise(run, predictions)
     lines = [entry for of_sets in record.models.values() for entry in of_sets.values()]
@@ -266,7 +266,7 @@ def conclude(run: Run) -> RunRecord:
 
 
 def open_logits(run: Run) -> dict[str, dict[str, KeptPredictions]]:
-    """The logits of every model on every set; an InputError where they are of other images."""
+    """Opens the logits of every model on every set; raises an InputError if they are of other images."""
     sets = path_sets(run.suite)
     predictions = {
         model: {name: open_predictions(run.directory.logits(model, name)) for name in sets} for model in MODELS
@@ -278,7 +278,7 @@ def open_logits(run: Run) -> dict[str, dict[str, KeptPredictions]]:
 
 
 def summarise(run: Run, predictions: dict[str, dict[str, KeptPredictions]]) -> RunRecord:
-    """What ``summary.json`` holds."""
+    """Measures the three models on every test set and returns the record that ``summary.json`` is written from."""
     suite = run.suite
     alphas = dict(zip(MODELS, (0.0, 1.0, run.alpha), strict=True))
     models = {
@@ -303,7 +303,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, KeptPredictions]]) -> R
 
 
 def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
-    """The accuracy of every alpha on every set, the validation split included."""
+    """Measures the accuracy of every alpha on every set, validation split included."""
     files = run.scores
     return [
         evaluate(
@@ -321,7 +321,7 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
 
 
 def has_logits(file: Path, images: ImageSet) -> bool:
-    """Whether a file holds the logits of a set's images, undamaged."""
+    """Whether a file holds undamaged logits of a set's images."""
     try:
         return file.is_file() and open_predictions(file).require_whole().ids == images.ids
     except InputError:
@@ -329,7 +329,7 @@ def has_logits(file: Path, images: ImageSet) -> bool:
 
 
 def load_run_suite(run_file: RunFile) -> ShiftSuite:
-    """The embedded suite or the one of the user's own data, its held-out sets as small as the run file limits them."""
+    """Loads the embedded suite or the user's own data, with held-out sets of at most ``limit`` images."""
     if isinstance(run_file.suite, SuiteFile):
         sections = run_file.suite.model_dump()
         suite = own_suite(sections["reference"], sections["shifts"], name=sections["name"], seed=run_file.seed)
@@ -339,14 +339,14 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
 
 
 def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
-    """The start: a classifier directory, or a model whose text tower writes the head for the suite's classes."""
+    """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes."""
     if (Path(run_file.model) / "classifier.json").is_file():
         return load_classifier(run_file.model)
     return zero_shot_classifier(load_clip(run_file.model, run_file.seed), suite.classes, run_file.prompts)
 
 
 def request_of(run_file: RunFile) -> Request:
-    """The request of a run: ``run.yaml`` with the versions, compared by all that decides a result."""
+    """Returns the request of a run: ``run.yaml`` with the versions, compared by the settings that affect results."""
 
     def differences(file: Path) -> list[str]:
         return RunFile.read(file).differences(run_file)
@@ -355,10 +355,10 @@ def request_of(run_file: RunFile) -> Request:
 
 
 def _is_run_record(settings: Path) -> bool:
-    """Tells the run.yaml of a run directory, which notes its versions, from a run file that a user wrote."""
+    """Whether a run.yaml is that of a run directory, which records versions, rather than one that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
 
 
 def versions() -> dict[str, str]:
-    """The versions of what decides a result."""
+    """Returns the versions of the packages that affect results."""
     return {name: version(name) for name in _VERSIONED}

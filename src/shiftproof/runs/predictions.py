@@ -40,36 +40,36 @@ class PathFiles:
     sets: Mapping[str, ImageSet]
 
     def file(self, alpha: float, name: str) -> Path:
-        """Where an alpha's predictions on a set stand; two decimals where they say it exactly."""
+        """Returns the file of an alpha's predictions on a set; alpha has two decimals where these are exact."""
         return scores_file(self.folder, alpha, name)
 
     @contextlib.contextmanager
     def keep(self, alpha: float, name: str) -> Iterator[Add]:
-        """Takes in the logits of an alpha on a set, batch by batch, and writes one file once all are there."""
+        """Takes the logits of an alpha on a set batch by batch, and writes one file once all are there."""
         collector = ScoreCollector(self.sets[name].labels)
         yield collector.add
         save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
 
     def kept(self, alpha: float, name: str) -> int | None:
-        """How many images a kept file has right; None where it is absent, damaged or of other images."""
+        """Counts the correct predictions in a file; None if it is absent, damaged or of other images."""
         try:
             return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
         except InputError:
             return None
 
     def read(self, alpha: float, name: str) -> Scores:
-        """A kept file; an InputError where it is damaged or of other images."""
+        """Reads a file of predictions; raises an InputError if it is damaged or of other images."""
         ids, scores = load_scores(self.file(alpha, name))
         require_same_samples(ids, self.sets[name])
         require_equal_length(f"ids and predictions of {self.file(alpha, name)}", ids, scores.prediction)
         return scores
 
     def correct(self, alpha: float, name: str) -> NDArray[np.bool_]:
-        """(N,) whether each image is named right."""
+        """Returns whether each image is classified correctly, (N,)."""
         return np.asarray(self.read(alpha, name).prediction == self.sets[name].labels)
 
     def rules(self, path: PathRecord, suite: ShiftSuite, tolerance: float) -> RulesRecord | None:
-        """What the rules for alpha come to; None where alpha 0.5, which they are compared to, is not on the path."""
+        """Compares the rules for alpha; None if alpha 0.5, which they are compared with, is not on the path."""
         if FIXED_ALPHA not in path.alphas:
             return None
         names = (path.reference, *path.shifts)
@@ -91,7 +91,7 @@ def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, de
 def kept_logits(
     classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
 ) -> Iterator[dict[str, KeptPredictions]]:
-    """Several classifiers' logits on a set, in files that are gone after the block: none is held in memory."""
+    """Yields several classifiers' logits on a set, in temporary files, so that none is held in memory."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
         for name, classifier in classifiers.items():
@@ -100,12 +100,12 @@ def kept_logits(
 
 
 def writing_logits(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
-    """A file that takes in the logits of a set, batch by batch, and is whole or absent."""
+    """Opens a file that takes the logits of a set batch by batch, and appears whole or not at all."""
     return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
 
 
 def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
-    """Raises an InputError unless kept predictions are of a set's images, in its order."""
+    """Raises an InputError unless predictions are of a set's images, in the same order."""
     if ids != images.ids:
         raise InputError(
             f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
@@ -116,7 +116,7 @@ def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
 def measure_accuracy(
     suite: ShiftSuite, predictions: KeptPredictions, model: str, alpha: float, name: str
 ) -> AccuracyRecord:
-    """The accuracy record of a model on a set, from its logits."""
+    """Computes the accuracy record of a model on a set from its logits."""
     collector = ScoreCollector(predictions.labels)
     for logits in predictions.blocks():
         collector.add(logits)

@@ -1,4 +1,4 @@
-"""Sample images for the report: a few of every set as thumbnails, with each model's answer."""
+"""Sample images for the report: thumbnails of a few images of every set, with each model's prediction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_samples(
 ) -> None:
     """Writes thumbnails and ``samples.json`` with the answers of ``predictions[model][set]``.
 
-    The samples are drawn at random from each set, not picked for what a model says of them.
+    The samples are drawn at random from each set, not selected by what a model predicts.
     """
     entries = []
     for name, images in suite.test_sets.items():
@@ -48,7 +48,7 @@ def write_samples(
                     "id": images.ids[position],
                     "label": suite.classes.names[images.labels[position]],
                     "file": file,
-                    "answers": {model: own[number] for model, own in answers.items()},
+                    "answers": {model: of_model[number] for model, of_model in answers.items()},
                 }
             )
     write_json(folder / "samples.json", {"samples": entries})
@@ -57,9 +57,9 @@ def write_samples(
 def write_maps(
     suite: ShiftSuite, classifiers: Mapping[str, Classifier], folder: Path, *, seed: int, device: str = "cpu"
 ) -> None:
-    """Writes where each model looks in some of the samples: grey ``SET-NUMBER-MODEL.png``, white the most.
+    """Writes where each model looks in some of the samples as grey ``SET-NUMBER-MODEL.png``; white is most.
 
-    Nothing is written of models whose maps cannot be made (an encoder that CAM does not fit, without the extra cam).
+    Writes nothing for models whose maps cannot be computed (CAM does not fit the encoder and the extra cam is absent).
     """
     for name, images in suite.test_sets.items():
         some = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
@@ -68,26 +68,26 @@ def write_maps(
         except InputError:
             return
         for number, example in enumerate(examples):
-            for model, found in example.maps.items():
-                picture = Image.fromarray((255 * found).round().astype(np.uint8))
+            for model, attention in example.maps.items():
+                picture = Image.fromarray((255 * attention).round().astype(np.uint8))
                 picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
                 write_atomically(folder / f"{name}-{number:02d}-{model}.png", picture.save)
 
 
 def sample_positions(name: str, count: int, seed: int) -> list[int]:
-    """Which of a set's ``count`` images are its samples."""
+    """Returns the positions of a set's samples among its ``count`` images."""
     order = torch.randperm(count, generator=child_generator(seed, "samples", name))
     return [int(position) for position in order[:_PER_SET]]
 
 
-def _answers(kept: KeptPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
+def _answers(predictions: KeptPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
     rows: dict[int, NDArray[np.float32]] = {}
     start = 0
-    for block in kept.blocks():
+    for block in predictions.blocks():
         rows |= {position: block[position - start] for position in positions if 0 <= position - start < len(block)}
         start += len(block)
-    found = scores(np.stack([rows[position] for position in positions]), kept.labels[positions])
+    of_samples = scores(np.stack([rows[position] for position in positions]), predictions.labels[positions])
     return [
-        {"prediction": names[int(named)], "confidence": round(float(np.float64(sure)), 4)}
-        for named, sure in zip(found.prediction, found.confidence, strict=True)
+        {"prediction": names[int(prediction)], "confidence": round(float(np.float64(confidence)), 4)}
+        for prediction, confidence in zip(of_samples.prediction, of_samples.confidence, strict=True)
     ]
