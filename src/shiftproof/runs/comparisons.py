@@ -124,7 +124,7 @@ def compare_path(pair: PairFile, alphas: int = 11) -> PairPath:
 
 
 def compare_weights(pair: PairFile) -> tuple[MovementRecord, ...]:
-    """Measures how far every layer moved from the first classifier to the second, and the cosine with a third's move."""
+    """Measures how far each layer moved between two classifiers, and the cosine with the move to a third."""
     return measure_movement(*(model.state_dict() for model in _models(pair).values()))
 
 
