@@ -15,7 +15,7 @@ from shiftproof.data.captions import EmojiCaptions
 from shiftproof.data.emoji.drawings import SPRITES_SHA256, concepts
 from shiftproof.models.clip import load_clip
 from shiftproof.models.tiny import TINY_CARD, TINY_WEIGHTS
-from shiftproof.pretraining.loop import held_out_recall
+from shiftproof.pretraining.recall import held_out_recall
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 

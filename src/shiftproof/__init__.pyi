@@ -46,7 +46,8 @@ from .models.classifier import Classifier, own_head_classifier, zero_shot_classi
 from .models.clip import load_clip
 from .models.directories import load_classifier, save_classifier
 from .models.encoders import load_encoder
-from .pretraining.loop import PretrainSettings, pretrain
+from .pretraining.loop import pretrain
+from .pretraining.settings import PretrainSettings
 from .report.page import render_report
 from .runs.diagnose import diagnose_run
 from .runs.file import RunFile

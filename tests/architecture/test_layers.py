@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "shiftproof"
 LAYERS: dict[str, tuple[str, ...]] = {
     "": ("errors", "seeding", "storage", "progress"),
     "records": (
-        *("codec", "accuracy", "paths", "rules", "runs", "merges", "backgrounds", "windows"),
+        *("codec", "accuracy", "paths", "rules", "pretraining", "runs", "merges", "backgrounds", "windows"),
         *("comparisons", "diagnosis", "studies", "summaries"),
     ),
     "weights": ("arithmetic", "schedules", "checkpoints"),
@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("blocks", "intervals", "significance", "robustness", "calibration", "metrics"),
         *("predictions", "inference", "retrieval"),
     ),
-    "pretraining": ("loop",),
+    "pretraining": ("settings", "towers", "loss", "recall", "loop"),
     "finetuning": ("settings", "depths", "probe", "recipes", "loop"),
     "ensembling": ("greedy", "ensembles", "soups", "batch_norm", "path"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),

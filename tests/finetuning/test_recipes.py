@@ -41,7 +41,7 @@ from shiftproof.mixing.targets import mix_targets
 from shiftproof.models import text_towers
 from shiftproof.models.classifier import Network
 from shiftproof.models.clip import build_encoder
-from shiftproof.pretraining.loop import contrastive_loss
+from shiftproof.pretraining.loss import contrastive_loss
 from shiftproof.seeding import child_generator, child_seed
 from shiftproof.training import engine as training
 from shiftproof.training.engine import cosine_with_warmup, optimisation_step

@@ -30,7 +30,9 @@ from shiftproof.data.emoji.drawings import RENDITIONS, concepts
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.photometric import vary_appearance
 from shiftproof.errors import TrainingError
-from shiftproof.pretraining.loop import TwoTowers
+from shiftproof.pretraining.towers import TwoTowers
+from shiftproof.records.codec import to_json
+from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.training.checkpoints import (
     TrainingState,
     load_checkpoint,
@@ -389,7 +391,7 @@ def test_emoji_views_are_new_at_each_visit(tiny: sp.models.Clip) -> None:
 # The training
 
 
-def trained(data: CaptionedSet, out: Path, clip_seed: int = 0, **changes: Any) -> dict[str, Any]:
+def trained(data: CaptionedSet, out: Path, clip_seed: int = 0, **changes: Any) -> PretrainRecord:
     clip = sp.load_clip(RANDOM, seed=clip_seed)
     return sp.pretrain(clip, data, dataclasses.replace(SHORT, **changes), seed=5, out=out)
 
@@ -420,12 +422,9 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_bits(captioned: Capti
     first, second = weights_in(tmp_path / "whole"), weights_in(tmp_path / "stopped")
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    timeless = {"seconds"}
-    assert {k: v for k, v in whole.items() if k not in timeless} == {
-        k: v for k, v in resumed.items() if k not in timeless
-    }
-    assert [entry["step"] for entry in resumed["history"]] == [3, 6]
-    assert json.loads((tmp_path / "stopped" / "card.json").read_text()) == resumed
+    assert dataclasses.replace(whole, seconds=resumed.seconds) == resumed
+    assert [point.step for point in resumed.history] == [3, 6]
+    assert json.loads((tmp_path / "stopped" / "card.json").read_text()) == to_json(resumed)
     start = sp.load_clip(RANDOM).model.state_dict()
     assert any(not torch.equal(tensor, start[name]) for name, tensor in first.items())
 
@@ -433,8 +432,8 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_bits(captioned: Capti
 def test_the_written_model_is_loaded_by_name_and_by_open_clip(captioned: CaptionedSet, tmp_path: Path) -> None:
     import open_clip
 
-    card = trained(captioned, tmp_path, steps=2)
-    assert (card["model"], card["data"], card["pairs_seen"]) == (RANDOM, captioned.name, 16)
+    record = trained(captioned, tmp_path, steps=2)
+    assert (record.model, record.data, record.pairs_seen) == (RANDOM, captioned.name, 16)
     found = sp.load_clip(f"local-dir:{tmp_path / 'model'}")
     weights = weights_in(tmp_path)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in found.model.state_dict().items())
@@ -460,12 +459,12 @@ def test_the_model_that_was_handed_in_stays_as_it_was(captioned: CaptionedSet, t
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_emoji_captions_can_be_learned_from(tmp_path: Path, precision: str) -> None:
-    card = trained(load_captioned_set("emoji-captions"), tmp_path, steps=2, precision=precision)
-    assert card["history"][0]["step"] == 2
-    assert 0 < card["final_loss"] < 10
+    record = trained(load_captioned_set("emoji-captions"), tmp_path, steps=2, precision=precision)
+    assert record.history[0].step == 2
+    assert 0 < record.final_loss < 10
     assert {tensor.dtype for tensor in weights_in(tmp_path).values()} == {torch.float32}
     for direction in ("image_to_text", "text_to_image"):
-        recalls = [card["recall"][direction][f"recall@{k}"] for k in (1, 5, 10)]
+        recalls = [record.recall[direction][f"recall@{k}"] for k in (1, 5, 10)]
         assert recalls == sorted(recalls)
         assert 0 <= recalls[0] <= recalls[2] < 0.5
 

@@ -45,6 +45,7 @@ from shiftproof.errors import TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import loop, probe, recipes
 from shiftproof.models import text_towers
 from shiftproof.models.classifier import Network
+from shiftproof.records.codec import to_json
 from shiftproof.training import checkpoints as resuming
 from shiftproof.training import engine as training
 from shiftproof.training import log as tracking
@@ -169,9 +170,10 @@ def pretrained(folder: Path, **changes: Any) -> Outcome:
     seed = changes.pop("seed", 3)
     given = {"steps": 9, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 1, **changes}
     data = load_captioned_set(f"folder:{folder.parent.parent / 'drawings'}")
-    card = sp.pretrain(micro("open_clip:micro", 3), data, sp.PretrainSettings(**given), seed=seed, out=folder)
-    card.pop("seconds")
-    return Outcome(load_file(folder / "model" / "open_clip_model.safetensors"), card)
+    record = sp.pretrain(micro("open_clip:micro", 3), data, sp.PretrainSettings(**given), seed=seed, out=folder)
+    return Outcome(
+        load_file(folder / "model" / "open_clip_model.safetensors"), to_json(dataclasses.replace(record, seconds=0.0))
+    )
 
 
 @functools.cache

@@ -34,6 +34,7 @@ from shiftproof.data.sets import array_set
 from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import recipes
 from shiftproof.models.classifier import Network
+from shiftproof.records.codec import to_json
 from shiftproof.training.distributed import (
     broadcast_from_main,
     is_main_process,
@@ -141,10 +142,10 @@ def with_tiny(*prompts: str, **changes: Any) -> Callable[[Path], Outcome]:
 def pretrained(folder: Path) -> Outcome:
     asked = sp.PretrainSettings(steps=3, batch_size=8, lr=1e-4, warmup_steps=0)
     data = load_captioned_set(f"folder:{folder.parent.parent / 'drawings'}")
-    card = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, asked, seed=3, out=own(folder))
+    record = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, asked, seed=3, out=own(folder))
     written = folder / "of-0" / "model" / "open_clip_model.safetensors"
     tensors = load_file(written) if is_main_process() else {}
-    return Outcome(tensors, {"history": card["history"], "recall": card["recall"]})
+    return Outcome(tensors, {"history": to_json(record.history), "recall": record.recall})
 
 
 def predicted(_: Path) -> Outcome:

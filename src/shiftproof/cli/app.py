@@ -130,9 +130,9 @@ def pretrain(
 
     asked = RunFile.read(run_file, _overrides(overrides, seed, device, report_to))
     with live_progress():
-        card = run_pretrain(asked, out, resume=resume, overwrite=overwrite)
-    print(f"loss {card['final_loss']:.3f} after {card['pairs_seen']:,} pairs; recall on {card['recall_on']}:")
-    for direction, recall in card["recall"].items():
+        record = run_pretrain(asked, out, resume=resume, overwrite=overwrite)
+    print(f"loss {record.final_loss:.3f} after {record.pairs_seen:,} pairs; recall on {record.recall_on}:")
+    for direction, recall in record.recall.items():
         print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))
     print(f"the model is {out / 'model'}; load it as local-dir:{out / 'model'}")
 

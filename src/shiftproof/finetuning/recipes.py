@@ -20,7 +20,8 @@ from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.targets import one_hot
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
-from shiftproof.pretraining.loop import TwoTowers, contrastive_loss
+from shiftproof.pretraining.loss import contrastive_loss
+from shiftproof.pretraining.towers import TwoTowers
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training.distributed import gathered, process_count
 from shiftproof.training.engine import parameter_groups, parts_of, process_share, rank_seed_path, require_equal_shares

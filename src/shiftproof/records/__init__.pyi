@@ -30,6 +30,7 @@ from .diagnosis import (
 )
 from .merges import MergeInput, MergeRecord
 from .paths import PathPoint, PathRecord
+from .pretraining import LossPoint, PretrainRecord
 from .rules import RuleRecord, RulesRecord
 from .runs import RunRecord
 from .studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
@@ -51,6 +52,7 @@ __all__ = [
     "FollowedRecord",
     "GroupRecord",
     "LayersRecord",
+    "LossPoint",
     "LossRecord",
     "MapExample",
     "MeanRecord",
@@ -65,6 +67,7 @@ __all__ = [
     "PathRecord",
     "PlanePoint",
     "PlaneRecord",
+    "PretrainRecord",
     "RobustnessRecord",
     "RuleRecord",
     "RulesRecord",

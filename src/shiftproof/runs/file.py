@@ -14,7 +14,7 @@ from shiftproof.ensembling.path import alpha_grid
 from shiftproof.errors import InputError, nearest
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
-from shiftproof.pretraining.loop import PretrainSettings
+from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.storage import packaged_path, read_json
 from shiftproof.training.log import trackers_from
 

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from shiftproof.pretraining.loop import pretrain
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.codec import document, to_json
 from shiftproof.records.paths import PathRecord
+from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, Request, claim
@@ -65,8 +65,8 @@ class Sweep:
     batch_norm: tuple[AccuracyRecord, ...] = ()
 
 
-def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Pretrains as the run file's ``pretrain`` section asks; returns the card."""
+def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> PretrainRecord:
+    """Pretrains as the run file's ``pretrain`` section says."""
     if asked.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are found first, so that a misspelt name leaves no directory behind.

@@ -1,0 +1,45 @@
+"""The contrastive loss of image-text pairs (Radford et al. 2021, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shiftproof.errors import InputError
+
+
+def contrastive_loss(
+    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Symmetric cross-entropy over the N x N similarities, whose diagonal holds the matching pairs (a scalar).
+
+    This is the loss of CLIP (Radford et al. 2021, fig. 3): the mean of the cross-entropies from image to text and from
+    text to image. Both features are (N, D) and of length 1; ``logit_scale`` is the factor itself, not its logarithm.
+    ``targets`` (N, N), as ``contrastive_targets`` makes them, state instead how much of caption j is in image i. Rows
+    are the targets from image to text, columns those from text to image. Each is divided by its sum; one that sums to
+    0, such as a caption that is in no image, is left out of the mean.
+
+    Raises an InputError where ``targets`` have another shape than the similarities.
+
+    >>> features = torch.eye(2)
+    >>> round(contrastive_loss(features, features, torch.tensor(1.0)).item(), 4)
+    0.3133
+    """
+    logits = logit_scale * image_features @ text_features.T
+    if targets is not None:
+        if targets.shape != logits.shape:
+            raise InputError(
+                f"targets have the shape {tuple(targets.shape)}; they must be {tuple(logits.shape)}: images, captions."
+            )
+        targets = targets.to(logits)
+        return (_shared_cross_entropy(logits, targets) + _shared_cross_entropy(logits.T, targets.T)) / 2
+    diagonal = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, diagonal) + functional.cross_entropy(logits.T, diagonal)) / 2
+
+
+def _shared_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy with rows of targets that need not sum to 1."""
+    sums = targets.sum(1)
+    counted = sums > 0
+    return functional.cross_entropy(logits[counted], targets[counted] / sums[counted, None])

@@ -1,0 +1,32 @@
+"""How well captions and images find each other after pretraining."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from shiftproof.data.captions import CaptionedSet
+from shiftproof.data.loading import normalise
+from shiftproof.evaluation.retrieval import recall_at
+from shiftproof.models.clip import Clip
+from shiftproof.seeding import child_generator
+
+
+@torch.inference_mode()
+def held_out_recall(clip: Clip, data: CaptionedSet, *, seed: int, limit: int = 5000) -> dict[str, dict[str, float]]:
+    """Recall@1/5/10 in both directions on views (emoji) that training never drew, or on the files' centre crops."""
+    generator = child_generator(seed, "held-out")
+    order = torch.randperm(len(data), generator=generator)[:limit].tolist()
+    image_features, text_features = [], []
+    device = next(clip.model.parameters()).device
+    for start in range(0, len(order), 256):
+        images, captions = data.batch(order[start : start + 256], clip.preprocessing, generator, train=False)
+        inputs = normalise(images, clip.preprocessing).to(device)
+        image_features.append(clip.model.encode_image(inputs, normalize=True))  # type: ignore[operator]
+        text_features.append(functional.normalize(clip.encode_text(captions), dim=-1))
+    to_text = recall_at(torch.cat(image_features), torch.cat(text_features))
+    to_image = recall_at(torch.cat(text_features), torch.cat(image_features))
+    return {
+        "image_to_text": {f"recall@{k}": value for k, value in to_text.items()},
+        "text_to_image": {f"recall@{k}": value for k, value in to_image.items()},
+    }
