@@ -523,7 +523,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
     kept = load_file(tmp_path / "checkpoints" / "step-00000003" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in kept.values())
     # They are good to go on from.
-    assert trained(captioned, tmp_path)["history"][-1]["step"] == 6
+    assert trained(captioned, tmp_path).history[-1].step == 6
 
 
 @pytest.mark.parametrize(

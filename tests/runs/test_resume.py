@@ -270,7 +270,7 @@ def asks_to_stop(nth: int) -> None:
 
 
 ENDS: dict[str, Callable[[int], None]] = {
-    "unlogged step": lambda nth: dooms(training.Trainer, "tell", nth),
+    "unlogged step": lambda nth: dooms(training.Trainer, "report", nth),
     "in a line of the log": lambda nth: dooms(tracking.TrainingLog, "line", nth, half_a_line),
     "in a file of a checkpoint": lambda nth: dooms(resuming, "write_state_dict", nth, half_a_file),
     "before the last file": lambda nth: dooms(resuming, "write_json", nth),
@@ -866,7 +866,7 @@ def test_what_was_good_before_a_resume_is_good_after_it(tmp_path: Path, monkeypa
     stopped_after(tmp_path, 4)
     reached = load_file(tmp_path / "step-00000003" / "model.safetensors")
     broken_at(monkeypatch, 1, math.nan)
-    with pytest.raises(TrainingError, match="stopped at step 4.*weights of step 3 are kept"):
+    with pytest.raises(TrainingError, match="stopped at step 4.*weights of step 3 are in"):
         trained(tmp_path)
     assert bits(load_file(tmp_path / "last_good" / "model.safetensors")) == bits(reached)
 
