@@ -12,9 +12,8 @@ from shiftproof.records.comparisons import ConnectivityRecord, Measured
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
 from shiftproof.records.summaries import study_from_json
 from shiftproof.records.windows import StrongEdgeStudy, WindowSummary
-from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import study_verdict
-from shiftproof.report.tables import with_interval
+from shiftproof.report.tables import per_cent, signed_points, with_interval
 from shiftproof.storage import read_json
 
 Row = tuple[str, ...]

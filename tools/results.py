@@ -28,9 +28,8 @@ from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.studies import StudyRecord
 from shiftproof.records.summaries import run_from_summary, study_from_json
 from shiftproof.records.windows import StrongEdgeStudy
-from shiftproof.report.comparisons import per_cent, signed_points
 from shiftproof.report.studies import equal_reference_table, spread_table, study_table, study_verdict
-from shiftproof.report.tables import Table
+from shiftproof.report.tables import Table, per_cent, signed_points
 from shiftproof.report.windows import clean_table, contrast_table, strong_edge_verdict, window_kinds, window_table
 from shiftproof.storage import read_json, write_json
 from shiftproof.studies.spreads import measure_spreads

@@ -46,23 +46,29 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "ensembling": ("greedy", "ensembles", "soups", "batch_norm", "path"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (
-        *("agreement", "cka", "layers", "connectivity", "plane", "evidence", "movement", "backgrounds", "cam"),
+        *("logits", "means", "agreement", "overrides", "cka", "layers", "connectivity", "plane", "evidence"),
+        *("movement", "backgrounds", "grids", "grad_cam", "cam"),
         *("windows", "strong_edge", "baselines"),
     ),
     "report": (
-        *("comparisons", "tables", "figures", "layers", "plane", "windows", "diagnoses", "samples", "studies", "page"),
+        *("tables", "comparisons", "accuracy", "paths", "seeds", "figures", "layers", "plane", "windows"),
+        *("overrides", "agreement", "connectivity", "performance", "movement", "diagnoses"),
+        *("samples", "studies", "page"),
     ),
     "runs": (
         *("directory", "file", "samples", "evidence", "predictions", "pipeline"),
         *("finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
     ),
-    "studies": ("file", "spreads", "study"),
+    "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": ("failures", "console", "options", "understand", "weights", "studies", "app"),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]
 NO_TORCH = (
     "records.",
     "diagnosis.agreement",
+    "diagnosis.logits",
+    "diagnosis.means",
+    "diagnosis.overrides",
     "diagnosis.cka",
     "diagnosis.connectivity",
     "diagnosis.evidence",

@@ -28,7 +28,7 @@ from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
 from shiftproof.evaluation.predictions import load_scores, save_scores
 from shiftproof.records.codec import document, from_json
 from shiftproof.records.paths import PathPoint
-from shiftproof.report.tables import rules_table
+from shiftproof.report.paths import rules_table
 from shiftproof.runs import predictions
 from shiftproof.runs.stages import run_sweep
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import shiftproof as sp
 from shiftproof.cli.app import app
 from shiftproof.evaluation.metrics import scores
-from shiftproof.report.diagnoses import pair_tables
+from shiftproof.report.agreement import pair_tables
 from shiftproof.runs.comparisons import PairFile, compare_agreement, compare_path, compare_weights
 from shiftproof.runs.interventions import DiagnosisFile
 

@@ -48,8 +48,9 @@ from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.storage import locked, write_json, write_text
 from shiftproof.studies import study
 from shiftproof.studies.file import MemberRun, StudyFile
+from shiftproof.studies.members import run_member
 from shiftproof.studies.spreads import measure_spreads
-from shiftproof.studies.study import run_member, run_study
+from shiftproof.studies.study import run_study
 from shiftproof.training.engine import Trainer
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -833,7 +834,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         # What is needed must be there on one machine; two have four processors together.
         nodes=lambda: [{"Alive": True, "Resources": seen.machine}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}],
     )
-    monkeypatch.setattr(study, "_ray", lambda address: contextlib.nullcontext(ray))
+    monkeypatch.setattr(study, "ray_cluster", lambda address: contextlib.nullcontext(ray))
     monkeypatch.setattr(torch, "set_num_threads", seen.threads.append)
     return seen
 
@@ -927,7 +928,7 @@ def test_soups_that_fail_cost_no_result(
         raise MemoryError
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    monkeypatch.setattr(study, "uniform_soup", full)
+    monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", full)
     asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
     with pytest.raises(MemoryError):
         run_study(asked, tmp_path / "out")

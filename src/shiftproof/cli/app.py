@@ -158,7 +158,7 @@ def zeroshot(
     Example: shiftproof zeroshot tiny --suite emoji --out runs/zeroshot
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.tables import records_table
+    from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_zero_shot
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
@@ -195,7 +195,7 @@ def finetune(
     Example: shiftproof finetune tiny --suite emoji --out runs/tuned --set finetune.epochs=5
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.tables import records_table
+    from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_finetune
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
@@ -239,7 +239,8 @@ def sweep(
     Example: shiftproof sweep runs/zeroshot runs/tuned --suite emoji --out runs/sweep
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.tables import records_table, rules_table, sweep_table
+    from shiftproof.report.accuracy import records_table
+    from shiftproof.report.paths import rules_table, sweep_table
     from shiftproof.runs.stages import run_sweep
 
     data = _suite(suite, reference, validation, test, shift, corrupt)
@@ -284,7 +285,7 @@ def evaluate(
     """
     from shiftproof.cli.console import live_progress, print_table
     from shiftproof.errors import InputError
-    from shiftproof.report.tables import records_table
+    from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_evaluate
 
     sets = {name: entry["data"] for name, entry in _shifts(shift, corrupt, test).items()}
@@ -379,9 +380,10 @@ def _run(asked: RunFile, out: Path, resume: bool, overwrite: bool) -> None:
 
 def _show(record: RunRecord, out: Path) -> None:
     from shiftproof.cli.console import print_table
+    from shiftproof.report.accuracy import accuracy_table, group_table
     from shiftproof.report.comparisons import verdict
     from shiftproof.report.page import read_diagnosis
-    from shiftproof.report.tables import accuracy_table, group_table, transposed
+    from shiftproof.report.tables import transposed
 
     print_table(transposed(accuracy_table(record, read_diagnosis(out))))
     if groups := group_table(record):

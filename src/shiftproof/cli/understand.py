@@ -192,7 +192,7 @@ def agreement(
     In production: shiftproof diagnose agreement runs/demo/zero_shot runs/demo/fine_tuned --unlabelled photos
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.diagnoses import pair_tables
+    from shiftproof.report.agreement import pair_tables
     from shiftproof.runs.comparisons import compare_agreement
 
     asked = _pair((first, second, third), suite, shift, data, unlabelled, images, prompts, seed, device)
@@ -260,7 +260,7 @@ def connectivity(
     Example: shiftproof diagnose connectivity runs/a/fine_tuned runs/b/fine_tuned --shift sketch
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.diagnoses import connectivity_table
+    from shiftproof.report.connectivity import connectivity_table
     from shiftproof.runs.comparisons import compare_path
 
     asked = _pair((first, second), suite, shift, data, None, images, prompts, seed, device)
@@ -282,7 +282,7 @@ def movement(
     Example: shiftproof diagnose movement runs/demo/zero_shot runs/demo/fine_tuned
     """
     from shiftproof.cli.console import print_table
-    from shiftproof.report.diagnoses import movement_table
+    from shiftproof.report.movement import movement_table
     from shiftproof.runs.comparisons import PairFile, compare_weights
 
     found = compare_weights(PairFile(tuple(name for name in (first, second, third) if name)))

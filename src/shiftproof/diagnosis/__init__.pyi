@@ -5,14 +5,10 @@ from .agreement import (
     compare_logits,
     diversity_contrast,
     error_consistency,
-    gain_beyond_both,
     kappa_complement,
     kl_divergence,
     margins,
     measure_agreement,
-    measure_overrides,
-    override_rates,
-    override_rates_by_right,
     prediction_diversity,
 )
 from .backgrounds import background_sets, measure_backgrounds
@@ -23,6 +19,7 @@ from .connectivity import connectivity_of, error_barrier, measure_connectivity, 
 from .evidence import SetEvidence
 from .layers import layer_names, measure_layers
 from .movement import measure_movement
+from .overrides import gain_beyond_both, measure_overrides, override_rates, override_rates_by_right
 from .plane import measure_plane
 from .strong_edge import WindowMeasurements, measure_windows, strong_edge_study
 from .windows import Window, WindowSettings

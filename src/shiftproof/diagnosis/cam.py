@@ -7,7 +7,6 @@ Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs the channels by their 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shiftproof.errors import InputError, listed, nearest, require_choice
+from shiftproof.diagnosis.grad_cam import explained_module, grad_cam_maps
+from shiftproof.diagnosis.grids import layer_grid, timm_trunk
+from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier, Network
 
 METHODS = ("auto", "cam", "grad-cam")
@@ -69,7 +70,7 @@ def class_activation_map(
         elif method == "cam":
             raise _not_exact(classifier)
         else:
-            maps = _grad_cam(network, images, classes, layer)
+            maps = grad_cam_maps(network, images, classes, layer)
         return functional.interpolate(maps.clamp_min(0)[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu()
 
 
@@ -106,7 +107,7 @@ def map_kind(classifier: Classifier) -> str:
         network = _private(classifier.network, "cpu")
         if _linear_end(network, image) is not None:
             return "cam"
-        _explained(network, None)
+        explained_module(network, None)
     return "grad-cam"
 
 
@@ -120,9 +121,6 @@ def scale_to_one(maps: Tensor) -> Tensor:
     return maps / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
-# ---- exact CAM
-
-
 @dataclass(frozen=True)
 class _LinearEnd:
     """embedding (B, D) = mean of the trunk's last map (B, C) @ weight.T + bias; weight (D, C), bias (D,)."""
@@ -134,13 +132,13 @@ class _LinearEnd:
 
 def _linear_end(network: Network, image: Tensor) -> _LinearEnd | None:
     """What is linear behind the last map, tried on one image; None where something else stands there."""
-    trunk, after = _trunk(network.encoder)
+    trunk, after = timm_trunk(network.encoder)
     if trunk is None:
         return None
     with torch.no_grad():
         last = trunk.forward_features(image)
         try:
-            channels = _as_grid(last, trunk, image.shape[2:]).shape[1]
+            channels = layer_grid(last, trunk, image.shape[2:]).shape[1]
         except InputError:
             return None
         weight, bias = torch.eye(channels, device=image.device), torch.zeros(channels, device=image.device)
@@ -152,7 +150,7 @@ def _linear_end(network: Network, image: Tensor) -> _LinearEnd | None:
                 return None
         # Noise tells a mean from every other pooling, norm and activation; the image's own map may not.
         noise = torch.randn(last.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
-        expected = _as_grid(noise, trunk, image.shape[2:]).mean((2, 3)) @ weight.T + bias
+        expected = layer_grid(noise, trunk, image.shape[2:]).mean((2, 3)) @ weight.T + bias
         found = nn.Sequential(*after)(trunk.forward_head(noise))
     same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     return _LinearEnd(trunk, weight, bias) if same else None
@@ -161,140 +159,12 @@ def _linear_end(network: Network, image: Tensor) -> _LinearEnd | None:
 def _evidence(network: Network, end: _LinearEnd, images: Tensor, classes: Tensor) -> Evidence:
     """The formula; a length of the features only divides, so the map stays exact."""
     with torch.no_grad():
-        places = _as_grid(end.trunk.forward_features(images), end.trunk, images.shape[2:])
+        places = layer_grid(end.trunk.forward_features(images), end.trunk, images.shape[2:])
         embedding = places.mean((2, 3)) @ end.weight.T + end.bias
         length = embedding.norm(dim=1).clamp_min(1e-12) if network.normalised else torch.ones_like(embedding[:, 0])
         rows = network.head.weight[classes] / length[:, None]
         maps = torch.einsum("bc,bchw->bhw", rows @ end.weight, places)
         return Evidence(maps, rows @ end.bias + network.head.bias[classes])
-
-
-# ---- Grad-CAM
-
-
-def _grad_cam(network: Network, images: Tensor, classes: Tensor, layer: str | None) -> Tensor:
-    """(B, h, w) maps as the package weighs them, before its own scaling, which would lose zero and size."""
-    try:
-        from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    except ImportError as error:
-        raise InputError(
-            "Grad-CAM needs the package grad-cam. Install it with: pip install 'shiftproof[cam]'"
-        ) from error
-    module, hints = _explained(network, layer)
-
-    def as_grid(output: Any) -> Tensor:
-        grid = _as_grid(output, hints, images.shape[2:])
-        if output.any() and not grid.any():
-            raise InputError(
-                "the logits read the class token alone behind this layer, so no place gets a gradient. "
-                "Name one before the last mixing of tokens with layer=, e.g. 'encoder.blocks.10'."
-            )
-        return grid.to(torch.float32, copy=True)  # what follows may change it in place
-
-    method = GradCAM(network, [module], as_grid)
-    watched = method.activations_and_grads
-    targets = [ClassifierOutputTarget(k) for k in classes.tolist()]
-    try:
-        with torch.enable_grad():
-            logits = watched(images.clone().requires_grad_(True))  # the parameters need no gradient here
-            said = torch.stack([target(row) for target, row in zip(targets, logits, strict=True)])
-            said.sum().backward()  # type: ignore[no-untyped-call]
-        if not len(watched.activations) == len(watched.gradients) == 1:
-            raise InputError(
-                f"the {type(module).__name__} to explain runs {len(watched.activations)} times and gets "
-                f"{len(watched.gradients)} gradients; it must be once each. Name another layer."
-            )
-        seen, gradient = watched.activations[0].numpy(), watched.gradients[0].numpy()
-        return torch.from_numpy(method.get_cam_image(images, module, targets, seen, gradient))
-    finally:
-        watched.release()
-
-
-def _explained(network: Network, layer: str | None) -> tuple[nn.Module, Any]:
-    """The module whose output is explained, and the part of the encoder that knows its grid."""
-    encoder: Any = network.encoder
-    trunk, _ = _trunk(encoder)
-    if layer is not None:
-        modules = {name: module for name, module in network.named_modules(remove_duplicate=False) if name}
-        if layer not in modules:
-            raise InputError(f"the network has no layer {layer!r}. {nearest(layer, modules)}")
-        return modules[layer], trunk or encoder
-    if trunk is not None:
-        # A class token reads the last block's input alone: behind that block its patches have no gradient.
-        blocks = getattr(trunk, "blocks", None) if hasattr(trunk, "num_prefix_tokens") else None
-        return (blocks[-1].norm1 if blocks and hasattr(blocks[-1], "norm1") else _tapped(trunk)), trunk
-    if hasattr(encoder, "transformer") and hasattr(encoder.transformer, "resblocks"):
-        return encoder.transformer.resblocks[-1].ln_1, encoder
-    if hasattr(encoder, "layer4"):
-        return encoder.layer4, encoder
-    raise InputError(
-        f"the architecture {type(encoder).__name__} is not known, so neither is the layer to explain. "
-        f"Name the last one with a map, e.g. layer='encoder.NAME', of {listed(n for n, _ in encoder.named_children())}."
-    )
-
-
-def _tapped(trunk: Any) -> nn.Module:
-    """A module that the last map passes through, put behind ``forward_features``, which is none."""
-    tap, original = nn.Identity(), trunk.forward_features
-    trunk.forward_features = lambda *args, **kwargs: tap(original(*args, **kwargs))
-    return tap
-
-
-# ---- encoders and their grids
-
-
-def _trunk(encoder: Any) -> tuple[Any, list[nn.Module]]:
-    """The part that follows timm's protocol, and what open_clip puts behind it; None where there is none."""
-    if hasattr(encoder, "forward_features") and hasattr(encoder, "forward_head"):
-        return encoder, []
-    if hasattr(encoder, "trunk") and hasattr(encoder.trunk, "forward_head"):
-        return encoder.trunk, list(encoder.head)
-    return None, []
-
-
-def _as_grid(output: Any, hints: Any, image_size: torch.Size) -> Tensor:
-    """A layer's output as (B, C, h, w): channels moved, tokens laid out, class and register tokens dropped."""
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-        told = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"the layer gives {told}; it must give a map, (B, C, h, w), or tokens, (B, N, C). Name another layer."
-        )
-    if output.ndim == 4:
-        return output.permute(0, 3, 1, 2) if _channels_last(output.shape, hints, image_size) else output
-    prefix, height, width = _token_grid(output.shape[1], hints, image_size)
-    return output[:, prefix:].transpose(1, 2).reshape(len(output), -1, height, width)
-
-
-def _channels_last(shape: torch.Size, hints: Any, image_size: torch.Size) -> bool:
-    # Places have the image's proportions; where both readings have them, the model's own word counts.
-    first = shape[2] * image_size[1] == shape[3] * image_size[0]
-    last = shape[1] * image_size[1] == shape[2] * image_size[0]
-    return last if first != last else getattr(hints, "output_fmt", "") == "NHWC"
-
-
-def _token_grid(count: int, hints: Any, image_size: torch.Size) -> tuple[int, int, int]:
-    """How many tokens stand before the patches, and the patches' rows and columns."""
-    embed = getattr(hints, "patch_embed", hints)
-    for prefix in (getattr(hints, "num_prefix_tokens", 0), 0, 1, 2):
-        if (places := count - prefix) < 2:  # a class token alone is no map
-            continue
-        grids = [getattr(embed, "grid_size", None), _proportioned(places, image_size)]
-        if isinstance(patch := getattr(embed, "patch_size", None), tuple):  # of this image, not of the usual one
-            grids.insert(0, (image_size[0] // patch[0], image_size[1] // patch[1]))
-        for grid in grids:
-            if grid and grid[0] * grid[1] == places:
-                return prefix, grid[0], grid[1]
-    raise InputError(f"{count} tokens fill no grid of the image's proportions. Name a layer that gives a map.")
-
-
-def _proportioned(places: int, image_size: torch.Size) -> tuple[int, int] | None:
-    rows = max(round(math.sqrt(places * image_size[0] / image_size[1])), 1)
-    columns = places // rows
-    return (rows, columns) if rows * image_size[1] == columns * image_size[0] else None
-
-
-# ---- the caller's things, left as they are
 
 
 def _private(network: Network, device: str) -> Network:

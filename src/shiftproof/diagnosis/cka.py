@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis.agreement import measured_mean
+from shiftproof.diagnosis.means import measured_mean
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.records.comparisons import CkaRecord

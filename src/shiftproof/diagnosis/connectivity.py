@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shiftproof.diagnosis.agreement import measured_mean
+from shiftproof.diagnosis.means import measured_mean
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
 from shiftproof.records.paths import PathRecord

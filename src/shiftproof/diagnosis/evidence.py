@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.diagnosis.agreement import measure_agreement, measured_mean, named_classes, overrides_of
+from shiftproof.diagnosis.agreement import measure_agreement
 from shiftproof.diagnosis.cka import measure_cka
+from shiftproof.diagnosis.logits import named_classes
+from shiftproof.diagnosis.means import measured_mean
+from shiftproof.diagnosis.overrides import overrides_of
 from shiftproof.errors import require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.evaluation.calibration import (

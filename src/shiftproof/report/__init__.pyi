@@ -1,9 +1,12 @@
 """Tables, figures and the offline HTML report, from records and saved predictions; needs no model and no torch."""
 
+from .accuracy import accuracy_table, class_table, group_table
 from .comparisons import verdict
 from .figures import path_figure, save_figure, shift_figure
 from .page import render_report
-from .tables import Table, accuracy_table, class_table, group_table, path_table, seeds_table
+from .paths import path_table
+from .seeds import seeds_table
+from .tables import Table
 
 __all__ = [
     "Table",

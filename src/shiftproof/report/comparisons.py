@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shiftproof.records.paths import PathPoint
 from shiftproof.records.runs import RunRecord
+from shiftproof.report.tables import per_cent, signed_points
 
 MODEL_NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "ensemble"}
 
@@ -69,26 +70,6 @@ def headline_name(run: RunRecord) -> str:
         return "no shift"
     kind = run.kinds[shifts[0]]
     return f"{kind} shift {shifts[0]}" if len(shifts) == 1 else f"mean of the {len(shifts)} {kind} shifts"
-
-
-def per_cent(fraction: float) -> str:
-    """A fraction in per cent with one decimal.
-
-    >>> per_cent(0.9444)
-    '94.4'
-    """
-    # Rounded first, so that one difference reads the same however its last binary digits fell.
-    return f"{round(100 * fraction, 9):.1f}"
-
-
-def signed_points(difference: float) -> str:
-    """A difference of fractions in points, with its sign.
-
-    >>> signed_points(0.0123), signed_points(-0.0004)
-    ('+1.2', '0.0')
-    """
-    text = f"{round(100 * difference, 9):+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def verdict(run: RunRecord) -> str:

@@ -17,20 +17,14 @@ from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.records.summaries import run_from_summary
+from shiftproof.report.accuracy import accuracy_table, class_table, group_table, interval_name
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
+from shiftproof.report.paths import path_table, rules_table
 from shiftproof.report.samples import Sample, data_uri, read_samples
-from shiftproof.report.tables import (
-    Table,
-    accuracy_table,
-    class_table,
-    group_table,
-    interval_name,
-    path_table,
-    rules_table,
-    seeds_table,
-)
+from shiftproof.report.seeds import seeds_table
+from shiftproof.report.tables import Table
 from shiftproof.storage import read_json, write_atomically, write_text
 
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from shiftproof.errors import InputError, counted, nearest
 from shiftproof.records.studies import STUDIED, SpreadRecord, StudyMember, StudyRecord
-from shiftproof.report.comparisons import Estimate, per_cent, point_estimate, signed_points
+from shiftproof.report.comparisons import Estimate, point_estimate
 from shiftproof.report.figures import MARKS, STYLE
-from shiftproof.report.tables import Table
+from shiftproof.report.tables import Table, per_cent, signed_points
 
 FIXED = 0.5
 STUDIED_NAMES = {

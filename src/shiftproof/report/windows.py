@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.backgrounds import BackgroundStudy
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample
-from shiftproof.report.comparisons import MODEL_NAMES, per_cent, signed_points
+from shiftproof.report.comparisons import MODEL_NAMES
 from shiftproof.report.figures import STYLE
-from shiftproof.report.tables import ABSENT, Table
+from shiftproof.report.tables import ABSENT, Table, per_cent, signed_points
 
 _WINDOWED = {
     "window_share": "map in window",

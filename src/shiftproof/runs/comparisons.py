@@ -10,10 +10,10 @@ from pathlib import Path
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import ImageSet, spread_over_classes, unlabelled_set
 from shiftproof.data.suites import load_data, load_suite
-from shiftproof.diagnosis.agreement import measure_overrides
 from shiftproof.diagnosis.evidence import pairs_of
 from shiftproof.diagnosis.layers import measure_layers
 from shiftproof.diagnosis.movement import measure_movement
+from shiftproof.diagnosis.overrides import measure_overrides
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier, zero_shot_classifier

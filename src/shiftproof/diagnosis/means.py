@@ -1,0 +1,42 @@
+"""Means over samples with a bootstrap interval."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shiftproof.errors import require_at_least
+from shiftproof.evaluation.intervals import alike_interval, bootstrap_interval
+from shiftproof.records.comparisons import Measured
+
+_ROUNDING = 1e-12  # of a mean; a narrower interval is no interval
+
+
+def measured_mean(
+    samples: NDArray[np.floating] | NDArray[np.bool_],
+    clusters: ArrayLike | None = None,
+    value: float | None = None,
+    *,
+    bounds: tuple[float, float] | None = None,
+) -> Measured:
+    """The mean of (N,) samples with its 95 % bootstrap interval, which is None where there is one cluster alone.
+
+    Where all clusters are alike, resampling shows no spread: then it is ``alike_interval`` over the clusters, for cases
+    (true or false) Clopper-Pearson's, and None where the ``bounds`` of a sample are not known.
+
+    >>> measured_mean(np.array([True])).interval is None
+    True
+    """
+    require_at_least("the number of samples", len(samples), 1)
+    names = range(len(samples)) if clusters is None else np.unique(np.asarray(clusters))
+    mean = float(samples.mean())
+    value = mean if value is None else value
+    if len(names) < 2:
+        return Measured(value, None)
+    interval = bootstrap_interval(samples, clusters)
+    if interval[1] - interval[0] > _ROUNDING * max(1.0, abs(mean)):
+        return Measured(value, interval)
+    bounds = (0.0, 1.0) if samples.dtype == bool else bounds
+    return Measured(
+        value, None if bounds is None else alike_interval(float(np.clip(value, *bounds)), len(names), bounds)
+    )

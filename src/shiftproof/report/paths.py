@@ -1,0 +1,112 @@
+"""The alpha path and the rules that choose alpha, in tables."""
+
+from __future__ import annotations
+
+from shiftproof.records.accuracy import MeanRecord
+from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.rules import RulesRecord
+from shiftproof.records.runs import RunRecord
+from shiftproof.report.accuracy import interval_name
+from shiftproof.report.comparisons import headline_shifts, point_estimate
+from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name, signed_points
+
+
+def path_table(run: RunRecord) -> Table:
+    """Every alpha of the path, the chosen one marked, and last the oracle alphas, which read the shifts."""
+    shifts = headline_shifts(run)
+    with_mean = len(shifts) > 1
+    header = ("alpha", "validation", reference_name(run.reference), *run.shifts)
+    rows = [_path_row(run, point, shifts if with_mean else ()) for point in run.path.points]
+    oracle = run.path.oracle()
+    best = (_oracle_cell(run.path.at(oracle[name]), name) for name in run.sets)
+    rows.append(("oracle (read the shift)", ABSENT, *best, *((ABSENT,) if with_mean else ())))
+    note = (
+        f"The rule “{run.alpha_rule}” chose alpha {run.alpha:g} and saw no shift. The oracle row says which "
+        "alpha would have been best on each test set; it looked at the very numbers it maximises, so it is "
+        f"for reading only and not a result. On the reference it read the test split. In brackets the "
+        f"{interval_name(run)}"
+        f"{'; that of the mean is propagated from its sets, taken as independent' if with_mean else ''}."
+    )
+    mean = (f"mean of {run.kinds[shifts[0]]}",) if with_mean else ()
+    return Table("The alpha path: accuracy in per cent", (*header, *mean), tuple(rows), note)
+
+
+def sweep_table(path: PathRecord) -> Table:
+    """Every alpha of a path that belongs to no run: validation, reference and shifts with their intervals."""
+    sets = (path.reference, *path.shifts)
+    rows = tuple(
+        (
+            f"{point.alpha:g}",
+            _validation_cell(point),
+            *(accuracy_cell(point.accuracy[name], point.interval[name]) for name in sets),
+        )
+        for point in path.points
+    )
+    header = ("alpha", "validation", reference_name(path.reference), *path.shifts)
+    return Table("The alpha path: accuracy in per cent", header, rows, "In brackets the 95 % Clopper-Pearson interval.")
+
+
+def rules_table(rules: RulesRecord) -> Table:
+    """The rules that choose alpha: what each gives and how far it is from alpha 0.5; last the oracles, marked."""
+    sets = (rules.reference, *rules.shifts)
+    with_mean = len(rules.averaged) > 1
+    rows = []
+    for record in rules.rules:
+        if not record.oracle:
+            cells = [_against_half(record.difference[name]) for name in sets]
+            cells += [_against_half(record.mean_difference)] if with_mean else []
+            name = f"{record.rule} ({rules.tolerance:g})" if record.rule == "tolerance" else record.rule
+            rows.append((name, f"{record.alpha:g}", *cells))
+    best = [(rules.rule("oracle", name), name) for name in sets]
+    cells = [_against_half(r.difference[name], f" at {r.alpha:g}") for r, name in best]
+    if with_mean:
+        of_mean = rules.rule("oracle", "mean")
+        cells.append(_against_half(of_mean.mean_difference, f" at {of_mean.alpha:g}"))
+    rows.append(("oracle (reads the shift; for the report only)", ABSENT, *cells))
+    header = ("rule", "alpha", reference_name(rules.reference), *rules.shifts)
+    mean = (f"mean of {len(rules.averaged)} shifts",) if with_mean else ()
+    note = (
+        f"In brackets the paired {100 * rules.level:g} % bootstrap interval. The rules read the validation split at "
+        f"most. "
+        "An oracle took the alpha that is best on the very column that it stands in (on the reference: on its test "
+        "split), "
+        "so it bounds what a rule could gain and is no result. The accuracies themselves stand in the table of every "
+        "alpha."
+    )
+    return Table("Choosing alpha: accuracy minus that of alpha 0.5, in points", (*header, *mean), tuple(rows), note)
+
+
+def _against_half(difference: MeanRecord | None, at: str = "") -> str:
+    if difference is None or difference.value is None:
+        return ABSENT
+    if difference.interval is None:
+        return f"{signed_points(difference.value)}{at} (no interval)"
+    low, high = map(signed_points, difference.interval)
+    return f"{signed_points(difference.value)}{at} ({low} to {high})"
+
+
+def _validation_cell(point: PathPoint) -> str:
+    if point.validation_interval is None:  # a path of an older version
+        return f"{per_cent(point.validation)} (no interval)"
+    return accuracy_cell(point.validation, point.validation_interval)
+
+
+def _oracle_cell(point: PathPoint, name: str) -> str:
+    head, _, tail = accuracy_cell(point.accuracy[name], point.interval[name]).partition(" ")
+    return f"{head} at {point.alpha:g} {tail}"
+
+
+def _path_row(run: RunRecord, point: PathPoint, averaged: tuple[str, ...]) -> tuple[str, ...]:
+    names = {0.0: "zero-shot", 1.0: "fine-tuned"}
+    marks = [names[point.alpha]] if point.alpha in names else []
+    if abs(point.alpha - run.alpha) < 1e-9:
+        marks.append("chosen")
+    label = f"{point.alpha:g} ({', '.join(marks)})" if marks else f"{point.alpha:g}"
+    cells = [
+        _validation_cell(point),
+        *(accuracy_cell(point.accuracy[name], point.interval[name]) for name in run.sets),
+    ]
+    if averaged:
+        mean = point_estimate(point, averaged)
+        cells.append(accuracy_cell(mean.value, (mean.low, mean.high)))
+    return (label, *cells)

@@ -1,0 +1,68 @@
+"""Soups of the members of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shiftproof.data.suites import ShiftSuite
+from shiftproof.ensembling.soups import greedy_soup, uniform_soup
+from shiftproof.errors import InputError
+from shiftproof.models.devices import resolve_device
+from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.records.codec import document
+from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
+from shiftproof.records.summaries import member_from_json, member_json
+from shiftproof.runs.pipeline import build_start
+from shiftproof.storage import read_json, write_json
+from shiftproof.studies.file import MemberRun, StudyFile
+from shiftproof.studies.members import sweep_member
+
+
+def with_soups(
+    record: StudyRecord, asked: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, out: Path
+) -> StudyRecord:
+    """The record with the soups that were asked for; one that cannot be averaged is a failure like another."""
+    soups, failures = [], list(record.failures)
+    for kind in asked.soups:
+        try:
+            soups.append(_soup(kind, record.members, runs, suite, out, asked.rule))
+        except InputError as error:  # of different architectures, say
+            failures.append(StudyFailure(f"{kind} soup", str(error)))
+    return replace(record, soups=tuple(soups), failures=tuple(failures))
+
+
+def _soup(
+    kind: str,
+    found: Sequence[StudyMember],
+    runs: Sequence[MemberRun],
+    suite: ShiftSuite,
+    out: Path,
+    rule: str,
+) -> StudyMember:
+    """A soup of all members that ended, saved and swept; done once, unless more have ended since, or anew."""
+    started, file = time.perf_counter(), out / "soups" / kind / "member.json"
+    names = [member.name for member in found]
+    candidates = {name: _digest(out / "members" / name / "member.json") for name in names}
+    if file.is_file() and (kept := read_json(file)).pop("candidates") == candidates:
+        return member_from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
+    first = next(run for run in runs if run.name == names[0])
+    first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
+    start, device = build_start(first.asked, suite), resolve_device("auto")
+    classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
+    if kind == "greedy":
+        soup, record = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device)
+        taken = tuple(names[i] for i in record.members)
+    else:
+        soup, taken = uniform_soup(classifiers), tuple(names)
+    save_classifier(soup, out / "soups" / kind / "fine_tuned")
+    member = sweep_member(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
+    write_json(file, document({"candidates": candidates, **member_json(member)}))
+    return member
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
