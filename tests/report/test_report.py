@@ -331,7 +331,7 @@ def test_samples_tell_right_from_wrong_in_words(tmp_path: Path) -> None:
 
 def test_several_runs_share_one_page_with_the_seeds_first(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run{seed}", make_run(seed=seed)) for seed in (3, 4)]
-    with pytest.raises(InputError, match="--out"):
+    with pytest.raises(InputError, match="`out=report.html`"):
         render_report(runs)
     path = render_report(runs, tmp_path / "both")
     assert path == tmp_path / "both" / "report.html"

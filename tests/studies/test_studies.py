@@ -1045,7 +1045,7 @@ def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
         raise sp.InputError("they are of two architectures")
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    monkeypatch.setattr(study, "uniform_soup", refused)
+    monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", refused)
     asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
     found = run_study(asked, tmp_path / "out")
     assert found.failures == (StudyFailure("uniform soup", "they are of two architectures"),)
