@@ -179,7 +179,7 @@ def pretrained(folder: Path, **changes: Any) -> Outcome:
 @functools.cache
 def micro(name: str, seed: int) -> sp.models.Clip:
     """A model with two towers, small enough to be written often."""
-    return sp.load_clip(name, seed)
+    return sp.load_clip(name, seed=seed)
 
 
 def two_towers() -> sp.Classifier:

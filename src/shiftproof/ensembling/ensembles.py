@@ -68,7 +68,7 @@ class TextPath:
         if fine_tuned.text is None:
             raise InputError("the fine-tuned classifier has no text tower of its own. Interpolate its head instead.")
         self._ends = (zero_shot, fine_tuned)
-        self._clip = source_clip(zero_shot, int(fine_tuned.training.get("seed", 0)))
+        self._clip = source_clip(zero_shot, seed=int(fine_tuned.training.get("seed", 0)))
         self._texts = (text_weights(self._clip), dict(fine_tuned.text))
         self._device = device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
 from shiftproof.errors import InputError
@@ -14,42 +15,76 @@ _LAST = ("proj",)
 
 
 def parameter_depths(network: Network) -> dict[str, int]:
-    """The depth of every parameter of a network, the lowest layer being 0 and the head the highest.
+    """The depth of every parameter of a network by name: 0 for the lowest layer, the highest number for the head.
 
-    A layer is a numbered block, ``blocks.3`` say, in the order in which the encoder lists them; what is listed before
-    the first is layer 0 and what comes after the last, or is a tower's final projection, is a layer of its own.
+    The layers of a timm model are those that timm groups its parameters by. In any other encoder a layer is a numbered
+    block, such as ``blocks.3``, in the order in which the encoder lists them. What is listed before the first block is
+    layer 0, and what comes after the last block, or is a tower's final projection, is a layer of its own.
 
     >>> from torch import nn
     >>> encoder = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> parameter_depths(Network(encoder, nn.Linear(2, 2)))["encoder.1.bias"]
     1
     """
-    names = [name for name, _ in network.encoder.named_parameters()]
+    encoder = network.encoder
+    layers = _timm_layers(encoder) if has_timm_layers(encoder) else _numbered_layers(encoder)
+    depths = {f"encoder.{name}": layer for name, layer in layers.items()}
+    top = max(depths.values(), default=0) + 1
+    depths |= {f"head.{name}": top for name, _ in network.head.named_parameters()}
+    # Counted without gaps: an encoder need not have anything before its first block, or after its last.
+    order = {layer: number for number, layer in enumerate(sorted(set(depths.values())))}
+    return {name: order[layer] for name, layer in depths.items()}
+
+
+def has_timm_layers(encoder: nn.Module) -> bool:
+    """Whether an encoder is a timm model, or an image tower around one, that groups its parameters by layer."""
+    return callable(getattr(_trunk(encoder), "group_matcher", None))
+
+
+def _timm_layers(encoder: nn.Module) -> dict[str, int]:
+    """The layer of every parameter by timm's groups; what a tower adds above the timm model is a layer of its own."""
+    trunk = _trunk(encoder)
+    groups = group_parameters(trunk, trunk.group_matcher(), reverse=True)  # type: ignore[operator]
+    prefix = "" if trunk is encoder else "trunk."
+    layers = {f"{prefix}{name}": layer for name, layer in groups.items()}
+    top = max(layers.values(), default=0) + 1
+    return {name: layers.get(name, top) for name, _ in encoder.named_parameters()}
+
+
+def _trunk(encoder: nn.Module) -> nn.Module:
+    """The timm model inside one of open_clip's image towers, or the encoder itself."""
+    trunk = getattr(encoder, "trunk", None)
+    return trunk if isinstance(trunk, nn.Module) else encoder
+
+
+def _numbered_layers(encoder: nn.Module) -> dict[str, int]:
+    """The layer of every parameter by the numbered blocks of an encoder."""
+    names = [name for name, _ in encoder.named_parameters()]
     blocks = {block: number for number, block in enumerate(dict.fromkeys(b for b in map(_block, names) if b), 1)}
     top = len(blocks) + 1
-    found, seen = {}, False
+    layers, after_first = {}, False
     for name in names:
         block = _block(name)
-        seen = seen or block is not None
-        found[f"encoder.{name}"] = blocks[block] if block else top if seen or name in _LAST else 0
-    found |= {f"head.{name}": top + 1 for name, _ in network.head.named_parameters()}
-    # Counted without gaps: an encoder need not have anything before its first block, or after its last.
-    order = {layer: number for number, layer in enumerate(sorted(set(found.values())))}
-    return {name: order[layer] for name, layer in found.items()}
+        after_first = after_first or block is not None
+        layers[name] = blocks[block] if block else top if after_first or name in _LAST else 0
+    return layers
 
 
 def lock_layers(network: Network, count: int) -> None:
-    """Freezes the lowest layers of an encoder, batch-norm statistics included."""
-    depth = parameter_depths(network)
-    if count > (highest := max(depth.values())):
+    """Freezes the ``count`` lowest layers of an encoder, their batch-norm statistics included.
+
+    Raises an InputError where the encoder has fewer layers.
+    """
+    depths = parameter_depths(network)
+    if count > (highest := max(depths.values())):
         raise InputError(f"finetune.locked_layers is {count}; the encoder has {highest} layers. Choose at most that.")
     parameters = dict(network.named_parameters())
-    locked = {name for name, layer in depth.items() if layer < count}
+    locked = {name for name, layer in depths.items() if layer < count}
     for name in locked:
         parameters[name].requires_grad_(False)
     for place, module in network.named_modules():
-        own = {f"{place}.{name}" for name, _ in module.named_parameters()}
-        if own and own <= locked:  # with all that is below it
+        names = {f"{place}.{name}" for name, _ in module.named_parameters()}
+        if names and names <= locked:  # a module is frozen with everything in it
             keep_in_evaluation(module)
 
 
@@ -60,19 +95,19 @@ def keep_in_evaluation(module: nn.Module) -> None:
 
 
 def decayed_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups a layer, whose ``lr_share`` falls by ``layer_decay`` from one layer to the next lower one.
+    """Parameter groups by layer, whose ``lr_share`` falls by ``layer_decay`` from one layer to the next lower one.
 
-    As in ``training.parameter_groups``, matrices decay, and biases, norms and scales do not.
+    As in ``training.parameter_groups``, ``weight_decay`` applies to matrices, and not to biases, norms and scales.
     """
-    depth = parameter_depths(network)
-    top = max(depth.values())
+    depths = parameter_depths(network)
+    top = max(depths.values())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((depth[name], parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((depths[name], parameter.ndim >= 2), []).append(parameter)
     return [
-        {"params": own, "weight_decay": weight_decay if decays else 0.0, "lr_share": layer_decay ** (top - layer)}
-        for (layer, decays), own in groups.items()
+        {"params": members, "weight_decay": weight_decay if decays else 0.0, "lr_share": layer_decay ** (top - layer)}
+        for (layer, decays), members in groups.items()
     ]
 
 

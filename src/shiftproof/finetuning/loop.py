@@ -18,6 +18,7 @@ from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
+from shiftproof.finetuning.depths import has_timm_layers
 from shiftproof.finetuning.probe import probed
 from shiftproof.finetuning.recipes import Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
@@ -122,9 +123,15 @@ class _Job:
                 "seed": self.seed,
                 "start": self.parent["fingerprint"],
                 "images": samples_digest(self.train),
+                **self._layers(),
             },
             earlier_origin={} if self.checkpoints is None else {"start": first_fingerprint(start)},
         )
+
+    def _layers(self) -> dict[str, str]:
+        """Whose layers the settings count, where that is timm: earlier versions counted those of all encoders."""
+        by_depth = self.settings.layer_decay < 1 or self.settings.locked_layers > 0
+        return {"layers": "timm"} if by_depth and has_timm_layers(self.begin.network.encoder) else {}
 
     def documented(self, classifier: Classifier, history: Sequence[Mapping[str, float]]) -> Classifier:
         """The classifier with its provenance and how it was fine-tuned."""
@@ -137,7 +144,7 @@ def _splits(start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, se
     train, validation = suite.reference.train, suite.reference.validation
     if train.classes.ids != start.classes.ids:
         raise InputError("the suite's classes are not the classifier's. Build the start for this suite.")
-    train = train if settings.shots is None else few_shot(train, settings.shots, seed)
+    train = train if settings.shots is None else few_shot(train, settings.shots, seed=seed)
     return train, decoded_once(validation, start.preprocessing)
 
 
@@ -176,7 +183,7 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
             break
 
 
-def few_shot(images: ImageSet, shots: int, seed: int) -> ImageSet:
+def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:
     """At most ``shots`` images of every class, drawn by the seed, in the set's order.
 
     >>> from shiftproof import load_suite

@@ -17,6 +17,7 @@ from shiftproof.data.batches import evaluation_batches, training_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError, require_between
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 
 # From where the start hardly moves to where the training images alone decide.
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -77,13 +78,14 @@ def probed(
     *,
     crop_scale: tuple[float, float],
     seed: int,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
 ) -> tuple[Classifier, tuple[ProbeTrial, ...]]:
     """The start with a head that logistic regression found, and the trials of the penalty, largest first.
 
     Features are those of random crops, as the training transform makes them. The penalty is the one whose head is
     best on the validation split, the larger of equals.
     """
+    device = resolve_device(device)
     cached, labels = _training_features(start, train, crop_scale, seed, device)
     held_out = _features(start, evaluation_batches(validation, start.preprocessing, _BATCH), device)
     if not torch.isfinite(cached).all():

@@ -136,7 +136,7 @@ class ContrastiveRecipe:
     def __init__(self, start: Classifier, settings: FinetuneSettings, *, seed: int, device: str) -> None:
         require_equal_shares("finetune.batch_size", settings.batch_size)
         self._start, self._settings, self._seed, self._device = start, settings, seed, device
-        self._clip = source_clip(start, seed)
+        self._clip = source_clip(start, seed=seed)
         self.module = TwoTowers(deepcopy(self._clip.model).to(device).train())
         if settings.gradient_checkpointing:
             checkpoint_gradients(self.module.model)

@@ -44,7 +44,7 @@ class Clip:
         return self.model.encode_text(self.tokenizer(list(texts)).to(device))  # type: ignore[operator,no-any-return]
 
 
-def load_clip(name: str, seed: int = 0) -> Clip:
+def load_clip(name: str, *, seed: int = 0) -> Clip:
     """A zero-shot model by its name, in evaluation mode on the CPU.
 
     ``tiny`` (shipped), ``open_clip:ARCHITECTURE/TAG`` (without a tag: random weights, drawn from ``seed``),

@@ -35,7 +35,7 @@ class Encoder:
     architecture: Mapping[str, Any]
 
 
-def load_encoder(name: str, seed: int = 0) -> Encoder:
+def load_encoder(name: str, *, seed: int = 0) -> Encoder:
     """A timm model by its name, in evaluation mode on the CPU.
 
     ``timm:NAME.TAG`` has the pretrained weights of that tag, from the cache or the network; ``timm:NAME`` has

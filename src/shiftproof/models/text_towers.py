@@ -16,7 +16,7 @@ from shiftproof.models.clip import Clip, load_clip
 _IMAGE_TOWER = "visual."
 
 
-def source_clip(classifier: Classifier, seed: int = 0) -> Clip:
+def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
     """The zero-shot model that a zero-shot classifier was made of.
 
     Raises an InputError where there is none, or where its image tower is not the classifier's.
@@ -31,7 +31,7 @@ def source_clip(classifier: Classifier, seed: int = 0) -> Clip:
             f"{classifier.source!r} has no text tower, which writes the head in contrastive fine-tuning. "
             "Start from a zero-shot model, or choose another finetune.recipe."
         )
-    clip = load_clip(classifier.source, seed)
+    clip = load_clip(classifier.source, seed=seed)
     tower = clip.model.visual.state_dict()  # type: ignore[union-attr]
     own = classifier.network.encoder.state_dict()
     if tower.keys() != own.keys() or any(not torch.equal(tensor, own[name].cpu()) for name, tensor in tower.items()):

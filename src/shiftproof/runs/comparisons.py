@@ -136,7 +136,7 @@ def _models(pair: PairFile) -> dict[str, Classifier]:
     for number, name in enumerate(pair.models, 1):
         if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
             raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
-        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, pair.seed), classes, pair.prompts)
+        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, seed=pair.seed), classes, pair.prompts)
         short = Path(name).absolute().name if name in loaded else name
         short = f"{Path(name).absolute().parent.name}-{short}" if short in models and name in loaded else short
         first = next(iter(models.values()), classifier)

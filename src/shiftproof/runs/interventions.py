@@ -151,9 +151,9 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
         models[name] = load_classifier(directory)
     for name in request.models:
         if request.head == "own":
-            models[name] = own_head_classifier(load_encoder(name, request.seed))
+            models[name] = own_head_classifier(load_encoder(name, seed=request.seed))
         else:
-            models[name] = zero_shot_classifier(load_clip(name, request.seed), images.classes, request.prompts)
+            models[name] = zero_shot_classifier(load_clip(name, seed=request.seed), images.classes, request.prompts)
     if len(models) < len(request.classifiers) + len(request.models):
         raise InputError("two of the models have one name. Name every model once, or rename a directory.")
     for model in models.values():

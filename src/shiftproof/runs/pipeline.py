@@ -342,7 +342,7 @@ def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
     """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes."""
     if (Path(run_file.model) / "classifier.json").is_file():
         return load_classifier(run_file.model)
-    return zero_shot_classifier(load_clip(run_file.model, run_file.seed), suite.classes, run_file.prompts)
+    return zero_shot_classifier(load_clip(run_file.model, seed=run_file.seed), suite.classes, run_file.prompts)
 
 
 def request_of(run_file: RunFile) -> Request:

@@ -70,7 +70,7 @@ def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: 
     if asked.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are found first, so that a misspelt name leaves no directory behind.
-    clip, data = load_clip(asked.model, asked.seed), load_captioned_set(asked.pretrain.data)
+    clip, data = load_clip(asked.model, seed=asked.seed), load_captioned_set(asked.pretrain.data)
     device, trackers = resolve_device(asked.device), trackers_from(asked.report_to)
     with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
         return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
