@@ -60,7 +60,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
-    "cli": ("failures", "console", "options", "understand", "weights", "studies", "app"),
+    "cli": (
+        *("failures", "group", "parsing", "options", "console"),
+        *("start", "stages", "weights", "diagnose", "studies", "data", "app"),
+    ),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]
 NO_TORCH = (

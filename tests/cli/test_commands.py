@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -743,28 +742,6 @@ def test_neither_the_package_nor_its_help_loads_torch(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("[]", "[]")
-
-
-BARE = """
-import typer
-app = typer.Typer()
-app.command()(lambda name: None)
-app(["--help"])
-"""
-
-
-def test_help_costs_little_beyond_what_typer_s_own_costs(tmp_path: Path) -> None:
-    def seconds(*command: str) -> float:
-        """Of the processor's time, the least of three: as a ratio in one run it is the same on a slow machine."""
-        found = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=tmp_path)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(found)
-
-    assert seconds("-m", "shiftproof", "--help") < 1.6 * seconds("-c", BARE)
 
 
 def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.models.Clip) -> None:

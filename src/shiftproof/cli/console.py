@@ -17,12 +17,12 @@ from shiftproof import progress
 from shiftproof.report.tables import Table
 
 _WIDTH_IN_FILES = 150
-_EVERY = 30.0  # seconds between two lines of one stage
-_PASSING = ("predict", "validate")  # stages within others
+_INTERVAL = 30.0  # seconds between two lines of one stage
+_INNER_STAGES = ("predict", "validate")  # which run within other stages
 
 
 def output_console() -> Console:
-    """The console for results; where the output is a file or a pipe, lines are not folded at 80 columns."""
+    """The console for results; lines are not folded at 80 columns if the output is a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES, highlight=False)
 
 
@@ -30,7 +30,7 @@ def print_table(table: Table) -> None:
     """Prints a table with its note."""
     shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", caption_justify="left")
     for number, name in enumerate(table.header):
-        # Folded, not cut: what differs in two long names may stand at their ends.
+        # Long names are folded rather than cut, since they may differ only at their ends.
         shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
@@ -41,7 +41,7 @@ def print_table(table: Table) -> None:
 
 @contextlib.contextmanager
 def live_progress() -> Iterator[None]:
-    """Shows progress events as bars on a terminal; elsewhere as a line for every finished stage, and every 30 s."""
+    """Shows progress as bars on a terminal, and elsewhere as a line for every finished stage and every 30 seconds."""
     if progress.is_secondary_process():
         yield
         return
@@ -65,7 +65,7 @@ def _bars(console: Console) -> Iterator[None]:
         def show(event: progress.Event) -> None:
             if event.stage not in tasks:
                 tasks[event.stage] = bars.add_task(event.stage, total=event.total, values="")
-            bars.update(tasks[event.stage], completed=event.done, total=event.total, values=_said(event))
+            bars.update(tasks[event.stage], completed=event.done, total=event.total, values=_values_of(event))
 
         with progress.listening(show):
             yield
@@ -74,22 +74,22 @@ def _bars(console: Console) -> Iterator[None]:
 @contextlib.contextmanager
 def _lines() -> Iterator[None]:
     begun: dict[str, float] = {}
-    told: dict[str, float] = {}
+    printed: dict[str, float] = {}
 
     def show(event: progress.Event) -> None:
         now = time.monotonic()
         begun.setdefault(event.stage, now)
-        if event.stage in _PASSING:
+        if event.stage in _INNER_STAGES:
             return
         if event.done == event.total:
-            # A stage of the same name may follow, as with the second of two fine-tunings: its clock starts anew.
+            # A stage of the same name may follow, such as the second of two fine-tunings; its clock starts again.
             del begun[event.stage]
-            told.pop(event.stage, None)
-            print(f"{event.stage}: {event.total} done  {_said(event)}".rstrip(), file=sys.stderr)
-        elif now - told.setdefault(event.stage, now) >= _EVERY:
-            told[event.stage] = now
+            printed.pop(event.stage, None)
+            print(f"{event.stage}: {event.total} done  {_values_of(event)}".rstrip(), file=sys.stderr)
+        elif now - printed.setdefault(event.stage, now) >= _INTERVAL:
+            printed[event.stage] = now
             left = (now - begun[event.stage]) / event.done * (event.total - event.done)
-            line = f"{event.stage}: {event.done} of {event.total}  {_said(event)}  {_clock(left)} left"
+            line = f"{event.stage}: {event.done} of {event.total}  {_values_of(event)}  {_clock(left)} left"
             print(line, file=sys.stderr, flush=True)
 
     with progress.listening(show):
@@ -100,13 +100,13 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
-def _said(event: progress.Event) -> str:
+def _values_of(event: progress.Event) -> str:
     return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in event.values.items())
 
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings without the source line that raised them, which tells a user nothing."""
+    """Prints warnings without the source line that raised them, which means nothing to a user."""
     shown = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:

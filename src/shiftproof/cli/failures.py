@@ -1,42 +1,23 @@
-"""What a command that fails prints: one message on stderr in the terms of the command line, and its exit code."""
+"""Failures in the terms of the command line: options in place of arguments, and exit codes."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Any
-
-from typer.core import TyperGroup
 
 from shiftproof.errors import ShiftproofError, TrainingInterruptedError
 
 USER_ERROR = 2
-TERMINATED = 128 + 15  # SIGTERM
-_PATH_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+PATH_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_TERMINATED = 128 + 15  # as a shell reports SIGTERM
 _QUOTES = "'\""
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]+))?`")
 
 
-class CommandGroup(TyperGroup):
-    """A group of commands that turns the errors of the library into a message and an exit code.
-
-    A mistake of the user's ends with code 2. A training run that SIGTERM stopped, and that can be resumed, ends with
-    143, as a shell reports that signal. Any other exception is a defect of the program and passes through.
-    """
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command; the message of a failure names the options of the command in place of arguments."""
-        try:
-            return super().invoke(ctx)
-        except ShiftproofError as error:
-            command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            _exit_with(
-                name_options(str(error), options_of(command)),
-                TERMINATED if isinstance(error, TrainingInterruptedError) else USER_ERROR,
-            )
-        except _PATH_ERRORS as error:
-            _exit_with(f"{error.filename}: {error.strerror}. Choose another path.", USER_ERROR)
+def exit_code_of(error: ShiftproofError) -> int:
+    """The exit code of a command that ends with an error of the library."""
+    return _TERMINATED if isinstance(error, TrainingInterruptedError) else USER_ERROR
 
 
 def options_of(command: Any) -> dict[str, str]:
@@ -59,8 +40,3 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
         return options[name] if value in (None, "True") else f"{options[name]} {value.strip(_QUOTES)}"
 
     return _ARGUMENT.sub(option, message)
-
-
-def _exit_with(message: str, code: int) -> None:
-    print(f"shiftproof: {message}", file=sys.stderr)
-    sys.exit(code)

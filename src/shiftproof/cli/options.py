@@ -1,42 +1,142 @@
-"""The command line's arguments and options that several commands share."""
+"""The arguments and options that several commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-Model = Annotated[str, typer.Argument(help="A model: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME, local-dir:PATH.")]
-Suite = Annotated[str | None, typer.Option("--suite", help="An embedded suite: emoji, emoji-development.")]
-Train = Annotated[str | None, typer.Option("--reference", help="Training data of one's own, e.g. folder:PATH.")]
+from shiftproof.cli.parsing import parse_shifts, require_new
+from shiftproof.errors import InputError
+
+if TYPE_CHECKING:
+    from shiftproof.runs.file import RunFile
+
+Suite = Annotated[str | None, Option("--suite", help="Use an embedded suite: emoji or emoji-development.")]
 Validation = Annotated[
-    str | None, typer.Option("--validation", help="Validation data; else a fifth of --reference is held out.")
-]
-Test = Annotated[str | None, typer.Option("--test", help="The reference's test data.")]
-Shifts = Annotated[list[str] | None, typer.Option("--shift", help="A natural shift, NAME=DATA. May be repeated.")]
-Corrupt = Annotated[
-    list[str] | None,
-    typer.Option("--corrupt", help="A synthetic shift of the test data, NAME:SEVERITY. May be repeated."),
-]
-Prompts = Annotated[str, typer.Option("--prompts", help="photo, short, openai, or a template with {}.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The run's seed.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Overrides a run-file key, e.g. finetune.lr=1e-5. May be repeated."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished stages are skipped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out first.")]
-Shots = Annotated[
-    int | None, typer.Option("--shots", min=1, help="Train on so many images of every class, drawn by the seed.")
-]
-ReportTo = Annotated[
-    str | None, typer.Option("--report-to", help="Trackers: tensorboard, wandb, both (tensorboard,wandb) or none.")
-]
-Mixing = Annotated[
     str | None,
-    typer.Option(
-        "--mixing",
-        help="Mix while fine-tuning: smoothmix-circle, smoothmix-square, cutmix, cutout, mixup or none.",
+    Option("--validation", help="Validate on this data. Without it, a fifth of the images of --reference is held out."),
+]
+Prompts = Annotated[
+    str,
+    Option(
+        "--prompts",
+        help="Build the zero-shot head with the prompts photo, short or openai, or with a template with {}.",
     ),
 ]
+Seed = Annotated[int | None, Option("--seed", min=0, help="Seed all random numbers of the run.")]
+Device = Annotated[str | None, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
+ResolvedDevice = Annotated[str, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
+Resume = Annotated[
+    bool, Option("--resume", help="Resume the interrupted job in --out. What it has finished is not repeated.")
+]
+Overwrite = Annotated[bool, Option("--overwrite", help="Delete the results of an earlier job in --out first.")]
+RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """The sets that a classifier is scored on."""
+
+    suite: Suite = None
+    test: Annotated[str | None, Option("--test", help="Score on this test data of the reference.")] = None
+    shift: Annotated[
+        list[str] | None,
+        Option("--shift", metavar="NAME=DATA", help="Score on data under a natural shift. Can be repeated."),
+    ] = None
+    corrupt: Annotated[
+        list[str] | None,
+        Option(
+            "--corrupt",
+            metavar="NAME:SEVERITY",
+            help="Score on the data of --test under a synthetic corruption of severity 1 to 5. Can be repeated.",
+        ),
+    ] = None
+
+    def shifts(self) -> dict[str, dict[str, str]]:
+        """The natural and synthetic shifts by name, as a run file holds them."""
+        return parse_shifts(self.shift or (), self.corrupt or (), self.test)
+
+    def named_sets(self) -> dict[str, str]:
+        """The data name of every set beside the suite's, by the name of the set."""
+        sets = {name: entry["data"] for name, entry in self.shifts().items()}
+        if self.test:
+            sets = {require_new("test", sets): self.test, **sets}
+        if not self.suite and not sets:
+            raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
+        return sets
+
+
+@dataclass(frozen=True)
+class SuiteOptions(ScoringOptions):
+    """The data of a run: an embedded suite, or a reference with its shifts."""
+
+    reference: Annotated[
+        str | None, Option("--reference", help="Train on your own data, such as folder:PATH or csv:PATH.")
+    ] = None
+    validation: Validation = None
+
+    def section(self) -> str | dict[str, Any]:
+        """What stands under ``suite`` in a run file."""
+        given = self.reference or self.validation or self.test or self.shift or self.corrupt
+        if self.suite and given:
+            raise InputError("--suite names all data; leave it out to give --reference, --test, --shift or --corrupt.")
+        if self.suite:
+            return self.suite
+        if not self.reference or not self.test:
+            raise InputError(
+                "no data. Give --suite emoji, or your own data: --reference folder:PATH --test folder:PATH."
+            )
+        reference = {"train": self.reference, "validation": self.validation, "test": self.test}
+        return {"reference": reference, "shifts": self.shifts()}
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Keys of a run file: those with an option, and any of them by ``--set``."""
+
+    seed: Seed = None
+    device: Device = None
+    overrides: Annotated[
+        list[str] | None,
+        Option("--set", metavar="KEY=VALUE", help="Override a run-file key, e.g. finetune.lr=1e-5. Can be repeated."),
+    ] = None
+
+    def values(self) -> dict[str, Any]:
+        """The run-file keys that have an option and are given, by their dotted names."""
+        keys = {"seed": "seed", "device": "device", "report_to": "report_to", "shots": "finetune.shots"}
+        given = vars(self)
+        return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
+
+    def read(self, path: Path) -> RunFile:
+        """A run file with these settings."""
+        from shiftproof.runs.file import RunFile
+
+        return RunFile.read(path, self.overrides or (), self.values())
+
+    def resolve(self, **keys: Any) -> RunFile:
+        """A run file of some keys with these settings."""
+        from shiftproof.runs.file import RunFile
+
+        return RunFile.resolve(keys, self.overrides or (), self.values())
+
+
+@dataclass(frozen=True)
+class TrainingOptions(SettingOptions):
+    """Settings of a command that trains."""
+
+    report_to: Annotated[
+        str | None,
+        Option("--report-to", help="Report to trackers: tensorboard, wandb, both (tensorboard,wandb) or none."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class FinetuningOptions(TrainingOptions):
+    """Settings of a command that fine-tunes."""
+
+    shots: Annotated[
+        int | None, Option("--shots", min=1, help="Train on this many images of every class, drawn with the seed.")
+    ] = None

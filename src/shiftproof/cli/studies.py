@@ -1,28 +1,53 @@
-"""The ``study`` command: parse, call one function, print."""
+"""The commands that look at many runs: ``report`` and ``study``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from shiftproof.cli.options import Overwrite, Resume, Set
+from shiftproof.cli.options import Overwrite, Resume
+
+
+def report(
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        Option("--out", help="Write the report to this file [default: report.html of the run, if there is one run]."),
+    ] = None,
+) -> None:
+    """Regenerate the report of a run, or write one report for several seeds of a run.
+
+    Example: shiftproof report runs/demo-0 runs/demo-1 runs/demo-2 --out runs/seeds.html
+    """
+    from shiftproof.report.page import render_report
+
+    print(render_report(runs, out))
 
 
 def study(
-    study_file: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The study file.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The study's directory; else runs/NAME.")] = None,
-    overrides: Set = None,
+    study_file: Annotated[Path, Argument(metavar="GRID.yaml", help="The study file.")],
+    out: Annotated[
+        Path | None, Option("--out", help="Write to this directory [default: runs/ and the study file's name].")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        Option(
+            "--set", metavar="KEY=VALUE", help="Override a study-file key, e.g. run.finetune.lr=1e-5. Can be repeated."
+        ),
+    ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", help="A Ray cluster's address; else one is started on this machine.")
+        str | None,
+        Option("--address", help="Use the Ray cluster at this address [default: start one on this machine]."),
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Many fine-tunings, side by side: do the settings matter less once weights are ensembled?
+    """Fine-tune with many settings side by side, and compare their alpha paths.
 
-    Every configuration of a grid, of a random sample or by name is run with every seed, each with its alpha path.
+    The study answers whether the settings matter less once weights are averaged. Every configuration of a grid, of a
+    random sample or of a list by name is run with every seed.
 
     Example: shiftproof study grid.yaml --out runs/grid --set run.finetune.epochs=5 --set seeds=[0,1]
     """
@@ -34,13 +59,13 @@ def study(
 
     out = out or Path("runs") / study_file.stem
     with live_progress():
-        found = run_study(
+        record = run_study(
             StudyFile.read(study_file, overrides or ()), out, resume=resume, overwrite=overwrite, address=address
         )
-    print_table(study_table(found))
-    if spreads := spread_table(found):
+    print_table(study_table(record))
+    if spreads := spread_table(record):
         print_table(spreads)
-    print(study_verdict(found))
+    print(study_verdict(record))
     print(f"numbers: {out / 'study.json'}; figure: {out / 'figures' / 'study.png'}")
-    if found.failures:
-        raise ShiftproofError(failure_summary(found.failures, out))
+    if record.failures:
+        raise ShiftproofError(failure_summary(record.failures, out))

@@ -2,71 +2,94 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from shiftproof.cli.options import Overwrite, Suite, Validation
+from shiftproof.cli.parsing import parse_number, parse_pair, parse_size
 
 if TYPE_CHECKING:
     from shiftproof.records.merges import MergeRecord
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def merge(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="A B...", help="Checkpoints: files, model or classifier directories, LoRA adapters."),
+        Argument(metavar="A B", help="Checkpoint files, model or classifier directories, or LoRA adapters."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="A .safetensors file, or a directory.")],
-    alpha: Annotated[str, typer.Option("--alpha", "--alphas", help="0 is A, 1 is B; a list makes several.")] = "0.5",
-    layer: Annotated[
-        list[str] | None, typer.Option("--layer", metavar="PATTERN=ALPHA", help="An alpha of its own, by name.")
+    out: Annotated[Path, Option("--out", help="Write to this .safetensors file or directory.")],
+    alphas: Annotated[
+        str, Option("--alpha", "--alphas", help="Take this share of B from 0 (A) to 1 (B); a list makes several.")
+    ] = "0.5",
+    layers: Annotated[
+        list[str] | None,
+        Option("--layer", metavar="PATTERN=ALPHA", help="Use another alpha for entries of this name. Can be repeated."),
     ] = None,
     depth: Annotated[
-        str | None, typer.Option("--depth", metavar="FIRST:LAST", help="Alpha in a straight line over the depth.")
+        str | None,
+        Option("--depth", metavar="FIRST:LAST", help="Let alpha change linearly from the first layer to the last."),
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="linear, uniform, greedy or model-stock.")] = "linear",
+    method: Annotated[
+        str, Option("--method", help="Merge by this method: linear, uniform, greedy or model-stock.")
+    ] = "linear",
     suite: Suite = None,
     validation: Validation = None,
-    integers: Annotated[str, typer.Option("--integers", help="copy, or require them equal.")] = "copy",
-    missing: Annotated[str, typer.Option("--missing", help="error, or keep what one input lacks.")] = "error",
-    shard_size: Annotated[str | None, typer.Option("--shard-size", help="The most per file, e.g. 2GB.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    integers: Annotated[
+        str, Option("--integers", help="Copy integer entries from A (copy), or require them to be equal (equal).")
+    ] = "copy",
+    missing: Annotated[
+        str, Option("--missing", help="Refuse entries that one input lacks (error), or keep them (keep).")
+    ] = "error",
+    shard_size: Annotated[
+        str | None, Option("--shard-size", help="Write files of at most this size, e.g. 2GB or 500MB.")
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge checkpoint files of any size in weight space: WiSE-FT's path, soups, Model Stock, LoRA adapters.
+    """Merge checkpoint files of any size: WiSE-FT, soups, Model Stock and LoRA adapters.
+
+    A greedy soup is chosen on the validation images of --suite or --validation.
 
     Example: shiftproof merge zeroshot/ finetuned/ --alpha 0.5 --out merged/
     """
     from shiftproof.cli.console import live_progress
     from shiftproof.merging.files import merge_files
     from shiftproof.merging.methods import MergeSettings
+    from shiftproof.runs.file import parse_alphas
 
     settings = MergeSettings(
         method=method,
-        alphas=tuple(_number("--alpha", part) for part in alpha.split(",")),
-        layers=dict(_pair("--layer", text, "=") for text in layer or []),
-        depth=_depth(depth),
+        alphas=tuple(parse_alphas(alphas)),
+        layers=dict(_layer_alpha(text) for text in layers or []),
+        depth=None if depth is None else _depth_alphas(depth),
         integers=integers,
         missing=missing,
-        shard_size=_bytes(shard_size),
+        shard_size=parse_size("--shard-size", shard_size),
     )
     score = _validation_accuracy(inputs[0], suite, validation) if method == "greedy" else None
     with live_progress():
         records = merge_files(*inputs, out=out, settings=settings, score=score, dry_run=dry_run, overwrite=overwrite)
     for record in records:
-        _show(record, dry_run=dry_run)
+        _print_merge(record, dry_run=dry_run)
 
 
-def _show(record: MergeRecord, *, dry_run: bool) -> None:
-    said = "would be written" if dry_run else "written"
+def _layer_alpha(text: str) -> tuple[str, float]:
+    name, alpha = parse_pair("--layer", text, "=", "head.*=1.0")
+    return name, parse_number("--layer", alpha)
+
+
+def _depth_alphas(text: str) -> tuple[float, float]:
+    first, last = parse_pair("--depth", text, ":", "0.2:0.8")
+    return parse_number("--depth", first), parse_number("--depth", last)
+
+
+def _print_merge(record: MergeRecord, *, dry_run: bool) -> None:
+    state = "would be written" if dry_run else "written"
     alpha = f" at alpha {record.alpha:g}" if record.alpha is not None else ""
-    print(f"{record.method}{alpha}: {record.out} {said}, {record.bytes / 1e9:.3f} GB in {len(record.files)} file(s)")
+    print(f"{record.method}{alpha}: {record.out} {state}, {record.bytes / 1e9:.3f} GB in {len(record.files)} file(s)")
     for entry in record.inputs:
         print(f"  {entry.role.replace('_', '-')}: {entry.path} ({entry.kind})")
     counts = [("combined", record.interpolated), ("copied", record.copied), ("kept, missing elsewhere", record.missing)]
@@ -107,46 +130,7 @@ def _validation_accuracy(first: str, suite: str | None, validation: str | None) 
         images = load_data(str(validation), classes)
 
     def score(directory: Path) -> float:
-        found = predict(load_classifier(directory), images, stage=f"score {directory.name}")
-        return accuracy(found.logits, found.labels)
+        predictions = predict(load_classifier(directory), images, stage=f"score {directory.name}")
+        return accuracy(predictions.logits, predictions.labels)
 
     return score
-
-
-def _depth(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    first, last = _pair("--depth", text, ":")
-    return _number("--depth", first), last
-
-
-def _pair(option: str, text: str, between: str) -> tuple[str, float]:
-    from shiftproof.errors import InputError
-
-    name, found, number = text.rpartition(between)
-    if not found or not name:
-        raise InputError(f"{option} {text!r} must look like {'head.*=1.0' if between == '=' else '0.2:0.8'}.")
-    return name, _number(option, number)
-
-
-def _number(option: str, text: str) -> float:
-    from shiftproof.errors import InputError
-
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InputError(f"{option}: {text!r} is no number.") from error
-
-
-def _bytes(text: str | None) -> int | None:
-    from shiftproof.errors import InputError
-
-    if text is None:
-        return None
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in _UNITS:
-        raise InputError(f"--shard-size {text!r} must look like 2GB or 500MB.")
-    size = _number("--shard-size", number) * _UNITS[unit]
-    if not math.isfinite(size):
-        raise InputError(f"--shard-size {text!r} is no size.")
-    return int(size)

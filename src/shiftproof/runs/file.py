@@ -91,19 +91,25 @@ class RunFile(Frozen):
     pretrain: PretrainFile | None = None
 
     @classmethod
-    def resolve(cls, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunFile:
+    def resolve(
+        cls, settings: Mapping[str, Any], overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+    ) -> RunFile:
         """Builds a checked run file from a plain mapping and ``key.path=value`` overrides.
+
+        ``values`` are further overrides, by ``key.path``, whose values need not be parsed. They are applied last.
 
         Raises an InputError that names the key, offers the nearest known one, or states the rule it breaks.
         """
         plain = copied(settings)
         for override in overrides:
             override_key(plain, override)
+        for key, value in (values or {}).items():
+            place_key(plain, key, value)
         if isinstance(finetune := plain.get("finetune", {}), dict):
             source = _source(str(plain.get("model", "tiny")))
             plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **_mixed_settings(source, finetune), **finetune}
-        if isinstance(alphas := plain.get("alphas"), str) and "," in alphas:  # a list as the command line writes it
-            plain["alphas"] = [alpha.strip() for alpha in alphas.split(",")]
+        if isinstance(alphas := plain.get("alphas"), str) and {",", "."} & set(alphas):  # else a number of alphas
+            plain["alphas"] = parse_alphas(alphas)
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
@@ -114,11 +120,11 @@ class RunFile(Frozen):
         return resolved
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
+    def read(cls, path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunFile:
         """Reads and checks a run file in YAML; arguments and errors are those of ``resolve``."""
         settings = read_yaml(path, "run file")
         # The run.yaml of a run directory also records versions, which are not settings.
-        return cls.resolve({key: value for key, value in settings.items() if key != "versions"}, overrides)
+        return cls.resolve({key: value for key, value in settings.items() if key != "versions"}, overrides, values)
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both give the same results: they may differ in the use of the machine and in trackers alone."""
@@ -185,6 +191,21 @@ def override_key(plain: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise InputError(f"`overrides` {override!r}: the value is not valid YAML ({error}).") from error
     place_key(plain, key, value)
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Parses a list of alphas such as 0.3,0.5; an InputError names the part that is not a number.
+
+    >>> parse_alphas("0.3, 0.5")
+    [0.3, 0.5]
+    """
+    alphas = []
+    for part in text.split(","):
+        try:
+            alphas.append(float(part))
+        except ValueError as error:
+            raise InputError(f"`alphas`: {part!r} is no number.") from error
+    return alphas
 
 
 def place_key(plain: dict[str, Any], key: str, value: Any) -> None:

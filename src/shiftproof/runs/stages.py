@@ -46,7 +46,7 @@ from shiftproof.training.log import trackers_from
 
 @dataclass(frozen=True)
 class Answer:
-    """One image's most probable classes, in falling order: (class name, probability)."""
+    """The most probable classes of one image, the most probable first: (class name, probability from 0 to 1)."""
 
     image: str
     top: tuple[tuple[str, float], ...]
@@ -54,9 +54,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A measured alpha path, the alpha that the asked rule chose, and all rules compared, where 0.5 is on the path.
+    """A measured alpha path, the alpha chosen by the requested rule, and a comparison of all rules.
 
-    ``batch_norm`` scores the ensemble with averaged statistics and with re-estimated ones, where that was asked for.
+    The rules are compared only if alpha 0.5 is on the path. ``batch_norm`` scores the ensemble with averaged
+    batch-norm statistics and with re-estimated ones, if that was requested.
     """
 
     path: PathRecord
@@ -65,45 +66,49 @@ class Sweep:
     batch_norm: tuple[AccuracyRecord, ...] = ()
 
 
-def run_pretrain(asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> PretrainRecord:
-    """Pretrains as the run file's ``pretrain`` section says."""
-    if asked.pretrain is None:
+def run_pretrain(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> PretrainRecord:
+    """Pretrains both towers as the ``pretrain`` section of the run file describes.
+
+    Raises an InputError for a run file without that section, or for an output directory that cannot be claimed.
+    """
+    if run_file.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
-    # Data and model are found first, so that a misspelt name leaves no directory behind.
-    clip, data = load_clip(asked.model, seed=asked.seed), load_captioned_set(asked.pretrain.data)
-    device, trackers = resolve_device(asked.device), trackers_from(asked.report_to)
-    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
-        return pretrain(clip, data, asked.pretrain, seed=asked.seed, out=out, device=device, trackers=trackers)
+    # Data and model are loaded first, so that a misspelt name leaves no directory behind.
+    clip, data = load_clip(run_file.model, seed=run_file.seed), load_captioned_set(run_file.pretrain.data)
+    device, trackers = resolve_device(run_file.device), trackers_from(run_file.report_to)
+    with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
+        return pretrain(clip, data, run_file.pretrain, seed=run_file.seed, out=out, device=device, trackers=trackers)
 
 
-def run_zero_shot(asked: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
+def run_zero_shot(run_file: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
     """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
-    suite, device = load_run_suite(asked), resolve_device(asked.device)
-    classifier = build_start(asked, suite)
+    suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    classifier = build_start(run_file, suite)
     with claim(out, STAGE, overwrite=overwrite):
         save_classifier(classifier, out)
         return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
 
 
 def run_finetune(
-    asked: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False
+    run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False
 ) -> tuple[AccuracyRecord, ...]:
-    """Fine-tunes the run file's model, or classifier directory, saves it to ``out`` and scores it.
+    """Fine-tunes the model or classifier directory of the run file, saves the result to ``out`` and scores it.
 
-    ``resume`` goes on from the last of ``out/checkpoints``. Processes that ``torchrun`` started share the work.
+    ``resume`` resumes an interrupted training run from the last checkpoint in ``out/checkpoints``. Processes started by
+    ``torchrun`` share the work.
     """
-    suite, device = load_run_suite(asked), resolve_device(asked.device)
-    start = build_start(asked, suite)
+    suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    start = build_start(run_file, suite)
     suite = suite.relabelled(start.classes)
-    with joined_processes(device), _training_in(out, asked, device, resume=resume, overwrite=overwrite):
+    with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
         tuned = finetune(
             start,
             suite,
-            asked.finetune,
-            seed=asked.seed,
+            run_file.finetune,
+            seed=run_file.seed,
             device=device,
             checkpoints=out / "checkpoints",
-            trackers=trackers_from(asked.report_to),
+            trackers=trackers_from(run_file.report_to),
         )
         records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
         if is_main_process():
@@ -113,18 +118,18 @@ def run_finetune(
 
 
 @contextlib.contextmanager
-def _training_in(out: Path, asked: RunFile, device: str, *, resume: bool, overwrite: bool = False) -> Iterator[None]:
-    """The directory of a training, new or the one to go on with, held by the process that writes."""
-    with contextlib.ExitStack() as held:
+def _training_in(out: Path, run_file: RunFile, device: str, *, resume: bool, overwrite: bool = False) -> Iterator[None]:
+    """Claims the directory of a new or resumed training run in the process that writes."""
+    with contextlib.ExitStack() as claims:
         if is_main_process():
-            request = Request(asked.to_yaml(), lambda file: RunFile.read(file).differences(asked))
-            held.enter_context(claim(out, TRAINING, request, resume=resume, overwrite=overwrite))
-        wait_for_main(device)  # the others read the checkpoints only now
+            request = Request(run_file.to_yaml(), lambda file: RunFile.read(file).differences(run_file))
+            claims.enter_context(claim(out, TRAINING, request, resume=resume, overwrite=overwrite))
+        wait_for_main(device)  # the other processes read the checkpoints from here on
         yield
 
 
 def run_sweep(
-    asked: RunFile,
+    run_file: RunFile,
     zero_shot: Path,
     fine_tuned: Path,
     out: Path,
@@ -134,27 +139,28 @@ def run_sweep(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Sweep:
-    """Sweeps alpha between two classifier directories: predictions, ``path.json``, ``rules.json``, the ensemble.
+    """Sweeps alpha between two classifier directories and writes predictions, ``path.json`` and ``rules.json``.
 
-    The ensemble at the chosen alpha is one classifier, so it is saved in the space of weights only. ``resume`` goes on
-    with the same sweep: the predictions it has kept are not made again. ``batch_norm`` re-estimates the ensemble's
-    batch-norm statistics on the training images, into ``ensemble_batch_norm``, and scores both in ``results.jsonl``.
+    In the space "weights", the ensemble at the chosen alpha is one classifier and is saved to ``ensemble``. ``resume``
+    continues the same sweep and reuses the predictions that it has saved. ``batch_norm`` re-estimates the batch-norm
+    statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores both in
+    ``results.jsonl``.
     """
     require_choice("space", space, SPACES)
-    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(asked.device)
-    _require_unseen_validation(asked, ends[1])
+    ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
+    _require_unseen_validation(run_file, ends[1])
     if batch_norm:
         require_batch_norm(ends[0])
-    suite = load_run_suite(asked).relabelled(ends[0].classes)
-    with claim(out, SWEEP, _sweep_request(asked, *ends, space), resume=resume, overwrite=overwrite):
+    suite = load_run_suite(run_file).relabelled(ends[0].classes)
+    with claim(out, SWEEP, _sweep_request(run_file, *ends, space), resume=resume, overwrite=overwrite):
         files = PathFiles(out / "predictions", path_sets(suite))
-        path = sweep_alpha(*ends, suite, asked.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
-        alpha = choose_alpha(path, asked.alpha_rule, tolerance=asked.alpha_tolerance)
+        path = sweep_alpha(*ends, suite, run_file.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
+        alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         write_json(out / "path.json", path_json(path))
-        if rules := files.rules(path, suite, asked.alpha_tolerance):
+        if rules := files.rules(path, suite, run_file.alpha_tolerance):
             write_json(out / "rules.json", document(rules))
         else:
-            (out / "rules.json").unlink(missing_ok=True)  # of other alphas, before it was resumed
+            (out / "rules.json").unlink(missing_ok=True)  # of the alphas that the sweep had before it was resumed
         if space == "weights":
             save_classifier(wise_ft(*ends, alpha), out / "ensemble")
         renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
@@ -162,7 +168,7 @@ def run_sweep(
 
 
 def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
-    """The ensemble's scores with averaged batch-norm statistics, and with those of the training images."""
+    """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
     renewed = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
     save_classifier(renewed, out / "ensemble_batch_norm")
     models = {"statistics averaged": ensemble, "statistics re-estimated": renewed}
@@ -171,12 +177,12 @@ def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out:
     return tuple(records)
 
 
-def _sweep_request(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> Request:
-    """The request of a sweep: what saved predictions depend on. More alphas, or another rule, are no other request."""
+def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> Request:
+    """The request of a sweep: what its saved predictions depend on, which excludes the alphas and the rule."""
     ends = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
     settings = {
-        "suite": asked.model_dump(mode="json")["suite"],
-        "seed": asked.seed,
+        "suite": run_file.model_dump(mode="json")["suite"],
+        "seed": run_file.seed,
         "space": space,
     }
 
@@ -192,30 +198,35 @@ def _sweep_request(asked: RunFile, zero_shot: Classifier, fine_tuned: Classifier
 
 def run_evaluate(
     directory: Path,
-    sets: Mapping[str, str],
-    suite: str | None,
-    device: str,
-    out: Path | None,
+    sets: Mapping[str, str] | None = None,
     *,
+    suite: str | None = None,
+    device: str = "auto",
+    out: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Scores a classifier directory on a suite's test sets and on named data; writes ``results.jsonl`` to ``out``.
+    """Scores a classifier directory on the test sets of an embedded suite and on named data.
 
-    A set may lack classes of the classifier; a warning names them.
+    ``sets`` maps the name of each set to its data, such as folder:PATH. With ``out``, the records are also written to
+    ``results.jsonl`` in that directory. A set may lack classes of the classifier; a warning names them.
+
+    Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
     """
     classifier = load_classifier(directory)
-    found: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
-    found |= {name: load_data(spec, classifier.classes, partial=True) for name, spec in sets.items()}
-    if not found:
+    images: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
+    images |= {name: load_data(data, classifier.classes, partial=True) for name, data in (sets or {}).items()}
+    if not images:
         raise InputError("no data to evaluate on. Name a `suite`, or data in `sets`.")
-    for name, images in found.items():
-        lacking = [i for label, i in enumerate(classifier.classes.ids) if label not in set(images.labels.tolist())]
-        if lacking:
-            warnings.warn(
-                f"{name} has no image of {listed(lacking, 5)}; its accuracy is over the others.", stacklevel=2
-            )
+    for name, image_set in images.items():
+        _warn_of_missing_classes(name, image_set, classifier.classes)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
-        return score(classifier, found, directory.name, resolve_device(device), out)
+        return score(classifier, images, directory.name, resolve_device(device), out)
+
+
+def _warn_of_missing_classes(name: str, images: ImageSet, classes: ClassSpace) -> None:
+    present = set(images.labels.tolist())
+    if missing := [label for i, label in enumerate(classes.ids) if i not in present]:
+        warnings.warn(f"{name} has no image of {listed(missing, 5)}; its accuracy is over the others.", stacklevel=3)
 
 
 def score(
@@ -227,20 +238,23 @@ def score(
     *,
     together: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Accuracy records of a classifier on every set, also as ``out/results.jsonl``; all processes ``together``."""
+    """The accuracy of a classifier on every set, as records that name it ``model``.
+
+    With ``out``, the records are also written to ``results.jsonl`` in that directory. With ``together``, all processes
+    of a distributed job share the work.
+    """
     records = []
     for name, images in sets.items():
-        found = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
-        kept = scores(found.logits, found.labels)
+        predictions = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
         records.append(
             evaluate(
-                kept,
-                found.labels,
+                scores(predictions.logits, predictions.labels),
+                predictions.labels,
                 classifier.classes.ids,
                 model=model,
                 alpha=classifier.alpha,
                 set_name=name,
-                groups=found.groups,
+                groups=predictions.groups,
             )
         )
     if out is not None:
@@ -252,13 +266,19 @@ def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
     write_text(out / "results.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records))
 
 
-def run_export(suite: str, out: Path, seed: int) -> int:
-    """Exports an embedded suite as image folders; returns the number of images."""
+def run_export(suite: str, out: Path, *, seed: int = 0) -> int:
+    """Writes an embedded suite to ``out`` as folders of images, and returns the number of images.
+
+    Raises an InputError if ``out`` is not empty.
+    """
     return export_suite(load_suite(suite, seed=seed), out)
 
 
 def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
-    """The ``top`` most probable classes of each image file, from a classifier directory alone."""
+    """The ``top`` most probable classes of each image file, by the classifier in a directory.
+
+    Raises an InputError that names a file which is missing or cannot be decoded.
+    """
     classifier = load_classifier(directory)
     unlabelled = ImageSet(
         "images",
@@ -278,11 +298,14 @@ def _top(row: np.ndarray, classes: ClassSpace, top: int) -> tuple[tuple[str, flo
     return tuple((classes.names[k], float(row[k])) for k in order)
 
 
-def _require_unseen_validation(asked: RunFile, fine_tuned: Classifier) -> None:
-    """A validation split held out with another seed than the training's would hold images trained on."""
-    seed = fine_tuned.training.get("seed", asked.seed)
-    if isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None and seed != asked.seed:
+def _require_unseen_validation(run_file: RunFile, fine_tuned: Classifier) -> None:
+    """Raises an InputError if the validation split was drawn with another seed than that of the training.
+
+    Such a split would contain images that the classifier was trained on.
+    """
+    seed = fine_tuned.training.get("seed", run_file.seed)
+    if isinstance(run_file.suite, SuiteFile) and run_file.suite.reference.validation is None and seed != run_file.seed:
         raise InputError(
-            f"the fine-tuned classifier held out its validation images with seed {seed}, this sweep with {asked.seed}: "
-            f"most of them were trained on. Add `seed={seed}`, or name `validation` data."
+            f"the fine-tuned classifier held out its validation images with seed {seed}, and this sweep uses seed "
+            f"{run_file.seed}, so most of them were trained on. Add `seed={seed}`, or name `validation` data."
         )

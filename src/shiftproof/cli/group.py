@@ -1,0 +1,89 @@
+"""Groups of commands: their help by subject, their failures, and options that commands share as one dataclass."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from typer.core import TyperGroup
+
+from shiftproof.cli.failures import PATH_ERRORS, USER_ERROR, exit_code_of, name_options, options_of
+from shiftproof.errors import ShiftproofError
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that lists them by subject and reports the errors of the library as a message.
+
+    A mistake of the user's ends with exit code 2, and an interrupted training run that can be resumed with 143. Any
+    other exception is a defect of the program and passes through.
+    """
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the list of commands, with a section for every subject and the first sentences of each help text."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            subject = getattr(command, "rich_help_panel", None) or "Commands"
+            sections.setdefault(subject, []).append((name, (command.help or "").split("\n\n")[0]))
+        for subject, rows in sections.items():
+            with formatter.section(subject):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; the message of a failure names the options of the command in place of arguments."""
+        try:
+            return super().invoke(ctx)
+        except ShiftproofError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            _exit_with(name_options(str(error), options_of(command)), exit_code_of(error))
+        except PATH_ERRORS as error:
+            _exit_with(f"{error.filename}: {error.strerror}. Choose another path.", USER_ERROR)
+
+
+def _exit_with(message: str, code: int) -> None:
+    print(f"shiftproof: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for every field of the dataclasses that the function takes.
+
+    Typer reads options from single parameters. Commands that share options declare them once, as the annotated fields
+    of a dataclass, and get an instance of it.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    types = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        if is_dataclass(group := types[parameter.name]):
+            groups[parameter.name] = group
+            parameters += _parameters_of(group)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=types[parameter.name]))
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{entry.name: values.pop(entry.name) for entry in fields(group)})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # Examples stand on one line, to be copied; the mark keeps the help from filling paragraphs.
+    command.__doc__ = re.sub(r"\n\n(.*: shiftproof )", "\n\n\b\n\\1", inspect.getdoc(function) or "")
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _parameters_of(group: Any) -> list[inspect.Parameter]:
+    types = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=types[entry.name]
+        )
+        for entry in fields(group)
+    ]

@@ -1,0 +1,213 @@
+"""The commands that run one stage of the method: ``pretrain``, ``zeroshot``, ``finetune``, ``sweep`` and so on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from shiftproof.cli.options import (
+    FinetuningOptions,
+    Overwrite,
+    Prompts,
+    ResolvedDevice,
+    Resume,
+    RunPath,
+    ScoringOptions,
+    SettingOptions,
+    SuiteOptions,
+    TrainingOptions,
+)
+
+if TYPE_CHECKING:
+    from shiftproof.runs.stages import Sweep
+
+
+def pretrain(
+    path: RunPath,
+    settings: TrainingOptions,
+    out: Annotated[Path, Option("--out", help="Write the model and its card to this directory.")] = Path(
+        "runs/pretrain"
+    ),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Pretrain an image tower and a text tower on images with captions.
+
+    The run file needs a section named pretrain. --resume resumes an interrupted training run from its last checkpoint.
+
+    Example: shiftproof pretrain run.yaml --out runs/pretrain --set pretrain.steps=3000
+    """
+    from shiftproof.cli.console import live_progress
+    from shiftproof.runs.stages import run_pretrain
+
+    run_file = settings.read(path)
+    with live_progress():
+        record = run_pretrain(run_file, out, resume=resume, overwrite=overwrite)
+    print(f"loss {record.final_loss:.3f} after {record.pairs_seen:,} pairs; recall on {record.recall_on}:")
+    for direction, recall in record.recall.items():
+        print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))
+    print(f"the model is {out / 'model'}; load it as local-dir:{out / 'model'}")
+
+
+def zeroshot(
+    model: Annotated[
+        str, Argument(help="A model's name: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME or local-dir:PATH.")
+    ],
+    data: SuiteOptions,
+    settings: SettingOptions,
+    prompts: Prompts = "photo",
+    out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Build a zero-shot classifier and score it on every test set.
+
+    Example: shiftproof zeroshot tiny --suite emoji --out runs/zeroshot
+    """
+    from shiftproof.cli.console import live_progress, print_table
+    from shiftproof.report.accuracy import records_table
+    from shiftproof.runs.stages import run_zero_shot
+
+    run_file = settings.resolve(model=model, suite=data.section(), prompts=prompts)
+    with live_progress():
+        records = run_zero_shot(run_file, out, overwrite=overwrite)
+    print_table(records_table(records))
+    print(f"the classifier is {out}")
+
+
+def finetune(
+    start: Annotated[str, Argument(metavar="MODEL|CLASSIFIER", help="A model's name or a classifier directory.")],
+    data: SuiteOptions,
+    settings: FinetuningOptions,
+    prompts: Prompts = "photo",
+    out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/finetune"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a model on the reference and score it on every test set.
+
+    --resume resumes an interrupted training run from its last checkpoint. Processes started by torchrun share the
+    work.
+
+    Example: shiftproof finetune tiny --suite emoji --out runs/tuned --set finetune.epochs=5
+    """
+    from shiftproof.cli.console import live_progress, print_table
+    from shiftproof.report.accuracy import records_table
+    from shiftproof.runs.stages import run_finetune
+
+    run_file = settings.resolve(model=start, suite=data.section(), prompts=prompts)
+    with live_progress():
+        records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)
+    print_table(records_table(records))
+    print(f"the classifier is {out}")
+
+
+def sweep(
+    zero_shot: Annotated[Path, Argument(help="The directory of the zero-shot classifier, at alpha 0.")],
+    fine_tuned: Annotated[Path, Argument(help="The directory of the fine-tuned classifier, at alpha 1.")],
+    data: SuiteOptions,
+    settings: SettingOptions,
+    alphas: Annotated[
+        str,
+        Option("--alphas", "--alpha", help="Measure this many alphas from 0 to 1, or those of a list such as 0.3,0.5."),
+    ] = "11",
+    rule: Annotated[
+        str, Option("--rule", help="Choose alpha by the rule fixed (0.5), reference or tolerance.")
+    ] = "fixed",
+    space: Annotated[
+        str, Option("--space", help="Interpolate the weights, or the outputs, for which both models run.")
+    ] = "weights",
+    batch_norm: Annotated[
+        bool,
+        Option(
+            "--reestimate-batch-norm",
+            help="Also re-estimate the ensemble's batch-norm statistics on training images, and score both.",
+        ),
+    ] = False,
+    out: Annotated[Path, Option("--out", help="Write path.json and ensemble/ to this directory.")] = Path("runs/sweep"),
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Interpolate two classifiers at every alpha, measure each ensemble and save the one at the chosen alpha.
+
+    --resume resumes an interrupted sweep, or adds alphas to a finished one.
+
+    Example: shiftproof sweep runs/zeroshot runs/tuned --suite emoji --out runs/sweep
+    """
+    from shiftproof.cli.console import live_progress
+    from shiftproof.runs.stages import run_sweep
+
+    run_file = settings.resolve(model="tiny", suite=data.section(), alphas=alphas, alpha_rule=rule)
+    with live_progress():
+        measured = run_sweep(
+            run_file, zero_shot, fine_tuned, out, space=space, batch_norm=batch_norm, resume=resume, overwrite=overwrite
+        )
+    _print_sweep(measured)
+    where = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "in this space it is two models, not saved"
+    print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {where}")
+
+
+def _print_sweep(measured: Sweep) -> None:
+    from shiftproof.cli.console import print_table
+    from shiftproof.report.accuracy import records_table
+    from shiftproof.report.paths import rules_table, sweep_table
+
+    print_table(sweep_table(measured.path))
+    if measured.rules:
+        print_table(rules_table(measured.rules))
+    else:
+        print("alpha 0.5 is not on the path, so the rules are not compared to it; add it to --alphas")
+    for model in dict.fromkeys(record.model for record in measured.batch_norm):
+        records = [record for record in measured.batch_norm if record.model == model]
+        print_table(records_table(records, f"The ensemble's accuracy, batch-norm {model}"))
+
+
+def evaluate(
+    classifier: Annotated[Path, Argument(help="A classifier directory.")],
+    data: ScoringOptions,
+    device: ResolvedDevice = "auto",
+    out: Annotated[
+        Path | None, Option("--out", help="Write results.jsonl to this directory [default: nothing is written].")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a classifier on a suite or on your own data.
+
+    The labels are matched by the names of the classes.
+
+    Example: shiftproof evaluate runs/tuned --test folder:photos --shift sketch=folder:sketches
+    """
+    from shiftproof.cli.console import live_progress, print_table
+    from shiftproof.report.accuracy import records_table
+    from shiftproof.runs.stages import run_evaluate
+
+    sets = data.named_sets()
+    with live_progress():
+        records = run_evaluate(classifier, sets, suite=data.suite, device=device, out=out, overwrite=overwrite)
+    print_table(records_table(records))
+
+
+def predict(
+    classifier: Annotated[Path, Argument(help="A classifier directory.")],
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files.")],
+    top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
+    as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,
+    device: ResolvedDevice = "auto",
+) -> None:
+    """Name the most probable classes of images, with their probabilities.
+
+    Example: shiftproof predict runs/demo/ensemble lemon.png --json
+    """
+    from shiftproof.runs.stages import predict_images
+
+    answers = predict_images(classifier, images, top=top, device=device)
+    if as_json:
+        rows = [{"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for answer in answers:
+        print(answer.image)
+        for name, probability in answer.top:
+            print(f"  {100 * probability:5.1f} %  {name}")

@@ -1,0 +1,85 @@
+"""The commands that run the whole method: ``demo`` and ``run``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from shiftproof.cli.options import FinetuningOptions, Overwrite, Resume, RunPath
+
+if TYPE_CHECKING:
+    from shiftproof.records.runs import RunRecord
+    from shiftproof.runs.file import RunFile
+
+
+def demo(
+    settings: FinetuningOptions,
+    mixing: Annotated[
+        str | None,
+        Option(
+            "--mixing",
+            help="Mix images while fine-tuning: smoothmix-circle, smoothmix-square, cutmix, cutout, mixup or none.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, Option("--out", help="Write to this run directory [default: runs/demo-SEED].")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the whole method on the emoji suite in a few minutes.
+
+    Example: shiftproof demo --seed 0 --out runs/demo --mixing smoothmix-circle
+    """
+    from shiftproof.runs.file import DEMO_FILE
+
+    if mixing:  # first, so that --set can change what the mixing brings along
+        settings = replace(settings, overrides=[f"finetune.mixing={mixing}", *(settings.overrides or ())])
+    run_file = settings.read(DEMO_FILE)
+    _run(run_file, out or Path(f"runs/demo-{run_file.seed}"), resume=resume, overwrite=overwrite)
+
+
+def run(
+    path: RunPath,
+    settings: FinetuningOptions,
+    out: Annotated[
+        Path | None, Option("--out", help="Write to this run directory [default: runs/ and the run file's name].")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run the whole method with your own model and data, as a run file describes it.
+
+    The stages are: build the zero-shot classifier, fine-tune it, sweep alpha, average the weights, measure all models
+    under distribution shift, and write a report.
+
+    Example: shiftproof run run.yaml --out runs/mine --set finetune.lr=1e-5
+    """
+    _run(settings.read(path), out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
+
+
+def _run(run_file: RunFile, out: Path, *, resume: bool, overwrite: bool) -> None:
+    from shiftproof.cli.console import live_progress
+    from shiftproof.progress import is_secondary_process
+    from shiftproof.runs.pipeline import follow_pipeline, run_pipeline
+
+    if is_secondary_process():
+        return follow_pipeline(run_file, out)
+    with live_progress():
+        record = run_pipeline(run_file, out, resume=resume, overwrite=overwrite)
+    _print_record(record, out)
+
+
+def _print_record(record: RunRecord, out: Path) -> None:
+    from shiftproof.cli.console import print_table
+    from shiftproof.report.accuracy import accuracy_table, group_table
+    from shiftproof.report.comparisons import verdict
+    from shiftproof.report.page import read_diagnosis
+    from shiftproof.report.tables import transposed
+
+    print_table(transposed(accuracy_table(record, read_diagnosis(out))))
+    if groups := group_table(record):
+        print_table(groups)
+    print(verdict(record))
+    print(f"report: {out / 'report.html'}")

@@ -1,0 +1,100 @@
+"""What help and shell completion show, and what they load: modules are counted, since seconds depend on the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from shiftproof.cli import app as cli
+
+SUBJECTS = {
+    "Start here": ["demo", "run"],
+    "Single stages": ["pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict"],
+    "Weights": ["merge"],
+    "Understand": ["report", "study", "diagnose"],
+    "Data": ["export-suite"],
+}
+MAIN = "from shiftproof.cli.app import main; main()"
+# Each prints how many modules it has loaded, at its end.
+COUNT = "import sys; print(len(sys.modules), file=sys.stderr)"
+BARE_TYPER = f"import typer\napp = typer.Typer(rich_markup_mode=None)\napp.command()(lambda: None)\ntry: app(['--help'])\nfinally: {COUNT}"
+HELP = f"import sys\nsys.argv = ['shiftproof', '--help']\ntry: {MAIN}\nfinally: {COUNT}"
+
+
+def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that runs some code."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def modules(code: str, folder: Path) -> int:
+    """The number of modules that some code has loaded when it ends."""
+    return int(python(code, folder).stderr.split()[-1])
+
+
+def test_help_lists_the_commands_by_subject(tmp_path: Path) -> None:
+    text = python(f"import sys; sys.argv = ['shiftproof', '--help']; {MAIN}", tmp_path).stdout
+    places = [text.index(f"\n{subject}:\n") for subject in SUBJECTS]
+    assert places == sorted(places)
+    for subject, names in SUBJECTS.items():
+        section = text[text.index(f"\n{subject}:\n") :].split("\n\n")[0]
+        assert re.findall(r"^  ([a-z-]+)  ", section, flags=re.MULTILINE) == names
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
+    pending = [typer.main.get_command(cli.app)]
+    while pending:
+        command = pending.pop()
+        pending += getattr(command, "commands", {}).values()
+        assert command.help
+        for parameter in command.params:
+            text = getattr(parameter, "help", None)
+            if parameter.name not in {"install_completion", "show_completion"}:
+                assert text and text[0].isupper() and text.endswith((".", "]")), (command.name, parameter.name)
+
+
+def test_examples_stand_on_one_line(tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['shiftproof', 'diagnose', 'agreement', '-h']; {MAIN}"
+    assert "  Example: shiftproof diagnose agreement" in (text := python(code, tmp_path).stdout)
+    example = next(line for line in text.splitlines() if "Example: " in line)
+    assert example.endswith("--suite emoji")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("shiftproof ", [name for names in SUBJECTS.values() for name in names]),
+        ("shiftproof ze", ["zeroshot"]),
+        ("shiftproof zeroshot --re", ["--reference"]),
+        ("shiftproof diagnose c", ["cka", "connectivity", "cam"]),
+    ],
+)
+def test_the_shell_completes(tmp_path: Path, typed: str, offered: list[str]) -> None:
+    variables = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1)}
+    done = python(MAIN, tmp_path, _SHIFTPROOF_COMPLETE="complete_bash", **variables)
+    assert sorted(done.stdout.split()) == sorted(offered)
+
+
+def test_the_completion_of_a_shell_can_be_printed(tmp_path: Path) -> None:
+    script = python(MAIN, tmp_path, _SHIFTPROOF_COMPLETE="source_bash").stdout
+    assert "_SHIFTPROOF_COMPLETE=complete_bash" in script
+
+
+def test_help_loads_little_beyond_what_a_bare_typer_application_loads(tmp_path: Path) -> None:
+    assert modules(HELP, tmp_path) < modules(BARE_TYPER, tmp_path) + 60
+
+
+def test_the_package_loads_little_beyond_a_bare_interpreter(tmp_path: Path) -> None:
+    assert modules(f"import shiftproof; {COUNT}", tmp_path) < modules(COUNT, tmp_path) + 40
