@@ -23,8 +23,23 @@ SUBJECTS = {
 MAIN = "from shiftproof.cli.app import main; main()"
 # Each prints how many modules it has loaded, at its end.
 COUNT = "import sys; print(len(sys.modules), file=sys.stderr)"
-BARE_TYPER = f"import typer\napp = typer.Typer(rich_markup_mode=None)\napp.command()(lambda: None)\ntry: app(['--help'])\nfinally: {COUNT}"
-HELP = f"import sys\nsys.argv = ['shiftproof', '--help']\ntry: {MAIN}\nfinally: {COUNT}"
+BARE_TYPER = f"""
+import typer
+app = typer.Typer(rich_markup_mode=None)
+app.command()(lambda: None)
+try:
+    app(["--help"])
+finally:
+    {COUNT}
+"""
+HELP = f"""
+import sys
+sys.argv = ["shiftproof", "--help"]
+try:
+    {MAIN}
+finally:
+    {COUNT}
+"""
 
 
 def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -67,8 +82,8 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
 
 def test_examples_stand_on_one_line(tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['shiftproof', 'diagnose', 'agreement', '-h']; {MAIN}"
-    assert "  Example: shiftproof diagnose agreement" in (text := python(code, tmp_path).stdout)
-    example = next(line for line in text.splitlines() if "Example: " in line)
+    lines = python(code, tmp_path).stdout.splitlines()
+    example = next(line for line in lines if line.startswith("  Example: shiftproof diagnose agreement "))
     assert example.endswith("--suite emoji")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.labels import ClassSpace
@@ -201,7 +202,7 @@ def run_evaluate(
     sets: Mapping[str, str] | None = None,
     *,
     suite: str | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     out: Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
@@ -274,7 +275,9 @@ def run_export(suite: str, out: Path, *, seed: int = 0) -> int:
     return export_suite(load_suite(suite, seed=seed), out)
 
 
-def predict_images(directory: Path, images: Sequence[Path], *, top: int = 5, device: str = "auto") -> list[Answer]:
+def predict_images(
+    directory: Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
+) -> list[Answer]:
     """The ``top`` most probable classes of each image file, by the classifier in a directory.
 
     Raises an InputError that names a file which is missing or cannot be decoded.
