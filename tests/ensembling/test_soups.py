@@ -312,7 +312,8 @@ def test_a_greedy_soup_is_the_average_of_what_it_took() -> None:
     start, images = toy(), pictures()
     members = [tuned(start, seed) for seed in range(1, 6)]
     before = [bits(member) for member in members]
-    soup, record = greedy_soup(members, images)
+    greedy = greedy_soup(members, images)
+    soup, record = greedy.classifier, greedy.record
     assert [bits(member) for member in members] == before
     assert record.candidates == tuple(sp.models.fingerprint(member) for member in members)
     reached: list[int] = []
@@ -331,7 +332,8 @@ def test_the_best_single_is_an_ordinary_outcome() -> None:
     start, images = toy(), pictures()
     good = sp.finetune(start, suite(images), sp.FinetuneSettings(epochs=6, lr=1e-2, batch_size=15, warmup_steps=0))
     head = {name: -tensor if "head" in name else tensor for name, tensor in good.state_dict().items()}
-    soup, record = greedy_soup([good.with_weights(head), good], images)
+    greedy = greedy_soup([good.with_weights(head), good], images)
+    soup, record = greedy.classifier, greedy.record
     assert record.is_best_single
     assert record.members == (1,)
     assert [trial.taken for trial in record.trials] == [True, False]

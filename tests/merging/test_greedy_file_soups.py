@@ -144,7 +144,8 @@ def test_the_command_chooses_a_greedy_soup_on_validation_images(
     assert ended.code == 0, ended.err
     classifiers = [sp.load_classifier(path) for path in members]
     images = sp.load_data(f"folder:{folders}/validation", classifiers[0].classes)
-    want, record = sp.greedy_soup(classifiers, images)
+    greedy = sp.greedy_soup(classifiers, images)
+    want, record = greedy.classifier, greedy.record
     found = sp.load_classifier(tmp_path / "soup")
     assert sp.models.fingerprint(found) == sp.models.fingerprint(want)
     stored = json.loads((tmp_path / "soup" / "merge.json").read_text())

@@ -72,7 +72,7 @@ def reestimate_batch_norm(
             progress.report("batch norm", number * size, len(chosen))
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     note = {"set": images.name, "images": len(chosen), "batch_size": size, "seed": seed}
-    return classifier.with_weights(weights, training={**classifier.training, "batch_norm": note})
+    return classifier.with_weights(weights, text=classifier.text, training={**classifier.training, "batch_norm": note})
 
 
 def _start_afresh(network: nn.Module) -> None:

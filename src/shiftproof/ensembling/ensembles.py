@@ -12,11 +12,11 @@ from torch import Tensor
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import IncompatibleWeightsError, InputError, require_between
+from shiftproof.ensembling.heads import TextTowers, with_combined_weights
+from shiftproof.errors import IncompatibleWeightsError, require_between
 from shiftproof.models.classifier import Classifier, require_same_task
 from shiftproof.models.clip import Clip
 from shiftproof.models.identity import has_fingerprint, parent_entry, recorded_starts
-from shiftproof.models.text_towers import rebuilt_head, source_clip, text_weights, with_text
 from shiftproof.weights.arithmetic import Alpha, combine, interpolate_weights
 
 _PROBE = "a photo of a lemon, and 2 sketches."
@@ -25,11 +25,14 @@ _PROBE = "a photo of a lemon, and 2 sketches."
 def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -> Classifier:
     """The classifier with the weights (1 - alpha) theta_0 + alpha theta_1 (WiSE-FT, Eq. 1), encoder and head.
 
-    alpha 0 is ``zero_shot``, 1 is ``fine_tuned``; 0.5 needs no tuning. It may also be one alpha for every entry
-    (``ensembling.schedules``), which the result's ``alpha`` tells by None. Where the fine-tuned head was rebuilt by a
-    text tower, both towers are interpolated and the head is rebuilt from the result (``TextPath``). Raises an
-    IncompatibleWeightsError where the two differ in classes, preprocessing or architecture; warns where ``fine_tuned``
-    is known to come from another source than ``zero_shot``.
+    alpha 0 is ``zero_shot``, 1 is ``fine_tuned``; 0.5 needs no tuning. ``alpha`` may also map every entry's name to an
+    alpha of its own (``weights.schedules``); the result's ``alpha`` is then None. Where a fine-tuned text tower wrote
+    a head, both towers are interpolated and the interpolated text tower writes the head; its alpha is that of
+    ``head.weight``.
+
+    Raises an IncompatibleWeightsError where the two differ in classes, preprocessing or architecture, and an
+    InputError where the text tower behind such a head is missing or the other head was not written by one. Warns
+    where ``fine_tuned`` is known to come from another source than ``zero_shot``.
 
     >>> from shiftproof import load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -40,48 +43,18 @@ def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -
     parents = (parent_entry("zero_shot", zero_shot), parent_entry("fine_tuned", fine_tuned))
     _warn_of_another_start(zero_shot, fine_tuned)
     weights = interpolate_weights(zero_shot.state_dict(), fine_tuned.state_dict(), alpha)
-    of_head = alpha["head.weight"] if isinstance(alpha, Mapping) else alpha
-    head, text = "interpolated", None
-    scale = _between_scales(zero_shot.logit_scale, fine_tuned.logit_scale, of_head)
-    if fine_tuned.text is not None and not isinstance(alpha, Mapping):
-        head_entries, scale, text = TextPath(zero_shot, fine_tuned).at(alpha)
-        weights, head = weights | head_entries, "rebuilt"
-    return zero_shot.with_weights(
+    alpha_of_head = alpha["head.weight"] if isinstance(alpha, Mapping) else alpha
+    towers = TextTowers.of((zero_shot, fine_tuned))
+    return with_combined_weights(
+        zero_shot,
         weights,
-        head=head,
-        logit_scale=scale,
+        towers.between(alpha_of_head) if towers else None,
+        head="interpolated",
+        logit_scale=_between_scales(zero_shot.logit_scale, fine_tuned.logit_scale, alpha_of_head),
         alpha=None if isinstance(alpha, Mapping) else alpha,
         parents=parents,
         training={},
-        text=text,
     )
-
-
-class TextPath:
-    """The heads along the path between two text towers, for classifiers whose text tower was fine-tuned too.
-
-    The towers are interpolated and write the head anew, which is not the interpolation of two heads (FLYP). Raises an
-    InputError where ``zero_shot`` is not what its zero-shot model makes.
-    """
-
-    def __init__(self, zero_shot: Classifier, fine_tuned: Classifier, device: str = "cpu") -> None:
-        if fine_tuned.text is None:
-            raise InputError("the fine-tuned classifier has no text tower of its own. Interpolate its head instead.")
-        self._ends = (zero_shot, fine_tuned)
-        self._clip = source_clip(zero_shot, seed=int(fine_tuned.training.get("seed", 0)))
-        self._texts = (text_weights(self._clip), dict(fine_tuned.text))
-        self._device = device
-
-    @torch.inference_mode(False)  # so that the bits do not depend on who asks
-    def at(self, alpha: float) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
-        """Head, logit scale and text tower at an alpha; at 0 and 1 the heads are the ends' own."""
-        text = interpolate_weights(*self._texts, alpha)
-        if alpha in (0, 1):
-            end = self._ends[int(alpha)]
-            return {f"head.{n}": t for n, t in end.network.head.state_dict().items()}, end.logit_scale, text
-        clip = with_text(self._clip, text)
-        clip.model.to(self._device)
-        return *rebuilt_head(clip, self._ends[0]), text
 
 
 def output_ensemble(zero_shot: Classifier, fine_tuned: Classifier, alpha: float = 0.5) -> OutputEnsemble:

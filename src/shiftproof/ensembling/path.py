@@ -18,7 +18,8 @@ from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite
-from shiftproof.ensembling.ensembles import TextPath, mixed_logits
+from shiftproof.ensembling.ensembles import mixed_logits
+from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_between, require_choice, require_equal_length
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, can_resample, contrast_interval
@@ -40,8 +41,8 @@ Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add]]
 Kept: TypeAlias = Callable[[float, str], int | None]
 # A batch's logits at each of some alphas, in their order.
 _Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
-# The head's entries at an alpha, and what else ``TextPath`` tells.
-_Heads: TypeAlias = Callable[[float], tuple[dict[str, Tensor], float, dict[str, Tensor]]]
+# The head's entries at an alpha, where they are not interpolated.
+_Heads: TypeAlias = Callable[[float], Mapping[str, Tensor]]
 
 
 def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
@@ -272,12 +273,14 @@ def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: st
     require_choice("space", space, SPACES)
     first, second = (end.network_on(device) for end in (zero_shot, fine_tuned))
     require_compatible(first.state_dict(), second.state_dict())
+    towers = TextTowers.of((zero_shot, fine_tuned), device) if space == "weights" else None
+    if towers is not None:
+        return _interpolating(first, second, functools.cache(lambda alpha: towers.between(alpha).entries))
     if _one_encoder(first, second):
         return _mixing(lambda images: _two_heads(first, second, images))
     if space == "outputs":
         return _mixing(lambda images: (first(images), second(images)))
-    text = TextPath(zero_shot, fine_tuned, device) if fine_tuned.text is not None else None
-    return _interpolating(first, second, functools.cache(text.at) if text else None)
+    return _interpolating(first, second, None)
 
 
 def _interpolating(first: Network, second: Network, rebuilt: _Heads | None) -> _Along:
@@ -292,7 +295,7 @@ def _interpolating(first: Network, second: Network, rebuilt: _Heads | None) -> _
         for alpha in alphas:
             for name, shares in path_coefficients(inside, alpha).items():
                 combine([end[name] for end in ends], shares, out=inside[name])
-            for name, entry in (rebuilt(alpha)[0] if rebuilt else {}).items():
+            for name, entry in (rebuilt(alpha) if rebuilt else {}).items():
                 inside[name].copy_(entry)
             yield working(images)
 

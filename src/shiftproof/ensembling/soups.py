@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
+from shiftproof.ensembling.heads import TextTowers, with_combined_weights
 from shiftproof.errors import require_at_least
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
@@ -54,11 +55,21 @@ class SoupRecord:
         return len(self.members) == 1
 
 
+@dataclass(frozen=True)
+class GreedySoup:
+    """A greedy soup as a classifier, and the record of how it came about."""
+
+    classifier: Classifier
+    record: SoupRecord
+
+
 def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
     """The classifier with the mean of all members' weights (Wortsman et al., "Model soups", 2022, sec. 2).
 
-    Raises an IncompatibleWeightsError where members differ in classes, preprocessing or architecture, and warns
-    where they are known to come from different starts: such a mean is no model.
+    Where a fine-tuned text tower wrote the head of a member, the text towers are averaged and their mean writes the
+    head. Raises an IncompatibleWeightsError where members differ in classes, preprocessing or architecture, and an
+    InputError where a text tower is missing or only some heads were written by one. Warns where members are known to
+    come from different starts, because such a mean is not a working model.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -67,44 +78,41 @@ def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
     ('averaged', ['member', 'member'])
     """
     _require_ingredients(classifiers, 1)
-    return _mean(classifiers)
+    return _mean(classifiers, TextTowers.of(classifiers), range(len(classifiers)))
 
 
-def greedy_soup(
-    classifiers: Sequence[Classifier], validation: ImageSet, device: str = "cpu"
-) -> tuple[Classifier, SoupRecord]:
+def greedy_soup(classifiers: Sequence[Classifier], validation: ImageSet, *, device: str = "cpu") -> GreedySoup:
     """The soup that takes a candidate only where its validation accuracy does not fall (Recipe 1 of "Model soups").
 
-    ``validation`` must hold images that no candidate was trained on. Members and errors are as in ``uniform_soup``;
-    the record tells every trial.
+    ``validation`` must hold images that no candidate was trained on. Heads, errors and warnings are as in
+    ``uniform_soup``; the record holds every trial.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
     >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
-    >>> soup, record = greedy_soup([zero, zero], suite.reference.validation.subset(range(40)))
-    >>> record.members
+    >>> greedy_soup([zero, zero], suite.reference.validation.subset(range(40))).record.members
     (0, 1)
     """
     _require_ingredients(classifiers, 1)
-    images = decoded_once(validation, classifiers[0].preprocessing)
+    images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device)
 
-    def measured(classifier: Classifier) -> float:
-        found = predict(classifier, images, device=device)
-        return accuracy(found.logits, found.labels)
+    def score(classifier: Classifier) -> float:
+        predictions = predict(classifier, images, device=device)
+        return accuracy(predictions.logits, predictions.labels)
 
     trials = greedy_members(
-        [measured(classifier) for classifier in classifiers],
-        lambda members: measured(_mean([classifiers[i] for i in sorted(members)])),
+        [score(classifier) for classifier in classifiers],
+        lambda members: score(_mean(classifiers, towers, sorted(members))),
     )
-    soup = _mean([classifiers[i] for i in sorted(members_of(trials))])
-    return soup, SoupRecord(tuple(map(fingerprint, classifiers)), trials)
+    soup = _mean(classifiers, towers, sorted(members_of(trials)))
+    return GreedySoup(soup, SoupRecord(tuple(map(fingerprint, classifiers)), trials))
 
 
 def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -> Classifier:
-    """Model Stock (Jang et al., 2024): the members' mean, drawn to ``zero_shot`` entry by entry.
+    """Model Stock (Jang et al., 2024): the members' mean, moved towards ``zero_shot`` entry by entry.
 
-    It needs two members or more that were fine-tuned from ``zero_shot``, and no validation data. Errors and
-    warnings are as in ``uniform_soup``.
+    It needs two or more members that were fine-tuned from ``zero_shot``, and no validation data. Heads, errors and
+    warnings are as in ``uniform_soup``; text towers are combined by Model Stock, too.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -112,20 +120,32 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
     ['zero_shot', 'member', 'member']
     """
     _require_ingredients(classifiers, 2, zero_shot)
-    weights = model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers])
-    parents = (
-        parent_entry("zero_shot", zero_shot),
-        *(parent_entry("member", classifier) for classifier in classifiers),
-    )
-    return zero_shot.with_weights(weights, head="averaged", alpha=None, parents=parents, training={})
-
-
-def _mean(classifiers: Sequence[Classifier]) -> Classifier:
-    return classifiers[0].with_weights(
-        average_weights([classifier.state_dict() for classifier in classifiers]),
+    towers = TextTowers.of((zero_shot, *classifiers))
+    return with_combined_weights(
+        zero_shot,
+        model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers]),
+        towers.rebuild(lambda texts: model_stock(texts[0], texts[1:])) if towers else None,
         head="averaged",
         alpha=None,
-        parents=tuple(parent_entry("member", classifier) for classifier in classifiers),
+        parents=(parent_entry("zero_shot", zero_shot), *(parent_entry("member", member) for member in classifiers)),
+        training={},
+    )
+
+
+def _mean(classifiers: Sequence[Classifier], towers: TextTowers | None, members: Sequence[int]) -> Classifier:
+    """The mean of some of the classifiers, whose text towers ``towers`` holds in the same order."""
+    chosen = [classifiers[i] for i in members]
+    rebuilt = None
+    if towers is not None:
+        same_as = members[0] if len(members) == 1 else None
+        rebuilt = towers.rebuild(lambda texts: average_weights([texts[i] for i in members]), same_as)
+    return with_combined_weights(
+        chosen[0],
+        average_weights([classifier.state_dict() for classifier in chosen]),
+        rebuilt,
+        head="averaged",
+        alpha=None,
+        parents=tuple(parent_entry("member", classifier) for classifier in chosen),
         training={},
     )
 

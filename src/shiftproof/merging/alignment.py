@@ -161,6 +161,14 @@ def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
     from shiftproof.models.directories import read_card
 
     cards = [read_card(checkpoint.path) for checkpoint in checkpoints]
+    if rebuilt := [
+        str(checkpoint.path) for checkpoint, card in zip(checkpoints, cards, strict=True) if card.head == "rebuilt"
+    ]:
+        raise InputError(
+            f"a fine-tuned text tower wrote the head of {listed(rebuilt)}. Averaged heads are not the head that the "
+            "averaged text tower writes, and a merge of files runs no text tower. Use `wise_ft`, `uniform_soup` or "
+            "`greedy_soup` in Python, or the command sweep for one zero-shot and one fine-tuned classifier."
+        )
     for card in cards[1:]:
         require_same_task(cards[0], card)
     return cards

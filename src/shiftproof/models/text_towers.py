@@ -19,7 +19,8 @@ _IMAGE_TOWER = "visual."
 def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
     """The zero-shot model that a zero-shot classifier was made of.
 
-    Raises an InputError where there is none, or where its image tower is not the classifier's.
+    Raises an InputError where there is none, where the text tower did not write the classifier's head, or where the
+    image tower is not the classifier's.
 
     >>> from shiftproof import ClassSpace, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -30,6 +31,11 @@ def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
         raise InputError(
             f"{classifier.source!r} has no text tower, which writes the head in contrastive fine-tuning. "
             "Start from a zero-shot model, or choose another finetune.recipe."
+        )
+    if classifier.head != "zero-shot":
+        raise InputError(
+            f"the head of the classifier is {classifier.head!r}, so the text tower of {classifier.source!r} did not "
+            "write it. Start from the zero-shot classifier."
         )
     clip = load_clip(classifier.source, seed=seed)
     tower = clip.model.visual.state_dict()  # type: ignore[union-attr]

@@ -54,8 +54,8 @@ def _soup(
     start, device = build_start(first.asked, suite), resolve_device("auto")
     classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
     if kind == "greedy":
-        soup, record = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device)
-        taken = tuple(names[i] for i in record.members)
+        greedy = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device=device)
+        soup, taken = greedy.classifier, tuple(names[i] for i in greedy.record.members)
     else:
         soup, taken = uniform_soup(classifiers), tuple(names)
     save_classifier(soup, out / "soups" / kind / "fine_tuned")
