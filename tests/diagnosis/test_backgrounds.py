@@ -173,8 +173,8 @@ def test_pixels_without_object_or_of_another_size_are_refused() -> None:
 def test_partners_are_others_of_the_class_and_of_other_classes(labels: list[int], seed: int) -> None:
     counts = Counter(labels)
     assume(len(counts) > 1 and max(counts.values()) > 1)
-    found = draw_partners(np.array(labels), seed)
-    again = draw_partners(np.array(labels), seed)
+    found = draw_partners(np.array(labels), seed=seed)
+    again = draw_partners(np.array(labels), seed=seed)
     assert found.same.tolist() == again.same.tolist()
     assert found.other.tolist() == again.other.tolist()
     for i, label in enumerate(labels):
@@ -188,7 +188,7 @@ def test_partners_are_others_of_the_class_and_of_other_classes(labels: list[int]
 
 def test_every_partner_has_its_chance_and_large_classes_no_more_of_it() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2, 2, 2])
-    drawn = [draw_partners(labels, seed) for seed in range(2000)]
+    drawn = [draw_partners(labels, seed=seed) for seed in range(2000)]
     same = Counter(int(partners.same[1]) for partners in drawn)
     assert {i: round(count / 2000, 1) for i, count in same.items()} == {0: 0.5, 2: 0.5}
     other = Counter(int(partners.other[0]) for partners in drawn)
@@ -233,7 +233,7 @@ def test_the_variants_are_composed_of_the_drawn_partners() -> None:
     sizes = [(16, 16), (12, 20), (24, 9), (16, 12), (8, 8), (30, 30)]
     images = flags([0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], sizes)
     assert images.mask is not None
-    partners, found = draw_partners(images.labels, 3), background_sets(images, 3)
+    partners, found = draw_partners(images.labels, seed=3), background_sets(images, seed=3)
     assert tuple(found) == VARIANTS
     backgrounds = [tiled_background(images.read(i), images.mask(i)) for i in range(6)]
     for i in range(6):
@@ -249,7 +249,7 @@ def test_the_variants_are_composed_of_the_drawn_partners() -> None:
             assert np.array_equal(found[variant].read(i), composed), (variant, i)
     for variant, data in found.items():
         assert (data.name, data.ids, data.labels.tolist()) == (variant, images.ids, images.labels.tolist())
-    again, other = background_sets(images, 3), background_sets(images, 4)
+    again, other = background_sets(images, seed=3), background_sets(images, seed=4)
     assert all(np.array_equal(found["mixed-random"].read(i), again["mixed-random"].read(i)) for i in range(6))
     assert not all(np.array_equal(found["mixed-random"].read(i), other["mixed-random"].read(i)) for i in range(6))
 
@@ -272,12 +272,12 @@ def test_the_only_image_of_a_class_is_left_out_of_mixed_same() -> None:
     images = flags([0, 1, 1, 2, 1], [0, 1, 2, 0, 1])
     assert images.mask is not None
     with pytest.warns(UserWarning, match="2 of 5 samples of flags are the only one"):
-        found = background_sets(images, 1)
+        found = background_sets(images, seed=1)
     assert {variant: len(data) for variant, data in found.items()} == {
         **dict.fromkeys(VARIANTS, 5),
         "mixed-same": 3,
     }
-    partners = draw_partners(images.labels, 1)
+    partners = draw_partners(images.labels, seed=1)
     assert found["mixed-same"].ids == ("flag-1", "flag-2", "flag-4")
     for place, i in enumerate((1, 2, 4)):
         partner = int(partners.same[i])
@@ -355,7 +355,7 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
     images = flags(LABELS, BEHIND)
     found = measure_backgrounds({"border": looking("border"), "object": looking("object")}, images, seed=5)
     assert (found.set, found.chance, found.seed, found.level) == ("flags", 1 / 3, 5, 0.95)
-    labels, behind, partners = np.array(LABELS), np.array(BEHIND), draw_partners(np.array(LABELS), 5)
+    labels, behind, partners = np.array(LABELS), np.array(BEHIND), draw_partners(np.array(LABELS), seed=5)
     right = {
         "original": behind == labels,
         "only-background": behind == labels,

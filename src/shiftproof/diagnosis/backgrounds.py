@@ -43,7 +43,7 @@ class Partners:
     other: NDArray[np.int64]
 
 
-def draw_partners(labels: NDArray[np.integer], seed: int = 0) -> Partners:
+def draw_partners(labels: NDArray[np.integer], *, seed: int = 0) -> Partners:
     """Draws the partners of (N,) labels: the class with equal chances for all others that occur, then the image.
 
     Raises an InputError where one class alone occurs or no class has two images.
@@ -118,7 +118,7 @@ def place_object(
     return placed
 
 
-def background_sets(images: ImageSet, seed: int = 0) -> dict[str, ImageSet]:
+def background_sets(images: ImageSet, *, seed: int = 0) -> dict[str, ImageSet]:
     """The set in five variants, by name, with the objects' labels; composed when they are read.
 
     ``original``; ``only-foreground`` (the object on black); ``only-background`` (``tiled_background``);
@@ -132,7 +132,7 @@ def background_sets(images: ImageSet, seed: int = 0) -> dict[str, ImageSet]:
     ['original', 'only-foreground', 'only-background', 'mixed-same', 'mixed-random']
     """
     masks = require_masks(images)
-    partners = draw_partners(images.labels, seed)
+    partners = draw_partners(images.labels, seed=seed)
     kept = np.flatnonzero(partners.same != NO_PARTNER).tolist()
     if len(kept) < len(images):
         warnings.warn(
@@ -157,7 +157,7 @@ def background_sets(images: ImageSet, seed: int = 0) -> dict[str, ImageSet]:
 
 
 def measure_backgrounds(
-    classifiers: Mapping[str, Classifier], images: ImageSet, *, seed: int = 0, device: str = "cpu"
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, seed: int = 0, device: str | torch.device = "auto"
 ) -> BackgroundStudy:
     """The accuracy of every classifier on every variant of a set, and its background gap.
 
@@ -175,7 +175,7 @@ def measure_backgrounds(
     """
     if not classifiers:
         raise InputError("classifiers is empty; name one at least.")
-    variants = background_sets(images, seed)
+    variants = background_sets(images, seed=seed)
     if len(set(variants["mixed-same"].labels.tolist())) < 2:
         raise InputError(
             f"one class of {images.name} alone has two images; the background gap needs two such classes. Add images."
@@ -242,7 +242,9 @@ def _require_same_size(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> No
         raise InputError(f"pixels and mask have the shapes {pixels.shape} and {mask.shape}; need (H, W, 3) and (H, W).")
 
 
-def _correct(classifiers: Mapping[str, Classifier], images: ImageSet, device: str) -> dict[str, NDArray[np.bool_]]:
+def _correct(
+    classifiers: Mapping[str, Classifier], images: ImageSet, device: str | torch.device
+) -> dict[str, NDArray[np.bool_]]:
     """Whether each classifier is right, sample by sample; images are composed once for all that want them alike."""
     composed: dict[Preprocessing, ImageSet] = {}
     correct = {}

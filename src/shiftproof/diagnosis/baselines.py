@@ -75,7 +75,13 @@ def halves(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
 
 
 def finetune_half(
-    start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, which: int, *, seed: int = 0, device: str = "cpu"
+    start: Classifier,
+    suite: ShiftSuite,
+    settings: FinetuneSettings,
+    which: int,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> Classifier:
     """Fine-tunes on one of the reference's two ``halves``, 0 or 1: the paper's baseline pair (WiSE-FT, app. E).
 
@@ -92,7 +98,12 @@ def half_settings(settings: FinetuneSettings) -> FinetuneSettings:
 
 
 def train_from_scratch(
-    start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, *, seed: int = 0, device: str = "cpu"
+    start: Classifier,
+    suite: ShiftSuite,
+    settings: FinetuneSettings,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> Classifier:
     """Trains the start's architecture on the suite's reference alone, from random weights."""
     return finetune(untrained(start, seed=seed), suite, settings, seed=seed, device=device)
@@ -125,7 +136,12 @@ _BASELINE = FinetuneSettings(lr=4e-3, batch_size=64, warmup_steps=100, weight_de
 
 
 def train_baseline(
-    start: Classifier, suite: ShiftSuite, wanted: BaselineSettings, *, seed: int = 0, device: str = "cpu"
+    start: Classifier,
+    suite: ShiftSuite,
+    wanted: BaselineSettings,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> Classifier:
     """Trains the tiny tower in one size on the reference alone, from random weights.
 

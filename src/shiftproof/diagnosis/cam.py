@@ -20,6 +20,7 @@ from shiftproof.diagnosis.grad_cam import explained_module, grad_cam_maps
 from shiftproof.diagnosis.grids import layer_grid, timm_trunk
 from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.devices import resolve_device
 
 METHODS = ("auto", "cam", "grad-cam")
 
@@ -42,7 +43,7 @@ def class_activation_map(
     *,
     method: str = "auto",
     layer: str | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
 ) -> Tensor:
     """(B, H, W) maps >= 0 on the CPU, in float32, of the evidence for one class an image, at the images' resolution.
 
@@ -61,9 +62,10 @@ def class_activation_map(
     if layer is not None and method == "cam":
         raise InputError(f"the layer {layer!r} is for Grad-CAM; CAM reads the last map. Give method='grad-cam'.")
     _require_fitting(classifier, images, classes)
+    place = resolve_device(device)
     with _at_work(classifier, images):
-        network = _private(classifier.network, device)
-        images, classes = _moved(images, device), classes.to(device)
+        network = _private(classifier.network, place)
+        images, classes = _moved(images, place), classes.to(place)
         end = None if method == "grad-cam" or layer is not None else _linear_end(network, images[:1])
         if end is not None:
             maps = _evidence(network, end, images, classes).maps
@@ -74,7 +76,9 @@ def class_activation_map(
         return functional.interpolate(maps.clamp_min(0)[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu()
 
 
-def class_evidence(classifier: Classifier, images: Tensor, classes: Tensor, *, device: str = "cpu") -> Evidence:
+def class_evidence(
+    classifier: Classifier, images: Tensor, classes: Tensor, *, device: str | torch.device = "auto"
+) -> Evidence:
     """The exact share of each place of the last map in a class's logit, on the CPU; what CAM clips and enlarges.
 
     ``images`` (B, 3, H, W) and ``classes`` (B,) as for ``class_activation_map``. Raises an InputError where the
@@ -86,9 +90,10 @@ def class_evidence(classifier: Classifier, images: Tensor, classes: Tensor, *, d
     (2, 8, 8)
     """
     _require_fitting(classifier, images, classes)
+    place = resolve_device(device)
     with _at_work(classifier, images):
-        network = _private(classifier.network, device)
-        images, classes = _moved(images, device), classes.to(device)
+        network = _private(classifier.network, place)
+        images, classes = _moved(images, place), classes.to(place)
         end = _linear_end(network, images[:1])
         if end is None:
             raise _not_exact(classifier)

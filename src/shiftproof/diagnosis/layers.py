@@ -18,6 +18,7 @@ from shiftproof.diagnosis.cka import CkaTable
 from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.devices import resolve_device
 from shiftproof.records.comparisons import LayersRecord
 
 Floats = NDArray[np.float64]
@@ -52,7 +53,7 @@ def measure_layers(
     *,
     layers: Sequence[str] | None = None,
     other_layers: Sequence[str] | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     debiased: bool = False,
     batch_size: int = BATCH_SIZE,
     stage: str = "layers",
@@ -76,11 +77,11 @@ def measure_layers(
     """
     names = _chosen(first, layers, "first")
     others = _chosen(second, layers if other_layers is None else other_layers, "second")
-    table = CkaTable()
+    place, table = resolve_device(device), CkaTable()
     with (
         torch.inference_mode(),
-        _reading(first, names, device) as read,
-        _reading(second, others, device) as read_other,
+        _reading(first, names, place) as read,
+        _reading(second, others, place) as read_other,
     ):
         for batch, other_batch in _batches(first, second, images, batch_size):
             table.add(read(batch), read_other(other_batch))

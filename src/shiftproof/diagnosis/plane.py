@@ -19,6 +19,7 @@ from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.evaluation.metrics import log_probabilities
 from shiftproof.models.classifier import Classifier, Network, require_same_task
+from shiftproof.models.devices import resolve_device
 from shiftproof.records.comparisons import PlanePoint, PlaneRecord
 from shiftproof.weights.arithmetic import combine, require_compatible, task_products
 
@@ -35,7 +36,7 @@ def measure_plane(
     *,
     steps: int = 7,
     margin: float = 0.25,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
 ) -> PlaneRecord:
     """Error and mean loss on a steps x steps grid in the plane through three classifiers' weights, and at the three.
 
@@ -63,7 +64,7 @@ def measure_plane(
     plane = _Plane.through(*(model.state_dict() for model in models))
     axes = [_enclosing(corners, steps, margin) for corners in zip(*plane.corners, strict=True)]
     places = [*plane.corners, *((x, y) for y in axes[1] for x in axes[0])]
-    measure = _measuring(models, images, device)
+    measure = _measuring(models, images, resolve_device(device))
     found = []
     for place in places:
         found.append(_point(place, *measure(plane.shares(*place)), len(images)))

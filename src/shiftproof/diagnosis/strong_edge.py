@@ -25,6 +25,7 @@ from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, 
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
 from shiftproof.seeding import child_generator
@@ -67,7 +68,7 @@ def measure_windows(
     settings: WindowSettings,
     *,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     stage: str = "windows",
 ) -> WindowMeasurements:
     """Maps and scores of a classifier on every image, without a window and with each kind of window.
@@ -76,13 +77,13 @@ def measure_windows(
     classifier: models of one preprocessing see the same pixels, and all contents and edges of a side and place
     stand at the same spot.
     """
-    scene = _Scene.of(classifier, images, seed)
+    scene, place = _Scene.of(classifier, images, seed), resolve_device(device)
     windows = settings.windows(with_masks=scene.masks is not None)
-    clean = _look(classifier, scene.images, scene.labels, device)
+    clean = _look(classifier, scene.images, scene.labels, place)
     values = {CLEAN: _measures(clean, None, None, scene.masks)}
     for number, window in enumerate(windows):
         pasted, weights = scene.with_window(window)
-        seen = _look(classifier, pasted, scene.labels, device)
+        seen = _look(classifier, pasted, scene.labels, place)
         values[window.name] = _measures(seen, clean, weights, scene.masks)
         progress.report(stage, number + 1, len(windows))
     return WindowMeasurements(map_kind(classifier), images.labels, windows, values)
@@ -266,10 +267,10 @@ def _mean(values: NDArray[np.float64], classes: NDArray[np.int64]) -> MeanRecord
 
 
 def map_examples(
-    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str = "cpu"
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str | torch.device = "auto"
 ) -> tuple[MapExample, ...]:
     """Every image of a small set with every model's map of the class that it names; labels may be unknown (-1)."""
-    first = next(iter(classifiers.values())).preprocessing
+    device, first = resolve_device(device), next(iter(classifiers.values())).preprocessing
     shown = to_unit_range([read_resized(images, i, first) for i in range(len(images))])
     parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in images.ids]
     for model, classifier in classifiers.items():
@@ -292,9 +293,16 @@ def map_examples(
 
 
 def window_examples(
-    classifiers: Mapping[str, Classifier], images: ImageSet, window: Window, count: int, *, seed: int = 0
+    classifiers: Mapping[str, Classifier],
+    images: ImageSet,
+    window: Window,
+    count: int,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> tuple[WindowExample, ...]:
     """``count`` images drawn at random, not picked, with one kind of window, as every model sees them."""
+    device = resolve_device(device)
     order = torch.randperm(len(images), generator=child_generator(seed, "window examples"))[:count].tolist()
     parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in order]
     for model, classifier in classifiers.items():
@@ -303,9 +311,9 @@ def window_examples(
         pasted, _ = scene.with_window(window)
         inputs = normalise(pasted[order], classifier.preprocessing)
         with torch.inference_mode():
-            probabilities = classifier.network_on("cpu")(inputs).softmax(1)
+            probabilities = classifier.network_on(device)(inputs.to(device)).softmax(1).cpu()
         top = probabilities.argmax(1)
-        maps = scale_to_one(class_activation_map(classifier, inputs, top))
+        maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
         for place, part in enumerate(parts):
             part.setdefault("image", _to_bytes(scene.images[order[place]]))
             part.setdefault("windowed", _to_bytes(pasted[order[place]]))

@@ -109,7 +109,7 @@ def run_strong_edge(
         for name, members in _figures(tuple(models), trained=trains_networks).items():
             chosen = {member: models[member] for member in members}
             window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
-            examples = window_examples(chosen, images, window, _EXAMPLES, seed=request.seed)
+            examples = window_examples(chosen, images, window, _EXAMPLES, seed=request.seed, device=device)
             save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
         write_json(out / "strong_edge.json", document(study))
         return study
