@@ -428,7 +428,7 @@ def test_sigterm_ends_a_fine_tuning_politely(tmp_path: Path, call: Call) -> None
     out, err = started.communicate(timeout=600)
     assert (started.returncode, out) == (143, ""), err
     (message,) = [line for line in err.splitlines() if not re.match(r"fine-tune: \d+ ", line)]
-    told = re.fullmatch(r"shiftproof: fine-tune was asked to stop after step (\d+) of 34\. (.*)", message)
+    told = re.fullmatch(r"shiftproof: fine-tune was interrupted after step (\d+) of 34\. (.*)", message)
     assert told is not None, err
     assert "out/checkpoints" in told[2] and "--resume" in told[2]
     assert logged_steps("out") == list(range(1, int(told[1]) + 1))

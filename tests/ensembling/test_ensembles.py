@@ -144,7 +144,7 @@ def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> No
     ("other", "said"),
     [
         (toy(2, classes=sp.ClassSpace.from_ids(["lemon", "pear", "plum"])), "'plum', 'red_apple'"),
-        (toy(2, classes=sp.ClassSpace.from_ids(["pear", "lemon", "red_apple"])), "another order"),
+        (toy(2, classes=sp.ClassSpace.from_ids(["pear", "lemon", "red_apple"])), "a different order"),
         (toy(2, preprocessing=Preprocessing(size=16, interpolation="bilinear")), "bilinear"),
         (toy(2, width=16), "encoder.0.weight"),
     ],

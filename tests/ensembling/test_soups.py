@@ -410,5 +410,5 @@ def test_soups_of_what_does_not_fit_are_refused() -> None:
         lambda: greedy_soup([start, renamed], pictures(6)),
         lambda: model_stock_soup(renamed, [start, start]),
     ):
-        with pytest.raises(sp.IncompatibleWeightsError, match="other classes"):
+        with pytest.raises(sp.IncompatibleWeightsError, match="different classes"):
             refused()

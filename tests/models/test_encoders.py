@@ -231,8 +231,8 @@ def test_an_encoder_has_no_zero_shot_head() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"input_size": (3, 32, 64)}, "wants images of 3 x 32 x 64"),
-        ({"input_size": (1, 32, 32)}, "wants images of 1 x 32 x 32"),
+        ({"input_size": (3, 32, 64)}, "takes images of 3 x 32 x 64"),
+        ({"input_size": (1, 32, 32)}, "takes images of 1 x 32 x 32"),
         ({"crop_mode": "border"}, "crops its images by 'border'"),
     ],
 )
@@ -251,7 +251,7 @@ def test_pixels_that_cannot_be_made_are_refused(
         ("levit_128s", "'timm:levit_128s' has no linear head of its own: it ends in several heads: NormLinear"),
         ("eva02_tiny_patch14_224", "it ends in features, without a head"),
         ("resnetv2_18", "it ends in a Conv2d"),
-        ("volo_d1_224", "its linear layer does not end it, or reads other features"),
+        ("volo_d1_224", "its linear layer is not the last, or reads other features"),
     ],
 )
 def test_a_model_without_a_linear_head_is_refused(name: str, said: str) -> None:

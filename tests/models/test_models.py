@@ -128,7 +128,7 @@ def test_equal_class_names_warn(tiny: sp.models.Clip) -> None:
 
 def test_prompts_that_the_text_tower_cuts_warn(tiny: sp.models.Clip) -> None:
     long = sp.ClassSpace(("pear", "talk"), ("pear", "a very " * 30 + "long name"))
-    with pytest.warns(UserWarning, match="longer prompts are cut, e.g. of 'a very"):
+    with pytest.warns(UserWarning, match="longer prompts are truncated, e.g. those of 'a very"):
         sp.zero_shot_classifier(tiny, long)
     room = tiny.context_length - 2
     words = len("a photo of a".split()) + 1  # and the full stop
@@ -159,7 +159,7 @@ def test_ones_own_templates_take_both_marks() -> None:
         (["{} and {}"], "must hold"),
         (["{c} and {}"], "must hold"),
         (["a {kind} of {}"], "no other brace"),
-        ([], "no prompt template"),
+        ([], "`prompts` is empty"),
         ("foto", "Did you mean 'photo'"),
     ],
 )
@@ -321,7 +321,7 @@ def less_weights(folder: Path, part: str) -> None:
         (lambda folder: cut(folder / "model.safetensors"), ["model.safetensors is not a whole safetensors"]),
         (other_weights, ["zero_shot are not those", "Restore both files"]),
         (lambda folder: less_weights(folder, "stem"), ["do not fit the architecture", "stem"]),
-        (lambda folder: less_weights(folder, "head"), ["hold no 'head.weight'"]),
+        (lambda folder: less_weights(folder, "head"), ["contain no 'head.weight'"]),
     ],
 )
 def test_a_damaged_directory_is_an_error_that_names_the_file(
@@ -353,13 +353,13 @@ def test_an_unknown_model_is_an_error_that_offers_the_nearest(name: str, said: s
 def test_classifiers_of_other_tasks_are_told_apart(zero: sp.Classifier) -> None:
     require_same_task(zero, zero.with_weights(zero.state_dict()))
     turned = dataclasses.replace(zero, classes=sp.ClassSpace.from_ids(SPACE.ids[::-1]))
-    with pytest.raises(sp.IncompatibleWeightsError, match="another order"):
+    with pytest.raises(sp.IncompatibleWeightsError, match="a different order"):
         require_same_task(zero, turned)
     fewer = dataclasses.replace(zero, classes=sp.ClassSpace.from_ids(["lemon", "pear", "plum"]))
     with pytest.raises(sp.IncompatibleWeightsError, match="in one only: 'plum', 'red_apple'"):
         require_same_task(zero, fewer)
     sharper = dataclasses.replace(zero, preprocessing=dataclasses.replace(zero.preprocessing, size=128))
-    with pytest.raises(sp.IncompatibleWeightsError, match="want other images"):
+    with pytest.raises(sp.IncompatibleWeightsError, match="take different images"):
         require_same_task(zero, sharper)
 
 

@@ -188,7 +188,7 @@ def test_a_checkpoint_holds_everything_and_replaces_the_older(tmp_path: Path) ->
         train(*pair)
     assert all(torch.equal(a, b) for a, b in zip(first[0].parameters(), other[0].parameters(), strict=True))
     for step in (3, 4):
-        save_checkpoint(tmp_path, state(step, *first), kept=2)
+        save_checkpoint(tmp_path, state(step, *first), keep_last=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 

@@ -212,7 +212,7 @@ def test_an_unknown_key_on_the_command_line_is_answered_alike(override: str) -> 
         ({"alpha_tolerance": 2}, r"'alpha_tolerance' is 2"),
         ({"prompts": "foto"}, r"prompt set 'foto'.*'photo'"),
         ({"prompts": ["a photo"]}, r"template 'a photo'"),
-        ({"prompts": []}, r"no prompt template"),
+        ({"prompts": []}, r"prompts. is empty"),
         (own(reference={"train": "folder:a"}), r"'suite\.reference\.test' is missing"),
         (own(reference="folder:a"), r"'suite\.reference' is 'folder:a'.*section"),
         (own(shifts={"sketch": "folder:d"}), r"'suite\.shifts\.sketch' is 'folder:d'.*section"),

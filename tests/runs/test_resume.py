@@ -497,7 +497,7 @@ def test_one_that_has_ended_gives_its_result_again(died: Path, case: str) -> Non
 @pytest.mark.parametrize("case", CASES)
 def test_one_that_was_asked_to_stop_says_how_to_go_on(died: Path, case: str) -> None:
     said = (died / case / "SIGTERM.txt").read_text(encoding="utf-8")
-    assert "asked to stop after step 1 of " in said
+    assert "was interrupted after step 1 of " in said
     assert "`resume=True`" in said
     assert str(died / case / "planned" / "checkpoints") in said
 
@@ -513,7 +513,7 @@ def test_other_settings_are_refused_by_name(died: Path, case: str) -> None:
 def test_full_memory_names_what_to_lower(died: Path, case: str) -> None:
     said = (died / case / "memory.txt").read_text(encoding="utf-8")
     section = "pretrain" if case.startswith("pretraining") else "finetune"
-    assert "stopped at step 3: the memory is full (CUDA out of memory.)" in said
+    assert "stopped at step 3: out of memory (CUDA out of memory.)" in said
     assert f"{section}.batch_size" in said
     assert f"{section}.gradient_checkpointing" in said
     # A contrastive batch must stay whole: there the settings refuse what the message would advise.
@@ -754,7 +754,7 @@ def test_a_disk_that_is_full_keeps_the_older_checkpoints(small_disk: Path, left:
     assert digests(folder).items() >= {n: d for n, d in kept.items() if not n.startswith("step-00000001")}.items()
     last = max(path.name for path in folder.glob("step-*"))
     assert str(folder / last) in str(caught.value)
-    assert "Free some space and go on with `resume=True`" in str(caught.value)
+    assert "Free some space and continue with `resume=True`" in str(caught.value)
     assert not list(folder.glob(".step-*"))
     # It is no better while the disk stays full.
     with pytest.raises(TrainingError, match="disk is full"):
@@ -786,7 +786,9 @@ def test_a_disk_that_fills_anywhere_in_a_checkpoint_says_so(
         trained(tmp_path)
     said = str(caught.value)
     assert f"{tmp_path / 'step-00000004'} could not be written: the disk is full" in said
-    assert f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and go on with `resume=True`" in said
+    assert (
+        f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and continue with `resume=True`" in said
+    )
     assert digests(tmp_path) == kept
     monkeypatch.undo()
     assert not list(tmp_path.glob(".step-*"))
@@ -898,7 +900,7 @@ def test_full_memory_is_explained_and_can_be_resumed_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bite: Callable[[], object]
 ) -> None:
     hungry = functools.partial(monkeypatch.setattr, Mouth, "bite", staticmethod(bite))
-    with after_step(3, hungry), pytest.raises(TrainingError, match="stopped at step 4: the memory is full") as caught:
+    with after_step(3, hungry), pytest.raises(TrainingError, match="stopped at step 4: out of memory") as caught:
         trained(tmp_path)
     said = str(caught.value)
     for name in ("batch_size", "accumulate", "gradient_checkpointing"):
@@ -921,7 +923,7 @@ def test_memory_that_fills_in_validation_is_explained_too(tmp_path: Path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "predict", hungry)
-        with pytest.raises(TrainingError, match="stopped at step 2: the memory is full"):
+        with pytest.raises(TrainingError, match="stopped at step 2: out of memory"):
             trained(tmp_path)
     assert bits(trained(tmp_path).state_dict()) == unbroken()
 

@@ -317,7 +317,7 @@ ONE = {"finetune.lr": [1e-3]}
         ({"run": {"alpha_rule": "tolerance"}}, "no key 'alpha_rule' of its own. Set rule beside run"),
         ({"run": {"pretrain": {"data": "emoji-captions"}}}, "no key 'pretrain' of its own"),
         ({"grid": {"alpha_tolerance": [0.01, 0.02]}}, "'alpha_tolerance' must be the same in all runs"),
-        ({"grid": {"finetune.lora_rank": [2, 4]}}, "lora_scale are of the recipe 'lora'"),
+        ({"grid": {"finetune.lora_rank": [2, 4]}}, "lora_scale belong to the recipe 'lora'"),
         (
             {"sample": {"count": 1, "keys": {"finetune.lr": {"lo": 1}}}},
             "keys.finetune.lr.lo'. Did you mean 'low'?",

@@ -90,10 +90,10 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Job:
-    """What one fine-tuning is given, with the data and the beginning settled.
+    """The inputs of one fine-tuning, after the data and the first classifier have been determined.
 
-    ``parent`` is the entry of theta_0 in the result's provenance, ``begin`` is where the training begins: theta_0, or
-    that with a probed head. ``record`` is the result's ``training`` but for the history.
+    ``parent`` is the entry of theta_0 in the result's provenance. ``begin`` is the classifier that training begins
+    with: theta_0, or theta_0 with a probed head. ``record`` is the result's ``training`` without the history.
     """
 
     parent: Mapping[str, Any]
@@ -143,7 +143,7 @@ def _splits(start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, se
     """The images to train on, a few of every class where the settings say so, and the decoded validation split."""
     train, validation = suite.reference.train, suite.reference.validation
     if train.classes.ids != start.classes.ids:
-        raise InputError("the suite's classes are not the classifier's. Build the start for this suite.")
+        raise InputError("the classes of the suite are not those of the classifier. Build the start for this suite.")
     train = train if settings.shots is None else few_shot(train, settings.shots, seed=seed)
     return train, decoded_once(validation, start.preprocessing)
 
@@ -184,7 +184,7 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
 
 
 def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:
-    """At most ``shots`` images of every class, drawn by the seed, in the set's order.
+    """A subset of at most ``shots`` images of every class, drawn with ``seed``, in the order of the set.
 
     >>> from shiftproof import load_suite
     >>> len(few_shot(load_suite("emoji").reference.train, 2, seed=0))
@@ -199,11 +199,12 @@ def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:
 
 
 def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters without a trace of where they began (WiSE-FT, on EMA).
+    """An exponential moving average of a model's parameters that does not depend on their initial values.
 
-    With e_t = decay e_(t-1) + (1 - decay) theta_t and e_0 = 0 it is e_t / (1 - decay^t), so that the average is one
-    end of the alpha path: alpha = 1 - decay^T between theta_0 and it is the usual average that begins at theta_0.
-    ``update_parameters(model)`` takes in a step's weights; buffers (batch-norm statistics) are always the last.
+    With e_t = decay e_(t-1) + (1 - decay) theta_t and e_0 = 0, the average is e_t / (1 - decay^t), with ``decay`` in
+    [0, 1). It can therefore be one end of the alpha path: the usual average, which starts at theta_0, is the point
+    alpha = 1 - decay^T between theta_0 and this average (WiSE-FT, Wortsman et al. 2022, on EMA).
+    ``update_parameters(model)`` adds the weights of a step; buffers (batch-norm statistics) are those of the last step.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> average = debiased_ema(model, 0.5)
@@ -214,17 +215,17 @@ def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
     5.0
     """
 
-    def take_in(averages: Sequence[Tensor], weights: Sequence[Tensor], taken: Tensor | int) -> None:
-        share = (1 - decay) / (1 - decay ** (int(taken) + 1))
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor | int) -> None:
+        share = (1 - decay) / (1 - decay ** (int(steps) + 1))
         for mean, weight in zip(averages, weights, strict=True):
             mean.lerp_(weight, share)
 
-    return AveragedModel(model, multi_avg_fn=take_in)
+    return AveragedModel(model, multi_avg_fn=update)
 
 
 @dataclass
 class _Progress:
-    """How far a fine-tuning has come: its history, the average of its weights, the best epoch."""
+    """The state of a fine-tuning: its history, the average of its weights, and the weights of the best epoch."""
 
     average: AveragedModel | None
     early: bool
@@ -236,16 +237,16 @@ class _Progress:
 
     @classmethod
     def of(cls, trainer: Trainer, recipe: Recipe, settings: FinetuneSettings) -> _Progress:
-        """A new one, or the one that the trainer's checkpoint holds."""
+        """The initial state, or the state in the trainer's checkpoint."""
         average = debiased_ema(recipe.module, settings.ema_decay) if settings.ema_decay else None
-        made = cls(average, settings.early_stopping > 0)
+        state = cls(average, settings.early_stopping > 0)
         if trainer.begun is not None:
-            made.history, made.losses = list(trainer.state["history"]), list(trainer.state["losses"])
-            made.best = trainer.begun.parts.get("best")
+            state.history, state.losses = list(trainer.state["history"]), list(trainer.state["losses"])
+            state.best = trainer.begun.parts.get("best")
             if average is not None:
                 average.load_state_dict(dict(trainer.begun.parts["average"]))
-            made.good, made.good_step = recipe.classifier(made._module(recipe)), trainer.first
-        return made
+            state.good, state.good_step = recipe.classifier(state._module(recipe)), trainer.first
+        return state
 
     def add_step(self, loss: float, module: nn.Module) -> None:
         """Records the loss of a step, and averages its weights."""
@@ -268,14 +269,14 @@ class _Progress:
         self.good, self.good_step, self.losses = reached, step + 1, []
 
     def is_over(self, patience: int) -> bool:
-        """Whether so many epochs have brought nothing better than an earlier one; never where patience is 0."""
+        """Whether the last ``patience`` epochs were no better than an earlier one; never where patience is 0."""
         if not patience or self.losses or not self.history:
             return False
         scores = [entry["validation"] for entry in self.history]
         return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def result(self, recipe: Recipe) -> Classifier:
-        """The classifier of the best epoch where early stopping was asked for, else of the last."""
+        """The classifier of the best epoch with early stopping, else of the last epoch."""
         module = self._module(recipe)
         if self.best is not None:
             module.load_state_dict(dict(self.best))
@@ -284,15 +285,15 @@ class _Progress:
         return recipe.classifier(module)
 
     def last(self) -> dict[str, float]:
-        """The last epoch's validation accuracy, once there is one."""
+        """The validation accuracy of the last epoch, or nothing before the first epoch has ended."""
         return {"validation": self.history[-1]["validation"]} if self.history else {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold as JSON."""
+        """The part of a checkpoint that is JSON."""
         return {"history": self.history, "losses": self.losses}
 
     def parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """What a checkpoint must hold as tensors."""
+        """The parts of a checkpoint that are tensors."""
         average = {} if self.average is None else {"average": self.average.state_dict()}
         best = {} if self.best is None else {"best": self.best}
         return {**average, **best}
@@ -302,7 +303,7 @@ class _Progress:
 
 
 class _Anchored(NamedTuple):
-    """A parameter, what it is drawn to, and its layer's share of the learning rate."""
+    """A parameter, the value that it is pulled to, and its layer's share of the learning rate."""
 
     parameter: nn.Parameter
     origin: Tensor
@@ -343,7 +344,7 @@ def _inputs(job: _Job, first: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
 def _anchor(
     module: nn.Module, optimizer: torch.optim.Optimizer, start: Classifier, settings: FinetuneSettings
 ) -> list[_Anchored]:
-    """The trainable parameters with the start's values, where the penalty on leaving these is asked for."""
+    """The trainable parameters with the start's values; empty without an L2 penalty on the distance to the start."""
     if not settings.l2_to_start:
         return []
     origin = start.state_dict() if settings.recipe != "flyp" else module.state_dict()  # both towers begin at theta_0
@@ -357,7 +358,7 @@ def _anchor(
 
 @torch.no_grad()
 def _pull_to(anchor: Sequence[_Anchored], strength: float) -> None:
-    """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2: stable whatever its size."""
+    """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2, which is stable at any strength."""
     for parameter, origin, share in anchor:
         parameter.lerp_(origin, share * strength / (1 + share * strength))
 

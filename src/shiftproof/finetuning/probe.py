@@ -19,7 +19,7 @@ from shiftproof.errors import InputError, require_between
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 
-# From where the start hardly moves to where the training images alone decide.
+# From one that hardly lets the head move to one where the training images alone determine it.
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _VIEWS = 2  # random crops of every training image whose features are cached
 _BATCH = 256
@@ -35,7 +35,7 @@ class Head:
 
 
 class ProbeTrial(NamedTuple):
-    """One penalty, and the validation accuracy that its head reached."""
+    """One penalty, and the validation accuracy of its head, in [0, 1]."""
 
     penalty: float
     validation: float
@@ -44,9 +44,9 @@ class ProbeTrial(NamedTuple):
 def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float, begin: Head | None = None) -> Head:
     """The head that minimises mean cross-entropy + penalty / 2 ||W - W_0||^2 + penalty / 2 ||b - b_0||^2.
 
-    ``features`` are (N, D), ``labels`` (N,). The penalty draws to ``start`` and not to 0, for that is where the alpha
-    path begins. The problem is convex: ``begin``, where the search begins, decides how long it takes and not where it
-    ends.
+    ``features`` are (N, D), ``labels`` (N,) class positions, and ``start`` is the head (W_0, b_0). The penalty pulls to
+    ``start`` and not to 0, since the alpha path begins there. The problem is convex: ``begin``, the initial head of the
+    search, affects its duration and not its result. Raises an InputError where ``penalty`` is not above 0.
 
     >>> features, labels = torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])
     >>> head = logistic_head(features, labels, Head(torch.zeros(2, 1), torch.zeros(2)), 0.1)
@@ -64,10 +64,10 @@ def logistic_head(features: Tensor, labels: Tensor, start: Head, penalty: float,
         return loss.item(), gradient.flatten().numpy()
 
     first = origin if begin is None else torch.cat([begin.weight, begin.bias[:, None]], 1).double()
-    # The gradient must be small beside the penalty's, which is all that a small penalty has to decide by.
+    # The gradient must be small compared with the penalty's, which is tiny where the penalty is.
     options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "ftol": 1e-15, "gtol": min(1e-3 * penalty, 1e-5)}
-    found = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
-    theta = torch.from_numpy(found.x).view_as(origin).float()
+    solution = minimize(objective, first.flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+    theta = torch.from_numpy(solution.x).view_as(origin).float()
     return Head(theta[:, :-1].clone(), theta[:, -1].clone())
 
 
@@ -80,10 +80,10 @@ def probed(
     seed: int,
     device: str | torch.device = "auto",
 ) -> tuple[Classifier, tuple[ProbeTrial, ...]]:
-    """The start with a head that logistic regression found, and the trials of the penalty, largest first.
+    """The start with a head from logistic regression, and the trials of the penalty, from the largest.
 
-    Features are those of random crops, as the training transform makes them. The penalty is the one whose head is
-    best on the validation split, the larger of equals.
+    Features are those of random crops, as in training. The penalty is the one whose head is best on the validation
+    split, or the larger of equals. Raises an InputError where the start's features are not finite.
     """
     device = resolve_device(device)
     cached, labels = _training_features(start, train, crop_scale, seed, device)

@@ -1,4 +1,4 @@
-"""What a recipe trains, by which loss, and which classifier comes of it."""
+"""What each recipe trains, by which loss, and the classifier that results."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _NORMS = re.compile("norm", re.IGNORECASE)  # LayerNorm, BatchNormAct2d, RmsNorm
 
 
 class Recipe(Protocol):
-    """A training's own part: the module, its parameter groups, the loss of a batch, the classifier in the end."""
+    """What differs between trainings: the module, its parameter groups, the loss of a batch, the final classifier."""
 
     @property
     def module(self) -> nn.Module:
-        """What is trained, in training mode."""
+        """The module that is trained, in training mode."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
@@ -44,15 +44,15 @@ class Recipe(Protocol):
         ...
 
     def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
-        """The losses of this process's share of a batch, part by part; over parts and processes they add up to it.
+        """The losses of this process's share of a batch, part by part; they add up to the loss of the batch.
 
         ``images`` are (B, 3, size, size), ``targets`` (B,) class positions or (B, K) soft targets; ``model`` is the
-        module as it is to be called.
+        wrapped module that must be called.
         """
         ...
 
     def after_step(self) -> None:
-        """What must be put right after every step."""
+        """Corrections that are needed after every step."""
         ...
 
     def classifier(self, module: nn.Module) -> Classifier:
@@ -61,10 +61,10 @@ class Recipe(Protocol):
 
 
 def recipe_of(start: Classifier, settings: FinetuneSettings, theta_0: Classifier, *, seed: int, device: str) -> Recipe:
-    """The recipe that the settings ask for, on the device, in training mode.
+    """Builds the recipe of the settings, on the device, in training mode.
 
-    ``start`` is where the training begins: ``theta_0`` itself, or that with a probed head. The teacher of a
-    distillation is ``theta_0``.
+    ``start`` is where training begins: ``theta_0`` itself, or ``theta_0`` with a probed head. The teacher of a
+    distillation is ``theta_0``. Raises an InputError where the recipe cannot train this start.
     """
     if settings.recipe == "flyp":
         return ContrastiveRecipe(start, settings, seed=seed, device=device)
@@ -72,29 +72,29 @@ def recipe_of(start: Classifier, settings: FinetuneSettings, theta_0: Classifier
 
 
 class SupervisedRecipe:
-    """Cross-entropy on class labels, with all or some of a network's weights moving."""
+    """Cross-entropy on class labels, with all or some of a network's weights trained."""
 
     def __init__(
         self, start: Classifier, settings: FinetuneSettings, theta_0: Classifier, *, seed: int, device: str
     ) -> None:
         self._start, self._settings, self._seed, self._device = start, settings, seed, device
         network = deepcopy(start.network).train()
-        _let_move(network, settings, seed)
+        _select_trainable(network, settings, seed)
         if settings.gradient_checkpointing:
             checkpoint_gradients(network.encoder)
         self.module = network.to(device)
         self._teacher = theta_0.network_on(device) if settings.distillation else None
 
     def groups(self) -> list[dict[str, Any]]:
-        """Two groups, or two a layer where the rate decays from layer to layer."""
+        """Two groups, or two per layer where the rate decays from layer to layer."""
         if self._settings.layer_decay < 1:
             return decayed_groups(self.module, self._settings.weight_decay, self._settings.layer_decay)
         return parameter_groups(self.module, self._settings.weight_decay)
 
     def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
-        """The mean over the batch, in ``accumulate`` parts; gradients are shared with the last."""
+        """The mean over the batch, in ``accumulate`` parts; processes exchange gradients in the last part."""
         parts = parts_of(len(images), self._settings.accumulate)
-        # The processes average their gradients, so that each must weigh its share as often as there are processes.
+        # The processes average their gradients, so each multiplies its share by their number.
         batch = self._settings.batch_size
         for number, part in enumerate(parts):
             unsynced = number + 1 < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
@@ -116,10 +116,10 @@ class SupervisedRecipe:
         return (1 - weight) * loss + weight * distillation_loss(logits, taught, temperature)
 
     def after_step(self) -> None:
-        """Nothing."""
+        """There is nothing to correct."""
 
     def classifier(self, module: nn.Module) -> Classifier:
-        """The network's weights; adapters are merged into the weights that they stand on."""
+        """The network's weights; adapters are merged into the weights that they adapt."""
         entries = module.state_dict() if self._settings.recipe != "lora" else _merged(module)
         weights = {name: tensor.detach().cpu() for name, tensor in entries.items()}
         head = "frozen" if self._settings.recipe in ("frozen-head", "lora") else "trained"
@@ -127,10 +127,11 @@ class SupervisedRecipe:
 
 
 class ContrastiveRecipe:
-    """FLYP: the loss of the pretraining on images and captions of their classes, with both towers moving.
+    """FLYP: the pretraining loss on images and captions of their classes, with both towers trained.
 
-    A batch's captions are the prompts of its images' classes, a template of the start's drawn for each; captions of
-    one class are no negatives of each other. The head is what the text tower writes in the end (Goyal et al. 2023).
+    A batch's captions are prompts of its images' classes, each from a template of the start that is drawn at random.
+    Captions of the same class are not negatives of each other. The final text tower builds the head (Goyal
+    et al. 2023, arXiv 2212.00638).
     """
 
     def __init__(self, start: Classifier, settings: FinetuneSettings, *, seed: int, device: str) -> None:
@@ -169,24 +170,30 @@ class ContrastiveRecipe:
         self.module.clamp_scale()
 
     def classifier(self, module: nn.Module) -> Classifier:
-        """The image tower with the head that the text tower writes; the text tower goes along."""
+        """The image tower with the head that the text tower builds; the text tower is stored with it."""
         model = deepcopy(module.model).cpu().eval()  # type: ignore[union-attr]
         encoder = {f"encoder.{name}": tensor for name, tensor in model.visual.state_dict().items()}  # type: ignore[union-attr]
         text = {n: t.detach().clone() for n, t in model.state_dict().items() if not n.startswith("visual.")}
-        writer = with_text(self._clip, text)
-        writer.model.to(self._device)  # thousands of prompts are nothing for a CPU
-        head, scale = rebuilt_head(writer, self._start)
+        tuned = with_text(self._clip, text)
+        tuned.model.to(self._device)  # thousands of prompts are slow on a CPU
+        head, scale = rebuilt_head(tuned, self._start)
         weights = encoder | head
         return self._start.with_weights(weights, head="rebuilt", logit_scale=scale, text=text)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of (B, K) logits with (B,) labels, or (B, K) soft targets."""
+    """Mean cross-entropy of (B, K) logits with (B,) class positions or (B, K) soft targets, in float32.
+
+    >>> round(classification_loss(torch.zeros(1, 2), torch.tensor([0]), 0.0).item(), 4)
+    0.6931
+    """
     return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(teacher || student) of (B, K) logits, averaged over the batch (Hinton et al. 2015).
+    """T^2 KL(teacher || student) of (B, K) logits, averaged over the batch (Hinton et al. 2015, sec. 2).
+
+    ``taught`` are the logits of the teacher; ``temperature`` T is above 0.
 
     >>> distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2)).item()
     0.0
@@ -197,10 +204,10 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 1.0) 
 
 
 def class_targets(soft: Tensor, captioned: Tensor) -> Tensor:
-    """(B, B): how much of caption j's class is in image i, for ``contrastive_loss``.
+    """The (B, B) targets for ``contrastive_loss``: how much of caption j's class is in image i.
 
-    ``soft`` are (B, K) targets of the images, ``captioned`` the (B,) classes of the captions: captions of an image's
-    own class are all right, and with mixed images those of both classes are, by their shares.
+    ``soft`` are the (B, K) targets of the images, ``captioned`` the (B,) classes of the captions. All captions of the
+    class of an image match it, and those of both classes match a mixed image, in proportion to their shares.
 
     >>> class_targets(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), torch.tensor([0, 1])).tolist()
     [[1.0, 0.0], [0.25, 0.75]]
@@ -208,8 +215,8 @@ def class_targets(soft: Tensor, captioned: Tensor) -> Tensor:
     return soft[:, captioned]
 
 
-def _let_move(network: Network, settings: FinetuneSettings, seed: int) -> None:
-    """Sets which parameters a recipe trains; adapters are put into the network."""
+def _select_trainable(network: Network, settings: FinetuneSettings, seed: int) -> None:
+    """Sets which parameters a recipe trains, and adds adapters to the network for LoRA."""
     network.requires_grad_(True)
     if settings.recipe == "head-only":
         network.encoder.requires_grad_(False)
@@ -241,7 +248,7 @@ def _only_norms_and_biases(network: Network) -> None:
 
 
 class LowRank(nn.Module):
-    """A weight W (out, ...) plus ``scale`` B A of rank r (Hu et al. 2022, LoRA); B begins at 0, so that nothing moves.
+    """A weight W (out, ...) plus ``scale`` B A of rank r (LoRA, Hu et al. 2022, eq. 3); B is 0 at first.
 
     >>> weight = torch.ones(2, 3)
     >>> bool((LowRank(weight, rank=1, scale=1.0)(weight) == weight).all())
@@ -261,7 +268,7 @@ class LowRank(nn.Module):
 
 
 def _adapt(network: Network, settings: FinetuneSettings, seed: int) -> None:
-    """Puts LoRA adapters on the encoder's matrices; nothing else moves, batch-norm statistics included."""
+    """Adds LoRA adapters to the encoder's matrices and freezes everything else, batch-norm statistics included."""
     network.requires_grad_(False)
     for module in network.encoder.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -274,8 +281,8 @@ def _adapt(network: Network, settings: FinetuneSettings, seed: int) -> None:
 
 
 def _matrices(encoder: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every matrix of linear layers, convolutions and attention but the first, which looks at pixels."""
-    found: list[tuple[nn.Module, str]] = [
+    """Every matrix of linear layers, convolutions and attention except the first, whose input is pixels."""
+    matrices: list[tuple[nn.Module, str]] = [
         (module, name)
         for module in encoder.modules()
         if isinstance(module, nn.Linear | nn.MultiheadAttention)
@@ -283,17 +290,17 @@ def _matrices(encoder: nn.Module) -> list[tuple[nn.Module, str]]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim >= 2
     ]
-    if len(found) < 2:
+    if len(matrices) < 2:
         raise InputError("the encoder has no layer that LoRA could adapt. Choose another finetune.recipe.")
-    return found[1:]
+    return matrices[1:]
 
 
 def _merged(network: nn.Module) -> dict[str, Tensor]:
-    """The network's entries with every adapted matrix under its own name; the network stays as it is."""
-    found = {}
+    """The network's entries with every adapted matrix under its original name; the network is not changed."""
+    entries = {}
     for name, tensor in network.state_dict().items():
         if original := _ORIGINAL.match(name):
-            found[f"{original[1]}.{original[2]}"] = getattr(network.get_submodule(original[1]), original[2])
+            entries[f"{original[1]}.{original[2]}"] = getattr(network.get_submodule(original[1]), original[2])
         elif ".parametrizations." not in name:
-            found[name] = tensor
-    return found
+            entries[name] = tensor
+    return entries

@@ -23,43 +23,45 @@ RECIPES = (
     "norms-and-biases",
 )
 OPTIMIZERS = ("adamw", "sgd")
-# What says nothing where no step is taken.
+# Settings without effect where no step is taken.
 _UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopping", "label_smoothing")
 
 
 @dataclass(frozen=True)
 class FinetuneSettings(LoopSettings):
-    """The end-to-end recipe of WiSE-FT (sec. 3) is the default; docs/hyper-parameters.md compares the others.
+    """How to fine-tune. The default is the end-to-end recipe of WiSE-FT (Wortsman et al. 2022, sec. 3).
 
-    ``recipe`` says what moves: "end-to-end" everything; "head-only" the head; "linear-probe" the head too, by logistic
-    regression on cached features, its penalty chosen on the validation split; "lp-ft" everything after such a probe
-    (Kumar et al. 2022); "flyp" both towers by the contrastive loss on class captions, the head being rebuilt
-    (FLYP, Goyal et al. 2023); "frozen-head" all but the head (PAINT, Ilharco et al. 2022); "lora" adapters of rank
-    ``lora_rank`` and scale ``lora_scale`` in the encoder (Hu et al. 2022); "norms-and-biases" what is no matrix.
-    ``locked_layers`` lowest layers stay as they are; ``layer_decay`` below 1 lowers the rate by that factor a layer,
-    from the top down.
+    ``recipe`` selects what is trained (docs/hyper-parameters.md compares the results). "end-to-end" trains everything
+    and "head-only" the head. "linear-probe" trains the head by logistic regression on cached features, with a penalty
+    chosen on the validation split, and "lp-ft" everything after such a probe (Kumar et al. 2022). "flyp" trains both
+    towers by the contrastive loss on class captions and rebuilds the head (FLYP, Goyal et al. 2023). "frozen-head"
+    trains all but the head (PAINT, Ilharco et al. 2022), "lora" adapters of rank ``lora_rank`` and scale
+    ``lora_scale`` in the encoder (Hu et al. 2022), and "norms-and-biases" these only. The ``locked_layers`` lowest
+    layers are frozen. ``layer_decay`` below 1 multiplies the learning rate by that factor from each layer to the next
+    lower one.
 
-    AdamW, or SGD with ``momentum``, at the peak rate ``lr`` after ``warmup_steps`` (at most a tenth of all steps), a
-    cosine down to 0, gradients clipped to the global norm ``clip_norm``, crops of a random ``crop_scale`` share of the
-    area. Biases, norms and scales are not decayed.
+    The optimiser is AdamW, or SGD with ``momentum``. The rate rises to ``lr`` during ``warmup_steps`` (at most a tenth
+    of all steps), then falls to 0 along a cosine. Gradients are clipped to the global norm ``clip_norm``, and crops
+    cover a random share of the area in the range ``crop_scale``. ``weight_decay`` applies to matrices only.
 
-    ``l2_to_start`` draws the weights to the start's: (l2 / 2) ||theta - theta_0||^2, taken as a step of its own after
-    the optimiser's, as AdamW takes weight decay. ``distillation`` w weighs the loss (1 - w) cross-entropy +
-    w T^2 KL(start || network) at the temperature T = ``distillation_temperature``. With ``ema_decay`` above 0 the
+    ``l2_to_start`` pulls the weights to the start's by (l2 / 2) ||theta - theta_0||^2, in a separate step after the
+    optimiser's, as AdamW applies weight decay. ``distillation`` is the weight w in the loss (1 - w) cross-entropy +
+    w T^2 KL(start || network) at the temperature T = ``distillation_temperature``. With ``ema_decay`` above 0, the
     result is the debiased exponential moving average of the weights (``debiased_ema``). With ``early_stopping`` above
-    0 the weights of the epoch that is best on the validation split are returned, and training ends after so many
-    epochs without a better one. ``shots`` trains on so many images of every class, drawn by the seed.
+    0, training ends after this many epochs without a better one, and the result has the weights of the epoch that is
+    best on the validation split. ``shots`` limits the training images per class, drawn with the seed.
 
-    ``mixing`` is none, smoothmix-circle, smoothmix-square, cutmix, cutout or mixup, or whatever else ``mixing_from``
-    takes: a weighted choice, a method with its settings, a ``SmoothMix`` object. ``mixing_probability`` is that of a
-    sample to be mixed (None: the mixing's own, 1 unless set); the last ``mixing_off_epochs`` epochs do not mix.
+    ``mixing`` is none, smoothmix-circle, smoothmix-square, cutmix, cutout or mixup, or anything else that
+    ``mixing_from`` accepts: a weighted choice, a method with its settings, a ``SmoothMix`` object. A sample is mixed
+    with ``mixing_probability`` (None: that of the mixing, which is 1 by default); the last ``mixing_off_epochs`` epochs
+    do not mix. Raises an InputError that names the key of a value out of range, or that the recipe cannot use.
 
     >>> from shiftproof.mixing.methods import SmoothMix
     >>> FinetuneSettings(mixing=SmoothMix(kind="square")).mixing
     {'method': 'smoothmix', 'kind': 'square'}
     """
 
-    # A dictionary is all that pydantic needs to refuse unknown keys of a run file.
+    # pydantic needs only a dictionary to refuse unknown keys of a run file.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     recipe: str = "end-to-end"
@@ -106,7 +108,7 @@ class FinetuneSettings(LoopSettings):
         return replace(mixer, probability=self.mixing_probability)
 
     def mixes_at(self, step: int, images: int) -> bool:
-        """Whether a step belongs to the epochs that mix.
+        """Whether the step is in the epochs that mix.
 
         >>> settings = FinetuneSettings(epochs=2, batch_size=4, mixing="mixup", mixing_off_epochs=1)
         >>> [settings.mixes_at(step, 10) for step in range(settings.steps(10))]
@@ -115,7 +117,7 @@ class FinetuneSettings(LoopSettings):
         return step * self.batch_size < (self.epochs - self.mixing_off_epochs) * images
 
     def steps(self, images: int) -> int:
-        """How many steps the epochs take; the last batch is filled from the next permutation.
+        """The number of steps in all epochs; the last batch is filled from the next permutation.
 
         >>> FinetuneSettings(epochs=2, batch_size=4).steps(10)
         5
@@ -123,14 +125,14 @@ class FinetuneSettings(LoopSettings):
         return math.ceil(self.epochs * images / self.batch_size)
 
     def warmup(self, steps: int) -> int:
-        """The warm-up that fits into so many steps."""
+        """The number of warm-up steps in a training of ``steps`` steps."""
         return min(self.warmup_steps, steps // 10)
 
 
 def _check_mixing(settings: FinetuneSettings) -> None:
     mixer = mixing_from(settings.mixing, "finetune.mixing")
     if mixer is not None and mixer.label_smoothing:
-        raise InputError("the mixing has a label_smoothing of its own. Set finetune.label_smoothing instead.")
+        raise InputError("the mixing has a label_smoothing. Set finetune.label_smoothing instead.")
     if mixer is None and (settings.mixing_probability is not None or settings.mixing_off_epochs):
         raise InputError(
             "finetune.mixing_probability and mixing_off_epochs need a mixing. Set finetune.mixing, "
@@ -164,7 +166,7 @@ def _check_ranges(settings: FinetuneSettings) -> None:
 
 
 def _check_recipe(settings: FinetuneSettings) -> None:
-    """Refuses what a recipe cannot do, where silence would let a user believe that it was done."""
+    """Refuses settings that the recipe would ignore, so that no user believes that they had an effect."""
     idle: dict[str, tuple[str, ...]] = {
         "linear-probe": (*_UNSTEPPED, "layer_decay", "locked_layers"),
         "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),
@@ -182,8 +184,8 @@ def _check_recipe(settings: FinetuneSettings) -> None:
         default["lora_scale"],
     ):
         raise InputError(
-            f"finetune.lora_rank and lora_scale are of the recipe 'lora', and this one is {settings.recipe!r}. Leave "
-            "them out, or set finetune.recipe to lora."
+            f"finetune.lora_rank and lora_scale belong to the recipe 'lora', and this one is {settings.recipe!r}. "
+            "Leave them out, or set finetune.recipe to lora."
         )
     if not settings.distillation and settings.distillation_temperature != default["distillation_temperature"]:
         raise InputError("finetune.distillation_temperature has no use without finetune.distillation. Set that too.")

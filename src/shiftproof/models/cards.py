@@ -1,10 +1,10 @@
-"""Model cards: what stands beside weights for a reader who did not make them."""
+"""Model cards, which describe weights to a reader who did not make them."""
 
 from __future__ import annotations
 
 from shiftproof.records.merges import MergeRecord
 
-_SAYINGS = {
+_DESCRIPTIONS = {
     "linear": "(1 - alpha) of the first input plus alpha of the second, entry by entry",
     "uniform": "the mean of all inputs",
     "greedy": "the mean of the inputs that a greedy soup took by held-out accuracy",
@@ -13,14 +13,14 @@ _SAYINGS = {
 
 
 def merge_card(record: MergeRecord) -> str:
-    """The README.md of merged weights: inputs, method, and what became of every kind of entry."""
+    """The README.md of merged weights: their inputs, the method, and what was done with each kind of entry."""
     lines = [
         "---",
         f"tags: [merge, {record.method}]",
         "---",
         "# Merged weights",
         "",
-        f"{_SAYINGS[record.method][0].upper()}{_SAYINGS[record.method][1:]} ({record.paper}).",
+        f"{_DESCRIPTIONS[record.method][0].upper()}{_DESCRIPTIONS[record.method][1:]} ({record.paper}).",
         "",
         "| input | role | read as | fingerprint |",
         "|---|---|---|---|",

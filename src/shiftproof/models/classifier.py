@@ -1,4 +1,4 @@
-"""A classifier: an image encoder, normalised features, a linear head, and everything needed to use it."""
+"""A classifier: an image encoder, a linear head on its features, and everything needed to use it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from shiftproof.models.prompts import prompt_templates
 class Network(nn.Module):
     """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x))).
 
-    ``normalised`` says whether features get length 1, as CLIP's do; the head that a timm model came with wants
-    them as they are.
+    ``normalised`` says whether features are scaled to length 1, as CLIP's are; the pretrained head of a timm model
+    takes them unscaled.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Linear, normalised: bool = True) -> None:
@@ -35,15 +35,15 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, D) features as the head reads them, of length 1 where ``normalised``."""
-        found = self.encoder(images)
-        return functional.normalize(found, dim=-1) if self.normalised else found
+        features = self.encoder(images)
+        return functional.normalize(features, dim=-1) if self.normalised else features
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
 
 class Task(Protocol):
-    """What two classifiers must share to be combined, and what a fingerprint covers beside the weights."""
+    """What two classifiers must share to be combined, and what a fingerprint covers in addition to the weights."""
 
     @property
     def classes(self) -> ClassSpace: ...
@@ -55,13 +55,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with its class space, preprocessing and provenance; treated as immutable.
+    """A network with its class space, preprocessing and provenance; treat it as immutable.
 
-    ``architecture`` rebuilds the encoder; ``head`` says what the head's rows are: "zero-shot" (text embeddings),
-    "own" (what the encoder came with), "trained", "frozen" (the start's, with a trained encoder), "rebuilt" (by a
-    fine-tuned text tower, whose weights are ``text``), "interpolated" or "averaged"; ``logit_scale`` is the factor
-    already folded into the head; ``alpha`` and ``parents`` tell where an ensemble comes from, ``training`` how it was
-    fine-tuned.
+    ``architecture`` describes how to rebuild the encoder. ``head`` says what the head's rows are: "zero-shot" (text
+    embeddings), "own" (the pretrained head of the encoder), "trained", "frozen" (the start's, with a trained encoder),
+    "rebuilt" (by a fine-tuned text tower, whose weights are ``text``), "interpolated" or "averaged". ``logit_scale``
+    is the factor already folded into the head. ``alpha`` (0 is the start, 1 is fine-tuned) and ``parents`` state what
+    an ensemble was made from, and ``training`` how the classifier was fine-tuned.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -82,18 +82,18 @@ class Classifier:
         return dict(self.network.state_dict())
 
     def network_on(self, device: str) -> Network:
-        """The network on a device, in evaluation mode: itself where it is there already, else a copy."""
+        """The network on a device, in evaluation mode: the network itself where it is on that device, else a copy."""
         here = next(self.network.parameters()).device == torch.device(device)
         return self.network.eval() if here else deepcopy(self.network).to(device).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
-        """A copy with other weights, in evaluation mode, and other fields where given; ``text`` is not taken over."""
+        """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped."""
         network = deepcopy(self.network)
         network.load_state_dict(dict(tensors))
         return replace(self, network=network.eval(), **{"text": None, **changes})
 
     def in_order_of(self, classes: ClassSpace) -> Classifier:
-        """The same classifier with its classes in another space's order; an InputError where they are not the same."""
+        """The classifier with its classes in the order of another space; raises an InputError if the classes differ."""
         if classes.ids == self.classes.ids:
             return self
         rows = _rows_of(self.classes, classes)
@@ -105,19 +105,20 @@ class Classifier:
 def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
     if only := sorted(set(classes.ids) ^ set(wanted.ids)):
         raise InputError(
-            f"the two classifiers have other classes; these are in one only: {listed(only)}. "
+            f"the two classifiers have different classes; these are in one only: {listed(only)}. "
             "Compare classifiers of the same classes."
         )
-    place = {name: row for row, name in enumerate(classes.ids)}
-    return [place[name] for name in wanted.ids]
+    row_of = {name: row for row, name in enumerate(classes.ids)}
+    return [row_of[name] for name in wanted.ids]
 
 
 def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:
-    """The classifier that a zero-shot model is for a class space: its text tower writes the head.
+    """Builds the zero-shot classifier of a model for a class space, whose head comes from the text tower.
 
     Each template of a class is embedded, normalised, averaged and normalised again, then multiplied by
-    exp(logit_scale); the bias is zero and can be trained (WiSE-FT, sec. 2). Warns of prompts that the text tower
-    cuts and of class names that are equal.
+    exp(logit_scale), which gives a row of the (K, D) head. The bias is zero and can be trained (WiSE-FT, Wortsman et
+    al. 2022, arXiv 2109.01903, sec. 2). ``prompts`` is "photo", "short", "openai", or templates. Warns of prompts that
+    the text tower truncates and of class names that are equal. Raises an InputError for an invalid template.
 
     >>> from shiftproof.models.clip import load_clip
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "red_apple"]))
@@ -149,13 +150,13 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
 
 
 def own_head_classifier(encoder: Encoder) -> Classifier:
-    """The classifier that a timm model is by itself: its logits are timm's, its classes those of its head.
+    """The classifier that a timm model is with its pretrained head: its logits are timm's, its classes the head's.
 
-    An InputError says so where the model has no linear head right behind its features.
+    Raises an InputError where the model has no linear head directly after its features.
 
     >>> from shiftproof.models.encoders import load_encoder
-    >>> own = own_head_classifier(load_encoder("timm:resnet18"))
-    >>> own.head, own.classes.ids[0], own.classes.names[0]
+    >>> resnet = own_head_classifier(load_encoder("timm:resnet18"))
+    >>> resnet.head, resnet.classes.ids[0], resnet.classes.names[0]
     ('own', 'n01440764', 'tench, Tinca tinca')
     """
     features, head = split_head(encoder)
@@ -183,9 +184,9 @@ def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[s
 
 
 def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
-    """A classifier from its stored fields and tensors."""
+    """Builds a classifier from its stored fields and tensors; raises an IncompatibleWeightsError if they do not fit."""
     if "head.weight" not in tensors:
-        raise IncompatibleWeightsError("the weights hold no 'head.weight'. They must be those of a classifier.")
+        raise IncompatibleWeightsError("the weights contain no 'head.weight'. They must be those of a classifier.")
     encoder = build_encoder(fields["architecture"])
     head = nn.Linear(tensors["head.weight"].shape[1], len(fields["classes"]))
     network = Network(encoder, head, fields["architecture"].get("normalised", True))
@@ -202,13 +203,14 @@ def require_same_task(first: Task, second: Task) -> None:
     """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
     if first.classes.ids != second.classes.ids:
         only = sorted(set(first.classes.ids) ^ set(second.classes.ids))
-        told = f"these are in one only: {listed(only)}" if only else "they stand in another order"
+        difference = f"these are in one only: {listed(only)}" if only else "they are in a different order"
         raise IncompatibleWeightsError(
-            f"the two classifiers have other classes; {told}. Fine-tune from the classifier that you ensemble with."
+            f"the two classifiers have different classes; {difference}. "
+            "Fine-tune from the classifier that you ensemble with."
         )
     keys = ["library", "embed_dim", "vision_cfg", "quick_gelu", "normalised"]
     if first.architecture.get("library") == "timm":
-        keys += ["name", "tag"]  # open_clip's name tells no more than its config
+        keys += ["name", "tag"]  # open_clip's name adds nothing to its config
     if differing := [key for key in keys if first.architecture.get(key) != second.architecture.get(key)]:
         raise IncompatibleWeightsError(
             f"the two classifiers differ in architecture ({', '.join(differing)}). "
@@ -216,7 +218,7 @@ def require_same_task(first: Task, second: Task) -> None:
         )
     if first.preprocessing != second.preprocessing:
         raise IncompatibleWeightsError(
-            f"the two classifiers want other images: {first.preprocessing} and {second.preprocessing}. "
+            f"the two classifiers take different images: {first.preprocessing} and {second.preprocessing}. "
             "Fine-tune with the start's preprocessing."
         )
 
@@ -224,8 +226,8 @@ def require_same_task(first: Task, second: Task) -> None:
 def _warn_of_equal_names(classes: ClassSpace) -> None:
     if doubled := sorted({name for name in classes.names if classes.names.count(name) > 1}):
         warnings.warn(
-            f"class names occur twice: {listed(doubled)}. Their zero-shot rows are equal, so the later class gets "
-            "about no prediction. Give them names that differ.",
+            f"class names occur twice: {listed(doubled)}. Their zero-shot rows are equal, so the later class is "
+            "hardly ever predicted. Give them different names.",
             stacklevel=3,
         )
 
@@ -238,7 +240,7 @@ def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[st
     room = clip.context_length - 2  # for the start and the end token
     if cut := [name for name in classes.names if len(encode(longest.format(name))) > room]:
         warnings.warn(
-            f"the text tower reads {room} tokens; longer prompts are cut, e.g. of {listed(cut, 3)}. "
+            f"the text tower reads {room} tokens; longer prompts are truncated, e.g. those of {listed(cut, 3)}. "
             "Shorten the class names or the templates.",
             stacklevel=3,
         )

@@ -19,16 +19,17 @@ from shiftproof.storage import read_json
 
 SCHEMES = ("open_clip:", "hf-hub:", "local-dir:")
 Tokenizer = Callable[[Sequence[str]], Tensor]
-# A classifier keeps no text tower; open_clip builds one anyway, so it gets the smallest that there is.
+# A classifier has no text tower. open_clip builds one anyway, so it gets the smallest possible one.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An image tower and a text tower with one embedding space.
+    """An image tower and a text tower with one embedding space; treat it as immutable.
 
-    ``model`` offers ``encode_image`` and ``encode_text`` (B, D), ``visual`` and ``logit_scale`` (its natural
-    logarithm). ``architecture`` is what rebuilds the image tower, activation included.
+    ``model`` offers ``encode_image`` and ``encode_text``, which return (B, D) embeddings, ``visual``, the image tower,
+    and ``logit_scale``, the natural logarithm of the scale. ``architecture`` describes how to rebuild the image tower,
+    its activation included; ``context_length`` counts tokens.
     """
 
     name: str
@@ -39,16 +40,17 @@ class Clip:
     context_length: int
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(T, D) text embeddings, not yet normalised."""
+        """The (T, D) embeddings of T texts, not normalised."""
         device = next(self.model.parameters()).device
         return self.model.encode_text(self.tokenizer(list(texts)).to(device))  # type: ignore[operator,no-any-return]
 
 
 def load_clip(name: str, *, seed: int = 0) -> Clip:
-    """A zero-shot model by its name, in evaluation mode on the CPU.
+    """Loads a zero-shot model by its name, in evaluation mode on the CPU.
 
     ``tiny`` (shipped), ``open_clip:ARCHITECTURE/TAG`` (without a tag: random weights, drawn from ``seed``),
-    ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (open_clip's own schemes). Raises an InputError for an unknown name.
+    ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (schemes of open_clip). Raises an InputError for an unknown name, for a
+    model without a text tower, and where the weights cannot be loaded.
 
     >>> load_clip("tiny").preprocessing.size
     64
@@ -60,8 +62,8 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
         return _build(name, TINY_ARCHITECTURE, str(TINY_WEIGHTS), seed)
     if name.startswith("timm:"):
         raise InputError(
-            f"{name!r} has no text tower, so it writes no zero-shot head. "
-            "Take the head it came with: own_head_classifier(load_encoder(NAME))."
+            f"{name!r} has no text tower, so it has no zero-shot head. "
+            "Use its pretrained head: own_head_classifier(load_encoder(NAME))."
         )
     if not name.startswith(SCHEMES):
         raise InputError(
@@ -80,7 +82,7 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
 
 
 def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
-    """The image tower that an ``architecture`` describes, with weights still to be loaded."""
+    """Builds the image tower that an ``architecture`` describes, without loading its weights."""
     import open_clip
 
     with torch.random.fork_rng(devices=[]), _quiet():
@@ -97,7 +99,7 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
     import open_clip
 
     tag_config = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
-    # QuickGELU belongs to the weights: open_clip only warns where the architecture's name does not imply it.
+    # QuickGELU belongs to the weights; open_clip only warns where the architecture's name does not imply it.
     quick_gelu = bool((tag_config or {}).get("quick_gelu"))
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)  # open_clip draws random weights from the global state
@@ -120,7 +122,9 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
     )
     config = model_config(architecture)
     if "multimodal_cfg" in config:
-        raise InputError(f"{name!r} is a captioning model (CoCa), whose image tower is none of CLIP's. Choose another.")
+        raise InputError(
+            f"{name!r} is a captioning model (CoCa), whose image tower differs from CLIP's. Choose another model."
+        )
     described = {
         "library": "open_clip",
         "name": architecture,
@@ -147,7 +151,7 @@ def model_config(architecture: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs to the root logger that weights are random; whoever asked for that knows it."""
+    """Silences open_clip, which logs to the root logger that weights are random, as the caller requested."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Image models without a text tower, through timm: features and the head they came with."""
+"""Image models without a text tower, through timm: their features and their pretrained heads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 
 @dataclass(frozen=True)
 class Encoder:
-    """A timm model with its own head; treated as immutable.
+    """A timm model with its pretrained head; treat it as immutable.
 
-    ``model`` maps images to the logits of that head, or to features where it has none. ``architecture`` is
-    what rebuilds the features without the head.
+    ``model`` maps (B, 3, size, size) images to the (B, K) logits of that head, or to features where it has none.
+    ``architecture`` describes how to rebuild the model without its head.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Encoder:
 
 
 def load_encoder(name: str, *, seed: int = 0) -> Encoder:
-    """A timm model by its name, in evaluation mode on the CPU.
+    """Loads a timm model by its name, in evaluation mode on the CPU.
 
     ``timm:NAME.TAG`` has the pretrained weights of that tag, from the cache or the network; ``timm:NAME`` has
-    random weights, drawn from ``seed``. Raises an InputError for an unknown name or tag and where the weights
-    cannot be had.
+    random weights, drawn from ``seed``. Raises an InputError for an unknown name or tag, and where the weights
+    cannot be downloaded.
 
     >>> load_encoder("timm:resnet18").preprocessing.size
     224
@@ -77,7 +77,7 @@ def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
 def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:
     """Copies of a model's features, (B, 3, size, size) to (B, D), and of its linear head, (B, D) to (B, K).
 
-    Their composition gives the model's own logits, which is tried on two random images. Raises an InputError
+    Their composition gives the model's own logits, which is checked on two random images. Raises an InputError
     where the head is none or no single linear map of the features.
 
     >>> features, head = split_head(load_encoder("timm:resnet18"))
@@ -85,30 +85,30 @@ def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:
     (512, 1000)
     """
     whole = deepcopy(encoder.model)
-    own = whole.get_classifier()  # type: ignore[operator]
-    if not isinstance(own, nn.Linear):
-        raise _no_linear_head(encoder, f"it ends in {_kind(own)}")
+    layer = whole.get_classifier()  # type: ignore[operator]
+    if not isinstance(layer, nn.Linear):
+        raise _no_linear_head(encoder, f"it ends in {_kind(layer)}")
     # torch's plain layer, bias included, is what a classifier directory is read into.
-    head = nn.Linear(own.in_features, own.out_features)
+    head = nn.Linear(layer.in_features, layer.out_features)
     with torch.no_grad():
-        head.weight.copy_(own.weight)
-        head.bias.copy_(torch.zeros_like(head.bias) if own.bias is None else own.bias)
+        head.weight.copy_(layer.weight)
+        head.bias.copy_(torch.zeros_like(head.bias) if layer.bias is None else layer.bias)
     size = encoder.preprocessing.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        read, logits = _watched(whole, own, images)
+        inputs, logits = _run_watching(whole, layer, images)
         features = _headless(whole)
-        found = features(images)
-        fits = len(read) == 1 and _close(found, read[0]) and _close(head(read[0]), logits)
+        same_features = len(inputs) == 1 and _close(features(images), inputs[0])
+        fits = same_features and _close(head(inputs[0]), logits)
     if not fits:
-        raise _no_linear_head(encoder, "its linear layer does not end it, or reads other features")
+        raise _no_linear_head(encoder, "its linear layer is not the last, or reads other features")
     return features, head
 
 
 def own_class_space(outputs: int) -> ClassSpace:
-    """The classes of a head with so many outputs: WordNet ids and names where timm knows such an ImageNet subset.
+    """The classes of a head with this many outputs.
 
-    Otherwise they are numbers.
+    They have WordNet ids and names where timm knows an ImageNet subset of that size; otherwise they are numbers.
 
     >>> own_class_space(3).ids
     ('0', '1', '2')
@@ -116,12 +116,12 @@ def own_class_space(outputs: int) -> ClassSpace:
     subset = infer_imagenet_subset({"num_classes": outputs})
     if subset is None:
         return ClassSpace.from_ids([str(number) for number in range(outputs)])
-    known = ImageNetInfo(subset)
-    return ClassSpace(tuple(known.label_names()), tuple(known.label_descriptions()))
+    info = ImageNetInfo(subset)
+    return ClassSpace(tuple(info.label_names()), tuple(info.label_descriptions()))
 
 
 def _create(architecture: str, tag: str, pretrained: bool, seed: int | None) -> Any:
-    # The tag decides more than weights, e.g. the image size, so it is named in a rebuild too.
+    # The tag determines more than weights, e.g. the image size, so it is given for a rebuild, too.
     name = f"{architecture}.{tag}" if tag else architecture
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
@@ -130,7 +130,7 @@ def _create(architecture: str, tag: str, pretrained: bool, seed: int | None) -> 
 
 
 def _headless(model: Any) -> nn.Module:
-    """The model itself, from now on without its head."""
+    """The same model, whose head this removes."""
     model.reset_classifier(0)
     return model  # type: ignore[no-any-return]
 
@@ -139,10 +139,10 @@ def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
     cfg = resolve_model_data_config(model)
     channels, height, width = cfg["input_size"]
     if channels != 3 or height != width:
-        raise InputError(f"{name!r} wants images of {channels} x {height} x {width}; they must be RGB and square.")
+        raise InputError(f"{name!r} takes images of {channels} x {height} x {width}; they must be RGB and square.")
     if cfg["crop_mode"] not in _RESIZE_MODES:
         raise InputError(
-            f"{name!r} crops its images by {cfg['crop_mode']!r}; only {' and '.join(_RESIZE_MODES)} are known. "
+            f"{name!r} crops its images by {cfg['crop_mode']!r}; only {' and '.join(_RESIZE_MODES)} are supported. "
             "Choose another model."
         )
     return Preprocessing(
@@ -155,12 +155,12 @@ def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
     )
 
 
-def _watched(model: nn.Module, head: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What the head reads, each time it is called, and what the model says."""
-    read: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+def _run_watching(model: nn.Module, head: nn.Module, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The inputs of every call of the head while the model runs on images, and the model's logits."""
+    inputs: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
-        return read, model(images)
+        return inputs, model(images)
     finally:
         handle.remove()
 

@@ -1,4 +1,4 @@
-"""Prompt templates: what a class name is put into before the text tower reads it."""
+"""Prompt templates: the sentences that a class name is put into for the text tower."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _SHORT = (
 
 
 def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates of a named set, or one's own; each holds ``{}`` or ``{c}`` once.
+    """The templates of a named set, or the given templates; each contains ``{}`` or ``{c}`` once.
 
-    ``photo`` is "a photo of a {}.", ``short`` are seven that work well together, ``openai`` the 80 of the
-    CLIP paper for ImageNet (read from open_clip).
+    ``photo`` is "a photo of a {}.", ``short`` are seven that work well together, and ``openai`` are the 80 templates
+    for ImageNet of the CLIP paper (Radford et al. 2021), as open_clip has them. Raises an InputError for an unknown
+    set, for no template, and for a template without exactly one placeholder.
 
     >>> prompt_templates("photo")
     ('a photo of a {}.',)
@@ -32,7 +33,7 @@ def prompt_templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
     """
     if not isinstance(prompts, str):
         if not prompts:
-            raise InputError("there is no prompt template. Give one, e.g. 'a photo of a {}.'.")
+            raise InputError("`prompts` is empty. Give at least one template, e.g. 'a photo of a {}.'.")
         return tuple(_checked(template) for template in prompts)
     if "{" in prompts:
         return (_checked(prompts),)

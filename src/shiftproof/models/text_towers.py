@@ -1,4 +1,4 @@
-"""The text tower behind a classifier's head: found again, changed, and asked for the head anew."""
+"""The text tower behind a classifier's head: loaded again, given other weights, and used to rebuild the head."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _IMAGE_TOWER = "visual."
 
 
 def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
-    """The zero-shot model that a zero-shot classifier was made of.
+    """The zero-shot model that a zero-shot classifier was built from.
 
-    Raises an InputError where there is none, where the text tower did not write the classifier's head, or where the
-    image tower is not the classifier's.
+    ``seed`` is the one that the model was loaded with; it matters for random weights only. Raises an InputError where
+    there is no such model, where the text tower did not write the classifier's head, or where the image tower is not
+    the classifier's.
 
     >>> from shiftproof import ClassSpace, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -29,7 +30,7 @@ def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
     """
     if not classifier.prompts:
         raise InputError(
-            f"{classifier.source!r} has no text tower, which writes the head in contrastive fine-tuning. "
+            f"{classifier.source!r} has no text tower, which contrastive fine-tuning needs to build the head. "
             "Start from a zero-shot model, or choose another finetune.recipe."
         )
     if classifier.head != "zero-shot":
@@ -39,17 +40,19 @@ def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
         )
     clip = load_clip(classifier.source, seed=seed)
     tower = clip.model.visual.state_dict()  # type: ignore[union-attr]
-    own = classifier.network.encoder.state_dict()
-    if tower.keys() != own.keys() or any(not torch.equal(tensor, own[name].cpu()) for name, tensor in tower.items()):
+    encoder = classifier.network.encoder.state_dict()
+    if tower.keys() != encoder.keys() or any(
+        not torch.equal(tensor, encoder[name].cpu()) for name, tensor in tower.items()
+    ):
         raise InputError(
-            f"the classifier's encoder is not that of {classifier.source!r}, so its text tower is not known. "
-            "Start from the zero-shot classifier itself, with the seed that it was made with."
+            f"the classifier's encoder is not that of {classifier.source!r}, so its text tower is unknown. "
+            "Start from the zero-shot classifier itself, with the seed that it was built with."
         )
     return clip
 
 
 def text_weights(clip: Clip) -> dict[str, Tensor]:
-    """Copies of all weights that are not the image tower's: text tower and logit scale."""
+    """Copies of the weights of the text tower and of the logit scale: all that are not the image tower's."""
     return {
         name: tensor.detach().cpu().clone()
         for name, tensor in clip.model.state_dict().items()
@@ -66,7 +69,10 @@ def with_text(clip: Clip, weights: Mapping[str, Tensor]) -> Clip:
 
 @torch.inference_mode()
 def rebuilt_head(clip: Clip, classifier: Classifier) -> tuple[dict[str, Tensor], float]:
-    """The head that a model's text tower writes for a classifier's classes and prompts, and the scale in it."""
+    """The head that a model's text tower builds for a classifier's classes and prompts, and its logit scale.
+
+    The entries are ``head.weight`` (K, D), of rows of the length of the scale, and ``head.bias`` (K,), which is 0.
+    """
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     rows = scale * zero_shot_embeddings(clip, classifier.classes.names, classifier.prompts)
     return {"head.weight": rows.cpu().clone(), "head.bias": torch.zeros(len(rows))}, scale

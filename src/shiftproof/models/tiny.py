@@ -15,7 +15,7 @@ TINY_CONFIG = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.json")
 TINY_WEIGHTS = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.safetensors")
 TINY_CARD = packaged_path("shiftproof", "assets", f"{TINY_ARCHITECTURE}.card.json")
 
-# timm's names of the tower in its sizes. open_clip hands a timm model no arguments, so every width has a name.
+# timm's names of the tower by size. open_clip passes no arguments to a timm model, so every width has a name.
 TINY_SIZES = {
     "sixth": "shiftproof_tiny_sixth",
     "third": "shiftproof_tiny_third",
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions with GroupNorm and a shortcut; plain convolutions are what a CPU does fastest."""
+    """Two 3x3 convolutions with GroupNorm and a shortcut; plain convolutions are fastest on a CPU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ class TinyNet(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the blocks' activations are computed anew in the backward pass, which saves their memory."""
+        """Sets whether the backward pass recomputes the blocks' activations, which saves memory."""
         self.grad_checkpointing = enable
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the linear head; with no classes the pooled features come out."""
+        """Replaces the linear head; without classes, the network returns the pooled features."""
         self.num_classes = num_classes
         self.global_pool = "avg" if global_pool is None else global_pool
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
@@ -149,7 +149,7 @@ def _tower(name: str, pretrained: bool, kwargs: dict[str, Any]) -> TinyNet:
 
 
 def _supported(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # open_clip passes timm's own bookkeeping along; the config above is the one that holds.
+    # open_clip passes arguments of timm's bookkeeping along; the config above replaces them.
     return {
         name: value
         for name, value in kwargs.items()

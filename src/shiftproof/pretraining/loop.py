@@ -84,7 +84,7 @@ def pretrain(
 
 @dataclass(frozen=True)
 class _Job:
-    """What one pretraining is given, and when it was started."""
+    """The inputs of one pretraining, and when it started."""
 
     clip: Clip
     data: CaptionedSet
@@ -180,7 +180,7 @@ def _batch(job: _Job, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _stopped(error: TrainingError, step: int, job: _Job) -> TrainingError:
-    advice = " Start anew with a lower pretrain.lr, or with pretrain.precision float32, in another `out`."
+    advice = " Start again with a lower pretrain.lr, or with pretrain.precision float32, in another `out`."
     return type(error)(
         f"pretraining stopped at step {step + 1}: {error}. The last good weights are in {job.checkpoints}."
         f"{advice if isinstance(error, DivergenceError) else ''}"
@@ -191,7 +191,7 @@ def _require_whole_batches(data: CaptionedSet, settings: PretrainSettings) -> No
     if len(data) < settings.batch_size:
         raise InputError(
             f"{data.name} holds {len(data)} images, fewer than pretrain.batch_size {settings.batch_size}: a batch "
-            "would hold an image twice, as its own negative. Lower pretrain.batch_size or add images."
+            "would contain an image twice, as a negative of itself. Lower pretrain.batch_size or add images."
         )
     require_equal_shares("pretrain.batch_size", settings.batch_size)
 
@@ -202,7 +202,7 @@ def _machine(device: str) -> str:
 
 
 def _processor() -> str:
-    """Linux tells the model in a file only; elsewhere the platform module knows it."""
+    """The name of the processor: Linux has it in a file only, and elsewhere the platform module returns it."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -210,7 +210,7 @@ def _processor() -> str:
 
 
 def _save_open_clip(clip: Clip, folder: Path) -> None:
-    """open_clip's own directory layout, so that ``local-dir:`` loads it there and here."""
+    """Writes open_clip's directory layout, so that ``local-dir:`` loads it in open_clip and here."""
     import open_clip
 
     config = {

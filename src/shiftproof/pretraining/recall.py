@@ -1,4 +1,4 @@
-"""How well captions and images find each other after pretraining."""
+"""Retrieval of captions by images, and of images by captions, after pretraining."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from shiftproof.seeding import child_generator
 
 @torch.inference_mode()
 def held_out_recall(clip: Clip, data: CaptionedSet, *, seed: int, limit: int = 5000) -> dict[str, dict[str, float]]:
-    """Recall@1/5/10 in both directions on views (emoji) that training never drew, or on the files' centre crops."""
+    """Recall@1, @5 and @10, each in [0, 1], in both directions on at most ``limit`` pairs of held-out views.
+
+    The views of emoji are ones that training never draws; those of files are their centre crops. The result maps
+    ``image_to_text`` and ``text_to_image`` to ``recall@K``. ``seed`` draws the pairs and the views.
+    """
     generator = child_generator(seed, "held-out")
     order = torch.randperm(len(data), generator=generator)[:limit].tolist()
     image_features, text_features = [], []

@@ -23,7 +23,7 @@ class PretrainSettings(LoopSettings):
     256
     """
 
-    # A dictionary is all that pydantic needs to refuse unknown keys of a run file.
+    # pydantic needs only a dictionary to refuse unknown keys of a run file.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     steps: int = 3000

@@ -1,4 +1,4 @@
-"""Checkpoints to resume a training from: whole or absent, safetensors and JSON, and a polite end on SIGTERM."""
+"""Checkpoints that a training resumes from (safetensors and JSON, complete or absent), and the handling of SIGTERM."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ _STEP = "step-"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training needs to go on after ``step`` steps: tensors by part (model, optimizer), the rest JSON."""
+    """What a training needs to resume after ``step`` steps: tensors by part, and plain JSON values."""
 
     step: int
     parts: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, reached: TrainingState, kept: int = 1) -> Path:
-    """Writes ``folder/step-00000500`` whole or not at all, and then deletes all but the last ``kept``.
+def save_checkpoint(folder: Path, reached: TrainingState, keep_last: int = 1) -> Path:
+    """Writes ``folder/step-00000500`` completely or not at all, then deletes all but the last ``keep_last``.
 
-    Raises a TrainingError where the disk is full; the older checkpoints are still there then.
+    Raises a TrainingError where the directory cannot be written, for example because the disk is full. The older
+    checkpoints remain in that case.
     """
     target = folder / f"{_STEP}{reached.step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _delete(folder.glob(f".{_STEP}*"))  # what an interruption left
+        _delete(folder.glob(f".{_STEP}*"))  # leftovers of an interruption
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f".{_STEP}"))
         for part, tensors in reached.parts.items():
             write_state_dict(tensors, temporary / f"{part}.safetensors")
@@ -53,22 +54,23 @@ def save_checkpoint(folder: Path, reached: TrainingState, kept: int = 1) -> Path
         _delete(folder.glob(f".{_STEP}*"))
         raise _unwritten(error, target) from error
     sync_directory(folder)
-    _delete(_checkpoints(folder)[:-kept])
+    _delete(_checkpoints(folder)[:-keep_last])
     return target
 
 
 def load_checkpoint(folder: Path) -> TrainingState | None:
-    """The last checkpoint in a folder, or None where there is none; an InputError names a damaged file."""
-    found = _checkpoints(folder)
-    if not found:
+    """The last checkpoint in a folder, or None where there is none; an InputError names a damaged one."""
+    checkpoints = _checkpoints(folder)
+    if not checkpoints:
         return None
+    last = checkpoints[-1]
     try:
-        state = dict(read_json(found[-1] / "state.json"))
-        parts = {part: read_state_dict(found[-1] / f"{part}.safetensors") for part in state.pop("parts")}
+        state = dict(read_json(last / "state.json"))
+        parts = {part: read_state_dict(last / f"{part}.safetensors") for part in state.pop("parts")}
         step = int(state.pop("step"))
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the checkpoint {found[-1]} is damaged ({error}). Delete that directory to go on from the one before."
+            f"the checkpoint {last} is damaged ({error}). Delete it to resume from the one before."
         ) from error
     return TrainingState(step, parts, state)
 
@@ -76,7 +78,7 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
 def require_same_training(
     recorded: Mapping[str, Any], requested: Mapping[str, Any], folder: Path, earlier: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises an InputError that names what differs where a checkpoint is of another training than the requested one.
+    """Raises an InputError that names the differences if a checkpoint is of another training than the requested one.
 
     ``earlier`` holds the requested values that an earlier version of this package recorded in another form.
     """
@@ -91,7 +93,7 @@ def require_same_training(
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimiser's state, named ``PARAMETER.ENTRY``; its groups are made anew from the settings."""
+    """The tensors of an optimiser's state, named ``PARAMETER.ENTRY``; its groups are rebuilt from the settings."""
     moments = optimizer.state_dict()["state"]
     return {
         f"{i}.{key}": value for i, entry in moments.items() for key, value in entry.items() if isinstance(value, Tensor)
@@ -99,7 +101,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts what ``optimizer_tensors`` gave into an optimiser of the same parameters."""
+    """Loads the tensors that ``optimizer_tensors`` returned into an optimiser of the same parameters."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
@@ -113,21 +115,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 @contextlib.contextmanager
 def noticing_sigterm(active: bool = True) -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come; inside the block that signal does nothing else.
+    """Yields a function that returns whether SIGTERM has arrived; inside the block that signal has no other effect.
 
-    Only the main thread can take signals, so that elsewhere SIGTERM keeps its effect.
+    Only the main thread can handle signals. In other threads, SIGTERM keeps its usual effect.
     """
-    came = threading.Event()
+    arrived = threading.Event()
     if not active or threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield arrived.is_set
         return
 
     def notice(_: int, __: FrameType | None) -> None:
-        came.set()
+        arrived.set()
 
     before = signal.signal(signal.SIGTERM, notice)
     try:
-        yield came.is_set
+        yield arrived.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -145,7 +147,8 @@ def _unwritten(error: Exception, target: Path) -> TrainingError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
     why = "the disk is full" if full else str(error)
     before = _checkpoints(target.parent)
-    kept = f"The last checkpoint is {before[-1]}." if before else "There is no checkpoint yet."
+    remaining = f"The last checkpoint is {before[-1]}." if before else "There is no checkpoint yet."
     return TrainingError(
-        f"the checkpoint {target} could not be written: {why}. {kept} Free some space and go on with `resume=True`."
+        f"the checkpoint {target} could not be written: {why}. {remaining} "
+        "Free some space and continue with `resume=True`."
     )

@@ -1,4 +1,4 @@
-"""The processes of one training, as ``torchrun`` starts them: which of them writes, and what they sum up to."""
+"""The processes of one training, as ``torchrun`` starts them: which of them writes, and sums over all of them."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|rem
 
 
 def process_count() -> int:
-    """How many processes train together; 1 unless they were joined."""
+    """The number of processes that train together; 1 unless they were joined."""
     return distributed.get_world_size() if _joined() else 1
 
 
 def process_index() -> int:
-    """This process's place among them; 0 is the one that writes."""
+    """The rank of this process; the process of rank 0 writes the files."""
     return distributed.get_rank() if _joined() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes files and speaks to the terminal."""
+    """Whether this process is the one that writes files and prints to the terminal."""
     return process_index() == 0
 
 
 @contextlib.contextmanager
 def joined_processes(device: str) -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; without it nothing happens.
+    """Joins the processes that ``torchrun`` started, by NCCL on GPUs and gloo on CPUs; does nothing without torchrun.
 
-    They meet once: a second time, the launcher's store still holds what they told each other the first time.
+    They can be joined only once: the launcher's store still holds the messages of the first time at a second attempt.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _joined():
         yield
@@ -50,7 +50,7 @@ def joined_processes(device: str) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-        PartialState._reset_state()  # else accelerate takes this process for one of several ever after
+        PartialState._reset_state()  # otherwise accelerate goes on to treat this process as one of several
 
 
 def summed(values: NDArray[Number], device: str) -> NDArray[Number]:
@@ -69,18 +69,18 @@ def mean_of(value: float, device: str) -> float:
 
 
 def same_everywhere(number: int, device: str) -> bool:
-    """Whether all processes hold the same number; all ask, and get one answer."""
+    """Whether all processes hold the same number; every process must call this, and all get the same answer."""
     main = summed(np.array([float(number) if is_main_process() else 0.0]), device)[0]
     return bool(summed(np.array([float(number != main)]), device)[0] == 0)
 
 
 def wait_for_main(device: str) -> None:
-    """Returns once every process, the main one too, has come so far."""
+    """Returns once every process, including the main one, has reached this call."""
     broadcast_from_main(True, device)
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Gives every process the main one's buffers: batch-norm statistics, which each moves by its own samples."""
+    """Copies the main process's buffers to all: batch-norm statistics, which every process updates with its share."""
     if process_count() > 1:
         with translating_lost_process():
             for buffer in module.buffers():
@@ -89,28 +89,30 @@ def share_buffers(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def translating_lost_process() -> Iterator[None]:
-    """Turns the many ways of losing another process into a TrainingError: that one's message says what happened."""
+    """Turns the many errors after the loss of another process into one TrainingError."""
     try:
         yield
     except RuntimeError as error:
         if process_count() > 1 and _LOST.search(str(error)):
-            raise TrainingError("another process has ended, and this one with it; its message says why") from error
+            raise TrainingError(
+                "another process has ended, and this one with it; see the message of that process for the cause"
+            ) from error
         raise
 
 
 def broadcast_from_main(value: bool, device: str) -> bool:
-    """The main process's answer, on every process, once all have asked."""
-    asked = np.array([float(value) if is_main_process() else 0.0], dtype=np.float64)
-    return bool(summed(asked, device)[0])
+    """Returns the main process's value on every process; every process must call this."""
+    flag = np.array([float(value) if is_main_process() else 0.0], dtype=np.float64)
+    return bool(summed(flag, device)[0])
 
 
 def gathered(rows: torch.Tensor) -> torch.Tensor:
-    """(B, D) rows of every process, one after the other in the order of processes, with gradients to all of them."""
+    """The (B, D) rows of every process, concatenated in the order of ranks, with gradients to all of them."""
     return _Gather.apply(rows) if process_count() > 1 else rows
 
 
 class _Gather(torch.autograd.Function):
-    """Every process's rows; backward, each process's rows get the gradients that all processes have for them."""
+    """Every process's rows; in the backward pass, each process's rows receive the sum of all processes' gradients."""
 
     @staticmethod
     def forward(context: torch.autograd.function.FunctionCtx, rows: torch.Tensor) -> torch.Tensor:

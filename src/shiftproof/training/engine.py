@@ -1,4 +1,4 @@
-"""What every training needs: parameter groups, schedule, data order, one safe step on whatever machine there is."""
+"""What every training needs: parameter groups, schedule, data order, one optimisation step, and checkpoints."""
 
 from __future__ import annotations
 
@@ -46,12 +46,18 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MAX_LOGIT_SCALE = math.log(100)
-_LEAST_SCALE = 2.0**-20  # of float16 gradients, halved from 2^16 on at every step that is left out
-LARGEST = 1e30  # of a setting: no infinity, which JSON cannot hold, and nothing that overflows a float32 step
+_LEAST_SCALE = 2.0**-20  # of float16 gradients; it starts at 2^16 and is halved at every step that is skipped
+LARGEST = 1e30  # of a setting: JSON cannot hold infinity, and larger values overflow a float32 step
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and scales do not."""
+    """Trainable parameters in two groups for an optimiser: matrices with weight decay, and the rest without.
+
+    Biases, norms and scales are the rest: whatever has fewer than two dimensions.
+
+    >>> [group["weight_decay"] for group in parameter_groups(nn.Linear(2, 2), 0.1)]
+    [0.1, 0.0]
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -60,7 +66,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
-    """The share of the peak learning rate at a step: a straight rise, then half a cosine down to 0.
+    """The fraction of the peak learning rate, in [0, 1], at a step: a linear rise, then half a cosine down to 0.
+
+    ``step`` counts from 0 to ``total`` - 1. It is (step + 1) / warmup during the warm-up, and then
+    (1 + cos(pi (step - warmup) / (total - warmup))) / 2 (Loshchilov and Hutter 2017, eq. 5).
 
     >>> [round(cosine_with_warmup(step, 10, 2), 2) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.04]
@@ -72,10 +81,10 @@ def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
 
 
 def positions_at(step: int, batch_size: int, count: int, seed: int) -> list[int]:
-    """The data positions of a step's batch: epochs are permutations, laid end to end without a gap.
+    """The data positions of a step's batch: epochs are permutations, concatenated without a gap.
 
-    It depends on its arguments alone, so that a resumed training sees the same data, and every image
-    is seen equally often, whatever the batch size.
+    The result depends on the arguments alone. A resumed training therefore sees the same data, and every image is
+    seen equally often, whatever the batch size.
 
     >>> sorted(positions_at(0, 2, 4, seed=0) + positions_at(1, 2, 4, seed=0))
     [0, 1, 2, 3]
@@ -89,7 +98,7 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def process_share(batch_size: int) -> slice:
-    """Which samples of every batch this process sees; alone, it is all of them."""
+    """The samples of every batch that this process trains on; all of them where there is one process."""
     count, index = process_count(), process_index()
     if batch_size < count:
         raise InputError(f"a batch of {batch_size} cannot be shared by {count} processes. Raise the batch size.")
@@ -97,7 +106,7 @@ def process_share(batch_size: int) -> slice:
 
 
 def parts_of(count: int, accumulate: int) -> list[slice]:
-    """``count`` samples in ``accumulate`` parts that are about equal, or in fewer, so that none is empty.
+    """``count`` samples in ``accumulate`` parts of about equal size, or in fewer, so that none is empty.
 
     >>> parts_of(5, 2)
     [slice(0, 3, None), slice(3, 5, None)]
@@ -124,21 +133,21 @@ def optimisation_step(
 ) -> float:
     """Backward pass, global-norm clip and update at the given learning rate; returns the loss over all processes.
 
-    Several ``losses`` are parts of one, made one after the other and added up. Raises a DivergenceError, with the
-    weights as they were before the step, where the loss or a gradient is not finite; in float16, where gradients
-    overflow now and then, the step is left out instead, unless they do so at the least scale too.
+    Several ``losses`` are parts of one loss; they are computed one after the other and added up. Raises a
+    DivergenceError, before the weights change, where the loss or a gradient is not finite. In float16, where gradients
+    overflow now and then, the step is skipped instead, unless they overflow at the smallest scale, too.
     """
     optimizer.zero_grad(set_to_none=True)
-    taken = []
+    part_losses = []
     for part in [losses] if isinstance(losses, Tensor) else losses:
         _backward(part, accelerator)
-        taken.append(part.detach())
+        part_losses.append(part.detach())
     if accelerator is None:
         norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
     else:
         norm = accelerator.clip_grad_norm_(parameters, clip_norm)
-    # Both are read at once: each look at a number on a GPU waits for all that runs there.
-    loss, size = torch.stack([torch.stack(taken).sum().float(), norm.float()]).tolist()
+    # Both are read at once, since each read of a number on a GPU waits for everything that runs there.
+    loss, size = torch.stack([torch.stack(part_losses).sum().float(), norm.float()]).tolist()
     loss = mean_of(loss, str(parameters[0].device))
     scaler = accelerator.scaler if accelerator else None
     if not math.isfinite(loss):
@@ -159,9 +168,9 @@ def _backward(loss: Tensor, accelerator: Accelerator | None) -> None:
 
 
 def rank_seed_path(part: int) -> tuple[int, ...]:
-    """What to add to a generator's name so that processes, and parts of a batch, do not draw the same.
+    """What to add to a generator's path so that processes, and parts of a batch, draw different numbers.
 
-    Empty for the first part of the first process: alone, it draws what it always drew.
+    It is empty for the first part of the first process, which draws the same numbers as a process that trains alone.
     """
     place = (process_index(), part)
     return place if any(place) else ()
@@ -169,11 +178,11 @@ def rank_seed_path(part: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Course:
-    """Where a training is to go: its name for messages, steps, learning rate, and what makes it this and no other.
+    """The plan of a training: its name in messages, its steps and learning rate, and what identifies it.
 
-    ``section`` is that of the run file. ``origin`` holds plain values; checkpoints of another origin are refused.
-    ``earlier_origin`` holds those of its values that an earlier version of this package wrote differently.
-    ``splits`` says whether a batch may be taken in parts, which saves memory.
+    ``section`` is that of the run file. ``origin`` holds the plain values that identify the training; checkpoints of
+    another origin are refused. ``earlier_origin`` holds those of its values that an earlier version of this package
+    wrote differently. ``splits`` says whether a batch may be processed in parts, which saves memory.
     """
 
     section: str
@@ -194,9 +203,10 @@ class Course:
 
 @dataclass
 class Trainer:
-    """One training under way: takes steps, says how it goes, writes checkpoints and stops where it is told to.
+    """A training in progress: takes steps, reports them, writes checkpoints and stops on SIGTERM.
 
-    ``model`` is the module as it is to be called, ``begun`` what a checkpoint said, where the training goes on.
+    ``model`` is the wrapped module that must be called in the forward pass; ``begun`` is the checkpoint that the
+    training resumes from.
     """
 
     module: nn.Module
@@ -215,16 +225,16 @@ class Trainer:
 
     @property
     def first(self) -> int:
-        """The step to begin with: 0, or the one after the checkpoint."""
+        """The first step to take: 0, or the one after the checkpoint."""
         return self.begun.step if self.begun else 0
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """What the training's own code put into the checkpoint."""
+        """The ``loop_state`` that was saved with the checkpoint."""
         return self.begun.state["own"] if self.begun else {}
 
     def take(self, step: int, losses: Iterable[Tensor]) -> float:
-        """One optimisation step; the loss over all processes. Raises a TrainingError where it cannot be taken."""
+        """Takes an optimisation step; returns the loss over all processes. Raises a TrainingError where that fails."""
         trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         lr = self.course.lr_at(step)
         with translating_lost_process(), translating_out_of_memory(self.course.section, splits=self.course.splits):
@@ -234,7 +244,7 @@ class Trainer:
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was left out, since its float16 gradients overflowed."""
+        """Whether the last step was skipped because its float16 gradients overflowed."""
         return bool(self.optimizer.step_was_skipped)
 
     def report(self, step: int, loss: float, **values: float) -> None:
@@ -253,7 +263,7 @@ class Trainer:
     def save(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
         """Writes the checkpoint after ``step`` steps; ``loop_state`` is plain JSON, ``parts`` are tensors by name.
 
-        Raises a TrainingInterruptedError where SIGTERM has asked the training to stop.
+        Raises a TrainingInterruptedError after SIGTERM.
         """
         if self.folder is not None and is_main_process():
             scaler = self.accelerator.scaler
@@ -264,11 +274,11 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler else {},
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
-        wait_for_main(self.device)  # no process goes on, or ends, before it is written
+        wait_for_main(self.device)  # no process continues, or ends, before it is written
         if self._stops and step < self.course.steps:
             raise TrainingInterruptedError(
-                f"{self.course.stage} was asked to stop after step {step} of {self.course.steps}. "
-                f"{self.folder} holds all that is needed to go on with `resume=True`."
+                f"{self.course.stage} was interrupted after step {step} of {self.course.steps}. "
+                f"Continue with `resume=True`: the checkpoint is in {self.folder}."
             )
 
 
@@ -283,17 +293,18 @@ def training(
     folder: Path | None,
     trackers: Sequence[str] = (),
 ) -> Iterator[Trainer]:
-    """A training of a module by an optimiser of its parameters, which goes on from the last checkpoint in ``folder``.
+    """Trains a module with an optimiser of its parameters, resuming from the last checkpoint in ``folder``.
 
-    Without a folder nothing is written, and SIGTERM keeps its effect.
+    Without a folder, nothing is written and SIGTERM keeps its usual effect. Raises an InputError where the checkpoint
+    is damaged, is of another training or model, or is not the same for all processes.
     """
     begun = load_checkpoint(folder) if folder else None
-    course = replace(course, origin=json.loads(json.dumps(course.origin)))  # as a checkpoint gives it back
+    course = replace(course, origin=json.loads(json.dumps(course.origin)))  # as it is read from a checkpoint
     with accelerated(settings, device) as accelerator, noticing_sigterm(folder is not None) as terminated:
         model = prepared(module, settings, accelerator, device)
         if not same_everywhere(begun.step if begun else 0, device):
             raise InputError(
-                f"not all processes find the same checkpoint in {folder}. Choose an `out` that all machines share."
+                f"the processes see different checkpoints in {folder}. Choose an `out` that all machines share."
             )
         if begun is not None and folder is not None:
             require_same_training(begun.state["origin"], course.origin, folder, course.earlier_origin)

@@ -1,4 +1,4 @@
-"""What a training says while it runs: always a JSONL file, and trackers (TensorBoard, W&B) if asked for."""
+"""The log of a training: always a JSONL file, and trackers (TensorBoard, W&B) on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ LOG = "training.jsonl"
 
 
 def trackers_from(text: str) -> tuple[str, ...]:
-    """The trackers that ``tensorboard,wandb`` or ``none`` name; an InputError where one is unknown or not installed.
+    """The trackers in a list such as ``tensorboard,wandb``; ``none`` stands for no tracker.
+
+    Raises an InputError where a tracker is unknown or not installed.
 
     >>> trackers_from("none")
     ()
@@ -36,9 +38,11 @@ def trackers_from(text: str) -> tuple[str, ...]:
 
 
 class TrainingLog:
-    """Lines of ``folder/training.jsonl``, one a step, and the same numbers to trackers; without a folder, silent.
+    """Writes a line of ``folder/training.jsonl`` for every step, and the same numbers to trackers.
 
-    A training that goes on after ``step`` steps drops the lines of later steps, which it will write again.
+    Without a folder, nothing is written. A training that resumes after ``step`` steps drops the lines of later steps,
+    since it will write them again. Raises an InputError for an unknown tracker, or one without a folder, and a
+    TrainingError where the file cannot be written.
     """
 
     def __init__(self, folder: Path | None, step: int, trackers: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -47,7 +51,7 @@ class TrainingLog:
         for name in trackers:
             require_choice("tracker", name, TRACKERS)
         if trackers and folder is None:
-            raise InputError(f"the tracker {trackers[0]!r} needs a folder to write to. Give checkpoints one, too.")
+            raise InputError(f"the tracker {trackers[0]!r} needs a folder to write to. Pass `checkpoints`, too.")
         if folder is None or not is_main_process():
             return
         self._path = folder / LOG
@@ -55,7 +59,7 @@ class TrainingLog:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(".training.*.jsonl"):
                 leftover.unlink()
-            _keep_until(self._path, step)
+            _truncate_after(self._path, step)
             self._file = self._path.open("a", encoding="utf-8")
         self._trackers = [_tracker(name, folder, settings) for name in trackers]
 
@@ -66,11 +70,11 @@ class TrainingLog:
         except OSError as error:
             why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
             raise TrainingError(
-                f"{self._path} could not be written: {why}. Free some space and go on with `resume=True`."
+                f"{self._path} could not be written: {why}. Free some space and continue with `resume=True`."
             ) from error
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
-        """Notes what was measured at a step."""
+        """Logs what was measured at a step."""
         if self._file is not None:
             with self._written():
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -79,24 +83,24 @@ class TrainingLog:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Ends file and trackers."""
+        """Closes the file and finishes the trackers."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written has been told
+            with contextlib.suppress(OSError):  # a failure to write has been reported already
                 self._file.close()
         for tracker in self._trackers:
             tracker.finish()
 
 
-def _keep_until(file: Path, step: int) -> None:
+def _truncate_after(file: Path, step: int) -> None:
     if not file.is_file():
         return
-    kept = []
+    lines: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            kept += [line] if json.loads(line)["step"] <= step else []
+            lines += [line] if json.loads(line)["step"] <= step else []
         except json.JSONDecodeError:  # the last line of a process that was killed
             break
-    write_text(file, "".join(f"{line}\n" for line in kept))
+    write_text(file, "".join(f"{line}\n" for line in lines))
 
 
 def _tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> GeneralTracker:
@@ -107,6 +111,6 @@ def _tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> GeneralTra
     else:
         tracker = WandBTracker("shiftproof", dir=str(folder))
     tracker.start()
-    # TensorBoard takes plain values only.
+    # TensorBoard accepts plain values only.
     tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
     return tracker
