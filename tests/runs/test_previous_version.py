@@ -109,3 +109,13 @@ def test_classifiers_are_loaded_and_other_requests_refused(written_before: Path)
     other = sp.RunFile.read(written_before / "run" / "run.yaml").model_copy(update={"seed": 1})
     with pytest.raises(sp.InputError, match="seed"):
         sp.run_pipeline(other, written_before / "run", resume=True)
+
+
+def test_a_run_file_of_the_user_is_not_taken_for_a_training_record(written_before: Path) -> None:
+    out = written_before / "mine"
+    out.mkdir()
+    (out / "run.yaml").write_text("model: start\n", encoding="utf-8")
+    settings = sp.RunFile.read(written_before / "training" / "run.yaml")
+    with pytest.raises(sp.InputError, match=r"already holds 'run\.yaml', which no training run wrote"):
+        sp.runs.run_finetune(settings, out, overwrite=True)
+    assert (out / "run.yaml").read_text(encoding="utf-8") == "model: start\n"

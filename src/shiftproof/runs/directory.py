@@ -137,49 +137,19 @@ def _delete(out: Path, names: Sequence[str], *, last: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """Where everything stands that a run, its diagnosis and its report write."""
+class OutputDirectory:
+    """The paths that runs and single stages have in common."""
 
     root: Path
 
     @property
     def run_file(self) -> Path:
-        """All settings as resolved, versions and seed."""
+        """All settings as resolved, seed and versions."""
         return self.root / "run.yaml"
 
     @property
-    def stages(self) -> Path:
-        """The finished stages and how many seconds each took."""
-        return self.root / "stages.json"
-
-    @property
-    def path(self) -> Path:
-        """The alpha path."""
-        return self.root / "path.json"
-
-    @property
-    def rules(self) -> Path:
-        """The rules for alpha compared."""
-        return self.root / "rules.json"
-
-    @property
-    def results(self) -> Path:
-        """Every accuracy, a line each."""
-        return self.root / "results.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What the run measured."""
-        return self.root / "summary.json"
-
-    @property
-    def diagnosis(self) -> Path:
-        """Why the ensemble works, or does not."""
-        return self.root / "diagnosis.json"
-
-    @property
     def checkpoints(self) -> Path:
-        """The training's checkpoints and log."""
+        """The checkpoints and the log of the training run."""
         return self.root / "checkpoints"
 
     @property
@@ -188,8 +158,47 @@ class RunDirectory:
         return self.root / "predictions"
 
     @property
+    def path(self) -> Path:
+        """The alpha path."""
+        return self.root / "path.json"
+
+    @property
+    def rules(self) -> Path:
+        """The comparison of the rules for alpha."""
+        return self.root / "rules.json"
+
+    @property
+    def results(self) -> Path:
+        """One accuracy record per line."""
+        return self.root / "results.jsonl"
+
+    def classifier(self, model: str) -> Path:
+        """The directory of a classifier: of a run, one of its three models; of a sweep, the ensemble."""
+        return self.root / model
+
+
+@dataclass(frozen=True)
+class RunDirectory(OutputDirectory):
+    """The paths of everything that a run, its diagnosis and its report write."""
+
+    @property
+    def stages(self) -> Path:
+        """The finished stages and how many seconds each took."""
+        return self.root / "stages.json"
+
+    @property
+    def summary(self) -> Path:
+        """What the run measured."""
+        return self.root / "summary.json"
+
+    @property
+    def diagnosis(self) -> Path:
+        """The results of the diagnosis."""
+        return self.root / "diagnosis.json"
+
+    @property
     def samples(self) -> Path:
-        """Thumbnails of some images, with each model's answer."""
+        """Thumbnails of some images, with each model's prediction."""
         return self.root / "samples"
 
     @property
@@ -197,22 +206,48 @@ class RunDirectory:
         """Class activation maps of some samples."""
         return self.root / "maps"
 
-    def classifier(self, model: str) -> Path:
-        """The directory of one of the three classifiers."""
-        return self.root / model
-
-    def trained(self, name: str) -> Path:
-        """The directory of a classifier that the diagnosis trains."""
-        return self.root / "diagnosis" / name.replace(" ", "-")
-
     @property
     def baselines(self) -> Path:
-        """The accuracies of the models that the diagnosis trained on the reference only."""
+        """The accuracies of the networks that the diagnosis trained on the reference only."""
         return self.root / "diagnosis" / "baselines.csv"
+
+    def trained(self, name: str) -> Path:
+        """The directory of a network that the diagnosis trained."""
+        return self.root / "diagnosis" / name.replace(" ", "-")
 
     def logits(self, model: str, set_name: str) -> Path:
         """A model's logits on a set."""
         return self.predictions / model / f"{set_name}.npz"
+
+
+@dataclass(frozen=True)
+class InterventionDirectory:
+    """The paths of a diagnosis that changes the images: pasted windows or exchanged backgrounds."""
+
+    root: Path
+
+    @property
+    def strong_edge(self) -> Path:
+        """The study of pasted windows."""
+        return self.root / "strong_edge.json"
+
+    @property
+    def measurements(self) -> Path:
+        """Every measure of every image."""
+        return self.root / "measurements.npz"
+
+    @property
+    def backgrounds(self) -> Path:
+        """The study of exchanged backgrounds."""
+        return self.root / "backgrounds.json"
+
+    def network(self, name: str) -> Path:
+        """The directory of a network that the study trained."""
+        return self.root / "networks" / name
+
+    def figure(self, name: str) -> Path:
+        """A figure."""
+        return self.root / "figures" / f"{name}.png"
 
 
 def scores_file(predictions: Path, alpha: float, set_name: str) -> Path:

@@ -29,7 +29,7 @@ from shiftproof.records.codec import document
 from shiftproof.records.windows import StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
-from shiftproof.runs.directory import INTERVENTION, claim
+from shiftproof.runs.directory import INTERVENTION, InterventionDirectory, claim
 from shiftproof.storage import write_atomically, write_json
 
 HEADS = ("zero-shot", "own")
@@ -90,8 +90,9 @@ def run_strong_edge(
     suite = _study_suite(request.suite, request.seed) if trains_networks else None
     images = _images(request, suite)
     models = {} if trains_networks else _models(request, images)
+    directory = InterventionDirectory(out)
     with claim(out, INTERVENTION, overwrite=overwrite):
-        models = _study_networks(suite, request, out, device) if suite else models
+        models = _study_networks(suite, request, directory, device) if suite else models
         measured = {
             name: measure_windows(
                 model,
@@ -105,13 +106,13 @@ def run_strong_edge(
         }
         pairs = _study_pairs() if trains_networks else [(name, next(iter(models))) for name in list(models)[1:]]
         study = strong_edge_study(measured, pairs, set_name=images.name, seed=request.seed)
-        _save_measurements(measured, images, out / "measurements.npz")
+        _save_measurements(measured, images, directory.measurements)
         for name, members in _figures(tuple(models), trained=trains_networks).items():
             chosen = {member: models[member] for member in members}
             window = _EXAMPLE_WINDOW if images.mask else replace(_EXAMPLE_WINDOW, place="anywhere")
             examples = window_examples(chosen, images, window, _EXAMPLES, seed=request.seed, device=device)
-            save_figure(window_figure(examples, members), out / "figures" / f"{name}.png")
-        write_json(out / "strong_edge.json", document(study))
+            save_figure(window_figure(examples, members), directory.figure(name))
+        write_json(directory.strong_edge, document(study))
         return study
 
 
@@ -124,7 +125,7 @@ def run_backgrounds(request: DiagnosisFile, out: Path, *, overwrite: bool = Fals
     images = images.relabelled(next(iter(models.values())).classes)
     with claim(out, INTERVENTION, overwrite=overwrite):
         study = measure_backgrounds(models, images, seed=request.seed, device=device)
-        write_json(out / "backgrounds.json", document(study))
+        write_json(InterventionDirectory(out).backgrounds, document(study))
         return study
 
 
@@ -174,7 +175,9 @@ def _study_suite(name: str, seed: int) -> ShiftSuite:
     return ShiftSuite(f"{name} (every {STUDY_CLASSES}th class)", classes, parts, ())
 
 
-def _study_networks(suite: ShiftSuite, request: DiagnosisFile, out: Path, device: str) -> dict[str, Classifier]:
+def _study_networks(
+    suite: ShiftSuite, request: DiagnosisFile, directory: InterventionDirectory, device: str
+) -> dict[str, Classifier]:
     """Trains the tiny network with each mixing, from scratch on the reference and from its zero-shot start."""
     start = zero_shot_classifier(load_clip("tiny"), suite.classes)
     trainings: dict[str, Callable[[FinetuneSettings], Classifier]] = {
@@ -184,7 +187,7 @@ def _study_networks(suite: ShiftSuite, request: DiagnosisFile, out: Path, device
     networks = {}
     for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
         for mixing in STUDY_MIXINGS:
-            folder = out / "networks" / f"{begun}-{mixing}"
+            folder = directory.network(f"{begun}-{mixing}")
             probability = None if mixing == "none" else STUDY_PROBABILITY
             mixed = replace(settings, mixing=mixing, mixing_probability=probability)
             if not (folder / "classifier.json").is_file():

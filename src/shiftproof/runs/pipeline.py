@@ -351,10 +351,10 @@ def request_of(run_file: RunFile) -> Request:
     def differences(file: Path) -> list[str]:
         return RunFile.read(file).differences(run_file)
 
-    return Request(run_file.to_yaml() + yaml.safe_dump({"versions": versions()}), differences, _is_run_record)
+    return Request(run_file.to_yaml() + yaml.safe_dump({"versions": versions()}), differences, records_versions)
 
 
-def _is_run_record(settings: Path) -> bool:
+def records_versions(settings: Path) -> bool:
     """Whether a run.yaml is that of a run directory, which records versions, rather than one that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,9 @@ from shiftproof.records.paths import PathRecord
 from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
-from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, Request, claim
+from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim
 from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.runs.pipeline import build_start, load_run_suite
+from shiftproof.runs.pipeline import build_start, load_run_suite, records_versions, request_of
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.storage import json_text, read_json, write_json, write_text
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
@@ -108,7 +108,7 @@ def run_finetune(
             run_file.finetune,
             seed=run_file.seed,
             device=device,
-            checkpoints=out / "checkpoints",
+            checkpoints=OutputDirectory(out).checkpoints,
             trackers=trackers_from(run_file.report_to),
         )
         records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
@@ -123,10 +123,21 @@ def _training_in(out: Path, run_file: RunFile, device: str, *, resume: bool, ove
     """Claims the directory of a new or resumed training run in the process that writes."""
     with contextlib.ExitStack() as claims:
         if is_main_process():
-            request = Request(run_file.to_yaml(), lambda file: RunFile.read(file).differences(run_file))
-            claims.enter_context(claim(out, TRAINING, request, resume=resume, overwrite=overwrite))
+            claims.enter_context(claim(out, TRAINING, _training_request(run_file), resume=resume, overwrite=overwrite))
         wait_for_main(device)  # the other processes read the checkpoints from here on
         yield
+
+
+def _training_request(run_file: RunFile) -> Request:
+    """Returns the request of a training run, which is that of a run.
+
+    Version 0.1.0 recorded no versions; its directories are recognised by the checkpoints beside ``run.yaml``.
+    """
+
+    def is_request(file: Path) -> bool:
+        return records_versions(file) or (file.is_file() and OutputDirectory(file.parent).checkpoints.is_dir())
+
+    return replace(request_of(run_file), is_request=is_request)
 
 
 def run_sweep(
@@ -154,16 +165,17 @@ def run_sweep(
         require_batch_norm(ends[0])
     suite = load_run_suite(run_file).relabelled(ends[0].classes)
     with claim(out, SWEEP, _sweep_request(run_file, *ends, space), resume=resume, overwrite=overwrite):
-        files = PathFiles(out / "predictions", path_sets(suite))
+        directory = OutputDirectory(out)
+        files = PathFiles(directory.predictions, path_sets(suite))
         path = sweep_alpha(*ends, suite, run_file.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
-        write_json(out / "path.json", path_json(path))
+        write_json(directory.path, path_json(path))
         if rules := files.rules(path, suite, run_file.alpha_tolerance):
-            write_json(out / "rules.json", document(rules))
+            write_json(directory.rules, document(rules))
         else:
-            (out / "rules.json").unlink(missing_ok=True)  # of the alphas that the sweep had before it was resumed
+            directory.rules.unlink(missing_ok=True)  # of the alphas that the sweep had before it was resumed
         if space == "weights":
-            save_classifier(wise_ft(*ends, alpha), out / "ensemble")
+            save_classifier(wise_ft(*ends, alpha), directory.classifier("ensemble"))
         renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
         return Sweep(path, alpha, rules, renewed)
 
@@ -171,7 +183,7 @@ def run_sweep(
 def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
     """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
     renewed = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
-    save_classifier(renewed, out / "ensemble_batch_norm")
+    save_classifier(renewed, OutputDirectory(out).classifier("ensemble_batch_norm"))
     models = {"statistics averaged": ensemble, "statistics re-estimated": renewed}
     records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
     _write_results(records, out)
@@ -264,7 +276,7 @@ def score(
 
 
 def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
-    write_text(out / "results.jsonl", "".join(json.dumps(to_json(record)) + "\n" for record in records))
+    write_text(OutputDirectory(out).results, "".join(json.dumps(to_json(record)) + "\n" for record in records))
 
 
 def run_export(suite: str, out: Path, *, seed: int = 0) -> int:
