@@ -298,7 +298,7 @@ class Doubled(Small):
 
 def test_a_head_that_does_not_end_the_model_is_refused() -> None:
     doubled = dataclasses.replace(small(nn.Identity()), model=Doubled(nn.Identity()).eval())
-    with pytest.raises(sp.InputError, match="its linear layer does not end it"):
+    with pytest.raises(sp.InputError, match="its linear layer is not the last"):
         split_head(doubled)
 
 

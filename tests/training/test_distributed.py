@@ -415,7 +415,7 @@ def test_sigterm_for_one_process_stops_both_and_both_go_on(ran: Ran) -> None:
     for index in (0, 1):
         found = told(ran, index)["interrupted"]
         assert "interrupted after step 2 of 5" in found["said"]
-        assert "--resume" in found["said"]
+        assert "`resume" in found["said"]
         assert found["same"]
     assert told(ran, 0)["interrupted"]["kept"] == ["step-00000002"]
 

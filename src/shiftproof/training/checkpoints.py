@@ -69,8 +69,9 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
         parts = {part: read_state_dict(last / f"{part}.safetensors") for part in state.pop("parts")}
         step = int(state.pop("step"))
     except (InputError, KeyError, TypeError, ValueError) as error:
+        reason = f"state.json has no entry {error}" if isinstance(error, KeyError) else error
         raise InputError(
-            f"the checkpoint {last} is damaged ({error}). Delete it to resume from the one before."
+            f"the checkpoint {last} is damaged ({reason}). Delete it to resume from the one before."
         ) from error
     return TrainingState(step, parts, state)
 
