@@ -1,11 +1,11 @@
-"""Memory and time of the diagnoses of kept predictions, at 10,000 and at 100,000 images of 1,000 classes.
+"""Measures memory and time of the diagnoses of saved predictions, for 10,000 and 100,000 images of 1,000 classes.
 
     python benchmarks/bench_diagnosis.py --out benchmarks/results/diagnosis.json
 
-About six minutes on two CPU cores and 1.5 GB of disk. Three models' logits of one set are written batch by batch, as
-``predict`` makes them; then agreement, overrides, CKA of outputs, connectivity along eleven alphas, calibration,
-robustness and the temperature are measured, each size in a process of its own. Expected: the larger one's peak lies at
-most 100 MB above the smaller one's. The floor is what N samples need in compact form: five (N,) arrays an alpha.
+It takes about six minutes on two CPU cores and 1.5 GB of disk. For each size, a separate process writes the logits of
+three models on one set batch by batch, as ``predict`` produces them. Another one measures agreement, overrides, CKA of
+outputs, connectivity along eleven alphas, calibration, robustness and the temperature. The target is a peak for the
+larger size that exceeds that for the smaller one by at most 100 MB. N samples need at least five (N,) arrays per alpha.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES = (10_000, 100_000)
 
 
 def write(folder: Path, n: int) -> None:
-    """Three models that know the class more or less, written as a run writes them."""
+    """Writes the predictions of three models of increasing accuracy, as a run writes them."""
     labels = np.random.default_rng(0).integers(CLASSES, size=n)
     ids = [f"{i:08d}" for i in range(n)]
     for number, model in enumerate(MODELS):
@@ -58,15 +58,15 @@ def write(folder: Path, n: int) -> None:
 
 
 def diagnose(folder: Path) -> None:
-    """Everything that is told from kept predictions; the compact scores stand in for those that a sweep keeps."""
-    kept = {model: sp.evaluation.open_predictions(folder / f"{model}.npz") for model in MODELS}
-    labels = kept["zero_shot"].labels
+    """Runs every diagnosis of saved predictions; the compact scores stand in for those that a sweep saves."""
+    predictions = {model: sp.evaluation.open_predictions(folder / f"{model}.npz") for model in MODELS}
+    labels = predictions["zero_shot"].labels
     collector = ScoreCollector(labels)
-    for block in kept["ensemble"].blocks():
+    for block in predictions["ensemble"].blocks():
         collector.add(block)
     compact = collector.whole()
     along = {alpha: copy.deepcopy(compact) for alpha in ALPHAS}  # a run holds those of every alpha
-    evidence = [sp.diagnosis.SetEvidence(name, labels, kept, along) for name in ("photo", "sketch")]
+    evidence = [sp.diagnosis.SetEvidence(name, labels, predictions, along) for name in ("photo", "sketch")]
     known = Correctness.of(evidence)
     find_pairs(evidence[:1])
     find_overrides(evidence)
@@ -81,11 +81,11 @@ def diagnose(folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs each size by itself and writes peaks, times and their difference."""
+    """Runs each size in separate processes and writes peaks, times and their difference as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/diagnosis.json"))
-    parser.add_argument("--folder", type=Path, help="internal: diagnose what stands there, or write it")
-    parser.add_argument("--write", type=int, help="internal: write so many images' predictions")
+    parser.add_argument("--folder", type=Path, help="internal: diagnose the predictions in this folder, or write them")
+    parser.add_argument("--write", type=int, help="internal: write the predictions for this many images")
     options = parser.parse_args()
     if options.folder is not None:
         started = time.perf_counter()
@@ -93,20 +93,20 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"peak_mb": round(peak, 1), "seconds": round(time.perf_counter() - started, 1)}))
         return
-    found: dict[str, object] = {"classes": CLASSES, "numpy": np.__version__}
+    result: dict[str, object] = {"classes": CLASSES, "numpy": np.__version__}
     peaks: dict[str, list[float]] = {"writing": [], "diagnosing": []}
     for n in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             base = [sys.executable, __file__, "--folder", folder]
             for what, arguments in {"writing": ["--write", str(n)], "diagnosing": []}.items():
-                said = subprocess.run([*base, *arguments], check=True, capture_output=True, text=True).stdout
-                entry = json.loads(said.splitlines()[-1])
+                output = subprocess.run([*base, *arguments], check=True, capture_output=True, text=True).stdout
+                entry = json.loads(output.splitlines()[-1])
                 peaks[what].append(entry["peak_mb"])
-                found[f"{what}, {n} images"] = entry
-    found |= {f"{what}: MB more at {SIZES[1]} than at {SIZES[0]}": round(p[1] - p[0], 1) for what, p in peaks.items()}
-    found["target, MB more at most"] = 100
-    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+                result[f"{what}, {n} images"] = entry
+    result |= {f"{what}: MB more at {SIZES[1]} than at {SIZES[0]}": round(p[1] - p[0], 1) for what, p in peaks.items()}
+    result["target, MB more at most"] = 100
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

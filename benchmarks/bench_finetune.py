@@ -1,17 +1,17 @@
-"""How far a fine-tuning step is from the bare PyTorch loop, as ratios within one run.
+"""Compares the speed of a fine-tuning step with that of a bare PyTorch loop, as ratios within one run.
 
     python benchmarks/bench_finetune.py --out benchmarks/results/finetune.json
 
-Each round times ours and the bare loop one after the other; what counts is the median of the rounds' ratios.
+Each round times our loop and the bare one in turn, and the result is the median of the rounds' ratios.
 
 - cpu: `finetune` of the tiny model for one epoch, batch 128, against a bare loop of as many steps on a resident batch:
-  zero_grad, forward, cross-entropy, backward, AdamW. Ours crops and resizes every image, clips gradients, schedules the
-  rate, checks that all is finite, and writes its log and its last checkpoint; validation is one image.
-- recipes: the same for other recipes and settings, against the same bare end-to-end loop, for scale.
-- gpu, where there is one: `finetune` of ViT-B/32 and B/16 (random weights, 224 px) in bfloat16, on images that are
-  decoded and cropped by threads beside the card, against the loop of the public scripts: float32, `DataParallel`, one
-  resident batch. Also images per second and the share of the card's rate in large bfloat16 matrix products, which is
-  measured first; operations are counted by torch's FlopCounterMode.
+  zero_grad, forward, cross-entropy, backward, AdamW. Our loop crops and resizes every image, clips gradients, schedules
+  the rate, checks that all is finite, and writes its log and its last checkpoint; validation is one image.
+- other settings: the same for other recipes and settings, against the same bare end-to-end loop, in one round.
+- gpu, if there is one: `finetune` of ViT-B/32 and B/16 (random weights, 224 px) in bfloat16, on images that are
+  decoded and cropped by threads while the GPU computes, against the loop of the public scripts: float32,
+  `DataParallel`, one resident batch. It also reports images per second and the share of the GPU's rate in large
+  bfloat16 matrix products, which is measured first; torch's FlopCounterMode counts the operations.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def measure(ours: Callable[[], object], bare: Callable[[], object], rounds: int)
 
 
 def tuned(start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, device: str = "cpu") -> None:
-    """One fine-tuning with all that a user's has: log and checkpoints on the disk."""
+    """Fine-tunes as a user does, with log and checkpoints on disk."""
     with tempfile.TemporaryDirectory() as folder:
         finetune(start, suite, settings, device=device, checkpoints=Path(folder))
 
 
 def bare_loop(start: Classifier, steps: int, images: torch.Tensor, labels: torch.Tensor, device: str = "cpu") -> None:
-    """The loop that a script has, on one batch that is where the model is."""
+    """Trains as a plain script does, on one batch that is already on the model's device."""
     network: torch.nn.Module = deepcopy(start.network).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.1), lr=1e-5)
     network = torch.nn.DataParallel(network) if device != "cpu" else network
@@ -93,7 +93,7 @@ def bare_loop(start: Classifier, steps: int, images: torch.Tensor, labels: torch
 
 
 def bench_cpu(rounds: int) -> dict[str, Any]:
-    """The tiny model on the emoji suite."""
+    """Times the tiny model on the emoji suite."""
     suite = load_suite("emoji")
     suite = replace(suite, reference=replace(suite.reference, validation=suite.reference.validation.subset([0])))
     start = zero_shot_classifier(load_clip("tiny"), suite.classes)
@@ -104,16 +104,16 @@ def bench_cpu(rounds: int) -> dict[str, Any]:
     def bare() -> None:
         bare_loop(start, steps, images, labels)
 
-    found = measure(lambda: tuned(start, suite, settings), bare, rounds)
+    timing = measure(lambda: tuned(start, suite, settings), bare, rounds)
     others = {
         name: measure(lambda changes=changes: tuned(start, suite, replace(settings, **changes)), bare, 1)["ratio"]
         for name, changes in OTHERS.items()
     }
-    return found | {"images_per_second": round(steps * BATCH / found["ours_seconds"]), "other settings": others}
+    return timing | {"images_per_second": round(steps * BATCH / timing["ours_seconds"]), "other settings": others}
 
 
 def bench_gpu(rounds: int) -> dict[str, Any]:
-    """ViT-B/32 and B/16 on a card."""
+    """Times ViT-B/32 and ViT-B/16 on a GPU."""
     rate = matrix_rate()
     results: dict[str, Any] = {"card": torch.cuda.get_device_name(), "bfloat16_matrix_teraflops": round(rate / 1e12, 1)}
     for name, batch in (("ViT-B-32", 512), ("ViT-B-16", 256)):
@@ -123,16 +123,16 @@ def bench_gpu(rounds: int) -> dict[str, Any]:
         steps = settings.steps(len(suite.reference.train))
         images = torch.randn(batch, 3, 224, 224, device="cuda")
         labels = torch.randint(len(suite.classes), (batch,), device="cuda")
-        found = measure(
+        timing = measure(
             lambda start=start, suite=suite, settings=settings: tuned(start, suite, settings, "cuda"),
             lambda start=start, steps=steps, images=images, labels=labels: bare_loop(
                 start, steps, images, labels, "cuda"
             ),
             rounds,
         )
-        speed = steps * batch / found["ours_seconds"]
+        speed = steps * batch / timing["ours_seconds"]
         share = speed * operations(start) / rate
-        results[name] = found | {"images_per_second": round(speed), "share_of_matrix_rate": round(share, 3)}
+        results[name] = timing | {"images_per_second": round(speed), "share_of_matrix_rate": round(share, 3)}
     return results
 
 
@@ -158,14 +158,14 @@ def operations(start: Classifier) -> float:
 
 
 def drawn_suite(count: int) -> ShiftSuite:
-    """Noise of 256 px in 100 classes: what is timed does not depend on what is seen."""
+    """A suite of noise images of 256 px in 100 classes, since the time does not depend on what the images show."""
     classes = ClassSpace.from_ids([f"class-{number:03d}" for number in range(100)])
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 256, 3), dtype=np.uint8)
 
     def images(name: str, n: int) -> Any:
         labels = np.arange(n) % len(classes)
         made = array_set(name, classes, [f"{name}-{i}" for i in range(n)], labels, lambda: pixels)
-        # Not "in memory", so that threads cut and resize beside the card as they would decode files.
+        # Not "in memory", so that threads crop and resize while the GPU computes, as they would decode files.
         return replace(made, read=lambda i: pixels[i % len(pixels)], in_memory=False)
 
     return ShiftSuite(
@@ -174,7 +174,7 @@ def drawn_suite(count: int) -> ShiftSuite:
 
 
 def main() -> None:
-    """Runs what the machine allows and writes it as JSON."""
+    """Times the CPU and, if there is one, the GPU, and writes the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finetune.json"))
     parser.add_argument("--rounds", type=int, default=7)

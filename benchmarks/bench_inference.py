@@ -1,9 +1,9 @@
-"""What an ensemble costs to run: in weight space as much as one model, in output space as much as two.
+"""Measures what an ensemble costs at inference: as much as one model in weight space, as two in output space.
 
     python benchmarks/bench_inference.py --out benchmarks/results/inference.json
 
-Each round times every contender once, one right after the other, and begins with another one than the round before;
-what counts are the medians of the rounds' ratios to the fine-tuned model. A call is one forward pass of one batch.
+Each round times one forward pass of one batch for every contender, in an
+order that rotates from round to round. The results are the medians of the rounds' ratios to the fine-tuned model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Contender = Callable[[Tensor], Tensor]
 
 
 def contenders(model: str, device: str) -> dict[str, Contender]:
-    """The three on a device, by name."""
+    """The networks of the three contenders on a device, by name."""
     zero = zero_shot_classifier(load_clip(model), ClassSpace.from_ids([f"class_{i}" for i in range(CLASSES)]))
     tuned = moved(zero)
     return {
@@ -40,7 +40,7 @@ def contenders(model: str, device: str) -> dict[str, Contender]:
 
 
 def moved(start: Classifier) -> Classifier:
-    """A classifier with every weight moved a little, which is as quick as a fine-tuned one."""
+    """A classifier with slightly changed weights, which is as fast as a fine-tuned one."""
     generator = torch.Generator().manual_seed(0)
     state = start.state_dict()
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
@@ -59,11 +59,11 @@ def measure(timed: Mapping[str, Contender], images: Tensor, rounds: int) -> dict
                 timed[name](images)
                 finish(images)
                 seconds[name].append(time.perf_counter() - started)
-    return {name: found[3:] for name, found in seconds.items()}
+    return {name: times[3:] for name, times in seconds.items()}
 
 
 def finish(images: Tensor) -> None:
-    """Waits until a GPU has done what it was asked to."""
+    """Waits until a GPU has finished its work."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
 
@@ -91,11 +91,11 @@ def main() -> None:
             seconds = measure(timed, torch.randn(batch, 3, size, size, device=device), options.rounds)
             tables[f"{device}, batch {batch}"] = {
                 name: {
-                    "milliseconds": round(1000 * statistics.median(found), 3),
+                    "milliseconds": round(1000 * statistics.median(times), 3),
                     "of_fine_tuned": ratio(seconds, name, "fine-tuned"),
                     "expected": EXPECTED[name],
                 }
-                for name, found in seconds.items()
+                for name, times in seconds.items()
             }
             reached = ratio(seconds, "ensemble", "fine-tuned")
             met = TARGET[0] <= reached <= TARGET[1]

@@ -1,21 +1,23 @@
-"""How long `shiftproof merge` takes on sharded checkpoints, and how much memory, as ratios within one run.
+"""Measures time and memory of `shiftproof merge` on sharded checkpoints, as ratios within one run.
 
     python benchmarks/bench_merge.py --mergekit VENV --out benchmarks/results/merge.json
 
-Takes about 30 minutes on 2 cores and 14 GB of disk under `--work`. Two bfloat16 checkpoints with the names and shapes
-of a Llama are made from a seed, 1 GB and then 4 GB each, in about five shards. Each round runs every contender once, as
-a process of its own, and begins with another one than the round before; what counts are the medians of the rounds'
-ratios. Outside the time, outputs are deleted, what is dirty is synced and both inputs are read into the page cache.
+It takes about 30 minutes on two cores and 14 GB of disk under `--work`. It creates two bfloat16 checkpoints from a
+seed, with the names and shapes of a Llama, in about five shards, first of 1 GB and then of 4 GB each. Each round runs
+every contender once in a separate process, in an order that rotates from round to round. The results are the medians
+of the rounds' ratios. Between two runs, which is not timed, outputs are deleted, dirty pages are synced, and both
+inputs are read into the page cache.
 
-- floor: `cat` of every shard of both to /dev/null, then `dd bs=8M conv=fsync` of the first's shards to a new place.
-- merge: `shiftproof merge A B --alpha 0.5`, Python's start and imports included.
-- imports: an interpreter that imports the modules that merge was seen to load, and ends.
-- plain: load all shards of both with safetensors, `torch.lerp` in float32, save shard by shard, each synced.
-- mergekit: `mergekit-yaml` with method `linear`, from a virtual environment of its own, made when it is not there. It
+- floor: `cat` of all shards of both inputs to /dev/null, then `dd bs=8M conv=fsync` of the shards of the first.
+- merge: `shiftproof merge A B --alpha 0.5`, including the start of Python and its imports.
+- imports: an interpreter that imports the modules which a merge loads, and exits.
+- plain: a script that loads all shards with safetensors, interpolates in float32, and saves and syncs each shard.
+- mergekit: `mergekit-yaml` with method `linear`, from a separate virtual environment, which is created if necessary. It
   syncs nothing, unlike all the others; "mergekit, synced" adds the seconds in which its output reaches the disk.
-- mergekit imports: an interpreter that imports what `mergekit-yaml` does, and ends.
+- mergekit imports: an interpreter that imports what `mergekit-yaml` imports, and exits.
 
-Memory is the highest RssAnon of a contender's processes together, polled in the rounds of warm-up, which are not timed.
+Memory is the peak of the total RssAnon of a contender's processes, polled during the warm-up rounds, which are not
+timed.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ DEVIATION = 0.02
 WARM_UPS = 2
 POLL_SECONDS = 0.005
 MERGEKIT = ("mergekit==0.1.5", "torch==2.13.0")
-# Up to so many GB: hidden, intermediate and vocabulary size, and heads of keys and values, of 64 or 128 numbers.
+# By maximum size in GB: hidden, intermediate and vocabulary size, and number of heads for keys and values.
 SHAPES = {
     0.01: (64, 176, 1000, 1),
     0.5: (1024, 2816, 32000, 2),
@@ -118,7 +120,7 @@ Commands = Mapping[str, list[list[str]]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the checkpoints of one size lie; commands run in the folder."""
+    """The folder of the checkpoints of one size, in which the commands run."""
 
     folder: Path
 
@@ -132,8 +134,8 @@ class Place:
 
 
 def shapes_of(size: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]]]:
-    """The config and the tensors of a Llama of about so many GB."""
-    hidden, inner, vocabulary, key_heads = next(found for most, found in SHAPES.items() if size <= most)
+    """The config and the shapes of the tensors of a Llama of about ``size`` GB."""
+    hidden, inner, vocabulary, key_heads = next(shape for most, shape in SHAPES.items() if size <= most)
     width = 128 if hidden > 2048 else 64
     keys = key_heads * width
     layer = {
@@ -171,7 +173,7 @@ def shapes_of(size: float) -> tuple[dict[str, object], dict[str, tuple[int, ...]
 
 
 def make_checkpoint(folder: Path, size: float, seed: int) -> None:
-    """Writes a sharded checkpoint of normal values, its index last; one that has an index is left as it is."""
+    """Writes a sharded checkpoint of normal values with its index last, unless the folder already has an index."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return
@@ -179,11 +181,11 @@ def make_checkpoint(folder: Path, size: float, seed: int) -> None:
     config, shapes = shapes_of(size)
     sizes = {name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}
     total, shards, filled = sum(sizes.values()), [list[str]()], 0
-    for name, found in sizes.items():
-        if shards[-1] and filled + found / 2 > len(shards) * total / SHARDS:
+    for name, nbytes in sizes.items():
+        if shards[-1] and filled + nbytes / 2 > len(shards) * total / SHARDS:
             shards.append([])
         shards[-1].append(name)
-        filled += found
+        filled += nbytes
     random, weight_map = torch.Generator().manual_seed(seed), dict[str, str]()
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -200,34 +202,34 @@ def make_checkpoint(folder: Path, size: float, seed: int) -> None:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The files of weights in a folder."""
+    """The weight files in a folder."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def shiftproof_merge(place: Place) -> list[str]:
-    """What the measured command is told."""
+    """The arguments of the measured command."""
     a, b = map(str, place.inputs)
     return ["merge", a, b, "--alpha", "0.5", "--out", str(place.out)]
 
 
 def commands_of(place: Place, mergekit: Path | None) -> Commands:
-    """What is run, by name: a contender's processes, one after the other."""
+    """The commands of every contender by its name, which run one after the other."""
     (a, b), c, python = place.inputs, place.out, sys.executable
     read = ["cat", *map(str, shards_of(a) + shards_of(b))]
     copies = [["dd", f"if={s}", f"of={c / s.name}", "bs=8M", "conv=fsync", "status=none"] for s in shards_of(a)]
-    found = {
+    commands = {
         "floor": [read, ["mkdir", str(c)], *copies],
         "imports": [[python, "-c", IMPORT_MODULES]],
         "merge": [[str(Path(python).with_name("shiftproof")), *shiftproof_merge(place)]],
         "plain": [[python, "-c", PLAIN, str(a), str(b), str(c)]],
     }
     if mergekit is None:
-        return found
+        return commands
     recipe = place.folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(a=json.dumps(str(a)), b=json.dumps(str(b))), encoding="utf-8")
     most = max(shard.stat().st_size for shard in shards_of(a))
     options = ["--no-copy-tokenizer", "--quiet", "--out-shard-size", str(most)]
-    return found | {
+    return commands | {
         "mergekit": [
             [str(mergekit / "bin/mergekit-yaml"), str(recipe), str(c), *options],
             ["sh", "-c", 'sync "$0"/*', str(c)],
@@ -237,7 +239,7 @@ def commands_of(place: Place, mergekit: Path | None) -> Commands:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process and of all that it started."""
+    """RssAnon in bytes of a process and all its descendants."""
     total = 0
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
@@ -249,7 +251,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def run(command: list[str], folder: Path, polled: bool) -> tuple[float, int]:
-    """Wall seconds of a process that must succeed and, where polled, the peak of its RssAnon."""
+    """Runs a process that must succeed; returns wall-clock seconds and, if polled, the peak of its RssAnon in bytes."""
     log, peak = folder / "log.txt", 0
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with log.open("wb") as file:
@@ -262,13 +264,13 @@ def run(command: list[str], folder: Path, polled: bool) -> tuple[float, int]:
         code = process.wait()
         seconds = time.perf_counter() - started
     if code:
-        said = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise SystemExit(f"{shlex.join(command)[:500]} ended with {code}:\n{said}")
+        tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise SystemExit(f"{shlex.join(command)[:500]} ended with exit code {code}:\n{tail}")
     return seconds, peak
 
 
 def prepare(place: Place) -> None:
-    """Nothing left to write, both inputs in the page cache."""
+    """Deletes the output, syncs the disk, and reads both inputs into the page cache."""
     shutil.rmtree(place.out, ignore_errors=True)
     os.sync()
     time.sleep(1)
@@ -277,7 +279,7 @@ def prepare(place: Place) -> None:
 
 
 def largest_difference(place: Place) -> float:
-    """By how much the weights written differ from the mean of both, on every 97th number of each tensor."""
+    """The largest difference between the output and the mean of the inputs, over every 97th number of each tensor."""
     (a, b), c, worst = place.inputs, place.out, 0.0
     first, second, mixed = (dict(sampled(folder)) for folder in (a, b, c))
     if mixed.keys() != first.keys():
@@ -301,18 +303,18 @@ def sampled(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def measure(place: Place, commands: Commands, rounds: int) -> tuple[dict[str, list[list[float]]], dict[str, object]]:
-    """Seconds of each contender's processes round by round, and what the warm-ups showed: memory and differences."""
+    """Seconds of each contender's processes by round, and memory and differences from the warm-up rounds."""
     names, seconds = list(commands), {name: list[list[float]]() for name in commands}
     peaks, differences = dict.fromkeys(names, 0), dict[str, float]()
     for number in range(-WARM_UPS, rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             prepare(place)
-            found = [run(command, place.folder, polled=number < 0) for command in commands[name]]
-            print(f"round {number} {name}: {sum(took for took, _ in found):.2f} s", file=sys.stderr, flush=True)
+            outcomes = [run(command, place.folder, polled=number < 0) for command in commands[name]]
+            print(f"round {number} {name}: {sum(took for took, _ in outcomes):.2f} s", file=sys.stderr, flush=True)
             if number >= 0:
-                seconds[name].append([took for took, _ in found])
+                seconds[name].append([took for took, _ in outcomes])
                 continue
-            peaks[name] = max(peaks[name], *(peak for _, peak in found))
+            peaks[name] = max(peaks[name], *(peak for _, peak in outcomes))
             if number == -1 and name != "floor" and place.out.exists():
                 differences[name] = largest_difference(place)
     prepare(place)
@@ -333,7 +335,7 @@ def ratios_of(seconds: Mapping[str, list[float]]) -> dict[str, float]:
         for name, imports in (("merge", "imports"), ("mergekit", "mergekit imports"))
         if name in names
     }
-    pairs |= {f"{name} less imports / floor": (found, seconds["floor"]) for name, found in less.items()}
+    pairs |= {f"{name} less imports / floor": (times, seconds["floor"]) for name, times in less.items()}
     if "mergekit" in less:
         pairs["mergekit / merge, both less imports"] = less["mergekit"], less["merge"]
     return {
@@ -342,7 +344,7 @@ def ratios_of(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def bench(work: Path, size: float, rounds: int, mergekit: Path | None, modules: Path) -> dict[str, object]:
-    """Everything about checkpoints of one size."""
+    """Measures all contenders on checkpoints of one size."""
     place = Place(work / f"{size:g}gb")
     for seed, folder in enumerate(place.inputs):
         make_checkpoint(folder, size, seed)
@@ -368,7 +370,7 @@ def bench(work: Path, size: float, rounds: int, mergekit: Path | None, modules: 
 
 
 def list_modules(work: Path) -> Path:
-    """Which modules a merge loads, seen on checkpoints of half a megabyte."""
+    """Writes the list of modules that a merge of two checkpoints of half a megabyte loads."""
     place = Place(work / "tiny")
     for seed, folder in enumerate(place.inputs):
         make_checkpoint(folder, 0.0005, seed)
@@ -378,7 +380,7 @@ def list_modules(work: Path) -> Path:
 
 
 def make_mergekit(folder: Path) -> Path:
-    """The virtual environment of mergekit, made when it is not there."""
+    """The virtual environment of mergekit, which is created if it does not exist."""
     if not (folder / "bin/mergekit-yaml").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *reversed(MERGEKIT)], check=True)
@@ -386,19 +388,19 @@ def make_mergekit(folder: Path) -> Path:
 
 
 def versions(mergekit: Path | None) -> dict[str, object]:
-    """What was measured, here and in mergekit's environment."""
-    found: dict[str, object] = {"python": platform.python_version()}
-    found |= {name: version(name) for name in ("shiftproof", "torch", "safetensors", "numpy")}
+    """The versions of the packages, here and in mergekit's environment."""
+    installed: dict[str, object] = {"python": platform.python_version()}
+    installed |= {name: version(name) for name in ("shiftproof", "torch", "safetensors", "numpy")}
     if mergekit is not None:
         names = ("mergekit", "torch", "safetensors", "transformers", "numpy")
         code = f"from importlib.metadata import version; print(*map(version, {names}))"
-        told = subprocess.run([str(mergekit / "bin/python"), "-c", code], check=True, capture_output=True, text=True)
-        found["mergekit_environment"] = dict(zip(names, told.stdout.split(), strict=True))
-    return found
+        output = subprocess.run([str(mergekit / "bin/python"), "-c", code], check=True, capture_output=True, text=True)
+        installed["mergekit_environment"] = dict(zip(names, output.stdout.split(), strict=True))
+    return installed
 
 
 def machine(work: Path) -> dict[str, object]:
-    """The processor, its cores, the memory and the kind of file system."""
+    """The processor, its cores, the memory and the type of the file system."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -410,28 +412,28 @@ def machine(work: Path) -> dict[str, object]:
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on."""
+    """The type of the file system of a folder."""
     command = ["stat", "-f", "-c", "%T", str(folder)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def targets_of(sizes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
-    """What was to be reached, for each size."""
-    found: list[dict[str, object]] = []
+    """The targets for each size, and whether they were met."""
+    targets: list[dict[str, object]] = []
     memories: list[float] = []
     for size, result in sizes.items():
         ratios, memory = result["ratios"], result["memory_mb"]
         for name, kind, limit in TIME_TARGETS:
             if name in ratios:
                 met = ratios[name] <= limit if kind == "at_most" else ratios[name] >= limit
-                found.append({"size": size, "what": name, kind: limit, "reached": ratios[name], "met": met})
+                targets.append({"size": size, "what": name, kind: limit, "reached": ratios[name], "met": met})
         above = memory["merge_above_imports"]
-        # More data is to take no more memory, but for 5 % of noise.
+        # A larger merge must not take more memory than a smaller one, apart from 5 % of noise.
         most = min([MEMORY_TARGET, *(round(MEMORY_NOISE * other, 1) for other in memories[:1])])
         memories.append(above)
         what = "MB of RssAnon above imports"
-        found.append({"size": size, "what": what, "at_most": most, "reached": above, "met": above <= most})
-    return found
+        targets.append({"size": size, "what": what, "at_most": most, "reached": above, "met": above <= most})
+    return targets
 
 
 def main() -> None:
@@ -439,17 +441,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/merge.json"))
     parser.add_argument("--sizes", default="1,4", help="GB of each checkpoint, comma-separated")
-    parser.add_argument("--rounds", type=int, help="timed rounds; 5 up to 2 GB and 3 above unless told")
+    parser.add_argument("--rounds", type=int, help="number of timed rounds; by default 5 up to 2 GB and 3 above")
     parser.add_argument(
-        "--work", type=Path, help="folder for the checkpoints, kept; a temporary one in build/ if not told"
+        "--work", type=Path, help="folder for the checkpoints, which stay there; by default a temporary one in build/"
     )
-    parser.add_argument("--mergekit", type=Path, help="mergekit's virtual environment; left out, so is mergekit")
+    parser.add_argument(
+        "--mergekit", type=Path, help="mergekit's virtual environment; without it, mergekit is not measured"
+    )
     options = parser.parse_args()
     folder = options.work or Path("build")
     folder.mkdir(parents=True, exist_ok=True)
     work = (options.work or Path(tempfile.mkdtemp(prefix="bench-merge-", dir=folder))).resolve()
     if file_system(work) in ("tmpfs", "ramfs"):
-        raise SystemExit(f"{work} is kept in memory; choose a folder on a disk with --work")
+        raise SystemExit(f"{work} is in memory; choose a folder on a disk with --work")
     mergekit = options.mergekit and make_mergekit(options.mergekit.absolute())
     try:
         modules, sizes = list_modules(work), {}

@@ -1,14 +1,13 @@
-"""How long mixing a batch takes, against what people use today and against the floor, as ratios within one run.
+"""Compares the speed of mixing a batch with other libraries and with the floor, as ratios within one run.
 
     python benchmarks/bench_mixing.py --out benchmarks/results/mixing.json
 
-Each round times every contender once, one right after the other, and begins with another one than the round before;
-what counts are the medians of the rounds' ratios. A call mixes images and labels of 1000 classes, and what it made is
-freed within its time.
+Each round times every contender once, in an order that rotates from round to round. The results are the medians of the
+rounds' ratios. A call mixes images and labels of 1000 classes, and its time includes freeing its results.
 
-- floor: `torch.lerp(x, y, 0.5, out=buffer)` (bytes: `torch.add`), one read of each input and one write, no labels.
-- rolled grid: SmoothMix as it is mostly written, with one mask a batch from a grid of integers that is rolled.
-- timm changes its input in place, so it gets a copy in each round, which is not timed.
+- floor: `torch.lerp(x, y, 0.5, out=buffer)` (for bytes `torch.add`): one read of each input, one write, no labels.
+- rolled grid: the usual way to write SmoothMix, with one mask per batch, made from a grid of integers that is rolled.
+- timm changes its input in place, so it gets a copy in each round. Copying is not timed.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ Contender = Callable[[Tensor, Tensor], object]
 
 
 def rolled_grid(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """SmoothMix as it is mostly written."""
+    """The usual way to write SmoothMix."""
     (height, width), device = images.shape[2:], images.device
     spread = (0.25 + 0.25 * float(torch.rand(()))) * min(height, width)
     rows, columns = torch.meshgrid(
@@ -74,7 +73,7 @@ def rolled_grid(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def contenders(images: Tensor) -> dict[str, Contender]:
-    """What is timed on these images, by name; bytes and half precision leave out what does not take them."""
+    """The contenders for these images by name, without those that do not accept bytes or half precision."""
     buffer, other = torch.empty_like(images), images.flip(0)
 
     def floor(given: Tensor, _: Tensor) -> Tensor:
@@ -85,14 +84,14 @@ def contenders(images: Tensor) -> dict[str, Contender]:
     def buffered(mixing: Mixing) -> Contender:
         return lambda given, labels: mixing(given, labels, out=buffer)
 
-    found: dict[str, Contender] = {"floor": floor, "torchvision CutMix": v2.CutMix(num_classes=CLASSES)}
+    timed: dict[str, Contender] = {"floor": floor, "torchvision CutMix": v2.CutMix(num_classes=CLASSES)}
     if images.is_floating_point():
-        found["torchvision MixUp"] = v2.MixUp(num_classes=CLASSES)
+        timed["torchvision MixUp"] = v2.MixUp(num_classes=CLASSES)
     if images.dtype == torch.float32:
-        found["timm Mixup"] = Mixup(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
-        found["rolled grid"] = rolled_grid
-        found |= OURS
-    return found | {f"{name}, out=": buffered(mixing) for name, mixing in OURS.items()}
+        timed["timm Mixup"] = Mixup(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
+        timed["rolled grid"] = rolled_grid
+        timed |= OURS
+    return timed | {f"{name}, out=": buffered(mixing) for name, mixing in OURS.items()}
 
 
 def measure(timed: Mapping[str, Contender], images: Tensor, labels: Tensor, rounds: int) -> dict[str, list[float]]:
@@ -107,11 +106,11 @@ def measure(timed: Mapping[str, Contender], images: Tensor, labels: Tensor, roun
             timed[name](given, labels)
             finish(images)
             seconds[name].append(time.perf_counter() - started)
-    return {name: found[1:] for name, found in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def finish(images: Tensor) -> None:
-    """Waits until a GPU has done what it was asked to."""
+    """Waits until a GPU has finished its work."""
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
 
@@ -122,31 +121,31 @@ def ratio(seconds: Mapping[str, list[float]], name: str, other: str) -> float:
 
 
 def table(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, object]]:
-    """Per contender the median time, its ratio to the floor and, of ours, that to everybody else."""
+    """For each contender the median time, its ratio to the floor and, for ours, the ratios to all others."""
     others = [name for name in seconds if name.removesuffix(", out=") not in OURS and name != "floor"]
     return {
         name: {
-            "milliseconds": round(1000 * statistics.median(found), 3),
+            "milliseconds": round(1000 * statistics.median(times), 3),
             "of_floor": ratio(seconds, name, "floor"),
             **({} if name in (*others, "floor") else {"of": {o: ratio(seconds, name, o) for o in others}}),
         }
-        for name, found in seconds.items()
+        for name, times in seconds.items()
     }
 
 
 def import_seconds(rounds: int) -> dict[str, float]:
-    """Median seconds of a fresh interpreter with one import."""
-    found: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    """Median seconds that a fresh interpreter needs for each import."""
+    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for _ in range(rounds):
         for name, statement in IMPORTS.items():
             started = time.perf_counter()
             subprocess.run([sys.executable, "-c", statement], check=True)
-            found[name].append(time.perf_counter() - started)
-    return {name: round(statistics.median(seconds), 2) for name, seconds in found.items()}
+            seconds[name].append(time.perf_counter() - started)
+    return {name: round(statistics.median(times), 2) for name, times in seconds.items()}
 
 
 def processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The name of the processor, which Linux gives only in a file."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -154,7 +153,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Times every table and writes them as JSON."""
+    """Times every kind of image and writes the tables as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mixing.json"))
     parser.add_argument("--rounds", type=int, default=31)
@@ -186,10 +185,10 @@ def main() -> None:
             seconds = measure(contenders(images), images, labels.to(device), options.rounds)
             tables[f"{device} {name}"] = table(seconds)
             if (device, name) == ("cpu", "float32"):
-                found = [(ours, other, most, ratio(seconds, ours, other)) for ours, other, most in TARGETS]
+                ratios = [(ours, other, most, ratio(seconds, ours, other)) for ours, other, most in TARGETS]
                 targets = [
                     {"ours": ours, "against": other, "at_most": most, "ratio": reached, "met": reached <= most}
-                    for ours, other, most, reached in found
+                    for ours, other, most, reached in ratios
                 ]
     result |= {"targets": targets, "tables": tables, "import_seconds": import_seconds(min(options.rounds, 5))}
     options.out.parent.mkdir(parents=True, exist_ok=True)

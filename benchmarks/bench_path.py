@@ -1,13 +1,13 @@
-"""What an alpha path costs against its floor and against one evaluation loop per alpha, as ratios within one run.
+"""Compares an alpha path with its floor and with one evaluation loop per alpha, as ratios within one run.
 
     python benchmarks/bench_path.py --out benchmarks/results/path.json
 
-Each round times the three one after the other, and begins with another one than the round before; what counts are the
-medians of the rounds' ratios. The data are JPEGs of 256 px, the model is `tiny`.
+Each round times all three, in an order that rotates from round to round. The results are the medians of the rounds'
+ratios. The data are JPEGs of 256 px, and the model is `tiny`.
 
 - path: `sweep_alpha`.
-- floor: every image decoded once by the same loader, then, over inputs that lie ready, one forward pass an alpha.
-- loop: for every alpha `wise_ft` and an evaluation that decodes anew, as public scripts do it.
+- floor: the same loader decodes every image once; then every alpha takes one forward pass over the decoded inputs.
+- loop: for every alpha, `wise_ft` and an evaluation that decodes the images again, as in public scripts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLASSES = ("lemon", "pear", "red_apple", "grapes")
 
 
 def write_images(root: Path, count: int, side: int) -> ImageSet:
-    """Blurred noise, whose files are about as large as photographs'."""
+    """Writes blurred noise, whose files are about as large as those of photographs."""
     generator = np.random.default_rng(0)
     for i in range(count):
         path = root / CLASSES[i % len(CLASSES)] / f"{i}.jpg"
@@ -63,7 +63,7 @@ def ends(classes: ClassSpace) -> tuple[Classifier, Classifier]:
 
 
 def floor(models: list[Classifier], images: ImageSet) -> None:
-    """Decoding, and then the forward passes alone."""
+    """Decodes the images once, then runs only the forward passes."""
     batches = list(evaluation_batches(images, models[0].preprocessing, BATCH_SIZE))
     with torch.inference_mode():
         for model in models:
@@ -72,9 +72,9 @@ def floor(models: list[Classifier], images: ImageSet) -> None:
 
 
 def loop(zero: Classifier, tuned: Classifier, images: ImageSet, alphas: tuple[float, ...]) -> list[float]:
-    """One evaluation an alpha."""
-    found = [predict(wise_ft(zero, tuned, alpha), images) for alpha in alphas]
-    return [accuracy(kept.logits, kept.labels) for kept in found]
+    """Evaluates once per alpha; returns the accuracies."""
+    predictions = [predict(wise_ft(zero, tuned, alpha), images) for alpha in alphas]
+    return [accuracy(prediction.logits, prediction.labels) for prediction in predictions]
 
 
 def measure(timed: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -85,7 +85,7 @@ def measure(timed: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
             started = time.perf_counter()
             timed[name]()
             seconds[name].append(time.perf_counter() - started)
-    return {name: found[1:] for name, found in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, other: str) -> float:
@@ -124,7 +124,7 @@ def main() -> None:
         "images": options.images,
         "alphas": options.alphas,
         "rounds": options.rounds,
-        "seconds": {name: round(statistics.median(found), 3) for name, found in seconds.items()},
+        "seconds": {name: round(statistics.median(times), 3) for name, times in seconds.items()},
         "path_of_floor": reached,
         "path_of_loop": ratio(seconds, "path", "loop"),
         "accuracies_equal_the_loop_s": equal,

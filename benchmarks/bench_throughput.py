@@ -1,11 +1,11 @@
-"""How far evaluation, fine-tuning and interpolation are from their floors, as ratios within one run.
+"""Compares evaluation, fine-tuning and interpolation with their floors, as ratios within one run.
 
     python benchmarks/bench_throughput.py --out benchmarks/results/throughput.json
 
-Each round times ours and the floor one after the other; what counts is the median of the rounds' ratios.
+Each round times our code and the floor in turn, and the result is the median of the rounds' ratios.
 
-- evaluate: `predict` on 2,136 images of 64 px against the bare network on one resident batch, as often.
-- fine-tune: `finetune` for some steps, validation left out, against the bare loop on one resident batch: forward,
+- evaluate: `predict` on 2,136 images of 64 px against as many passes of the bare network on a resident batch.
+- fine-tune: `finetune` for one epoch without validation, against the bare loop on one resident batch: forward,
   backward and AdamW.
 - interpolate: `interpolate_weights` on 64 M float32 parameters against `torch.lerp` on the same tensors, which reads
   both ends and writes one result, as every interpolation must.
@@ -62,8 +62,8 @@ def bench_evaluate(zero: Classifier, rounds: int) -> dict[str, float]:
             for start in range(0, len(images), 256):
                 zero.network(batch[: min(256, len(images) - start)])
 
-    found = measure(lambda: predict(zero, images), bare, rounds)
-    return found | {"images_per_second": round(len(images) / found["ours_seconds"])}
+    timing = measure(lambda: predict(zero, images), bare, rounds)
+    return timing | {"images_per_second": round(len(images) / timing["ours_seconds"])}
 
 
 def bench_finetune(zero: Classifier, rounds: int) -> dict[str, float]:
@@ -82,21 +82,21 @@ def bench_finetune(zero: Classifier, rounds: int) -> dict[str, float]:
             functional.cross_entropy(network(images), labels).backward()
             optimizer.step()
 
-    found = measure(lambda: finetune(zero, replace(suite, reference=reference), settings), bare, rounds)
-    return found | {"images_per_second": round(steps * BATCH / found["ours_seconds"])}
+    timing = measure(lambda: finetune(zero, replace(suite, reference=reference), settings), bare, rounds)
+    return timing | {"images_per_second": round(steps * BATCH / timing["ours_seconds"])}
 
 
 def bench_interpolate(rounds: int) -> dict[str, float]:
     """`interpolate_weights` against lerp alone."""
     theta_0 = {f"w{i}": torch.randn(2048, 2048) for i in range(16)}
     theta_1 = {name: torch.randn_like(tensor) for name, tensor in theta_0.items()}
-    found = measure(
+    timing = measure(
         lambda: interpolate_weights(theta_0, theta_1, 0.3),
         lambda: {name: torch.lerp(tensor, theta_1[name], 0.3) for name, tensor in theta_0.items()},
         rounds,
     )
     moved = 3 * sum(tensor.nbytes for tensor in theta_0.values())
-    return found | {"gigabytes_per_second": round(moved / found["ours_seconds"] / 1e9, 2)}
+    return timing | {"gigabytes_per_second": round(moved / timing["ours_seconds"] / 1e9, 2)}
 
 
 def main() -> None:

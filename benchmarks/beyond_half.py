@@ -1,14 +1,15 @@
-"""Does anything beat alpha 0.5 that reads no shift? Tuned on the development suite, then judged once on the task.
+"""Looks for ensembles that beat alpha 0.5 without reading a shift, and judges the best ones once on the task.
 
     python benchmarks/beyond_half.py tune --runs runs/beyond_half
     python benchmarks/beyond_half.py judge --demos runs/demo-0,runs/demo-1,runs/demo-2
 
-``tune`` (20 minutes on two CPU cores, 10 where --runs holds the classifiers already) fine-tunes on two folds and tries
-every candidate; ``judge`` (3 minutes) takes what `shiftproof demo --seed N --out runs/demo-N` left for seeds 0, 1, 2.
+``tune`` fine-tunes on two folds of the development suite and tries every candidate. It takes 20 minutes on two CPU
+cores, or 10 if --runs already contains the classifiers. ``judge`` takes 3 minutes. It reads the runs that
+`shiftproof demo --seed N --out runs/demo-N` wrote for the seeds 0, 1 and 2.
 
-The criterion was written down first: the largest gain over alpha 0.5 on the mean of the natural shifts, among the
-candidates that on neither fold lose more than 0.5 points of the reference. Expect per-sample weights from the distance
-to the nearest training image to win, at the cost of two forward passes, and no single model to win by much.
+The criterion was fixed in advance: the largest gain over alpha 0.5 on the mean of the natural shifts, among the
+candidates that lose at most 0.5 points on the reference on either fold. We expected per-sample weights from the
+distance to the nearest training image to win, at the cost of two forward passes, and no single model to win by much.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ RECIPES = {
     "mixing": replace(BASE, mixing="smoothmix-circle", mixing_probability=0.25, label_smoothing=0.1),
 }
 FOLDS, SEEDS = (1, 2), (0, 1)
-SHIFT_IMAGES = 600  # of every shift while tuning; the reference is taken whole
+SHIFT_IMAGES = 600  # images of every shift while tuning; the reference is used in full
 ALLOWED_LOSS = 0.5  # points of the reference, on either fold
 NATURAL = ("sketch", "painting", "monochrome", "clutter")
 HELD_IN = ("train", "validation")
@@ -68,7 +69,7 @@ Rows: TypeAlias = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network says of a set: (N, K) logits and (N, D) features of length 1."""
+    """A network's output for a set: (N, K) logits and (N, D) features of length 1."""
 
     logits: Rows
     features: Rows
@@ -76,7 +77,7 @@ class Seen:
 
 @dataclass
 class Case:
-    """One fine-tuning with all that candidates may use: the start, the same recipe's other seeds, a mixing one."""
+    """A fine-tuned model and what candidates may also use: the start, other seeds, a model trained with mixing."""
 
     sets: Mapping[str, ImageSet]
     zero: Classifier
@@ -91,7 +92,7 @@ class Case:
         return [name for name in self.sets if name not in HELD_IN]
 
     def look(self, classifier: Classifier, name: str) -> Seen:
-        """What a classifier says of one of the sets; run once."""
+        """A classifier's output for one of the sets, which is computed once."""
         key = (fingerprint(classifier), name)
         if key not in self.known:
             network = classifier.network_on("cpu")
@@ -102,7 +103,7 @@ class Case:
         return self.known[key]
 
     def end(self, which: str) -> Classifier:
-        """The zero-shot and the fine-tuned classifier, alpha 0.5 between them, or the seeds' soup."""
+        """The classifier of this name: zero-shot, fine-tuned, alpha 0.5, the soup of the seeds, or mixing."""
         made: dict[str, Callable[[], Classifier]] = {
             "zero": lambda: self.zero,
             "tuned": lambda: self.tuned,
@@ -113,7 +114,7 @@ class Case:
         return made[which]()
 
 
-# A candidate's (N, K) scores of every test set; None where a case lacks what it needs.
+# A candidate's (N, K) scores on every test set, or None if the case lacks what the candidate needs.
 Answer: TypeAlias = Callable[[Case], dict[str, Rows] | None]
 
 
@@ -122,8 +123,9 @@ class Gate:
     """Two models weighted by how far a sample is from training images: (1 - w) zero-shot + w ``partner``.
 
     w = sigmoid((t - d) / s): d is the distance to the ``k``-th nearest training image in the features of ``features``,
-    t the ``quantile`` and s the standard deviation of the validation split's d. ``failures`` keeps only the training
-    images that zero-shot gets wrong and fine-tuned right and mixes probabilities, as in VRF (Zhu et al. 2024).
+    t the ``quantile`` and s the standard deviation of d on the validation split. With ``failures``, only those training
+    images count that zero-shot gets wrong and fine-tuned right, and probabilities are mixed, as in VRF (Zhu et al.
+    2024).
     """
 
     features: str
@@ -151,12 +153,12 @@ class Gate:
 
     def __call__(self, case: Case) -> dict[str, Rows]:
         first, second, weights = case.zero, case.end(self.partner), self.weights(case)
-        found: dict[str, Rows] = {}
+        mixed: dict[str, Rows] = {}
         for name, weight in weights.items():
             ends = [case.look(model, name).logits for model in (first, second)]
             ends = [softmax(end, axis=1) for end in ends] if self.failures else ends
-            found[name] = (1 - weight[:, None]) * ends[0] + weight[:, None] * ends[1]
-        return found
+            mixed[name] = (1 - weight[:, None]) * ends[0] + weight[:, None] * ends[1]
+        return mixed
 
 
 def one_model(make: Callable[[Case], Classifier]) -> Answer:
@@ -170,7 +172,7 @@ def one_model(make: Callable[[Case], Classifier]) -> Answer:
 
 
 def between(alpha: float) -> Answer:
-    """The ends' logits, mixed alike for every sample."""
+    """The logits of both ends, mixed with the same weight for every sample."""
     return lambda case: {
         name: (1 - alpha) * case.look(case.zero, name).logits + alpha * case.look(case.tuned, name).logits
         for name in case.tests
@@ -178,14 +180,14 @@ def between(alpha: float) -> Answer:
 
 
 def by_certainty(certainty: Callable[[Rows], Rows]) -> Answer:
-    """The ends' probabilities, each weighted by how certain it is of the sample."""
+    """The probabilities of both ends, each weighted by its certainty about the sample."""
 
     def answer(case: Case) -> dict[str, Rows]:
-        found = {}
+        weighted = {}
         for name in case.tests:
             ends = [softmax(case.look(end, name).logits, axis=1) for end in (case.zero, case.tuned)]
-            found[name] = np.sum([certainty(end)[:, None] * end for end in ends], axis=0)
-        return found
+            weighted[name] = np.sum([certainty(end)[:, None] * end for end in ends], axis=0)
+        return weighted
 
     return answer
 
@@ -196,13 +198,13 @@ def largest(probabilities: Rows) -> Rows:
 
 
 def negentropy(probabilities: Rows) -> Rows:
-    """1 where one class has all the probability, 0 where all have the same."""
+    """1 if one class has all the probability, 0 if all classes have the same."""
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(1)
     return np.asarray(1 - entropy / np.log(probabilities.shape[1]))
 
 
 def by_rule(rule: str) -> Callable[[Case], Classifier]:
-    """The alpha that a rule of the library reads off the validation split."""
+    """The ensemble at the alpha that a rule of the library chooses on the validation split."""
 
     def make(case: Case) -> Classifier:
         def held_out(alpha: float) -> float:
@@ -227,47 +229,47 @@ def by_layer(schedule: Callable[..., Mapping[str, float]], *arguments: Any) -> C
 
 def single_models() -> dict[str, Answer]:
     """Candidates that cost no more at inference than alpha 0.5."""
-    found = {f"alpha {alpha}": at(alpha) for alpha in (0.5, 0.3, 0.4, 0.6)}
-    found |= {f"rule {rule}": by_rule(rule) for rule in ("reference", "tolerance")}
+    makers = {f"alpha {alpha}": at(alpha) for alpha in (0.5, 0.3, 0.4, 0.6)}
+    makers |= {f"rule {rule}": by_rule(rule) for rule in ("reference", "tolerance")}
     for first, last in ((0.25, 0.75), (0.4, 0.6), (0.6, 0.4), (0.75, 0.25)):
-        found[f"depth, {first} to {last}"] = by_layer(alphas_by_depth, first, last)
+        makers[f"depth, {first} to {last}"] = by_layer(alphas_by_depth, first, last)
     for encoder, head in ((0.5, 0.25), (0.5, 0.75), (0.5, 1.0), (0.4, 1.0)):
-        found[f"head {head}, encoder {encoder}"] = by_layer(alphas_by_pattern, {"head.*": head}, encoder)
-    found |= {f"soup of the seeds, alpha {alpha}": at(alpha, "soup") for alpha in (0.4, 0.5)}
-    found["stock of the seeds (Model Stock)"] = lambda case: model_stock_soup(case.zero, case.members)
-    answers = {name: one_model(make) for name, make in found.items()}
+        makers[f"head {head}, encoder {encoder}"] = by_layer(alphas_by_pattern, {"head.*": head}, encoder)
+    makers |= {f"soup of the seeds, alpha {alpha}": at(alpha, "soup") for alpha in (0.4, 0.5)}
+    makers["stock of the seeds (Model Stock)"] = lambda case: model_stock_soup(case.zero, case.members)
+    answers = {name: one_model(make) for name, make in makers.items()}
     mixed = one_model(at(0.5, "mixed"))
     return answers | {"mixing and smoothing, alpha 0.5": lambda case: mixed(case) if case.mixed else None}
 
 
 def pairs_of_models() -> dict[str, Answer]:
     """Candidates that run two models on every image."""
-    found: dict[str, Answer] = {f"outputs, alpha {alpha}": between(alpha) for alpha in (0.3, 0.4, 0.5, 0.6)}
+    answers: dict[str, Answer] = {f"outputs, alpha {alpha}": between(alpha) for alpha in (0.3, 0.4, 0.5, 0.6)}
     for name, certainty in {"probability": largest, "margin": top_margins, "entropy": negentropy}.items():
-        found[f"certainty by {name}"] = by_certainty(certainty)
+        answers[f"certainty by {name}"] = by_certainty(certainty)
     for quantile, k in product((0.5, 0.8, 0.9), (1, 5)):
-        found[f"VRF, k {k}, quantile {quantile}"] = Gate("tuned", "tuned", quantile, k, failures=True)
+        answers[f"VRF, k {k}, quantile {quantile}"] = Gate("tuned", "tuned", quantile, k, failures=True)
     for features, partner, quantile in product(("zero", "tuned"), ("half", "tuned"), (0.7, 0.8, 0.9, 0.95)):
-        found[f"novelty, {features} features, zero to {partner}, quantile {quantile}"] = Gate(
+        answers[f"novelty, {features} features, zero to {partner}, quantile {quantile}"] = Gate(
             features, partner, quantile
         )
     for quantile in (0.8, 0.9):
-        found[f"novelty, zero features, zero to soup, quantile {quantile}"] = Gate("zero", "soup", quantile)
-    return found
+        answers[f"novelty, zero features, zero to soup, quantile {quantile}"] = Gate("zero", "soup", quantile)
+    return answers
 
 
 def cases_of(runs: Path, fold: int) -> list[Case]:
-    """A fold's case for every seed; mixing with the first."""
+    """The cases of a fold, one per seed; the first one includes the model trained with mixing."""
     name = f"emoji-development-{fold}"
     zero = zero_shot_classifier(load_clip("tiny"), load_suite(name).classes)
     members = [fine_tuned(runs, zero, name, seed, "plain") for seed in SEEDS]
     mixed = [fine_tuned(runs, zero, name, SEEDS[0], "mixing"), *[None] * (len(SEEDS) - 1)]
     sets = [sets_of(name, seed, zero, SHIFT_IMAGES) for seed in SEEDS]
-    return [Case(s, zero, own, members, other) for s, own, other in zip(sets, members, mixed, strict=True)]
+    return [Case(s, zero, member, members, other) for s, member, other in zip(sets, members, mixed, strict=True)]
 
 
 def fine_tuned(runs: Path, zero: Classifier, name: str, seed: int, recipe: str) -> Classifier:
-    """A classifier fine-tuned on a fold, from --runs where it is there already."""
+    """A classifier fine-tuned on a fold, read from --runs if it is already there."""
     place = runs / f"{name}-{recipe}-{seed}"
     if not place.is_dir():
         save_classifier(finetune(zero, load_suite(name, seed=seed), RECIPES[recipe], seed=seed), place)
@@ -277,24 +279,24 @@ def fine_tuned(runs: Path, zero: Classifier, name: str, seed: int, recipe: str) 
 def sets_of(name: str, seed: int, start: Classifier, images: int | None = None) -> dict[str, ImageSet]:
     """The training and validation images, the reference's whole test split and the shifts, decoded once.
 
-    With ``images``, so many of every shift, and the natural ones only.
+    ``images`` limits every shift to this number of images and leaves out the corruptions.
     """
     suite = load_suite(name, seed=seed)
-    own = suite.reference
-    parts = {"train": own.train, "validation": own.validation, "reference": own.test}
+    reference = suite.reference
+    parts = {"train": reference.train, "validation": reference.validation, "reference": reference.test}
     shifts = [shift for shift in suite.limited(images).shifts if images is None or shift.kind == "natural"]
     parts |= {shift.name: shift.data for shift in shifts}
     return {part: decoded_once(data, start.preprocessing) for part, data in parts.items()}
 
 
 def moved(answer: Answer, case: Case) -> dict[str, Rows] | None:
-    """Per image, whether it is named right minus whether alpha 0.5 names it right, for every test set."""
-    found = answer(case)
-    if found is None:
+    """For each image of every test set, 1 if only the candidate is right, -1 if only alpha 0.5 is, and 0 otherwise."""
+    scores_by_set = answer(case)
+    if scores_by_set is None:
         return None
     half = case.end("half")
     differences = {}
-    for name, scores in found.items():
+    for name, scores in scores_by_set.items():
         labels = case.sets[name].labels
         right = [rows.argmax(1) == labels for rows in (scores, case.look(half, name).logits)]
         differences[name] = right[0].astype(float) - right[1]
@@ -307,11 +309,17 @@ def tune(options: argparse.Namespace) -> None:
     for fold in FOLDS:
         cases = cases_of(options.runs, fold)
         for name, answer in (SINGLE | PAIRS).items():
-            found = [change for case in cases if (change := moved(answer, case)) is not None]
-            points = {part: round(100 * float(np.mean([one[part].mean() for one in found])), 2) for part in found[0]}
+            changes = [change for case in cases if (change := moved(answer, case)) is not None]
+            points = {
+                part: round(100 * float(np.mean([one[part].mean() for one in changes])), 2) for part in changes[0]
+            }
             points["mean"] = round(float(np.mean([points[part] for part in NATURAL])), 2)
             tried.setdefault(name, []).append(points)
-            print(fold, name, points["reference"], points["mean"], flush=True)
+            print(
+                f"fold {fold}, {name}: {points['reference']:+.2f} points on the reference, "
+                f"{points['mean']:+.2f} points on the mean of the shifts",
+                flush=True,
+            )
     entries = [_entry(name, folds) for name, folds in tried.items()]
     allowed = [entry for entry in entries if entry["allowed"]]
     single = [entry for entry in allowed if entry["models at inference"] == 1]
@@ -346,29 +354,30 @@ def judge(options: argparse.Namespace) -> None:
     folders = [Path(folder) for folder in options.demos.split(",")]
     zero = load_classifier(folders[0] / "zero_shot")
     members = [load_classifier(folder / "fine_tuned") for folder in folders]
-    cases = [Case(sets_of("emoji", seed, zero), zero, own, members) for seed, own in enumerate(members)]
+    cases = [Case(sets_of("emoji", seed, zero), zero, tuned, members) for seed, tuned in enumerate(members)]
     results["judgement"] = {}
     for what, name in results["choice"].items():
         answer = (SINGLE | PAIRS)[name]
-        found = [change for case in cases if (change := moved(answer, case)) is not None]
+        changes = [change for case in cases if (change := moved(answer, case)) is not None]
         labels = {part: cases[0].sets[part].labels for part in cases[0].tests}
-        together = {part: np.mean([one[part] for one in found], axis=0) for part in labels}
+        together = {part: np.mean([one[part] for one in changes], axis=0) for part in labels}
         entry: dict[str, Any] = {"candidate": name, "seeds together": intervals(together, labels)}
-        entry["by seed"] = [intervals(one, labels) for one in found]
+        entry["by seed"] = [intervals(one, labels) for one in changes]
         entry["beats alpha 0.5"] = [beats(one) for one in (entry["seeds together"], *entry["by seed"])]
         if isinstance(answer, Gate):
             entry["mean weight"] = {part: round(float(w.mean()), 3) for part, w in answer.weights(cases[0]).items()}
         results["judgement"][what] = entry
-        print(what, name, json.dumps(entry["seeds together"]), entry["beats alpha 0.5"], flush=True)
+        print(f"{what}, {name}: points above alpha 0.5 {json.dumps(entry['seeds together'])}", flush=True)
+        print(f"beats alpha 0.5, seeds together and one by one: {entry['beats alpha 0.5']}", flush=True)
     results["alpha 0.5"] = [_accuracies(case) for case in cases]
     write(options.out, results)
 
 
 def intervals(differences: Mapping[str, Rows], labels: Mapping[str, NDArray[np.int64]]) -> dict[str, list[float]]:
-    """Points above alpha 0.5 with the ends of the 95 % interval, whole classes being resampled, for both at once."""
+    """Points above alpha 0.5 with the ends of the 95 % interval, which resamples whole classes."""
     series = {part: (values, labels[part]) for part, values in differences.items()}
     synthetic = [part for part in differences if part not in ("reference", *NATURAL)]
-    # A mean's sets have the same classes, view by view, so that a class is drawn with its images of all shifts.
+    # The sets of a mean agree in classes, view by view, so a class is resampled with its images in all shifts.
     for mean, parts in {"mean": NATURAL, "mean of synthetic": synthetic}.items():
         series[mean] = (np.mean([differences[part] for part in parts], axis=0), labels[parts[0]])
     return {
@@ -378,19 +387,19 @@ def intervals(differences: Mapping[str, Rows], labels: Mapping[str, NDArray[np.i
 
 
 def beats(points: Mapping[str, Sequence[float]]) -> bool:
-    """Whether the shifts' mean is clearly better and the reference neither clearly worse nor by more than allowed."""
+    """Whether the shifts' mean is clearly better, and the reference not clearly worse and within the allowed loss."""
     value, _, high = points["reference"]
     return points["mean"][1] > 0 and high >= 0 and value >= -ALLOWED_LOSS
 
 
 def _accuracies(case: Case) -> dict[str, float]:
-    """Alpha 0.5's own accuracy on every test set, in per cent."""
+    """The accuracy of alpha 0.5 on every test set, in per cent."""
     logits = {part: case.look(case.end("half"), part).logits for part in case.tests}
     return {part: round(100 * accuracy(rows, case.sets[part].labels), 2) for part, rows in logits.items()}
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """JSON, one line a candidate."""
+    """Writes JSON with one line per candidate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {key: value for key, value in results.items() if key != "candidates"}
     lines = ",\n".join(json.dumps(entry) for entry in results["candidates"])

@@ -1,11 +1,12 @@
-"""The robustness table: fine-tuning with each augmentation, alone and ensembled, on the emoji task, three seeds.
+"""Measures the robustness of fine-tuning with each augmentation, alone and ensembled, over three seeds of the task.
 
     python benchmarks/robustness.py --runs runs/robustness --out docs/results/robustness.json
 
-About 35 minutes on two CPU cores. The regime was set on the development suite (benchmarks/tune_mixing.py); the task is
-run once per seed. Each run is measured fine-tuned, at alpha 0.5 and at the alpha that the reference's validation split
-picks: on the reference, natural shifts, and five corruptions at severities 1, 3 and 5 (500 images a set). What every
-model said of every image is kept in --runs; a run that is there already is not trained again.
+It takes about 35 minutes on two CPU cores. The settings were tuned on the development suite
+(benchmarks/tune_mixing.py), and the task is run once per seed. Each run is measured fine-tuned, at alpha 0.5, and at
+the alpha that the validation split of the reference chooses. The test sets are the reference, the natural shifts, and
+five corruptions at severities 1, 3 and 5 (500 images each). The outcome for every image is saved in --runs, and a run
+that is already there is not trained again.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ MODELS = ("fine-tuned", "alpha 0.5", "alpha by reference")
 SEVERITIES = (1, 3, 5)
 CORRUPTED_IMAGES = 500
 
-Kept = dict[str, NDArray[np.generic]]
+Outcomes = dict[str, NDArray[np.generic]]
 
 
 def test_sets(suite: ShiftSuite, start: Classifier) -> dict[str, ImageSet]:
@@ -67,77 +68,81 @@ def test_sets(suite: ShiftSuite, start: Classifier) -> dict[str, ImageSet]:
     return {name: decoded_once(images, start.preprocessing) for name, images in sets.items()}
 
 
-def look(classifier: Classifier, sets: Mapping[str, ImageSet], model: str) -> Kept:
-    """Whether each image is named right, and the confidence."""
-    found: Kept = {}
+def measure_outcomes(classifier: Classifier, sets: Mapping[str, ImageSet], model: str) -> Outcomes:
+    """Whether each image of every set is classified correctly, and with which confidence."""
+    outcomes: Outcomes = {}
     for name, images in sets.items():
         predictions = predict(classifier, images)
-        kept = scores(predictions.logits, predictions.labels)
-        found[f"{model}|{name}|correct"] = kept.prediction == predictions.labels
-        found[f"{model}|{name}|confidence"] = kept.confidence
-    return found
+        image_scores = scores(predictions.logits, predictions.labels)
+        outcomes[f"{model}|{name}|correct"] = image_scores.prediction == predictions.labels
+        outcomes[f"{model}|{name}|confidence"] = image_scores.confidence
+    return outcomes
 
 
 def reference_alpha(zero: Classifier, tuned: Classifier, validation: ImageSet) -> float:
     """The alpha that is best on the validation split, ties toward zero-shot."""
 
     def score(alpha: float) -> float:
-        found = predict(wise_ft(zero, tuned, alpha), validation)
-        return accuracy(found.logits, found.labels)
+        predictions = predict(wise_ft(zero, tuned, alpha), validation)
+        return accuracy(predictions.logits, predictions.labels)
 
     return max(alpha_grid(11), key=lambda alpha: (score(alpha), -alpha))
 
 
 def run(name: str, seed: int, zero: Classifier, sets: Mapping[str, ImageSet], file: Path) -> None:
-    """Fine-tunes once and keeps what the three models say of every image."""
+    """Fine-tunes once and saves the outcomes of the three models on every image."""
     suite = load_suite("emoji", seed=seed)
     tuned = finetune(zero, suite, SETTINGS[name], seed=seed)
     alpha = reference_alpha(zero, tuned, decoded_once(suite.reference.validation, zero.preprocessing))
-    found: Kept = {}
+    outcomes: Outcomes = {}
     for model, at in zip(MODELS, (1.0, 0.5, alpha), strict=True):
-        found |= look(wise_ft(zero, tuned, at), sets, model)
+        outcomes |= measure_outcomes(wise_ft(zero, tuned, at), sets, model)
     file.parent.mkdir(parents=True, exist_ok=True)
     labels = {f"labels|{set_name}": images.labels for set_name, images in sets.items()}
-    np.savez_compressed(file, alpha=np.array(alpha), **found, **labels)
+    np.savez_compressed(file, alpha=np.array(alpha), **outcomes, **labels)
 
 
-def summary(kept: Mapping[str, NDArray[np.generic]], model: str) -> dict[str, object]:
-    """Accuracy with its interval a set, and means with intervals that resample whole classes."""
-    names = [key.split("|")[1] for key in kept if key.startswith(f"{model}|") and key.endswith("correct")]
+def summary(outcomes: Mapping[str, NDArray[np.generic]], model: str) -> dict[str, object]:
+    """Accuracy on each set with its interval, and means with intervals that resample whole classes."""
+    names = [key.split("|")[1] for key in outcomes if key.startswith(f"{model}|") and key.endswith("correct")]
     corruptions = [name for name in names if name.split("-")[0] in CORRUPTIONS]
     natural = [name for name in names if name not in corruptions and name != "reference"]
     sets = {}
     for name in names:
-        correct = kept[f"{model}|{name}|correct"].astype(bool)
+        correct = outcomes[f"{model}|{name}|correct"].astype(bool)
         sets[name] = {
             "accuracy": round(float(correct.mean()), 4),
             "interval": [round(x, 4) for x in accuracy_interval(int(correct.sum()), len(correct))],
             "n": len(correct),
-            "calibration_error": round(calibration_error(kept[f"{model}|{name}|confidence"].astype(float), correct), 4),
+            "calibration_error": round(
+                calibration_error(outcomes[f"{model}|{name}|confidence"].astype(float), correct), 4
+            ),
         }
     means = {}
     for what, some in {"natural": natural, "corruptions": corruptions}.items():
-        means[what] = mean_with_interval([per_image(kept, model, name) for name in some], kept[f"labels|{some[0]}"])
+        means[what] = mean_with_interval(
+            [per_image(outcomes, model, name) for name in some], outcomes[f"labels|{some[0]}"]
+        )
         means[what]["calibration_error"] = round(float(np.mean([sets[name]["calibration_error"] for name in some])), 4)
     return {"sets": sets, "means": means}
 
 
-def per_image(kept: Mapping[str, NDArray[np.generic]], model: str, name: str) -> NDArray[np.float64]:
-    """1 where an image is named right, else 0."""
-    return kept[f"{model}|{name}|correct"].astype(float)
+def per_image(outcomes: Mapping[str, NDArray[np.generic]], model: str, name: str) -> NDArray[np.float64]:
+    """1 for each image that is classified correctly, else 0."""
+    return outcomes[f"{model}|{name}|correct"].astype(float)
 
 
 def mean_with_interval(values: list[NDArray[np.float64]], labels: NDArray[np.generic]) -> dict[str, object]:
-    """The mean over sets of one size and one order of classes, its interval from resampling whole classes."""
+    """The mean over sets of equal size and class order, with an interval that resamples whole classes."""
     over_sets = np.mean(values, axis=0)
     low, high = bootstrap_interval(over_sets, labels)
     return {"mean": round(float(over_sets.mean()), 4), "interval": [round(low, 4), round(high, 4)]}
 
 
 def against_none(
-    kept: Mapping[str, NDArray[np.generic]], none: Mapping[str, NDArray[np.generic]], model: str
+    outcomes: Mapping[str, NDArray[np.generic]], none: Mapping[str, NDArray[np.generic]], model: str
 ) -> dict[str, object]:
-    """Paired differences to fine-tuning without augmentation, of the same seed and model."""
+    """Paired differences to fine-tuning without augmentation, for the same seed and model."""
     groups = {
         "reference": ["reference"],
         "natural": ["sketch", "painting", "monochrome", "clutter"],
@@ -145,14 +150,15 @@ def against_none(
     }
     return {
         what: mean_with_interval(
-            [per_image(kept, model, name) - per_image(none, model, name) for name in some], kept[f"labels|{some[0]}"]
+            [per_image(outcomes, model, name) - per_image(none, model, name) for name in some],
+            outcomes[f"labels|{some[0]}"],
         )
         for what, some in groups.items()
     }
 
 
 def main() -> None:
-    """Runs what is missing and writes the table's numbers."""
+    """Trains the missing runs and writes the numbers of the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/robustness"))
     parser.add_argument("--seeds", default="0,1,2")
@@ -160,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     suite = load_suite("emoji")
     zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
-    sets = test_sets(suite, zero)  # the same for every seed, which moves the training views only
+    sets = test_sets(suite, zero)  # the same for every seed, which affects the training views only
     entries = []
     for seed in map(int, options.seeds.split(",")):
         loaded = {}
@@ -171,12 +177,17 @@ def main() -> None:
             with np.load(file, allow_pickle=False) as stored:
                 loaded[name] = {key: stored[key] for key in stored.files}
             for model in MODELS:
-                found = summary(loaded[name], model)
+                numbers = summary(loaded[name], model)
                 entry = {"augmentation": name, "seed": seed, "model": model, "settings": asdict(settings)}
                 entry["alpha"] = {"fine-tuned": 1.0, "alpha 0.5": 0.5}.get(model, float(loaded[name]["alpha"]))
-                entries.append(entry | found | {"minus none": against_none(loaded[name], loaded["none"], model)})
-                shown = [found["sets"]["reference"]["accuracy"], *(m["mean"] for m in found["means"].values())]
-                print(seed, name, model, entry["alpha"], *shown, flush=True)
+                entries.append(entry | numbers | {"minus none": against_none(loaded[name], loaded["none"], model)})
+                shown = [numbers["sets"]["reference"]["accuracy"], *(m["mean"] for m in numbers["means"].values())]
+                accuracies = " / ".join(f"{100 * accuracy:.1f}" for accuracy in shown)
+                print(
+                    f"seed {seed}, {name}, {model} (alpha {entry['alpha']:g}): {accuracies} % on the reference, "
+                    "natural shifts and corruptions",
+                    flush=True,
+                )
             lines = ",\n".join(json.dumps(entry) for entry in entries)
             options.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 

@@ -1,9 +1,10 @@
-"""Looks on the development suite for the regime in which mixing pays while fine-tuning; the task is not touched.
+"""Looks for settings with which mixing helps fine-tuning, on the development suite and without reading the task.
 
     python benchmarks/tune_mixing.py --fold 1 --out benchmarks/results/tune_mixing.json
 
-About 75 seconds a candidate of 20 epochs on two CPU cores. Every candidate is measured fine-tuned and at alpha 0.5, on
-the fold's reference, natural shifts and corruptions. A candidate already in the results is not run again.
+It takes about 75 seconds per candidate of 20 epochs on two CPU cores. Every candidate is measured fine-tuned and at
+alpha 0.5, on the reference, the natural shifts and the corruptions of the fold. A candidate that is already in the
+results is not run again.
 """
 
 from __future__ import annotations
@@ -48,21 +49,21 @@ CANDIDATES = {
 
 def measure(classifier: Classifier, suite: ShiftSuite) -> dict[str, float]:
     """Accuracy on the reference, on each natural shift, and the means over natural shifts and corruptions, in %."""
-    found = {}
+    accuracies = {}
     for name, images in suite.test_sets.items():
         predictions = predict(classifier, images)
-        found[name] = 100 * accuracy(predictions.logits, predictions.labels)
+        accuracies[name] = 100 * accuracy(predictions.logits, predictions.labels)
     for kind in ("natural", "synthetic"):
         names = [shift.name for shift in suite.shifts if shift.kind == kind]
-        found[f"mean of {kind}"] = sum(found[name] for name in names) / len(names)
-    return {name: round(value, 2) for name, value in found.items()}
+        accuracies[f"mean of {kind}"] = sum(accuracies[name] for name in names) / len(names)
+    return {name: round(value, 2) for name, value in accuracies.items()}
 
 
 def main() -> None:
     """Runs the candidates that the results lack and writes JSON after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fold", type=int, default=1)
-    parser.add_argument("--only", default="", help="only the candidates whose name holds this")
+    parser.add_argument("--only", default="", help="run only the candidates whose name contains this")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tune_mixing.json"))
     options = parser.parse_args()
     results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else []
@@ -73,18 +74,11 @@ def main() -> None:
         if options.only not in name or (suite.name, name) in done:
             continue
         tuned = finetune(zero, suite, settings)
-        found = {"fine_tuned": measure(tuned, suite), "ensemble": measure(wise_ft(zero, tuned, 0.5), suite)}
-        results.append({"fold": suite.name, "candidate": name, "settings": asdict(settings), **found})
-        for model, values in found.items():
-            print(
-                suite.name,
-                name,
-                model,
-                values["colour"],
-                values["mean of natural"],
-                values["mean of synthetic"],
-                flush=True,
-            )
+        accuracies = {"fine_tuned": measure(tuned, suite), "ensemble": measure(wise_ft(zero, tuned, 0.5), suite)}
+        results.append({"fold": suite.name, "candidate": name, "settings": asdict(settings), **accuracies})
+        for model, values in accuracies.items():
+            numbers = " / ".join(f"{values[key]:.2f}" for key in ("colour", "mean of natural", "mean of synthetic"))
+            print(f"{suite.name}, {name}, {model}: {numbers} % on reference, shifts and corruptions", flush=True)
         options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 

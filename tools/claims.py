@@ -1,4 +1,7 @@
-"""Each claim of the papers on the emoji suite, with its numbers seed by seed; ``results.py`` puts it into the docs."""
+"""The claims of the papers with their numbers on the emoji suite, seed by seed, as Markdown.
+
+``python tools/results.py`` imports this module and writes the sections into docs/diagnosis.md.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,13 @@ Row = tuple[str, ...]
 
 
 def claim_sections(results: Path, benchmarks: Path) -> str:
-    """Every claim's section, in the order of the paper's argument."""
+    """The sections of all claims, in the order of the paper's argument."""
     runs = [from_json(DiagnosisRecord, read_json(path)) for path in sorted(results.glob("diagnosis-seed-*.json"))]
     seeds = " / ".join(str(run.seed) for run in runs)
     parts = [
-        f"Seeds {seeds}, one below the other. In brackets 95 % intervals that resample drawings, all views of one "
-        f"together.",
+        f"Each cell has one line per seed ({seeds}). The 95 % intervals in brackets resample drawings, with "
+        f"all views of a "
+        f"drawing together.",
         *_robustness(runs),
         *_diversity(runs),
         *_overrides(runs),
@@ -41,9 +45,9 @@ def claim_sections(results: Path, benchmarks: Path) -> str:
 
 
 def beyond_half(benchmarks: Path) -> str:
-    """What was tried to beat alpha 0.5, and how the chosen two did on the task."""
-    found = read_json(benchmarks / "beyond_half.json")
-    best = sorted((e for e in found["candidates"] if e["allowed"]), key=lambda e: -e["mean"])
+    """The candidates for beating alpha 0.5, and the results of the two chosen ones on the task."""
+    results = read_json(benchmarks / "beyond_half.json")
+    best = sorted((e for e in results["candidates"] if e["allowed"]), key=lambda e: -e["mean"])
     rows = [
         (
             e["candidate"],
@@ -56,18 +60,19 @@ def beyond_half(benchmarks: Path) -> str:
     ]
     header = ("candidate", "reference", "mean of the natural shifts", "models at inference", "fine-tunings")
     parts = [
-        "On the development folds, points above alpha 0.5 (the twelve best of those that lose at most "
-        f"{found['settings']['allowed loss on the reference']} points of the reference on either fold; "
-        f"{len(found['candidates'])} were tried; these numbers chose, and carry no interval):",
+        "Points above alpha 0.5 on the development folds: the twelve best candidates of those that lose at most "
+        f"{results['settings']['allowed loss on the reference']} points on the reference on either fold. "
+        f"{len(results['candidates'])} candidates were tried. The choice was made by these numbers, so they "
+        f"have no intervals.",
         _markdown(header, rows),
-        "Judged once, on the task's three seeds, points above alpha 0.5:",
+        "Points above alpha 0.5 on the three seeds of the task, which was run once:",
     ]
     sets = ("reference", "sketch", "painting", "monochrome", "clutter", "mean", "mean of synthetic")
     judged = []
-    for what, entry in found["judgement"].items():
+    for what, entry in results["judgement"].items():
         judged.append((f"{what}: {entry['candidate']}, together", *(_points(entry["seeds together"][s]) for s in sets)))
-        for seed, own in enumerate(entry["by seed"]):
-            judged.append((f"seed {seed}", *(_points(own[s]) for s in sets)))
+        for seed, points in enumerate(entry["by seed"]):
+            judged.append((f"seed {seed}", *(_points(points[s]) for s in sets)))
     return "\n\n".join([*parts, _markdown(("candidate", *sets), judged)])
 
 
@@ -91,14 +96,14 @@ def _robustness(runs: Sequence[DiagnosisRecord]) -> list[str]:
         for first, second in pairs
     ]
     lost = _count(runs, lambda run: _clear(run.difference("fine_tuned", "zero_shot", *_natural(run)), below=True))
-    kept = _count(runs, lambda run: _reaches_zero(run.difference("ensemble", "fine_tuned", run.reference)))
+    holding = _count(runs, lambda run: _reaches_zero(run.difference("ensemble", "fine_tuned", run.reference)))
     regained = _count(runs, lambda run: _clear(run.difference("ensemble", "fine_tuned", *_natural(run))))
     whole = _count(runs, lambda run: not _clear(run.difference("ensemble", "zero_shot", *_natural(run)), below=True))
     return [
         "### Fine-tuning loses robustness; alpha 0.5 keeps both",
-        f"Fine-tuning clearly loses on the shifts' mean in {lost} seeds. Alpha 0.5 is not clearly below fine-tuned on "
-        f"the "
-        f"reference in {kept}, clearly above it on the shifts in {regained}, and not clearly below zero-shot there in "
+        f"Fine-tuning clearly loses accuracy on the mean of the shifts in {lost} seeds. Alpha 0.5 is not clearly below "
+        f"fine-tuned on the reference in {holding}, clearly above it on the shifts in {regained}, and not "
+        f"clearly below zero-shot there in "
         f"{whole}.",
         _markdown(header, rows),
     ]
@@ -106,48 +111,49 @@ def _robustness(runs: Sequence[DiagnosisRecord]) -> list[str]:
 
 def _diversity(runs: Sequence[DiagnosisRecord]) -> list[str]:
     rows, more, among = [], 0, 0
-    for name in _told_sets(runs[0]):
+    for name in _reference_and_natural(runs[0]):
         cells = []
         for first, second in (("zero_shot", "fine_tuned"), HALVES):
             pairs = [run.pair(first, second, name) for run in runs]
             cells += [_stacked(_of_pair(p, get) for p in pairs) for get in (_diverse, _kappa, _alike)]
-        contrasts = [own.difference for run in runs for own in run.diversity if own.set == name]
+        contrasts = [contrast.difference for run in runs for contrast in run.diversity if contrast.set == name]
         among += len(contrasts)
-        more += sum(own.interval is not None and own.interval[0] > 0 for own in contrasts)
-        cells.append(_stacked(with_interval(own, signed_points) for own in contrasts))
+        more += sum(contrast.interval is not None and contrast.interval[0] > 0 for contrast in contrasts)
+        cells.append(_stacked(with_interval(contrast, signed_points) for contrast in contrasts))
         rows.append((name, *cells))
     measures = ("diversity, %", "1 − kappa", "CKA")
     header = ("set", *(f"zero-shot, fine-tuned: {m}" for m in measures), *(f"two halves: {m}" for m in measures))
     header += ("diversity, difference in points",)
     return [
         "### Zero-shot and fine-tuned are more diverse than two fine-tuned models",
-        f"Of two fine-tunings, on disjoint halves of the reference, the diversity is clearly smaller in {more} of "
-        f"{among} "
-        "comparisons (a set of a seed; the last column, paired image by image).",
+        f"Two models fine-tuned on disjoint halves of the reference are clearly less diverse in {more} of {among} "
+        "comparisons, one per set and seed (the last column, paired image by image).",
         _markdown(header, rows),
     ]
 
 
 def _overrides(runs: Sequence[DiagnosisRecord]) -> list[str]:
     rows = []
-    for name in _told_sets(runs[0]):
-        found = [run.overrides[name] for run in runs]
+    for name in _reference_and_natural(runs[0]):
+        overrides = [run.overrides[name] for run in runs]
         cells = [
-            _stacked(with_interval(getattr(own, who)) for own in found)
+            _stacked(with_interval(getattr(override, who)) for override in overrides)
             for who in ("zero_shot", "fine_tuned", "neither")
         ]
         pairs = [run.pair("zero_shot", "fine_tuned", name) for run in runs]
         wider = _stacked(_of_pair(pair, lambda p: p.agreement.margin_difference, _plain) for pair in pairs)
-        lead = _stacked(with_interval(own.lead, signed_points) for own in found)
-        rows.append((name, *cells, lead, wider, _stacked(with_interval(own.beyond_both) for own in found)))
+        lead = _stacked(with_interval(override.lead, signed_points) for override in overrides)
+        rows.append(
+            (name, *cells, lead, wider, _stacked(with_interval(override.beyond_both) for override in overrides))
+        )
     reference = runs[0].reference
     on_reference = _count(runs, lambda run: _sure(run.overrides[reference].lead, below=True))
-    shifts = [name for name in _told_sets(runs[0]) if name != reference]
+    shifts = [name for name in _reference_and_natural(runs[0]) if name != reference]
     under = {
         name: _count(runs, lambda run, name=name: _sure(run.overrides[name].lead))  # type: ignore[misc]
         for name in shifts
     }
-    told = ", ".join(f"{name} {count}" for name, count in under.items())
+    counts = ", ".join(f"{name} {count}" for name, count in under.items())
     header = (
         "set",
         "zero-shot prevails, %",
@@ -160,26 +166,30 @@ def _overrides(runs: Sequence[DiagnosisRecord]) -> list[str]:
     return [
         "### Zero-shot overrides under shift, fine-tuned on the reference",
         f"Fine-tuned clearly prevails on the reference in {on_reference} seeds; zero-shot clearly prevails under "
-        f"shift in: {told} "
-        "(the lead's interval excludes 0).",
+        f"shift in: {counts} "
+        "(the interval of the lead excludes 0).",
         _markdown(header, rows),
     ]
 
 
 def _connectivity(runs: Sequence[DiagnosisRecord]) -> list[str]:
-    own = [record for run in runs for record in run.connectivity]
-    failing = [record.set for record in own if record.clearly_under]
-    touching = [record.set for record in own if not record.observation_1 and not record.clearly_under]
-    better = [r.set for r in own if r.gain_interval is not None and r.gain_interval[0] > 0]
-    inner = sum(len(record.alphas) - 2 for record in own)
-    within = f"; on {len(touching)} more some alpha lies under it within its interval ({', '.join(touching)})"
+    records = [record for run in runs for record in run.connectivity]
+    failing = [record.set for record in records if record.clearly_under]
+    touching = [record.set for record in records if not record.observation_1 and not record.clearly_under]
+    better = [r.set for r in records if r.gain_interval is not None and r.gain_interval[0] > 0]
+    inner = sum(len(record.alphas) - 2 for record in records)
+    within = f"; on {len(touching)} more, some alpha lies below it, but within its interval ({', '.join(touching)})"
     parts = [
         "### The path is linearly connected",
-        f"Over {len(runs)} seeds and {len(own)} paths (a set of a seed), observation 1, no alpha is under the line "
-        f"between the ends, fails clearly on {len(failing)} ({', '.join(failing) or 'none'}; every one of {inner} "
-        f"alphas has an interval of its own, so that some lie there by chance){within if touching else ''}. "
-        f"Observation 2, some alpha is above both ends, holds clearly on {len(better)}, with the alpha that the set "
-        "itself says is best. Between other models, the lowest height above the line between the ends, in points:",
+        f"There are {len(records)} paths, one per set and seed. Observation 1, that no alpha lies below the "
+        f"line between "
+        f"the ends, clearly fails on {len(failing)} ({', '.join(failing) or 'none'}; each of {inner} alphas "
+        f"has its own "
+        f"interval, so a few lie there by chance){within if touching else ''}. Observation 2, that some alpha "
+        f"lies above "
+        f"both ends, clearly holds on {len(better)}, at the alpha that is best on the set itself. For paths "
+        f"between other "
+        "models, the table gives the lowest height above the line between the ends, in points:",
     ]
     rows = [
         (str(run.seed), path.name, *(_lowest(record) for record in path.connectivity))
@@ -193,23 +203,25 @@ def _connectivity(runs: Sequence[DiagnosisRecord]) -> list[str]:
 def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:
     if not any(run.baselines for run in runs):
         return []
-    shifts = [name for name in _told_sets(runs[0]) if name != runs[0].reference]
+    shifts = [name for name in _reference_and_natural(runs[0]) if name != runs[0].reference]
     rows = []
     for model in ("zero_shot", "fine_tuned", "ensemble"):
         cells = []
         for shift in shifts:
-            found = [next((r for r in run.robustness if (r.model, r.shift) == (model, shift)), None) for run in runs]
-            cells.append(_stacked(with_interval(None if r is None else r.effective, signed_points) for r in found))
+            records = [next((r for r in run.robustness if (r.model, r.shift) == (model, shift)), None) for run in runs]
+            cells.append(_stacked(with_interval(None if r is None else r.effective, signed_points) for r in records))
         rows.append((_shown(model), *cells))
     known, reference = runs[0].baselines, runs[0].reference
     most = {name: per_cent(max(known[name])) for name in (reference, *shifts)}
     return [
         "### Effective robustness",
-        f"Points above what {len(known[reference])} networks trained on the reference alone, with the first seed, let "
-        "expect (a line in logit space; an accuracy of 0 counts as half an image). In per cent they reach at most "
-        f"{most.pop(reference)} on the reference and "
-        f"{', '.join(f'{value} on {name}' for name, value in most.items())}: where the models here are beyond that, "
-        "the line is extrapolated, and most of their accuracy lies above it.",
+        f"Points above the accuracy that {len(known[reference])} networks trained on the reference alone "
+        f"(with the first "
+        "seed) predict by a line in logit space, where an accuracy of 0 counts as half an image. These "
+        "networks reach at "
+        f"most {most.pop(reference)} % on the reference and "
+        f"{', '.join(f'{value} % on {name}' for name, value in most.items())}. For models beyond that, the line is "
+        "extrapolated, and most of their accuracy lies above it.",
         _markdown(("model", *shifts), rows),
     ]
 
@@ -222,24 +234,23 @@ def _strong_edges(results: Path) -> list[str]:
         "newly drawn there": "share_drawn",
         "accuracy lost": "accuracy_drop",
     }
-    found = {(c.model, c.second, n): c.means for n, study in enumerate(studies) for c in _hard(study)}
+    means_of = {(c.model, c.second, n): c.means for n, study in enumerate(studies) for c in _hard(study)}
     rows = []
     for first, second in pairs:
-        own = [found[first, second, n] for n in range(len(studies))]
-        cells = (_stacked(_mean_points(means[measure]) for means in own) for measure in measures.values())
+        pair_means = [means_of[first, second, n] for n in range(len(studies))]
+        cells = (_stacked(_mean_points(means[measure]) for means in pair_means) for measure in measures.values())
         rows.append((f"{first} − {second}", *cells))
     intervals = [
-        found[first, second, n]["window_share"].interval for first, second in pairs for n in range(len(studies))
+        means_of[first, second, n]["window_share"].interval for first, second in pairs for n in range(len(studies))
     ]
     more, less = (sum(1 for i in intervals if i and (i[0] > 0 if up else i[1] < 0)) for up in (True, False))
     return [
-        "### Hard edges are looked at, soft ones are not",
-        f"Of {len(intervals)} comparisons ({len(pairs)} pairs of networks, each of {len(studies)} seeds, under hard "
-        f"windows "
-        f"away "
-        f"from the object), the network trained with hard edges attends the window clearly more than the one trained "
-        f"with soft edges in {more}, and clearly less in {less}. Differences in points; more in "
-        "[the study](strong-edge.md).",
+        "### Networks look at hard edges, not at soft ones",
+        f"Of {len(intervals)} comparisons ({len(pairs)} pairs of networks, {len(studies)} seeds each, with hard "
+        f"windows away from the object), the network trained with hard edges attends to the window clearly more than "
+        f"the one trained with soft edges in {more}, and clearly less in {less}. The table gives differences "
+        f"in points; "
+        "[the study](strong-edge.md) has more.",
         _markdown(("networks", *measures), rows),
     ]
 
@@ -254,11 +265,11 @@ def _mean_points(mean: MeanRecord) -> str:
 
 def _cost(inference: dict[str, Any]) -> str:
     tables = inference["tables"].items()
-    told = [f"{name}: {e['ensemble']['of_fine_tuned']:.3f}" for name, e in tables if "ensemble" in e]
+    ratios = [f"{name}: {e['ensemble']['of_fine_tuned']:.3f}" for name, e in tables if "ensemble" in e]
     return (
-        f"The ensemble takes {'; '.join(told)} times the fine-tuned model's time, medians of {inference['rounds']} "
-        f"rounds "
-        "(`python benchmarks/bench_inference.py`): one model, one pass."
+        f"The ensemble is one model and needs one pass. Its time as a multiple of the fine-tuned model's, the "
+        f"median of "
+        f"{inference['rounds']} rounds (`python benchmarks/bench_inference.py`), is: {'; '.join(ratios)}."
     )
 
 
@@ -266,7 +277,7 @@ def _natural(run: DiagnosisRecord) -> tuple[str, ...]:
     return tuple(name for name in run.shifts if run.kinds[name] == "natural")
 
 
-def _told_sets(run: DiagnosisRecord) -> tuple[str, ...]:
+def _reference_and_natural(run: DiagnosisRecord) -> tuple[str, ...]:
     return (run.reference, *_natural(run))
 
 
@@ -274,8 +285,8 @@ def _clear(record: DifferenceRecord | None, *, below: bool = False) -> bool:
     return _sure(None if record is None else record.difference, below=below)
 
 
-def _sure(found: Measured | None, *, below: bool = False) -> bool:
-    interval = None if found is None else found.interval
+def _sure(measured: Measured | None, *, below: bool = False) -> bool:
+    interval = None if measured is None else measured.interval
     return interval is not None and (interval[1] < 0 if below else interval[0] > 0)
 
 

@@ -1,7 +1,7 @@
 """Checks that two versions of the package compute the same results on one machine.
 
-    python tools/compare_versions.py collect OUT [--source PATH/TO/src]   run the commands with one version's source
-    python tools/compare_versions.py compare BEFORE AFTER                 compare what two versions wrote
+    python tools/compare_versions.py collect OUT [--source PATH/TO/src]   run the commands with one source tree
+    python tools/compare_versions.py compare BEFORE AFTER                 compare two such outputs
 
 ``collect`` runs the demo (seed 0), zeroshot, finetune, sweep, evaluate, a merge of two files and a study of two runs.
 ``compare`` ignores versions, durations and fingerprints, which name the same classifier differently from one version
@@ -26,14 +26,14 @@ STUDY = {
     "run": {"suite": "emoji-development-1", "limit": 64, "alphas": [0, 0.5, 1], "finetune": {"epochs": 1}},
     "grid": {"finetune.lr": [1e-3, 2e-3]},
 }
-# What may differ: when and by which versions it ran, how long it took, and by what name a classifier is identified.
+# Entries that may differ: versions, durations, and the fingerprints that identify a classifier.
 IGNORED = {"versions", "seconds", "fingerprint", "shiftproof"}
 FINGERPRINT = re.compile(r"(v\d+:)?[0-9a-f]{64}")
 SHORT = ["--set", "finetune.epochs=2", "--set", "limit=200"]
 
 
 def collect(out: Path, source: Path | None) -> None:
-    """Runs every command once, each into a directory of its own that is left alone where it is already finished."""
+    """Runs every command that has not finished yet, each with a separate output directory."""
     out.mkdir(parents=True, exist_ok=True)
     study = out / "study.yaml"
     study.write_text(yaml.safe_dump(STUDY), encoding="utf-8")
@@ -63,8 +63,8 @@ def collect(out: Path, source: Path | None) -> None:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Every JSON result under a folder without what may differ, and digests of weights and predictions."""
-    found: dict[str, Any] = {}
+    """Every JSON result under a folder without the entries that may differ, and digests of weights and predictions."""
+    contents: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         # stages.json holds durations only.
@@ -72,13 +72,13 @@ def results(folder: Path) -> dict[str, Any]:
             continue
         if path.suffix == ".json":
             text = path.read_text(encoding="utf-8").replace(str(folder), "OUT")  # merge.json names its inputs
-            found[name] = comparable(json.loads(text))
+            contents[name] = comparable(json.loads(text))
         elif path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").splitlines()
-            found[name] = [comparable(json.loads(line)) for line in lines]
+            contents[name] = [comparable(json.loads(line)) for line in lines]
         elif path.suffix in (".safetensors", ".npz", ".csv"):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            contents[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return contents
 
 
 def comparable(value: Any) -> Any:
@@ -91,7 +91,7 @@ def comparable(value: Any) -> Any:
 
 
 def differences(before: Any, after: Any, place: str = "") -> list[str]:
-    """Where two values differ, as dotted places with both values."""
+    """The differences between two values, each as a dotted path with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted({*before, *after}, key=str)
         return [d for key in keys for d in differences(before.get(key), after.get(key), f"{place}.{key}".strip("."))]
@@ -105,13 +105,13 @@ def compare(before: Path, after: Path) -> int:
     """Prints every difference and returns the exit code."""
     first, second = results(before), results(after)
     if not any(name.startswith("demo/") for name in first):
-        print(f"{before} holds no finished demo; run collect first.")
+        print(f"{before} contains no finished demo. Run `collect` first.")
         return 2
     different = 0
     for name in sorted({*first, *second}):
-        found = differences(first.get(name), second.get(name))
-        different += bool(found)
-        for line in found[:5]:
+        lines = differences(first.get(name), second.get(name))
+        different += bool(lines)
+        for line in lines[:5]:
             print(f"{name}: {line}")
     print(f"{len(first)} files before, {len(second)} after; {different} differ.")
     return int(different > 0)
@@ -127,11 +127,11 @@ def main() -> None:
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
-    asked = parser.parse_args()
-    if asked.command == "collect":
-        collect(asked.out, asked.source)
+    options = parser.parse_args()
+    if options.command == "collect":
+        collect(options.out, options.source)
     else:
-        sys.exit(compare(asked.before, asked.after))
+        sys.exit(compare(options.before, options.after))
 
 
 if __name__ == "__main__":

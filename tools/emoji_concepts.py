@@ -34,7 +34,7 @@ SMALLEST_VISIBLE_SHARE = 0.02
 
 
 def derive() -> str:
-    """The list as CSV text."""
+    """The list of concepts as CSV text."""
     drawn = set(TTFont(noto_emoji_font()).getBestCmap())
     codepoints = sorted(
         int(path.stem, 16)
@@ -67,7 +67,7 @@ if __name__ == "__main__":
     derived = derive()
     if "--check" in sys.argv:
         if derived != CONCEPTS_FILE.read_text(encoding="utf-8"):
-            sys.exit("the committed list differs from the packages; run python tools/emoji_concepts.py")
+            sys.exit("the committed list does not match the installed packages; run `python tools/emoji_concepts.py`")
     else:
         CONCEPTS_FILE.write_text(derived, encoding="utf-8")
     print(f"{len(derived.splitlines()) - 1} concepts")

@@ -1,7 +1,9 @@
 """Turns a finished pretraining run into the shipped model: half-precision weights and the card.
 
-shiftproof pretrain src/shiftproof/assets/shiftproof-tiny.yaml --out runs/tiny
-python tools/publish_tiny.py runs/tiny
+    shiftproof pretrain src/shiftproof/assets/shiftproof-tiny.yaml --out runs/tiny
+    python tools/publish_tiny.py runs/tiny
+
+It overwrites ``shiftproof-tiny.safetensors`` and ``shiftproof-tiny.card.json`` in ``src/shiftproof/assets``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ ATTRIBUTION = (
 
 
 def publish(run: Path) -> None:
-    """Writes weights and card into the package."""
+    """Writes the weights and the card of a pretraining run into the package."""
     tensors = read_state_dict(run / "model" / "open_clip_model.safetensors")
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     write_state_dict(half, TINY_WEIGHTS)
@@ -51,4 +53,6 @@ def publish(run: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tools/publish_tiny.py RUN, where RUN is the output directory of shiftproof pretrain")
     publish(Path(sys.argv[1]))

@@ -1,10 +1,12 @@
 """Writes the tables of the README and the docs from the committed results (docs/results, benchmarks/results).
 
-python tools/results.py                           after a result has changed
-python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2      copy the demo's summaries first
-python tools/results.py --take runs/strong-edge   copy a strong-edge study's numbers and figures first
-python tools/results.py --take runs/hyperparameters runs/recipes runs/tuning     copy studies and figures first
-python tools/results.py --check                   fail if a page differs from the results
+    python tools/results.py                       regenerate the tables
+    python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2   copy the summaries of the demo first
+    python tools/results.py --take runs/strong-edge                      copy a strong-edge study and its figures first
+    python tools/results.py --take runs/hyperparameters runs/recipes     copy studies and their figures first
+    python tools/results.py --check               fail if a page differs from the results
+
+The tables stand between the marks ``<!-- NAME: python tools/results.py -->`` and ``<!-- end of NAME -->`` of a page.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def demo_runs() -> list[RunRecord]:
 
 
 def summary_table() -> str:
-    """One row per model: the mean over the demo's seeds, and the range of the seeds."""
+    """One row per model: the mean over the seeds of the demo, and their range."""
     runs = demo_runs()
     rows = []
     for model in MODELS:
@@ -69,7 +71,7 @@ def _mean_and_range(values: Sequence[float]) -> str:
 
 
 def demo_tables() -> str:
-    """The demo's seeds, in per cent: every set, and seen and withheld renditions apart."""
+    """Every seed of the demo in per cent: all sets, and seen and withheld renditions separately."""
     runs = demo_runs()
     natural = runs[0].shifts_of("natural")
     rows = []
@@ -124,7 +126,7 @@ def robustness_tables() -> str:
         [
             "Seeds 0 / 1 / 2, in per cent:",
             _markdown(header, rows),
-            "Minus fine-tuning without augmentation, same seed and model, in points (a line a seed; 95 % paired "
+            "Minus fine-tuning without augmentation, same seed and model, in points (one line per seed; 95 % paired "
             "bootstrap intervals that resample whole classes):",
             _markdown(("augmentation", "model", "reference", "natural shifts", "corruptions"), differences),
             "<details><summary>Every seed with its intervals</summary>",
@@ -158,14 +160,14 @@ def _difference(entry: dict[str, Any]) -> str:
 
 
 def speed_table() -> str:
-    """What mixing costs, as medians and ratios within one run of the benchmark."""
-    found = read_json(BENCHMARKS / "mixing.json")
+    """The time that mixing takes, as medians and ratios within one run of the benchmark."""
+    results = read_json(BENCHMARKS / "mixing.json")
     targets = [
         (t["ours"], t["against"], f"{t['at_most']:g}", f"{t['ratio']:.2f}", "yes" if t["met"] else "no")
-        for t in found["targets"]
+        for t in results["targets"]
     ]
     parts = [_markdown(("ours", "against", "at most", "measured", "met"), targets)]
-    for name, table in found["tables"].items():
+    for name, table in results["tables"].items():
         rows = [
             (
                 contender,
@@ -175,7 +177,7 @@ def speed_table() -> str:
             )
             for contender, entry in table.items()
         ]
-        header = ("", "ms a batch", "times the floor", "times torchvision's CutMix")
+        header = ("", "ms per batch", "times the floor", "times torchvision's CutMix")
         parts.append(f"{name}:\n\n{_markdown(header, rows)}")
     return "\n\n".join(parts)
 
@@ -185,13 +187,13 @@ def _against(entry: dict[str, Any], other: str) -> str:
 
 
 def merge_tables() -> str:
-    """Merging files against the floor, a plain script and mergekit."""
-    found = read_json(BENCHMARKS / "merge.json")
+    """Time and memory of merging files, compared with the floor, a plain script and mergekit."""
+    results = read_json(BENCHMARKS / "merge.json")
     targets = [
-        (t["size"], t["what"], _target(t), f"{t['reached']:g}", "yes" if t["met"] else "no") for t in found["targets"]
+        (t["size"], t["what"], _target(t), f"{t['reached']:g}", "yes" if t["met"] else "no") for t in results["targets"]
     ]
     parts = [_markdown(("checkpoints", "what", "target", "measured", "met"), targets)]
-    for size, entry in found["sizes"].items():
+    for size, entry in results["sizes"].items():
         seconds, memory = entry["median_seconds"], entry["memory_mb"]["peak_anonymous"]
         rows = [
             (name, f"{took:.1f}", f"{memory[name]:.0f}" if name in memory and "imports" not in name else "")
@@ -209,12 +211,12 @@ def _target(entry: dict[str, Any]) -> str:
 
 
 def path_tables() -> str:
-    """The path in one pass, and what an ensemble costs at inference."""
+    """The time of the alpha path, and of an ensemble at inference."""
     path, inference = read_json(BENCHMARKS / "path.json"), read_json(BENCHMARKS / "inference.json")
-    rows = [(name, f"{path['seconds'][name]:.1f}", said) for name, said in _PATH_CONTENDERS.items()]
-    told = (
+    rows = [(name, f"{path['seconds'][name]:.1f}", description) for name, description in _PATH_CONTENDERS.items()]
+    summary = (
         f"{path['images']:,} JPEGs of 256 px, {path['alphas']} alphas, medians of {path['rounds']} rounds: the path "
-        f"takes {path['path_of_floor']:.2f} times the floor (at most {path['targets'][0]['at_most']:g} was asked for) "
+        f"takes {path['path_of_floor']:.2f} times the floor (the target is at most {path['targets'][0]['at_most']:g}) "
         f"and {path['path_of_loop']:.2f} times the loop; its accuracies are "
         f"{'the same' if path['accuracies_equal_the_loop_s'] else 'NOT the same'}, to the last image."
     )
@@ -223,19 +225,19 @@ def path_tables() -> str:
         for table, entries in inference["tables"].items()
         for name, entry in entries.items()
     ]
-    header = ("device and batch", "model", "ms a batch", "times the fine-tuned model")
-    return f"{told}\n\n{_markdown(('', 'seconds', 'what it does'), rows)}\n\n{_markdown(header, costs)}"
+    header = ("device and batch", "model", "ms per batch", "times the fine-tuned model")
+    return f"{summary}\n\n{_markdown(('', 'seconds', 'what it does'), rows)}\n\n{_markdown(header, costs)}"
 
 
 _PATH_CONTENDERS = {
     "path": "`sweep_alpha`",
-    "floor": "decoding once, then as many forward passes as alphas, timed alone",
-    "loop": "one evaluation loop an alpha, decoding each time",
+    "floor": "decodes once, then runs one forward pass per alpha",
+    "loop": "runs one evaluation loop per alpha and decodes each time",
 }
 
 
 def strong_edge_tables() -> str:
-    """The study's verdict and tables, seed by seed."""
+    """The verdict and the tables of the strong-edge study, seed by seed."""
     parts = []
     for path in sorted(RESULTS.glob("strong-edge-seed-*.json")):
         study = from_json(StrongEdgeStudy, read_json(path))
@@ -268,11 +270,11 @@ def paper_sweeps() -> dict[tuple[str, str], PathRecord]:
         accuracy = {"ImageNet": float(row["ImageNet"]) / 100, SHIFTS: float(row["avg_shifts"]) / 100}
         point = PathPoint(float(row["alpha"]), accuracy["ImageNet"], accuracy, {})
         points.setdefault((row["model"], row["tuning"]), []).append(point)
-    return {key: PathRecord("ImageNet", (SHIFTS,), tuple(found)) for key, found in points.items()}
+    return {key: PathRecord("ImageNet", (SHIFTS,), tuple(sweep)) for key, sweep in points.items()}
 
 
 def choosing_tables() -> str:
-    """What every rule chooses on every sweep of the paper, and what it loses to the best alpha of each column."""
+    """The choice of every rule on every sweep of the paper, and its loss to the best alpha of each column."""
     rows, lost = [], {name: list[tuple[float, ...]]() for name in RULES}
     for (model, tuning), path in paper_sweeps().items():
         oracle = path.oracle()
@@ -298,35 +300,37 @@ def choosing_tables() -> str:
 
 
 def step_tables() -> str:
-    """The fine-tuning step against the bare loop."""
-    found = read_json(BENCHMARKS / "finetune.json")
-    cpu = found["cpu"]
-    told = (
-        f"On {found['machine']}, tiny model, batch 128: our step takes {cpu['ratio']:.2f} times the bare PyTorch loop "
-        f"({cpu['images_per_second']:,} images a second; at most 1.10 was asked for), the median of {cpu['rounds']} "
+    """The time of a fine-tuning step, compared with the bare loop."""
+    results = read_json(BENCHMARKS / "finetune.json")
+    cpu = results["cpu"]
+    summary = (
+        f"On {results['machine']}, tiny model, batch 128: our step takes {cpu['ratio']:.2f} times the bare loop "
+        f"({cpu['images_per_second']:,} images per second; the target is at most 1.10), the median of {cpu['rounds']} "
         "alternating rounds. With other settings, against the same bare end-to-end loop, one round:"
     )
     rows = [(name, f"{ratio:.2f}") for name, ratio in cpu["other settings"].items()]
-    parts = [told, _markdown(("setting", "times the bare loop"), rows)]
-    if gpu := found["gpu"]:
+    parts = [summary, _markdown(("setting", "times the bare loop"), rows)]
+    if gpu := results["gpu"]:
         cards = [
             (name, f"{1 / e['ratio']:.1f}", f"{e['images_per_second']:,}", f"{100 * e['share_of_matrix_rate']:.0f} %")
             for name, e in gpu.items()
             if isinstance(e, dict)
         ]
-        header = ("model", "times as fast as the bare float32 loop", "images a second", "of the card's matrix rate")
+        header = ("model", "times as fast as the bare float32 loop", "images per second", "of the GPU's matrix rate")
         parts += [f"On one {gpu['card']}:", _markdown(header, cards)]
     return "\n\n".join(parts)
 
 
 def study_tables(name: str) -> str:
-    """A study's verdict and spreads, over all that ended and over what learned anything, and every run."""
+    """The verdict and spreads of a study, over all finished runs and over those that learned, and every run."""
     study = study_from_json(read_json(RESULTS / f"study-{name}.json"))
     parts = [study_verdict(study), *_spread_of(study)]
     learned, lost = _learned(study)
     if lost:
-        said = f"Afterwards, without what fine-tuning made worse on the validation split ({', '.join(lost)}):"
-        parts += [said, study_verdict(learned), *_spread_of(learned)]
+        heading = (
+            f"Decided afterwards: without the settings that made the validation accuracy worse ({', '.join(lost)}):"
+        )
+        parts += [heading, study_verdict(learned), *_spread_of(learned)]
     return "\n\n".join([*parts, *_folded(study_table(study))])
 
 
@@ -336,7 +340,7 @@ def _spread_of(study: StudyRecord) -> list[str]:
 
 
 def _learned(study: StudyRecord) -> tuple[StudyRecord, list[str]]:
-    """The study without the configurations with a run that validates below zero-shot, and these; no shift is read."""
+    """The study without configurations of which a run validates below zero-shot, and their names; reads no shift."""
     paths = [(member.configuration, member.path) for member in study.members]
     lost = list(dict.fromkeys(name for name, path in paths if path.at(1).validation < path.at(0).validation))
     members = tuple(member for member in study.members if member.configuration not in lost)
@@ -344,13 +348,13 @@ def _learned(study: StudyRecord) -> tuple[StudyRecord, list[str]]:
 
 
 def recipe_tables() -> str:
-    """Recipes at equal accuracy on the reference, and every run."""
+    """The recipes at equal accuracy on the reference, and every run."""
     study = study_from_json(read_json(RESULTS / "study-recipes.json"))
     return "\n\n".join([_titled(equal_reference_table(study, "end-to-end")), *_folded(study_table(study))])
 
 
 def tuning_table() -> str:
-    """What the learning rates of the recipes were chosen by."""
+    """The validation accuracies by which the learning rates of the recipes were chosen."""
     study = study_from_json(read_json(RESULTS / "study-tuning.json"))
     rows = [(m.configuration, f"{100 * m.path.at(1).validation:.1f}") for m in study.members]
     return _markdown(("recipe and learning rate", "validation accuracy, development suite"), rows)
@@ -365,16 +369,18 @@ def _folded(table: Table) -> list[str]:
 
 
 def memory_table() -> str:
-    """What the diagnoses of kept predictions hold in memory."""
-    found = read_json(BENCHMARKS / "diagnosis.json")
+    """The peak memory of the diagnoses of saved predictions."""
+    results = read_json(BENCHMARKS / "diagnosis.json")
     rows = [
         (name, f"{entry['peak_mb']:.0f}", f"{entry['seconds']:.0f}")
-        for name, entry in found.items()
+        for name, entry in results.items()
         if isinstance(entry, dict)
     ]
-    more = [f"{name} {value:.0f}" for name, value in found.items() if "MB more at 1" in name]
-    told = f"{'; '.join(more)} (at most {found['target, MB more at most']} was asked for)."
-    return f"{_markdown(('', 'peak memory, MB', 'seconds'), rows)}\n\n{told}"
+    rises = {name.split(":")[0]: value for name, value in results.items() if "MB more at 1" in name}
+    more = " and ".join(f"{value:.0f} MB ({activity})" for activity, value in rises.items())
+    limit = results["target, MB more at most"]
+    summary = f"With ten times as many images, the peak rises by {more}. The target is a rise of at most {limit} MB."
+    return f"{_markdown(('', 'peak memory, MB', 'seconds'), rows)}\n\n{summary}"
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
@@ -399,7 +405,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def updated(page: str, blocks: dict[str, Callable[[], str]]) -> str:
-    """The page's text with its blocks made anew."""
+    """The text of a page with regenerated blocks."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, block in blocks.items():
         start, end = f"<!-- {name}: python tools/results.py -->", f"<!-- end of {name} -->"
@@ -409,7 +415,7 @@ def updated(page: str, blocks: dict[str, Callable[[], str]]) -> str:
 
 
 def take(folder: Path) -> None:
-    """Copies a demo's summary; or a strong-edge study's, without the single windows, and its figures."""
+    """Copies the committed part of a run: a demo, a study, or a strong-edge study without its single windows."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     if (folder / "summary.json").is_file():
         seed = read_json(folder / "summary.json")["seed"]
@@ -429,11 +435,11 @@ def take(folder: Path) -> None:
 
 
 def _take_diagnosis(folder: Path, seed: int) -> None:
-    """A demo's diagnosis, without what the pages do not show, and its figures."""
+    """Copies the diagnosis of a demo, without what the pages do not show, and its figures."""
     if (folder / "diagnosis.json").is_file():
-        found = read_json(folder / "diagnosis.json")
-        found |= {"confidence": [], "by_class": [], "movement": [], "strong_edge": None}
-        write_json(RESULTS / f"diagnosis-seed-{seed}.json", found)
+        diagnosis = read_json(folder / "diagnosis.json")
+        diagnosis |= {"confidence": [], "by_class": [], "movement": [], "strong_edge": None}
+        write_json(RESULTS / f"diagnosis-seed-{seed}.json", diagnosis)
         if seed == 0:
             for name in ("overrides", "connectivity", "layers-sketch", "plane-sketch"):
                 if (figure := folder / "figures" / f"{name}.png").is_file():
@@ -470,6 +476,6 @@ if __name__ == "__main__":
             take(folder)
     if "--check" in sys.argv:
         pages = list(_differing())
-        sys.exit(f"{', '.join(pages)} differ from the results; run python tools/results.py" if pages else 0)
+        sys.exit(f"{', '.join(pages)} differ from the results; run `python tools/results.py`" if pages else 0)
     for page, blocks in PAGES.items():
         (ROOT / page).write_text(updated(page, blocks), encoding="utf-8")

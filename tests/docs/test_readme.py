@@ -50,9 +50,9 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_the_mixing_examples_run() -> None:
     page = (ROOT / "docs" / "mixing.md").read_text(encoding="utf-8")
-    (own,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (in_page,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, object] = {}
-    exec(own, names)
+    exec(in_page, names)
     assert names["targets"].shape == (8, 1000)
     in_readme = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
     assert "SmoothMix" in in_readme
@@ -65,9 +65,9 @@ def test_the_mixing_examples_run() -> None:
 def test_the_run_file_of_the_readme_is_one() -> None:
     source = re.search(r"<<'YAML'\n(.*?)\nYAML", README, re.DOTALL)
     assert source
-    asked = RunFile.resolve(yaml.safe_load(source[1]))
-    assert asked.model == "open_clip:ViT-B-32/openai"
-    assert asked.finetune.lr == 3e-5
+    run_file = RunFile.resolve(yaml.safe_load(source[1]))
+    assert run_file.model == "open_clip:ViT-B-32/openai"
+    assert run_file.finetune.lr == 3e-5
 
 
 def test_demo_runs_the_settings_that_the_tiny_model_defaults_to() -> None:
@@ -76,5 +76,5 @@ def test_demo_runs_the_settings_that_the_tiny_model_defaults_to() -> None:
 
 
 def test_three_seeds_are_reported_with_the_demo_s_settings() -> None:
-    found = sorted((ROOT / "docs" / "results").glob("demo-seed-*.json"))
-    assert [path.name for path in found] == ["demo-seed-0.json", "demo-seed-1.json", "demo-seed-2.json"]
+    summaries = sorted((ROOT / "docs" / "results").glob("demo-seed-*.json"))
+    assert [path.name for path in summaries] == ["demo-seed-0.json", "demo-seed-1.json", "demo-seed-2.json"]
