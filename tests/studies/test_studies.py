@@ -43,6 +43,7 @@ from shiftproof.report.studies import (
     study_verdict,
 )
 from shiftproof.runs import file as runfile
+from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.storage import locked, write_json, write_text
@@ -756,15 +757,15 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
 ) -> None:
     settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "checkpoint_every": 2, "shots": 2}
     run = the_member(own(folders, run={"finetune": settings}, seeds=[4]))
-    run_member(run, tmp_path / "whole", "reference")
+    run_member(run, MemberDirectory(tmp_path / "whole"), "reference")
     assert steps.taken == [0, 1, 2, 3, 4, 5]
     steps.taken, steps.stop = [], 3
     with pytest.raises(RuntimeError, match="the plug was pulled"):
-        run_member(run, tmp_path / "broken", "reference")
+        run_member(run, MemberDirectory(tmp_path / "broken"), "reference")
     assert not (tmp_path / "broken" / "member.json").exists()
     (tmp_path / "broken" / "error.txt").write_text("what the failed run left", encoding="utf-8")
     steps.taken, steps.stop = [], None
-    run_member(run, tmp_path / "broken", "reference")
+    run_member(run, MemberDirectory(tmp_path / "broken"), "reference")
     assert steps.taken == [2, 3, 4, 5]
     first, second = (sp.load_classifier(tmp_path / name / "fine_tuned") for name in ("whole", "broken"))
     assert sp.models.fingerprint(first) == sp.models.fingerprint(second)
@@ -781,12 +782,14 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
 
 def test_a_run_whose_directory_is_in_use_is_refused(folders: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "run"), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
-        run_member(the_member(own(folders)), tmp_path / "run", "reference")
+        run_member(the_member(own(folders)), MemberDirectory(tmp_path / "run"), "reference")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_what_a_run_told_its_trackers_outlasts_it(folders: Path, tmp_path: Path) -> None:
-    run_member(the_member(own(folders, run={"report_to": "tensorboard"})), tmp_path / "run", "reference")
+    run_member(
+        the_member(own(folders, run={"report_to": "tensorboard"})), MemberDirectory(tmp_path / "run"), "reference"
+    )
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     assert not list((tmp_path / "run").rglob("step-*"))
 
@@ -845,19 +848,19 @@ Stub = Callable[[MemberRun, Path, str, int | None], None]
 def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> Stub:
     """A run that takes no step: its classifier is the start, moved a little, its accuracies are made up."""
 
-    def run(run: MemberRun, folder: Path, rule: str, threads: int | None) -> None:
+    def run(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None) -> None:
         if error := (failing or {}).get(run.name):
             raise error
         zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
         share = 1 + len(run.configuration) / 100
         moved = {n: t * share if t.is_floating_point() else t for n, t in zero.state_dict().items()}
-        sp.save_classifier(zero.with_weights(moved), folder / "fine_tuned")
+        sp.save_classifier(zero.with_weights(moved), directory.fine_tuned)
         values = {"reference": 0.5, "sketch": share / 2}
         points = tuple(PathPoint(a, 0.5, values, dict.fromkeys(values, (0.4, 0.6))) for a in (0.0, 0.5, 1.0))
         path = PathRecord("reference", ("sketch",), points)
         told = StudyMember(run.name, run.configuration, run.changes, run.asked.seed, path, 0.5, 1.0)
-        write_text(folder / "run.yaml", run.asked.to_yaml())
-        write_json(folder / "member.json", member_json(told))
+        write_text(directory.run_file, run.asked.to_yaml())
+        write_json(directory.record, member_json(told))
 
     return run
 

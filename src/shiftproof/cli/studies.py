@@ -54,6 +54,7 @@ def study(
     from shiftproof.cli.console import live_progress, print_table
     from shiftproof.errors import ShiftproofError
     from shiftproof.report.studies import spread_table, study_table, study_verdict
+    from shiftproof.runs.directory import StudyDirectory
     from shiftproof.studies.file import StudyFile
     from shiftproof.studies.study import failure_summary, run_study
 
@@ -66,6 +67,7 @@ def study(
     if spreads := spread_table(record):
         print_table(spreads)
     print(study_verdict(record))
-    print(f"numbers: {out / 'study.json'}; figure: {out / 'figures' / 'study.png'}")
+    directory = StudyDirectory(out)
+    print(f"numbers: {directory.study}; figure: {directory.figure}")
     if record.failures:
         raise ShiftproofError(failure_summary(record.failures, out))

@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from shiftproof.errors import InputError
 
 
+def same_alpha(first: float, second: float) -> bool:
+    """Whether two alphas are the same but for the rounding of their decimal forms.
+
+    >>> same_alpha(0.1 + 0.2, 0.3), same_alpha(0.3, 0.31)
+    (True, False)
+    """
+    return abs(first - second) < 1e-9
+
+
 @dataclass(frozen=True)
 class PathPoint:
     """One alpha of a path: accuracy on the reference's validation split and on every test set, with intervals."""
@@ -35,7 +44,7 @@ class PathRecord:
     def at(self, alpha: float) -> PathPoint:
         """The point at an alpha that was evaluated; an InputError names those that were."""
         for point in self.points:
-            if abs(point.alpha - alpha) < 1e-9:
+            if same_alpha(point.alpha, alpha):
                 return point
         raise InputError(f"alpha {alpha} is not on the path. Evaluated: {', '.join(map(str, self.alphas))}.")
 

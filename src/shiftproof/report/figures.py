@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from shiftproof.records.paths import same_alpha
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.comparisons import (
     MODEL_NAMES,
@@ -194,13 +195,13 @@ def _label_alphas(axes: Axes, run: RunRecord, points: Sequence[tuple[Estimate, E
     places = [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(xs, ys, strict=True)]
     inner = [i for i, alpha in enumerate(run.path.alphas) if alpha not in (0.0, 1.0)]
     # The chosen alpha comes first, then tenths of even number, so that these survive the crowding.
-    inner.sort(key=lambda i: (abs(run.path.alphas[i] - run.alpha) > 1e-9, round(run.path.alphas[i] * 10, 6) % 2, i))
+    inner.sort(key=lambda i: (not same_alpha(run.path.alphas[i], run.alpha), round(run.path.alphas[i] * 10, 6) % 2, i))
     kept = [places[0], places[-1]]
     for i in inner:
         if min(math.dist(places[i], place) for place in kept) < 0.085:
             continue
         kept.append(places[i])
-        chosen = abs(run.path.alphas[i] - run.alpha) < 1e-9
+        chosen = same_alpha(run.path.alphas[i], run.alpha)
         right, up = _outward(places, i)
         # Into a corner between the two bars, which run along the axes.
         gap = 7 if chosen else 3.5

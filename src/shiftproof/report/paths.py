@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shiftproof.records.accuracy import MeanRecord
-from shiftproof.records.paths import PathPoint, PathRecord
+from shiftproof.records.paths import PathPoint, PathRecord, same_alpha
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.accuracy import interval_name
@@ -99,7 +99,7 @@ def _oracle_cell(point: PathPoint, name: str) -> str:
 def _path_row(run: RunRecord, point: PathPoint, averaged: tuple[str, ...]) -> tuple[str, ...]:
     names = {0.0: "zero-shot", 1.0: "fine-tuned"}
     marks = [names[point.alpha]] if point.alpha in names else []
-    if abs(point.alpha - run.alpha) < 1e-9:
+    if same_alpha(point.alpha, run.alpha):
         marks.append("chosen")
     label = f"{point.alpha:g} ({', '.join(marks)})" if marks else f"{point.alpha:g}"
     cells = [

@@ -250,6 +250,56 @@ class InterventionDirectory:
         return self.root / "figures" / f"{name}.png"
 
 
+@dataclass(frozen=True)
+class MemberDirectory(OutputDirectory):
+    """The paths of everything that one fine-tuning run of a study, or one of its soups, writes."""
+
+    @property
+    def record(self) -> Path:
+        """The member's alpha path and chosen alpha; written last, so it marks a run that has ended."""
+        return self.root / "member.json"
+
+    @property
+    def error(self) -> Path:
+        """The traceback of a run that failed."""
+        return self.root / "error.txt"
+
+    @property
+    def fine_tuned(self) -> Path:
+        """The directory of the fine-tuned classifier or of the soup."""
+        return self.classifier("fine_tuned")
+
+
+@dataclass(frozen=True)
+class StudyDirectory:
+    """The paths of everything that a study of many fine-tuning runs writes."""
+
+    root: Path
+
+    @property
+    def study(self) -> Path:
+        """What the study measured."""
+        return self.root / "study.json"
+
+    @property
+    def table(self) -> Path:
+        """The accuracy of every member at every alpha on every set."""
+        return self.root / "study.csv"
+
+    @property
+    def figure(self) -> Path:
+        """The figure of the study."""
+        return self.root / "figures" / "study.png"
+
+    def member(self, name: str) -> MemberDirectory:
+        """The directory of one fine-tuning run."""
+        return MemberDirectory(self.root / "members" / name)
+
+    def soup(self, kind: str) -> MemberDirectory:
+        """The directory of a soup, ``uniform`` or ``greedy``."""
+        return MemberDirectory(self.root / "soups" / kind)
+
+
 def scores_file(predictions: Path, alpha: float, set_name: str) -> Path:
     """The compact predictions of an alpha on a set, ``alpha-0.10/SET.npz``; two decimals where they are exact."""
     return predictions / alpha_folder(alpha) / f"{set_name}.npz"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from pathlib import Path
 
 import yaml
 
@@ -21,6 +20,7 @@ from shiftproof.models.directories import save_classifier
 from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyMember
 from shiftproof.records.summaries import member_from_json, member_json
+from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
@@ -30,7 +30,7 @@ from shiftproof.training.log import trackers_from
 _OF_START = ("model", "suite", "prompts", "seed", "limit")
 
 
-def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = None) -> None:
+def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
     """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
 
     Goes on from the last of its checkpoints, which are deleted in the end.
@@ -42,8 +42,8 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
     started = time.perf_counter()
     asked, device = run.asked, resolve_device(run.asked.device)
     suite = cached_suite(start_key(asked))
-    with locked(folder):
-        write_text(folder / "run.yaml", asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
+    with locked(directory.root):
+        write_text(directory.run_file, asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
         start = build_start(asked, suite)
         tuned = finetune(
             start,
@@ -51,14 +51,14 @@ def run_member(run: MemberRun, folder: Path, rule: str, threads: int | None = No
             asked.finetune,
             seed=asked.seed,
             device=device,
-            checkpoints=folder / "checkpoints",
+            checkpoints=directory.checkpoints,
             trackers=trackers_from(asked.report_to),
         )
-        save_classifier(tuned, folder / "fine_tuned")
+        save_classifier(tuned, directory.fine_tuned)
         member = sweep_member(run.name, run, start, tuned, suite, rule, started)
-        write_json(folder / "member.json", document(member_json(member)))
-        (folder / "error.txt").unlink(missing_ok=True)
-        for checkpoint in (folder / "checkpoints").glob("step-*"):  # the log stays
+        write_json(directory.record, document(member_json(member)))
+        directory.error.unlink(missing_ok=True)
+        for checkpoint in directory.checkpoints.glob("step-*"):  # the log stays
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -94,24 +94,24 @@ def sweep_member(
     )
 
 
-def is_done(folder: Path) -> bool:
+def is_done(directory: MemberDirectory) -> bool:
     """Whether the run in a member's directory has ended."""
-    return (folder / "member.json").is_file()
+    return directory.record.is_file()
 
 
-def require_same_run(run: MemberRun, folder: Path) -> None:
+def require_same_run(run: MemberRun, directory: MemberDirectory) -> None:
     """Raises an InputError where a run that ended was another, as when this version has other defaults."""
-    if is_done(folder) and not RunFile.read(folder / "run.yaml").asks_the_same(run.asked):
+    if is_done(directory) and not RunFile.read(directory.run_file).asks_the_same(run.asked):
         raise InputError(
-            f"{folder} holds a run of other settings than this study comes to now, as another version may have had. "
-            "Delete that directory to run it again, or choose another `out`."
+            f"{directory.root} holds a run of other settings than this study comes to now, as another version may have "
+            "had. Delete that directory to run it again, or choose another `out`."
         )
 
 
-def read_member(folder: Path, suite: ShiftSuite) -> StudyMember:
+def read_member(directory: MemberDirectory, suite: ShiftSuite) -> StudyMember:
     """The record in the directory of a run that has ended."""
     return member_from_json(
-        suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(folder / "member.json")
+        suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(directory.record)
     )
 
 

@@ -16,6 +16,7 @@ from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.records.summaries import member_from_json, member_json
+from shiftproof.runs.directory import StudyDirectory
 from shiftproof.runs.pipeline import build_start
 from shiftproof.storage import read_json, write_json
 from shiftproof.studies.file import MemberRun, StudyFile
@@ -23,13 +24,13 @@ from shiftproof.studies.members import sweep_member
 
 
 def with_soups(
-    record: StudyRecord, asked: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, out: Path
+    record: StudyRecord, asked: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, directory: StudyDirectory
 ) -> StudyRecord:
     """The record with the soups that were asked for; one that cannot be averaged is a failure like another."""
     soups, failures = [], list(record.failures)
     for kind in asked.soups:
         try:
-            soups.append(_soup(kind, record.members, runs, suite, out, asked.rule))
+            soups.append(_soup(kind, record.members, runs, suite, directory, asked.rule))
         except InputError as error:  # of different architectures, say
             failures.append(StudyFailure(f"{kind} soup", str(error)))
     return replace(record, soups=tuple(soups), failures=tuple(failures))
@@ -40,25 +41,25 @@ def _soup(
     found: Sequence[StudyMember],
     runs: Sequence[MemberRun],
     suite: ShiftSuite,
-    out: Path,
+    directory: StudyDirectory,
     rule: str,
 ) -> StudyMember:
     """A soup of all members that ended, saved and swept; done once, unless more have ended since, or anew."""
-    started, file = time.perf_counter(), out / "soups" / kind / "member.json"
+    started, file = time.perf_counter(), directory.soup(kind).record
     names = [member.name for member in found]
-    candidates = {name: _digest(out / "members" / name / "member.json") for name in names}
+    candidates = {name: _digest(directory.member(name).record) for name in names}
     if file.is_file() and (kept := read_json(file)).pop("candidates") == candidates:
         return member_from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
     first = next(run for run in runs if run.name == names[0])
     first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
     start, device = build_start(first.asked, suite), resolve_device("auto")
-    classifiers = [load_classifier(out / "members" / name / "fine_tuned") for name in names]
+    classifiers = [load_classifier(directory.member(name).fine_tuned) for name in names]
     if kind == "greedy":
         greedy = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device=device)
         soup, taken = greedy.classifier, tuple(names[i] for i in greedy.record.members)
     else:
         soup, taken = uniform_soup(classifiers), tuple(names)
-    save_classifier(soup, out / "soups" / kind / "fine_tuned")
+    save_classifier(soup, directory.soup(kind).fine_tuned)
     member = sweep_member(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
     write_json(file, document({"candidates": candidates, **member_json(member)}))
     return member

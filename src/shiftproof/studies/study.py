@@ -16,7 +16,7 @@ from shiftproof.records.studies import StudyFailure, StudyRecord
 from shiftproof.records.summaries import study_json
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
-from shiftproof.runs.directory import STUDY, Request, claim
+from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
 from shiftproof.runs.pipeline import build_start, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
@@ -42,15 +42,15 @@ def run_study(
     build_start(members[0].asked, suite)
     if address:
         require_reachable(address)
-    out = out.resolve()
+    directory = StudyDirectory(out.resolve())
     request = Request(asked.to_yaml(), lambda file: StudyFile.read(file).differences(asked))
-    with claim(out, STUDY, request, resume=resume, overwrite=overwrite):
-        failures = _run_members(asked, members, out / "members", address)
+    with claim(directory.root, STUDY, request, resume=resume, overwrite=overwrite):
+        failures = _run_members(asked, members, directory, address)
         found = [
-            read_member(out / "members" / run.name, suite) for run in members if is_done(out / "members" / run.name)
+            read_member(directory.member(run.name), suite) for run in members if is_done(directory.member(run.name))
         ]
         if not found:
-            raise ShiftproofError(failure_summary(failures, out))
+            raise ShiftproofError(failure_summary(failures, directory.root))
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
             suite=suite.name,
@@ -65,20 +65,20 @@ def run_study(
             spreads=measure_spreads(found, suite.reference.name, averaged),
             versions=versions(),
         )
-        _write(record, out)  # whatever becomes of the soups
+        _write(record, directory)  # whatever becomes of the soups
         if asked.soups:
-            record = with_soups(record, asked, members, suite, out)
-            _write(record, out)
+            record = with_soups(record, asked, members, suite, directory)
+            _write(record, directory)
         return record
 
 
 def _run_members(
-    asked: StudyFile, members: Sequence[MemberRun], folder: Path, address: str | None
+    asked: StudyFile, members: Sequence[MemberRun], directory: StudyDirectory, address: str | None
 ) -> list[StudyFailure]:
     """Runs what is not done yet; returns the failures."""
     for run in members:
-        require_same_run(run, folder / run.name)
-    missing = [run for run in members if not is_done(folder / run.name)]
+        require_same_run(run, directory.member(run.name))
+    missing = [run for run in members if not is_done(directory.member(run.name))]
     done, failures = len(members) - len(missing), []
     progress.report("study", done, len(members))
     if not missing:
@@ -90,7 +90,9 @@ def _run_members(
         threads = max(int(asked.cpus_per_run), 1)
         remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=gpus, max_retries=0)(_run_there)
         running = {
-            remote.remote(Path.cwd(), run if gpus else without_gpu(run), folder / run.name, asked.rule, threads): run
+            remote.remote(
+                Path.cwd(), run if gpus else without_gpu(run), directory.member(run.name), asked.rule, threads
+            ): run
             for run in missing
         }
         while running:
@@ -99,33 +101,33 @@ def _run_members(
             try:
                 ray.get(ended)
             except ray.exceptions.RayError as error:
-                failures.append(_failure(run, error, folder / run.name))
+                failures.append(_failure(run, error, directory.member(run.name)))
             done += 1
             progress.report("study", done, len(members), failed=len(failures))
     return failures
 
 
-def _run_there(place: Path, run: MemberRun, folder: Path, rule: str, threads: int) -> None:
+def _run_there(place: Path, run: MemberRun, directory: MemberDirectory, rule: str, threads: int) -> None:
     """A run of the study in a process of Ray's, where relative paths shall mean what they mean here."""
     os.chdir(place)
-    run_member(run, folder, rule, threads)
+    run_member(run, directory, rule, threads)
 
 
-def _failure(run: MemberRun, error: Exception, folder: Path) -> StudyFailure:
+def _failure(run: MemberRun, error: Exception, directory: MemberDirectory) -> StudyFailure:
     """What a failed run says; the whole traceback goes to its ``error.txt``."""
     cause = getattr(error, "cause", None) or error
     said = str(cause).strip().splitlines()
     name = "" if isinstance(cause, ShiftproofError) else f"{type(cause).__name__}: "
-    write_text(folder / "error.txt", str(error) or "".join(traceback.format_exception(error)))
+    write_text(directory.error, str(error) or "".join(traceback.format_exception(error)))
     return StudyFailure(run.name, f"{name}{said[0] if said else 'no message'}")
 
 
-def _write(record: StudyRecord, out: Path) -> None:
-    write_json(out / "study.json", study_json(record))
+def _write(record: StudyRecord, directory: StudyDirectory) -> None:
+    write_json(directory.study, study_json(record))
     buffer = io.StringIO()
     csv.writer(buffer).writerows([_COLUMNS, *_accuracies(record)])
-    write_text(out / "study.csv", buffer.getvalue())
-    save_figure(study_figure(record), out / "figures" / "study.png")
+    write_text(directory.table, buffer.getvalue())
+    save_figure(study_figure(record), directory.figure)
 
 
 _COLUMNS = ("name", "configuration", "seed", "alpha", "chosen", "set", "accuracy", "low", "high")
