@@ -33,9 +33,9 @@ def contenders(model: str, device: str) -> dict[str, Contender]:
     zero = zero_shot_classifier(load_clip(model), ClassSpace.from_ids([f"class_{i}" for i in range(CLASSES)]))
     tuned = moved(zero)
     return {
-        "fine-tuned": tuned.network_on(device),
-        "ensemble": wise_ft(zero, tuned, 0.5).network_on(device),
-        "output-space ensemble": output_ensemble(zero, tuned, 0.5).network_on(device),
+        "fine-tuned": tuned.network_on(device=device),
+        "ensemble": wise_ft(zero, tuned, 0.5).network_on(device=device),
+        "output-space ensemble": output_ensemble(zero, tuned, 0.5).network_on(device=device),
     }
 
 

@@ -43,7 +43,8 @@ from shiftproof import (
     zero_shot_classifier,
 )
 from shiftproof.data.batches import decoded_once, evaluation_batches
-from shiftproof.ensembling.path import alpha_grid, choose_alpha
+from shiftproof.ensembling.path import alpha_grid
+from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.evaluation import accuracy
 from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.intervals import bootstrap_interval
@@ -95,7 +96,7 @@ class Case:
         """A classifier's output for one of the sets, which is computed once."""
         key = (fingerprint(classifier), name)
         if key not in self.known:
-            network = classifier.network_on("cpu")
+            network = classifier.network_on(device="cpu")
             with torch.inference_mode():
                 batches = evaluation_batches(self.sets[name], classifier.preprocessing, BATCH_SIZE)
                 features = torch.cat([network.features(batch) for batch in batches])

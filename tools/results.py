@@ -23,7 +23,7 @@ from typing import Any
 
 from claims import beyond_half, claim_sections
 
-from shiftproof.ensembling.path import choose_alpha
+from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.records.codec import from_json
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import MODELS, RunRecord

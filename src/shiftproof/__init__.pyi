@@ -25,7 +25,8 @@ from .data.labels import ClassSpace
 from .data.sets import ImageSet
 from .data.suites import ShiftSuite, load_data, load_suite, own_suite
 from .ensembling.ensembles import output_ensemble, wise_ft
-from .ensembling.path import choose_alpha, sweep_alpha
+from .ensembling.path import sweep_alpha
+from .ensembling.rules import choose_alpha
 from .ensembling.soups import greedy_soup, model_stock_soup, uniform_soup
 from .errors import (
     DivergenceError,

@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
     "finetuning": ("settings", "depths", "probe", "recipes", "loop"),
-    "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "path"),
+    "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "path", "rules"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (
         *("logits", "means", "agreement", "overrides", "cka", "layers", "connectivity", "plane", "evidence"),

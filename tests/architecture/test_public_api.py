@@ -115,6 +115,22 @@ def test_every_public_function_is_typed() -> None:
         assert typing.get_type_hints(function), name
 
 
+def test_device_seed_and_level_are_keywords_with_one_default() -> None:
+    defaults = {"device": "auto", "level": 0.95}
+    cpu = {"shiftproof.mixing.anchor_weights"}  # makes a tensor and runs no model
+    for name, function in public_functions():
+        if name == "shiftproof.models.resolve_device":  # takes nothing else
+            continue
+        for key, parameter in inspect.signature(function).parameters.items():
+            if key in {"device", "seed", "level"}:
+                assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, f"{key} of {name} is not keyword-only"
+            if key in defaults:
+                default = "cpu" if name in cpu else defaults[key]
+                assert parameter.default == default, f"{key} of {name} has another default than {default}"
+            if key == "device":
+                assert parameter.annotation == "str | torch.device", f"device of {name} has another type"
+
+
 def test_every_public_function_and_class_is_documented() -> None:
     undocumented = [name for name, value in [*public_objects()] if not value.__doc__]
     assert not undocumented

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 import shiftproof as sp
 from shiftproof.ensembling import path as path_module
-from shiftproof.ensembling.path import FIXED_ALPHA, RULES, alpha_grid
+from shiftproof.ensembling.path import alpha_grid
+from shiftproof.ensembling.rules import FIXED_ALPHA, RULES
 from shiftproof.evaluation.predictions import load_scores, save_scores
 from shiftproof.records.codec import document, from_json
 from shiftproof.records.paths import PathPoint
@@ -229,7 +230,7 @@ def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch
         if pair[1] == "validation" or pair == (0.5, "sketch")
     }
     seen, again = counted(monkeypatch), {}
-    resumed = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(again), kept=lambda a, n: known.get((a, n)))
+    resumed = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(again), known=lambda a, n: known.get((a, n)))
     assert resumed == path
     assert set(again) == set(found) - set(known)
     assert seen == [9] * (len(ALPHAS) * len(SETS) - len(known))

@@ -148,7 +148,7 @@ def _reading(classifier: Classifier, names: Sequence[str], device: str) -> Itera
     with contextlib.ExitStack() as stack:
         for module in classifier.network.modules():
             stack.callback(setattr, module, "training", module.training)
-        network = classifier.network_on(device)
+        network = classifier.network_on(device=device)
 
         def run(inputs: Tensor) -> list[Any]:
             for kept in outputs.values():

@@ -130,7 +130,7 @@ def _measuring(
     models: Sequence[Classifier], images: ImageSet, device: str
 ) -> Callable[[Sequence[float]], tuple[int, float | None]]:
     """From shares of the models' weights to the errors and the mean loss of their mixture, in one working copy."""
-    networks = [model.network_on(device) for model in models]
+    networks = [model.network_on(device=device) for model in models]
     working = deepcopy(networks[0])
     entries, inside = [network.state_dict() for network in networks], working.state_dict()
     moving = [name for name, entry in inside.items() if entry.is_floating_point()]

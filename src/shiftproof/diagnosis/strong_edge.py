@@ -163,7 +163,7 @@ class _Looks:
 
 
 def _look(classifier: Classifier, images: Tensor, labels: Tensor, device: str) -> _Looks:
-    network = classifier.network_on(device)
+    network = classifier.network_on(device=device)
     maps, scores, correct = [], [], []
     for pixels, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
         inputs = normalise(pixels, classifier.preprocessing)
@@ -277,7 +277,7 @@ def map_examples(
         wanted = classifier.preprocessing
         inputs = normalise(to_unit_range([read_resized(images, i, wanted) for i in range(len(images))]), wanted)
         with torch.inference_mode():
-            probabilities = classifier.network_on(device)(inputs.to(device)).softmax(1).cpu()
+            probabilities = classifier.network_on(device=device)(inputs.to(device)).softmax(1).cpu()
         top = probabilities.argmax(1)
         maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
         maps = functional.interpolate(maps[:, None], shown.shape[2:], mode="bilinear")[:, 0]
@@ -311,7 +311,7 @@ def window_examples(
         pasted, _ = scene.with_window(window)
         inputs = normalise(pasted[order], classifier.preprocessing)
         with torch.inference_mode():
-            probabilities = classifier.network_on(device)(inputs.to(device)).softmax(1).cpu()
+            probabilities = classifier.network_on(device=device)(inputs.to(device)).softmax(1).cpu()
         top = probabilities.argmax(1)
         maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
         for place, part in enumerate(parts):

@@ -2,7 +2,8 @@
 
 from .batch_norm import has_batch_norm, reestimate_batch_norm
 from .ensembles import OutputEnsemble, interpolate_clip, output_ensemble, wise_ft
-from .path import alpha_grid, choose_alpha, compare_alphas, sweep_alpha
+from .path import alpha_grid, sweep_alpha
+from .rules import choose_alpha, compare_alphas
 from .soups import GreedySoup, SoupRecord, greedy_soup, model_stock_soup, uniform_soup
 
 __all__ = [

@@ -15,6 +15,7 @@ from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError, require_at_least
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.devices import resolve_device
 from shiftproof.seeding import child_generator
 
 
@@ -40,7 +41,12 @@ def require_batch_norm(classifier: Classifier) -> None:
 
 
 def reestimate_batch_norm(
-    classifier: Classifier, images: ImageSet, *, device: str = "cpu", batch_size: int = 256, seed: int = 0
+    classifier: Classifier,
+    images: ImageSet,
+    *,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> Classifier:
     """A copy whose batch-norm statistics are those of training images (Izmailov et al., SWA, 2018).
 
@@ -64,11 +70,12 @@ def reestimate_batch_norm(
     size = max(len(images) // batches, 2)
     order = torch.randperm(len(images), generator=child_generator(seed, "batch norm")).tolist()
     chosen = images.subset(order[: len(images) // size * size])
-    network = deepcopy(classifier.network).to(device).eval()
+    place = resolve_device(device)
+    network = deepcopy(classifier.network).to(place).eval()
     _start_afresh(network)
     with torch.inference_mode():
         for number, batch in enumerate(evaluation_batches(chosen, classifier.preprocessing, size), 1):
-            network(batch.to(device))
+            network(batch.to(place))
             progress.report("batch norm", number * size, len(chosen))
     weights = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
     note = {"set": images.name, "images": len(chosen), "batch_size": size, "seed": seed}

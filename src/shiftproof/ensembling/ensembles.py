@@ -44,7 +44,7 @@ def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -
     _warn_of_another_start(zero_shot, fine_tuned)
     weights = interpolate_weights(zero_shot.state_dict(), fine_tuned.state_dict(), alpha)
     alpha_of_head = alpha["head.weight"] if isinstance(alpha, Mapping) else alpha
-    towers = TextTowers.of((zero_shot, fine_tuned))
+    towers = TextTowers.of((zero_shot, fine_tuned), device="cpu")
     return with_combined_weights(
         zero_shot,
         weights,
@@ -91,9 +91,9 @@ class OutputEnsemble:
         """What both want their images to be."""
         return self.zero_shot.preprocessing
 
-    def network_on(self, device: str) -> Callable[[Tensor], Tensor]:
+    def network_on(self, *, device: str | torch.device = "auto") -> Callable[[Tensor], Tensor]:
         """(B, 3, size, size) inputs to (B, K) interpolated logits, in float32."""
-        first, second = (end.network_on(device) for end in (self.zero_shot, self.fine_tuned))
+        first, second = (end.network_on(device=device) for end in (self.zero_shot, self.fine_tuned))
         return lambda images: mixed_logits(first(images), second(images), self.alpha)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from shiftproof.errors import InputError, listed
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.text_towers import rebuilt_head, source_clip, text_weights, with_text
 from shiftproof.weights.arithmetic import interpolate_weights
 
@@ -39,9 +40,9 @@ class TextTowers:
     where the heads were written for other prompts or class names.
     """
 
-    def __init__(self, classifiers: Sequence[Classifier], device: str = "cpu") -> None:
+    def __init__(self, classifiers: Sequence[Classifier], *, device: str | torch.device) -> None:
         _require_heads_by_text(classifiers)
-        self._classifiers, self._device = tuple(classifiers), device
+        self._classifiers, self._device = tuple(classifiers), resolve_device(device)
         seed = next((int(c.training["seed"]) for c in classifiers if "seed" in c.training), 0)
         sources = [source_clip(c, seed=seed) if c.text is None else None for c in classifiers]
         first = next((clip for clip in sources if clip is not None), None)
@@ -52,9 +53,9 @@ class TextTowers:
         ]
 
     @classmethod
-    def of(cls, classifiers: Sequence[Classifier], device: str = "cpu") -> TextTowers | None:
+    def of(cls, classifiers: Sequence[Classifier], *, device: str | torch.device) -> TextTowers | None:
         """The text towers of classifiers; None where no head was rebuilt, so that heads are combined like weights."""
-        return cls(classifiers, device) if any(c.head == "rebuilt" for c in classifiers) else None
+        return cls(classifiers, device=device) if any(c.head == "rebuilt" for c in classifiers) else None
 
     def between(self, alpha: float) -> RebuiltHead:
         """The head at an alpha between two classifiers; at 0 and 1 it is that classifier's own, bit for bit."""

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
@@ -78,10 +80,12 @@ def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
     ('averaged', ['member', 'member'])
     """
     _require_ingredients(classifiers, 1)
-    return _mean(classifiers, TextTowers.of(classifiers), range(len(classifiers)))
+    return _mean(classifiers, TextTowers.of(classifiers, device="cpu"), range(len(classifiers)))
 
 
-def greedy_soup(classifiers: Sequence[Classifier], validation: ImageSet, *, device: str = "cpu") -> GreedySoup:
+def greedy_soup(
+    classifiers: Sequence[Classifier], validation: ImageSet, *, device: str | torch.device = "auto"
+) -> GreedySoup:
     """The soup that takes a candidate only where its validation accuracy does not fall (Recipe 1 of "Model soups").
 
     ``validation`` must hold images that no candidate was trained on. Heads, errors and warnings are as in
@@ -94,7 +98,7 @@ def greedy_soup(classifiers: Sequence[Classifier], validation: ImageSet, *, devi
     (0, 1)
     """
     _require_ingredients(classifiers, 1)
-    images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device)
+    images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device=device)
 
     def score(classifier: Classifier) -> float:
         predictions = predict(classifier, images, device=device)
@@ -120,7 +124,7 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
     ['zero_shot', 'member', 'member']
     """
     _require_ingredients(classifiers, 2, zero_shot)
-    towers = TextTowers.of((zero_shot, *classifiers))
+    towers = TextTowers.of((zero_shot, *classifiers), device="cpu")
     return with_combined_weights(
         zero_shot,
         model_stock(zero_shot.state_dict(), [classifier.state_dict() for classifier in classifiers]),

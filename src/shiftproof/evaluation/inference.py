@@ -31,8 +31,8 @@ class Predictor(Protocol):
     def classes(self) -> ClassSpace: ...
     @property
     def preprocessing(self) -> Preprocessing: ...
-    def network_on(self, device: str) -> Callable[[Tensor], Tensor]:
-        """A function from (B, 3, size, size) inputs on the device to (B, K) logits, in evaluation mode."""
+    def network_on(self, *, device: str | torch.device = "auto") -> Callable[[Tensor], Tensor]:
+        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) logits, in evaluation mode."""
         ...
 
 
@@ -60,14 +60,14 @@ def predict(
     >>> predict(classifier, images, device="cpu").logits.shape
     (8, 267)
     """
-    device = resolve_device(str(device))
+    place = resolve_device(device)
     processes, index = (process_count(), process_index()) if together else (1, 0)
     # The batches are those of a single process, whichever process runs them, and so are the logits to the last bit.
     starts = range(index * batch_size, len(images), processes * batch_size)
     places = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
     rows = [np.empty((0, len(classifier.classes)), dtype=np.float32)]
     seen = 0
-    for batch in predict_batches(classifier, images, device=device, batch_size=batch_size, places=places):
+    for batch in predict_batches(classifier, images, device=place, batch_size=batch_size, places=places):
         rows.append(batch)
         seen += len(batch)
         progress.report(stage, min(seen * processes, len(images)), len(images))
@@ -75,7 +75,7 @@ def predict(
     if processes > 1:
         whole = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
         whole[places] = logits
-        logits = summed(whole, device)
+        logits = summed(whole, place)
     return Predictions(images.ids, images.labels, logits, images.groups)
 
 
@@ -92,11 +92,12 @@ def predict_batches(
     No more than one batch of logits is held in memory. The arguments and errors are those of ``predict``.
     """
     require_its_classes(classifier, images)
-    network = classifier.network_on(resolve_device(str(device)))
+    place = resolve_device(device)
+    network = classifier.network_on(device=place)
     some = images if places is None else images.subset(places) if places else None
     for batch in () if some is None else evaluation_batches(some, classifier.preprocessing, batch_size):
         with torch.inference_mode():  # not around the yield, where it would stay active in the caller
-            logits = network(batch.to(device)).float().cpu().numpy()
+            logits = network(batch.to(place)).float().cpu().numpy()
         yield logits
 
 

@@ -20,7 +20,7 @@ from shiftproof.storage import atomically, write_atomically
 
 # What numpy and zipfile raise for files that are absent, cut, damaged or of other content.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-Add: TypeAlias = Callable[[NDArray[np.float32]], None]
+Add: TypeAlias = Callable[[NDArray[np.float32]], object]
 
 
 @dataclass(frozen=True)

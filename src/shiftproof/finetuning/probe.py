@@ -114,5 +114,5 @@ def _training_features(
 
 @torch.no_grad()
 def _features(start: Classifier, batches: object, device: str) -> Tensor:
-    network = start.network_on(device)
+    network = start.network_on(device=device)
     return torch.cat([network.features(batch.to(device)).float().cpu() for batch in batches])  # type: ignore[attr-defined]

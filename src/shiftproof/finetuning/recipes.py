@@ -83,7 +83,7 @@ class SupervisedRecipe:
         if settings.gradient_checkpointing:
             checkpoint_gradients(network.encoder)
         self.module = network.to(device)
-        self._teacher = theta_0.network_on(device) if settings.distillation else None
+        self._teacher = theta_0.network_on(device=device) if settings.distillation else None
 
     def groups(self) -> list[dict[str, Any]]:
         """Two groups, or two per layer where the rate decays from layer to layer."""

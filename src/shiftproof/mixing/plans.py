@@ -54,8 +54,10 @@ class MixPlan:
         return torch.tensor([i for i, shape in enumerate(self.shapes) if shape in shapes], dtype=torch.long)
 
 
-def anchor_weights(plan: MixPlan, *, device: torch.device | str = "cpu") -> Tensor:
+def anchor_weights(plan: MixPlan, *, device: str | torch.device = "cpu") -> Tensor:
     """(B, H, W) float32: every pixel's weight of the anchor. Their means are the labels' weights, but for Cutout's.
+
+    ``device`` is where the tensor is made. No model runs here, so the default is the CPU, where plans are.
 
     >>> from shiftproof.mixing.methods import MixUp
     >>> plan = MixUp().plan(2, (4, 4), torch.Generator().manual_seed(0))

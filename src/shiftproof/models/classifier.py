@@ -16,6 +16,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.clip import Clip
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
 from shiftproof.models.prompts import prompt_templates
 
@@ -81,10 +82,11 @@ class Classifier:
         """The network's tensors by name."""
         return dict(self.network.state_dict())
 
-    def network_on(self, device: str) -> Network:
-        """The network on a device, in evaluation mode: the network itself where it is on that device, else a copy."""
-        here = next(self.network.parameters()).device == torch.device(device)
-        return self.network.eval() if here else deepcopy(self.network).to(device).eval()
+    def network_on(self, *, device: str | torch.device = "auto") -> Network:
+        """Returns the network on a device, in evaluation mode: itself if it is there already, and a copy otherwise."""
+        place = torch.device(resolve_device(device))
+        here = next(self.network.parameters()).device == place
+        return self.network.eval() if here else deepcopy(self.network).to(place).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
         """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped."""

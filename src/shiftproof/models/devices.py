@@ -8,9 +8,9 @@ from shiftproof.errors import InputError
 
 
 def resolve_device(device: str | torch.device) -> str:
-    """The name of the torch device that ``device`` means; "auto" is the GPU where there is one, else the CPU.
+    """Returns the name of the torch device that ``device`` means; "auto" is the GPU if there is one, else the CPU.
 
-    Raises an InputError where torch cannot use the device on this machine.
+    Raises an InputError if torch cannot use the device on this machine.
 
     >>> resolve_device("cpu"), resolve_device(torch.device("cpu"))
     ('cpu', 'cpu')

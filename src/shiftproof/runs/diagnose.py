@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shiftproof.diagnosis.evidence import pairs_of
 from shiftproof.errors import InputError
 from shiftproof.evaluation.robustness import read_baselines
@@ -32,7 +34,7 @@ def diagnose_run(
     *,
     baselines: Path | None = None,
     others: Sequence[Path] = (),
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> DiagnosisRecord:
     """Diagnoses a finished run and regenerates its ``diagnosis.json``, its figures and its report.
 

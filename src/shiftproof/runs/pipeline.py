@@ -20,11 +20,12 @@ import yaml
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import FIXED_ALPHA, Add, choose_alpha, path_sets, sweep_alpha
+from shiftproof.ensembling.path import path_sets, sweep_alpha
+from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, METHOD
 from shiftproof.evaluation.metrics import evaluate
-from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
+from shiftproof.evaluation.predictions import Add, KeptPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
@@ -218,7 +219,7 @@ def save_path(run: Run) -> None:
         run.run_file.alphas,
         device=run.device,
         keep=keep,
-        kept=correct_so_far,
+        known=correct_so_far,
     )
     write_json(run.directory.path, path_json(path))
 

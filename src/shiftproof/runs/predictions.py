@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.path import FIXED_ALPHA, Add, compare_alphas
+from shiftproof.ensembling.rules import FIXED_ALPHA, compare_alphas
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.inference import predict_batches
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
 from shiftproof.evaluation.predictions import (
+    Add,
     KeptPredictions,
     load_scores,
     open_predictions,

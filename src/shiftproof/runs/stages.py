@@ -19,7 +19,8 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import SPACES, choose_alpha, path_sets, sweep_alpha
+from shiftproof.ensembling.path import SPACES, path_sets, sweep_alpha
+from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
@@ -167,7 +168,7 @@ def run_sweep(
     with claim(out, SWEEP, _sweep_request(run_file, *ends, space), resume=resume, overwrite=overwrite):
         directory = OutputDirectory(out)
         files = PathFiles(directory.predictions, path_sets(suite))
-        path = sweep_alpha(*ends, suite, run_file.alphas, space=space, device=device, keep=files.keep, kept=files.kept)
+        path = sweep_alpha(*ends, suite, run_file.alphas, space=space, device=device, keep=files.keep, known=files.kept)
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         write_json(directory.path, path_json(path))
         if rules := files.rules(path, suite, run_file.alpha_tolerance):

@@ -14,7 +14,8 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from shiftproof.ensembling.path import FIXED_ALPHA, alpha_grid
+from shiftproof.ensembling.path import alpha_grid
+from shiftproof.ensembling.rules import FIXED_ALPHA
 from shiftproof.errors import InputError, listed
 from shiftproof.runs.file import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
 from shiftproof.seeding import child_generator

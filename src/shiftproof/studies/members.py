@@ -9,7 +9,8 @@ import time
 import yaml
 
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.path import choose_alpha, path_sets, sweep_alpha
+from shiftproof.ensembling.path import path_sets, sweep_alpha
+from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
@@ -81,7 +82,7 @@ def sweep_member(
     def kept(alpha: float, name: str) -> int | None:
         return known[name] if alpha == 0 else None
 
-    path = sweep_alpha(start, tuned, suite, asked.alphas, device=device, kept=kept)
+    path = sweep_alpha(start, tuned, suite, asked.alphas, device=device, known=kept)
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,
