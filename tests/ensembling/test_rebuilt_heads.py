@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.text_towers import contrastive, weighted
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from shiftproof.cli.app import app
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling import model_stock_soup
 from shiftproof.models.classifier import Network
-from shiftproof.models.text_towers import rebuilt_head, text_weights, with_text
+from shiftproof.models.text_towers import text_weights
 from shiftproof.weights.schedules import alphas_by_pattern
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
@@ -37,25 +38,6 @@ def zero(tiny: sp.models.Clip) -> sp.Classifier:
 def members(zero: sp.Classifier, tiny: sp.models.Clip) -> list[sp.Classifier]:
     """Three classifiers as contrastive fine-tuning returns them: both towers near the start's, the head rebuilt."""
     return [contrastive(zero, tiny, seed) for seed in range(3)]
-
-
-def contrastive(start: sp.Classifier, clip: sp.models.Clip, seed: int) -> sp.Classifier:
-    generator = torch.Generator().manual_seed(seed)
-    text, weights = (nudged(tensors, generator) for tensors in (text_weights(clip), start.state_dict()))
-    head, scale = rebuilt_head(with_text(clip, text), start)
-    parents = ({"role": "start", "fingerprint": sp.models.fingerprint(start), "source": start.source},)
-    return start.with_weights(
-        weights | head, head="rebuilt", logit_scale=scale, text=text, parents=parents, training={"seed": seed}
-    )
-
-
-def nudged(tensors: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    return {
-        name: tensor + 0.1 * tensor.abs().mean() * torch.randn(tensor.shape, generator=generator)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in tensors.items()
-    }
 
 
 def pictures(count: int = 9) -> sp.ImageSet:
@@ -76,17 +58,6 @@ def written_head(clip: sp.models.Clip, text: Mapping[str, Tensor]) -> Tensor:
                 total += row / row.norm()
             rows.append(text["logit_scale"].exp() * total / total.norm())
     return torch.stack(rows)
-
-
-def weighted(towers: Sequence[Mapping[str, Tensor]], shares: Callable[[str], Sequence[float]]) -> dict[str, Tensor]:
-    """The sum of share times tensor, entry by entry, for entries that are real numbers."""
-    mixed = {}
-    for name, entry in towers[0].items():
-        total = torch.zeros(entry.shape, dtype=torch.float64)
-        for tower, share in zip(towers, shares(name), strict=True):
-            total = total + share * tower[name].double()
-        mixed[name] = total.to(entry.dtype) if entry.is_floating_point() else entry
-    return mixed
 
 
 def assert_written_by(classifier: sp.Classifier, clip: sp.models.Clip, text: Mapping[str, Tensor]) -> None:

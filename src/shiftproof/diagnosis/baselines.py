@@ -51,6 +51,7 @@ def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
         alpha=None,
         parents=(),
         training={},
+        text=None,
     )
 
 

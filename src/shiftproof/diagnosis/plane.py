@@ -14,6 +14,7 @@ from torch import Tensor
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import ImageSet
+from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_at_least
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
 from shiftproof.evaluation.intervals import accuracy_interval
@@ -38,21 +39,33 @@ def measure_plane(
     margin: float = 0.25,
     device: str | torch.device = "auto",
 ) -> PlaneRecord:
-    """Error and mean loss on a steps x steps grid in the plane through three classifiers' weights, and at the three.
+    """Error and mean loss on a grid in the plane through three classifiers' weights, and at the three themselves.
 
     With u = w1 - w0 and v = (w2 - w0) - <w2 - w0, u> u / <u, u>, the model at (x, y) has the weights
-    w0 + x u / |u| + y v / |v| (Garipov et al. 2018), so that distances in the plane are those of the weights. The grid
-    encloses the three with a ``margin`` on every side, a share of their extent along that axis. Floating-point entries
-    count, batch-norm statistics among them; integers are the origin's. All points see the same batches: the set is
-    decoded once and stays in memory on the device, so take a small one. An InputError refuses models that are equal or
-    lie on one line.
+    w0 + x u / |u| + y v / |v| (Garipov et al. 2018, app. A), so x and y are Euclidean distances between weights. The
+    grid has ``steps`` x ``steps`` points and encloses the three models with a ``margin`` on every side, which is a
+    fraction of their extent along that axis. Errors are fractions in [0, 1], and the loss is the cross-entropy in
+    nats; it is None where a logit is not finite, and such an image counts as an error. Floating-point entries are
+    combined, batch-norm statistics included; integers are those of ``origin``.
+
+    Where a fine-tuned text tower wrote the head of one of the three (``head`` is "rebuilt"), the text towers are
+    combined instead of the heads and every point's head is rebuilt from the combined one; w then holds the weights of
+    the encoder and of the text tower.
+
+    All points are evaluated on the same batches. The set is decoded once and stays in memory on the device, so use a
+    small one.
+
+    Raises an IncompatibleWeightsError where the three differ in classes, preprocessing or architecture, and an
+    InputError where two of them are equal, where they lie on one line, where the text tower behind a rebuilt head is
+    missing or another head was not written by one, where ``images`` has other classes, and unless ``steps`` >= 2 and
+    ``margin`` >= 0.
 
     >>> from shiftproof import ClassSpace, load_clip, load_data, zero_shot_classifier
     >>> from shiftproof.diagnosis.baselines import untrained
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "kiwifruit"]))
     >>> images = load_data("emoji").of_classes(zero.classes)
-    >>> found = measure_plane(zero, untrained(zero, seed=1), untrained(zero, seed=2), images, steps=2)
-    >>> len(found.axes[0]), len(found.error), found.points["first"].y, found.points["zero_shot"].x
+    >>> plane = measure_plane(zero, untrained(zero, seed=1), untrained(zero, seed=2), images, steps=2)
+    >>> len(plane.axes[0]), len(plane.error), plane.points["first"].y, plane.points["zero_shot"].x
     (2, 2, 0.0, 0.0)
     """
     require_at_least("steps", steps, 2)
@@ -61,20 +74,22 @@ def measure_plane(
     for model in models[1:]:
         require_same_task(origin, model)
     require_its_classes(origin, images)
-    plane = _Plane.through(*(model.state_dict() for model in models))
+    device = resolve_device(device)
+    towers = TextTowers.of(models, device=device)
+    plane = _Plane.through(*_independent_weights(models, towers))
     axes = [_enclosing(corners, steps, margin) for corners in zip(*plane.corners, strict=True)]
     places = [*plane.corners, *((x, y) for y in axes[1] for x in axes[0])]
-    measure = _measuring(models, images, resolve_device(device))
-    found = []
+    measure = _measuring(models, towers, images, device)
+    points = []
     for place in places:
-        found.append(_point(place, *measure(plane.shares(*place)), len(images)))
-        progress.report("plane", len(found), len(places))
-    rows = [found[start : start + steps] for start in range(len(models), len(found), steps)]
+        points.append(_point(place, *measure(plane.shares(*place)), len(images)))
+        progress.report("plane", len(points), len(places))
+    rows = [points[start : start + steps] for start in range(len(models), len(points), steps)]
     return PlaneRecord(
         set=images.name,
         n=len(images),
         axes=(axes[0], axes[1]),
-        points=dict(zip(NAMES, found[: len(models)], strict=True)),
+        points=dict(zip(NAMES, points[: len(models)], strict=True)),
         error=tuple(tuple(point.error for point in row) for row in rows),
         intervals=tuple(tuple(point.interval for point in row) for row in rows),
         loss=tuple(tuple(point.loss for point in row) for row in rows),
@@ -126,10 +141,25 @@ def _enclosing(corners: Sequence[float], steps: int, margin: float) -> tuple[flo
     return tuple(np.linspace(low - beyond, high + beyond, steps).tolist())
 
 
+def _independent_weights(models: Sequence[Classifier], towers: TextTowers | None) -> list[Mapping[str, Tensor]]:
+    """Returns the weights that are combined freely: a rebuilt head follows from its text tower, which replaces it."""
+    weights = [model.state_dict() for model in models]
+    if towers is None:
+        return list(weights)
+    return [
+        {name: entry for name, entry in entries.items() if not name.startswith("head.")}
+        | {f"text.{name}": entry for name, entry in text.items()}
+        for entries, text in zip(weights, towers.texts, strict=True)
+    ]
+
+
 def _measuring(
-    models: Sequence[Classifier], images: ImageSet, device: str
+    models: Sequence[Classifier], towers: TextTowers | None, images: ImageSet, device: str
 ) -> Callable[[Sequence[float]], tuple[int, float | None]]:
-    """From shares of the models' weights to the errors and the mean loss of their mixture, in one working copy."""
+    """Returns a function from shares of the models' weights to the number of errors and the mean loss of the mixture.
+
+    All mixtures are made in one working copy of the network.
+    """
     networks = [model.network_on(device=device) for model in models]
     working = deepcopy(networks[0])
     entries, inside = [network.state_dict() for network in networks], working.state_dict()
@@ -139,12 +169,35 @@ def _measuring(
     def measure(shares: Sequence[float]) -> tuple[int, float | None]:
         with torch.inference_mode():
             for name in moving:
-                combine([entry[name] for entry in entries], shares, out=inside[name])
-                if name.endswith("running_var"):
-                    inside[name].clamp_(min=0)  # beyond the models a line may leave what a variance can be
+                _combine_entry(name, entries, shares, inside[name])
+            for name, entry in _rebuilt_head(towers, shares).items():
+                inside[name].copy_(entry)
             return _errors_and_loss(working, batches, images)
 
     return measure
+
+
+def _rebuilt_head(towers: TextTowers | None, shares: Sequence[float]) -> Mapping[str, Tensor]:
+    """Returns the head that the combined text towers write, or nothing where heads are combined like other weights."""
+    if towers is None:
+        return {}
+    live = [i for i, share in enumerate(shares) if share]
+
+    def combination(texts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            name: _combine_entry(name, texts, shares) if entry.is_floating_point() else entry
+            for name, entry in texts[0].items()
+        }
+
+    return towers.rebuild(combination, live[0] if len(live) == 1 else None).entries
+
+
+def _combine_entry(
+    name: str, inputs: Sequence[Mapping[str, Tensor]], shares: Sequence[float], out: Tensor | None = None
+) -> Tensor:
+    """Combines one floating-point entry; a variance beyond the models is kept from falling below zero."""
+    entry = combine([entries[name] for entries in inputs], shares, out=out)
+    return entry.clamp_(min=0) if name.endswith("running_var") else entry
 
 
 def _errors_and_loss(network: Network, batches: Sequence[Tensor], images: ImageSet) -> tuple[int, float | None]:

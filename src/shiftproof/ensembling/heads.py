@@ -57,6 +57,11 @@ class TextTowers:
         """The text towers of classifiers; None where no head was rebuilt, so that heads are combined like weights."""
         return cls(classifiers, device=device) if any(c.head == "rebuilt" for c in classifiers) else None
 
+    @property
+    def texts(self) -> tuple[Mapping[str, Tensor], ...]:
+        """The weights of the text towers, in the order of the classifiers."""
+        return tuple(self._texts)
+
     def between(self, alpha: float) -> RebuiltHead:
         """The head at an alpha between two classifiers; at 0 and 1 it is that classifier's own, bit for bit."""
         same_as = int(alpha) if alpha in (0, 1) else None
