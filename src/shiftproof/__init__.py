@@ -1,8 +1,8 @@
 """shiftproof: robust fine-tuning of zero-shot image models.
 
 Fine-tune a model, ensemble its weights with those of the zero-shot model (WiSE-FT), measure both under
-distribution shift, and write a report. The names at the top are those that such a program needs; the packages
-(``shiftproof.evaluation``, ``shiftproof.diagnosis`` and so on) hold the rest.
+distribution shift, and write a report. The top level has the names that such a program needs; the packages
+(``shiftproof.evaluation``, ``shiftproof.diagnosis`` and so on) contain the rest.
 
 ``__init__.pyi`` declares the public names; each is loaded when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Exceptions and the checks that raise them, in one message form: what, the value, the rule, the way out."""
+"""Exceptions and the checks that raise them; a message says what was wrong, the value, the rule and the way out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class ShiftproofError(Exception):
-    """Everything that shiftproof raises on purpose."""
+    """The base of all exceptions that shiftproof raises deliberately."""
 
 
 class InputError(ShiftproofError, ValueError):
-    """The caller's mistake: a value, a file or a name that breaks a rule."""
+    """A mistake of the caller: a value, a file or a name that breaks a rule."""
 
 
 class IncompatibleWeightsError(InputError):
@@ -20,7 +20,7 @@ class IncompatibleWeightsError(InputError):
 
 
 class TrainingError(ShiftproofError, RuntimeError):
-    """A training that cannot go on; the message says what was kept."""
+    """A training run that cannot continue; the message says what was saved."""
 
 
 class DivergenceError(TrainingError):
@@ -28,7 +28,7 @@ class DivergenceError(TrainingError):
 
 
 class TrainingInterruptedError(ShiftproofError):
-    """A training that was asked to stop, and has written what it needs to go on."""
+    """A training run that was stopped on request and has saved the state from which it can resume."""
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:
@@ -52,20 +52,20 @@ def counted(number: int, noun: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the known name nearest to a misspelt one, or lists them.
+    """A sentence that suggests the known name nearest to a misspelt one, or lists the known names.
 
     >>> nearest("sketsh", ["sketch", "clutter"])
     "Did you mean 'sketch'?"
     """
     known = [str(option) for option in known]
     if not known:
-        return "There is none."
+        return "None is known."
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {matches[0]!r}?" if matches else f"Known: {listed(known)}."
 
 
 def require_choice(what: str, value: str, known: Iterable[str]) -> str:
-    """Returns the value, or raises an InputError that offers the nearest known name."""
+    """Returns the value, or raises an InputError that suggests the nearest known name."""
     known = list(known)
     if value not in known:
         raise InputError(f"unknown {what} {value!r}. {nearest(str(value), known)}")
@@ -87,6 +87,6 @@ def require_at_least(what: str, value: float, low: float) -> float:
 
 
 def require_equal_length(what: str, first: Any, second: Any) -> None:
-    """Raises an InputError unless two sized things are equally long."""
+    """Raises an InputError unless two sized objects have the same length."""
     if len(first) != len(second):
-        raise InputError(f"{what} have {len(first)} and {len(second)} entries; they must be equally many.")
+        raise InputError(f"{what} have {len(first)} and {len(second)} entries; the numbers must be equal.")

@@ -1,4 +1,4 @@
-"""Events that a long job reports; silent unless someone listens."""
+"""Progress events of a long job, which are discarded unless a listener is registered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Event:
-    """``done`` of ``total`` units of a stage are finished; ``values`` are what it measures meanwhile."""
+    """A stage has finished ``done`` of its ``total`` units; ``values`` are current measurements such as the loss."""
 
     stage: str
     done: int
@@ -25,7 +25,7 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=(
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Sends every event that is reported inside the block to the listener.
+    """A context in which every reported event is sent to the listener.
 
     >>> seen = []
     >>> with listening(seen.append):
@@ -41,11 +41,11 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def is_secondary_process() -> bool:
-    """Whether this process was started by ``torchrun`` beside the first, which alone speaks to the terminal."""
+    """Whether ``torchrun`` started this process in addition to the first, which alone writes to the terminal."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def report(stage: str, done: int, total: int, **values: float) -> None:
-    """Tells every listener how far a stage has come."""
+    """Sends every listener an Event: the stage has finished ``done`` of ``total`` units and measured ``values``."""
     for listener in _listeners.get():
         listener(Event(stage, done, total, values))

@@ -1,4 +1,4 @@
-"""Named child generators from one seed, so that a draw added in one place never moves a draw in another."""
+"""Named child generators of one seed, so that a draw added in one place never changes the draws in another."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def child_seed(seed: int, *path: str | int) -> int:
 
 @contextlib.contextmanager
 def global_draws(seed: int, *path: str | int, device: str = "cpu") -> Iterator[None]:
-    """Seeds torch's global state, of the CPU and of one device, inside the block and restores it after.
+    """Seeds torch's global generators, of the CPU and of one device, inside the block and restores them afterwards.
 
-    Layers such as dropout and stochastic depth take no generator; this makes their draws repeatable.
+    Layers such as dropout and stochastic depth take no generator; this makes their draws reproducible.
     """
-    place, own = torch.device(device), child_seed(seed, *path)
-    if place.type == "cpu":
+    torch_device, block_seed = torch.device(device), child_seed(seed, *path)
+    if torch_device.type == "cpu":
         with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(own)
+            torch.default_generator.manual_seed(block_seed)
             yield
         return
-    with torch.random.fork_rng(devices=(place,), device_type=place.type), place:
-        torch.default_generator.manual_seed(own)
-        torch.get_device_module(place).manual_seed(own)
+    with torch.random.fork_rng(devices=(torch_device,), device_type=torch_device.type), torch_device:
+        torch.default_generator.manual_seed(block_seed)
+        torch.get_device_module(torch_device).manual_seed(block_seed)
         yield
 
 
 def child_generator(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator of its own for the named use, e.g. ``child_generator(seed, "order", epoch)``."""
+    """A separate CPU generator for the named use, e.g. ``child_generator(seed, "order", epoch)``."""
     return torch.Generator().manual_seed(child_seed(seed, *path))

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, the run directory's lock, the cache directory."""
+"""Files that are complete or absent: atomic writes, the lock of a run directory, the cache directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shiftproof.errors import InputError
 def cache_directory() -> Path:
     """``$SHIFTPROOF_CACHE``, or else the user's cache directory: on Linux ``$XDG_CACHE_HOME/shiftproof``.
 
-    Without either variable, that is ``~/.cache/shiftproof`` on Linux and what the system prescribes elsewhere.
+    Without either variable, it is ``~/.cache/shiftproof`` on Linux and the system's default elsewhere.
     """
     if directory := os.environ.get("SHIFTPROOF_CACHE"):
         return Path(directory)
@@ -50,10 +50,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def atomically(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside the target to fill; it is synced to disk and renamed into place unless that fails."""
+    """A temporary file beside the target, synced to disk and renamed into place unless the block raises."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept: writers such as matplotlib and numpy choose the format by it.
+    # The temporary file has the same suffix, because matplotlib and numpy choose the format by it.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(descriptor)
     temporary = Path(name)
@@ -69,31 +69,31 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A clean directory beside ``out`` to write to, for what ``move_into_place`` then puts there whole.
+    """An empty directory beside ``out`` for output that ``move_into_place`` then renames to ``out`` as a whole.
 
-    Its name is fixed and its lock held, so that a process which was killed leaves nothing that the next one does not
-    clear away, and two cannot write one output.
+    Its name is fixed, so that the next process clears away what a killed one has left. Its lock is held, so that two
+    processes cannot write the same output; an InputError says so.
     """
     staging = out.with_name(f".{out.name}.partial")
     with locked(staging):
         if (aside := interrupted(out)) != out:
             aside.rename(out)
-        made = staging / "made"
-        for leftover in (made, _replaced(out)):
+        content = staging / "made"
+        for leftover in (content, _replaced(out)):
             shutil.rmtree(leftover, ignore_errors=True)
-        made.mkdir()
+        content.mkdir()
         try:
-            yield made
+            yield content
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def move_into_place(made: Path, out: Path) -> None:
-    """Renames a staged file or directory to ``out``; what stands there is deleted once the new one is in place."""
-    if made.is_dir() and out.exists():
+def move_into_place(content: Path, out: Path) -> None:
+    """Renames a staged file or directory to ``out``; what it replaces is deleted once the new one is in place."""
+    if content.is_dir() and out.exists():
         out.rename(_replaced(out))
     try:
-        os.replace(made, out)
+        os.replace(content, out)
     except OSError:
         if (aside := interrupted(out)) != out:
             aside.rename(out)
@@ -103,7 +103,7 @@ def move_into_place(made: Path, out: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes renames in a directory outlast a power failure, where the system can."""
+    """Syncs a directory, so that renames in it survive a power failure; Windows cannot do this."""
     if sys.platform != "win32":
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -113,7 +113,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def interrupted(out: Path) -> Path:
-    """Where an output's content is: at its place, or aside, where a process was killed between the two renames."""
+    """The path of an output's content: ``out``, or the backup if a process was killed between the two renames."""
     return _replaced(out) if _replaced(out).exists() and not out.exists() else out
 
 
@@ -127,27 +127,27 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Writes JSON atomically; NaN and infinity are refused, since other readers refuse them."""
+    """Writes JSON atomically; raises a ValueError for NaN and infinity, since other JSON readers refuse them."""
     return write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """The text of a JSON file, as every file of the project is written."""
+    """The text of a JSON file, in the style that the project writes."""
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; an error names the file."""
+    """Reads a JSON file; raises an InputError that names the file if it does not exist or is not valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}). Write it anew or restore it.") from error
+        raise InputError(f"{path} is not valid JSON ({error}). Regenerate or restore it.") from error
 
 
 def read_header(path: Path) -> tuple[str, ...]:
-    """The names of a CSV file's columns, none where it is empty; an error names the file."""
+    """The column names of a CSV file, none if it is empty; raises an InputError if the file does not exist."""
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path.")
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -155,9 +155,10 @@ def read_header(path: Path) -> tuple[str, ...]:
 
 
 def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Columns of a CSV file with a header, every field filled; an error names file, columns or row.
+    """The fields of the given columns of a CSV file with a header, one tuple per row.
 
-    Those of the ``optional`` columns that the file has follow the others in every row.
+    Those of the ``optional`` columns that the file has follow the others in every row. Raises an InputError if the file
+    does not exist, is not UTF-8 text, lacks a column or has an empty field.
     """
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path.")
@@ -169,19 +170,17 @@ def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = 
                     f"{path} has the columns {rows.fieldnames}; it needs {' and '.join(map(repr, columns))}."
                 )
             columns = (*columns, *(name for name in optional if name in (rows.fieldnames or ())))
-            found = [tuple(row[name] for name in columns) for row in rows]
+            fields = [tuple(row[name] for name in columns) for row in rows]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    if unfilled := [number for number, row in enumerate(found, 2) if not all(row)]:
-        raise InputError(
-            f"row {unfilled[0]} of {path} lacks its {' or its '.join(columns)}. Fill it in or take it out."
-        )
-    return found
+    if unfilled := [number for number, row in enumerate(fields, 2) if not all(row)]:
+        raise InputError(f"row {unfilled[0]} of {path} lacks its {' or its '.join(columns)}. Fill it in or remove it.")
+    return fields
 
 
 @contextlib.contextmanager
 def locked(directory: str | Path) -> Iterator[None]:
-    """Holds the lock of a directory, which is created if needed, so that two processes cannot write one run.
+    """Holds the lock of a directory, which is created if needed, so that two processes cannot write the same run.
 
     The lock is the file ``.lock`` in the directory. The system frees it when the process ends, however it ends.
     Raises an InputError if the lock is already held, by another process or in this one.
@@ -191,7 +190,7 @@ def locked(directory: str | Path) -> Iterator[None]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        # A lock made of a file's presence would outlive a killed process.
+        # The mere presence of a file would outlive a killed process; a lock of the system does not.
         lock = filelock.FileLock(directory / ".lock", fallback_to_soft=False).acquire(timeout=0)
     except filelock.Timeout as error:
         raise InputError(

@@ -522,12 +522,12 @@ def broken_copies(folders: Path) -> None:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing folder": (["--reference", "folder:absent"], "the folder absent does not exist"),
-    "empty folder": (["--reference", "folder:nothing"], "nothing holds no class folder"),
+    "empty folder": (["--reference", "folder:nothing"], "nothing has no class folders"),
     "missing csv": (["--test", "csv:absent.csv"], "the file absent.csv does not exist"),
-    "class folder without images": (["--shift", "sketch=folder:hollow"], "hollow/pear holds no image"),
+    "class folder without images": (["--shift", "sketch=folder:hollow"], "hollow/pear contains no image"),
     "class that a shift lacks": (["--shift", "sketch=folder:lacking"], "lacks classes of the reference: 'pear'"),
     "class that a shift has too many": (["--shift", "sketch=folder:extra"], "the reference lacks: 'plum'"),
-    "image that does not decode": (["--shift", "s=folder:damaged"], "damaged/lemon/lemon-1.png does not decode"),
+    "image that cannot be decoded": (["--shift", "s=folder:damaged"], "damaged/lemon/lemon-1.png cannot be decoded"),
     "shift without a name": (["--shift", "folder:extra"], "must look like sketch=folder:PATH"),
     "two sets of one name": (["--shift", "reference=folder:{folders}/sketch"], "'reference'"),
     "set kind": (["--test", "foldr:x"], "'foldr'. Did you mean 'folder'?"),
@@ -638,7 +638,7 @@ def test_an_image_that_cannot_be_predicted_is_named(folders: Path, call: Call, t
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
     Path("notes.png").write_text("no picture", encoding="utf-8")
     good = folders / "test/pear/pear-0.png"
-    assert_mistake(call("predict", "zero", good, "notes.png"), "the image notes.png does not decode")
+    assert_mistake(call("predict", "zero", good, "notes.png"), "the image notes.png cannot be decoded")
     assert_mistake(call("predict", "zero", good, "absent.png"), "the image absent.png does not exist")
 
 

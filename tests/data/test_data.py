@@ -84,9 +84,9 @@ def test_a_class_that_the_set_lacks_is_an_error_unless_partial(folders: Path) ->
     ("make", "said"),
     [
         (lambda root: None, "does not exist"),
-        (lambda root: root.mkdir(), "holds no class folder"),
-        (lambda root: (root / "lemon").mkdir(parents=True), "class folder .*lemon holds no image"),
-        (lambda root: (root.mkdir(), (root / "lemon.png").write_bytes(b"")), "holds no class folder"),
+        (lambda root: root.mkdir(), "has no class folders"),
+        (lambda root: (root / "lemon").mkdir(parents=True), "class folder .*lemon contains no image"),
+        (lambda root: (root.mkdir(), (root / "lemon.png").write_bytes(b"")), "has no class folders"),
     ],
 )
 def test_a_folder_without_images_is_an_error(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
@@ -102,7 +102,7 @@ def test_an_image_that_does_not_decode_is_named(folders: Path, tmp_path: Path, c
     path = tmp_path / "lemon" / "broken.png"
     path.parent.mkdir()
     path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    with pytest.raises(sp.InputError, match=r"broken.png does not decode"):
+    with pytest.raises(sp.InputError, match=r"broken.png cannot be decoded"):
         sp.data.load_set(f"folder:{tmp_path}").read(0)
     with pytest.raises(sp.InputError, match=r"none.png does not exist"):
         decode(tmp_path / "none.png")
@@ -145,7 +145,7 @@ def test_a_csv_names_files_beside_it(folders: Path, mark: str) -> None:
         (None, "does not exist"),
         ("", "needs 'filepath' and 'label'"),
         ("path,label\na.png,lemon", "needs 'filepath' and 'label'"),
-        ("filepath,label\n", "holds no row"),
+        ("filepath,label\n", "has no rows"),
         ("filepath,label\na.png,lemon\na.png,pear", "names a file twice"),
         ("filepath,label\na.png,lemon\nb.png", "row 3 .*lacks"),
         ("filepath,label\na.png,", "row 2 .*lacks"),
@@ -315,7 +315,7 @@ def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
     ("spoil", "said"),
     [
         (lambda mask: mask.unlink(), "the mask .*pear.1.png does not exist"),
-        (lambda mask: mask.write_bytes(b"no image"), "the mask .*pear.1.png does not decode"),
+        (lambda mask: mask.write_bytes(b"no image"), "the mask .*pear.1.png cannot be decoded"),
         (lambda mask: Image.new("L", (32, 40), 255).save(mask), "pear.1.png is 32 x 40 .*pear.1.png 40 x 32;"),
         (lambda mask: Image.new("L", (40, 32), 1).save(mask), "brightest pixel of the mask .*pear.1.png is 1;.*by 255"),
         (lambda mask: Image.new("L", (40, 32), 0).save(mask), "brightest pixel of the mask .*pear.1.png is 0;"),
@@ -447,12 +447,12 @@ def test_a_shift_of_some_classes_must_be_marked_partial(folders: Path, tmp_path:
         (
             {"train": "folder:{}", "test": "folder:{}"},
             {"reference": {"data": "folder:{}"}},
-            "names of their own",
+            "must have different names",
         ),
         (
             {"train": "folder:{}", "test": "folder:{}"},
             {"validation": {"data": "folder:{}"}},
-            "names of their own",
+            "must have different names",
         ),
         ({"train": "folder:{}", "test": "folder:{}"}, {"a/b": {"data": "folder:{}"}}, "must consist of"),
         (
@@ -616,7 +616,9 @@ def test_a_sketch_has_the_lines_and_a_painting_has_the_fill() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", "cut", "other"])
-def test_a_damaged_cache_is_rendered_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str) -> None:
+def test_a_damaged_cache_is_rendered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str
+) -> None:
     pinned = sprites()
     position = {(int(c.codepoint, 16), r): (i, k) for i, c in enumerate(concepts()) for k, r in enumerate(RENDITIONS)}
     monkeypatch.setenv("SHIFTPROOF_CACHE", str(tmp_path))

@@ -168,7 +168,7 @@ def test_logits_that_do_not_fit_are_refused(one: Logits, other: Logits, said: st
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(sp.InputError, match="must be equally many"):
+    with pytest.raises(sp.InputError, match="the numbers must be equal"):
         sp.diagnosis.prediction_diversity(np.eye(3), np.eye(3), np.array([0, 1]))
 
 

@@ -117,7 +117,7 @@ def test_what_is_given_stays_as_it_is() -> None:
             (np.full((n, 5), 0.1), np.random.default_rng(0).normal(size=(n, 5)), "the first features do not vary")
             for n in (33, 100)  # of which the rounding of a tenth leaves something
         ),
-        (np.zeros((9, 2)), np.zeros((8, 2)), "must be equally many"),
+        (np.zeros((9, 2)), np.zeros((8, 2)), "the numbers must be equal"),
         (np.zeros((1, 2)), np.zeros((1, 2)), "two at least"),
         (np.zeros(9), np.zeros(9), r"must be \(N, P\)"),
         (np.zeros((0, 2)), np.zeros((0, 2)), r"must be \(N, P\)"),

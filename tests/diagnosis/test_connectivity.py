@@ -155,5 +155,5 @@ def test_holm_keeps_the_false_alarms_of_many_tests_at_the_level() -> None:
 def test_a_p_value_that_is_none_is_refused() -> None:
     with pytest.raises(sp.InputError, match="the p value of sketch is 1.5"):
         sp.evaluation.holm_correction({"sketch": 1.5})
-    with pytest.raises(sp.InputError, match="must be equally many"):
+    with pytest.raises(sp.InputError, match="the numbers must be equal"):
         sp.evaluation.mcnemar_test(np.ones(2, bool), np.ones(3, bool))

@@ -53,7 +53,7 @@ def test_models_on_the_line_have_no_effective_robustness() -> None:
         ([0.5, 1.0], [0.4, 0.3], "logit", "an accuracy is 1.0; on the logit scale it must lie between 0 and 1"),
         ([0.5, 0.6], [0.0, 0.3], "probit", "an accuracy is 0.0; on the probit scale"),
         ([0.5, math.nan], [0.4, 0.3], "logit", "an accuracy is nan"),
-        ([0.5, 0.6], [0.4], "logit", "must be equally many"),
+        ([0.5, 0.6], [0.4], "logit", "the numbers must be equal"),
         ([0.5, 0.6], [0.4, 0.5], "log", "unknown scale 'log'. Did you mean 'logit'"),
     ],
 )

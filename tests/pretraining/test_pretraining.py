@@ -311,7 +311,7 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
         "ein Birnbaum ä",
     ]
     (tmp_path / "three.png").write_bytes(source)
-    with pytest.raises(sp.InputError, match=r"three.png has no captions. Write them, .*three.txt"):
+    with pytest.raises(sp.InputError, match=r"three.png has no captions. Write them to .*three.txt"):
         load_captioned_set(f"folder:{tmp_path}")
 
 
@@ -320,10 +320,10 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
     [
         ("csv:{}/pairs.csv", None, "does not exist"),
         ("csv:{}/pairs.csv", "filepath,label\na.png,x", "needs 'filepath' and 'caption'"),
-        ("csv:{}/pairs.csv", "filepath,caption\n", "holds no image with a caption"),
+        ("csv:{}/pairs.csv", "filepath,caption\n", "contains no image with a caption"),
         ("csv:{}/pairs.csv", "filepath,caption\na.png,a pear\nb.png", "row 3 .*lacks"),
         ("folder:{}/none", None, "does not exist"),
-        ("folder:{}", None, "holds no image with a caption"),
+        ("folder:{}", None, "contains no image with a caption"),
         ("cvs:{}", None, "Did you mean 'csv'"),
         ("emoji", None, "Did you mean 'emoji-captions'"),
     ],

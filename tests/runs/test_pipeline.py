@@ -560,5 +560,5 @@ def test_an_undecodable_image_is_named(folders: Path, tmp_path: Path) -> None:
     bad = tmp_path / "test" / "lemon" / "lemon-1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     suite = {"reference": {"train": f"folder:{tmp_path}/train", "test": f"folder:{tmp_path}/test"}}
-    with pytest.raises(sp.InputError, match=r"lemon-1\.png does not decode"):
+    with pytest.raises(sp.InputError, match=r"lemon-1\.png cannot be decoded"):
         sp.run_pipeline(run_file(folders, suite=suite, alphas=2), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Batches of model inputs from an image set, decoded by a few threads ahead of the model."""
+"""Batches of model inputs from an image set; a few threads decode images ahead of the model."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from shiftproof.data.sets import ImageSet, require_masks
 from shiftproof.seeding import child_generator
 
 Job = TypeVar("Job")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _AHEAD = 2
 _MEMORY_LIMIT = 4 << 30
 
 
 def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
-    """(B, 3, size, size) inputs of all images in order; the last batch may be smaller."""
+    """Yields (B, 3, size, size) normalised inputs of all images in order; the last batch may be smaller."""
 
     def make(positions: range) -> NDArray[np.uint8]:
         return np.stack([read_resized(images, i, preprocessing) for i in positions])
 
     starts = range(0, len(images), batch_size)
-    for pixels in _made(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
+    for pixels in _results(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
         yield normalise(to_unit_range(pixels), preprocessing)
 
 
@@ -52,27 +52,28 @@ def training_batches(
     first: int = 0,
     share: slice = slice(None),
 ) -> Iterator[Tensor]:
-    """(B, 3, size, size) randomly cropped inputs for each batch of positions, of which ``first`` is the first's number.
+    """Yields (B, 3, size, size) randomly cropped, normalised inputs for each batch of positions.
 
-    The crops depend on the seed, the batch's number and the place in it, not on the threads, nor on which ``share`` of
-    every batch is made.
+    ``crop_scale`` bounds the share of an image's area that a crop covers, two fractions in (0, 1]; ``first`` is the
+    number of the first batch. The crops depend on the seed, the batch's number and the place in it, but neither on the
+    threads nor on which ``share`` of every batch is yielded.
     """
 
     def make(job: tuple[int, Sequence[int]]) -> NDArray[np.uint8]:
         number, positions = job
         draws = crop_draws(len(positions), child_generator(seed, "crops", number))
-        chosen = list(zip(positions, draws, strict=True))[share]
-        return np.stack([resized_crop(images.read(i), preprocessing, crop_scale, four) for i, four in chosen])
+        selected = list(zip(positions, draws, strict=True))[share]
+        return np.stack([resized_crop(images.read(i), preprocessing, crop_scale, four) for i, four in selected])
 
-    for pixels in _made(images, make, enumerate(batches, first)):
+    for pixels in _results(images, make, enumerate(batches, first)):
         yield normalise(to_unit_range(pixels), preprocessing)
 
 
 def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
-    """The set with its resized pixels in memory, for several passes; as it was where they exceed ``limit`` bytes.
+    """The set with its resized pixels in memory, for several passes; the same set if they exceed ``limit`` bytes.
 
-    Models see exactly what they would see otherwise, since resized images are rounded to bytes either way.
-    Masks are resized as the pixels are, each when it is read.
+    Models receive exactly the same inputs either way, since resized images are rounded to bytes in both cases.
+    Masks are resized like the pixels, each when it is read.
     """
     if len(images) * 3 * preprocessing.size**2 > limit:
         return images
@@ -94,28 +95,31 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
 
 
 def read_resized(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The i-th image, (size, size, 3), as the model's evaluation transform makes it."""
+    """The (size, size, 3) uint8 pixels of the i-th image after the model's evaluation transform."""
     pixels = images.read(i)
-    # A transform that keeps the centre of an image would keep the centre's centre.
+    # A transform that crops the centre must not run twice: it would crop the centre of the centre.
     return pixels if images.resized_for == preprocessing else resize(pixels, preprocessing)
 
 
 def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The i-th image's object mask, (size, size), where ``read_resized`` puts the object."""
+    """The (size, size) uint8 object mask of the i-th image, aligned with the pixels of ``read_resized``.
+
+    Raises an InputError if the set has no masks.
+    """
     cover = require_masks(images)(i)
     return cover if images.resized_for == preprocessing else resize_mask(cover, preprocessing)
 
 
-def _made(images: ImageSet, make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
-    # Beside a model that uses every core, threads cost more than stacking bytes that are in memory already.
+def _results(images: ImageSet, make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    # While a model uses every core, threads cost more than they save on images that are already in memory.
     return map(make, jobs) if images.in_memory else _ahead(make, jobs)
 
 
-def _ahead(make: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
-    """Makes the jobs' results in order, a few ahead of the one who takes them: bytes, so that they stay small."""
+def _ahead(make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Yields the jobs' results in order while threads work a few jobs ahead; results are bytes, to save memory."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[Made]] = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(make, job))

@@ -53,29 +53,32 @@ class CaptionedSet(ABC):
     """Images that each have one or more captions; a batch is drawn with an explicit generator."""
 
     name: str
-    # What a batch that is not for training shows, in a sentence of the card.
+    # Describes, for the model card, what a batch that is not for training contains.
     held_out: str
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     def digest(self) -> str:
-        """What tells this set from another one of its name; pixels are not read."""
+        """Text that distinguishes this set from another one of the same name; the pixels are not read."""
         return str(len(self))
 
     @abstractmethod
     def batch(
         self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
     ) -> tuple[Tensor, list[str]]:
-        """(B, 3, size, size) images in [0, 1] and one caption for each; random crops only to train."""
+        """(B, 3, size, size) images in [0, 1] and one caption for each; crops are random only if ``train``."""
 
 
 class CaptionedFiles(CaptionedSet):
-    """Image files with their captions; to train, one caption and one crop are drawn at random."""
+    """Image files with their captions; for training, one caption and one crop of each are drawn at random.
+
+    Raises an InputError if there is no entry.
+    """
 
     def __init__(self, name: str, entries: dict[Path, list[str]]) -> None:
         if not entries:
-            raise InputError(f"{name} holds no image with a caption. Check the path and the column names.")
+            raise InputError(f"{name} contains no image with a caption. Check the path and the column names.")
         self.name = name
         self.held_out = "the training files themselves, uncropped, each with its first caption"
         self.paths = tuple(entries)
@@ -85,29 +88,30 @@ class CaptionedFiles(CaptionedSet):
         return len(self.paths)
 
     def digest(self) -> str:
-        """A digest of names and captions."""
-        told = "\0".join("\0".join([path.name, *known]) for path, known in zip(self.paths, self.captions, strict=True))
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        """A digest of the files' names and their captions."""
+        records = zip(self.paths, self.captions, strict=True)
+        text = "\0".join("\0".join([path.name, *captions]) for path, captions in records)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(
         self, positions: Sequence[int], preprocessing: Preprocessing, generator: Generator, train: bool
     ) -> tuple[Tensor, list[str]]:
         pixels, captions = [], []
         for position in positions:
-            image, known = decode(self.paths[position]), self.captions[position]
+            image, choices = decode(self.paths[position]), self.captions[position]
             if train:
                 pixels.append(random_resized_crop(image, preprocessing, _CROP_SCALE, generator))
-                captions.append(known[int(torch.randint(len(known), (), generator=generator))])
+                captions.append(choices[int(torch.randint(len(choices), (), generator=generator))])
             else:
                 pixels.append(resize(image, preprocessing))
-                captions.append(known[0])
+                captions.append(choices[0])
         return to_unit_range(pixels), captions
 
 
 class EmojiCaptions(CaptionedSet):
-    """Every emoji concept as varied views with captions, new at each visit, as the web shows a thing.
+    """Every emoji concept, drawn as a new, varied view with a new caption at each visit, as images on the web vary.
 
-    Where a concept's sketch, painting and monochrome are withheld, only its colour drawing is shown.
+    If a concept's sketch, painting and monochrome are withheld, only its colour drawing is shown.
     """
 
     name = "emoji-captions"
@@ -143,18 +147,23 @@ class EmojiCaptions(CaptionedSet):
         picks = torch.rand(count, 3, generator=generator).tolist()
         captions = []
         for i, (concept, (styled, pick, stop)) in enumerate(zip(chosen, picks, strict=True)):
-            known: tuple[str, ...] = _GENERIC_CAPTIONS
+            templates: tuple[str, ...] = _GENERIC_CAPTIONS
             ending = ""
             if styled < self._styled_share:
-                known = _STYLED_CAPTIONS[RENDITIONS[renditions[i]]]
+                templates = _STYLED_CAPTIONS[RENDITIONS[renditions[i]]]
                 ending = _BACKGROUND_CAPTIONS[kinds[background[i]]]
             ending += "." if stop < self._full_stop_share else ""
-            captions.append(known[int(pick * len(known))].format(concept.name) + ending)
+            captions.append(templates[int(pick * len(templates))].format(concept.name) + ending)
         return images, captions
 
 
 def load_captioned_set(spec: str) -> CaptionedSet:
-    """``csv:PATH`` (``filepath,caption``), ``folder:PATH`` (captions in ``.txt`` beside), ``emoji-captions``."""
+    """Loads images with captions by their data name.
+
+    The name is ``csv:PATH`` (a file with the columns ``filepath`` and ``caption``), ``folder:PATH`` (each image has its
+    captions in a ``.txt`` file of the same name) or ``emoji-captions``. Raises an InputError if the name is unknown, if
+    the data cannot be read or if no image has a caption.
+    """
     if spec == EmojiCaptions.name:
         return EmojiCaptions()
     kind, _, path = spec.partition(":")
@@ -163,7 +172,7 @@ def load_captioned_set(spec: str) -> CaptionedSet:
 
 
 def _from_csv(path: Path) -> dict[Path, list[str]]:
-    """Rows that name the same file give one image several captions."""
+    """Reads one caption from every row; rows with the same file give one image several captions."""
     entries: dict[Path, list[str]] = {}
     for file, caption in read_rows(path, ("filepath", "caption")):
         entries.setdefault(path.parent / file, []).append(caption)
@@ -171,14 +180,14 @@ def _from_csv(path: Path) -> dict[Path, list[str]]:
 
 
 def _from_folder(path: Path) -> dict[Path, list[str]]:
-    """``name.jpg`` with ``name.txt`` beside it, one caption a line."""
+    """Reads the captions of every ``name.jpg`` from ``name.txt`` beside it, one per line."""
     if not path.is_dir():
         raise InputError(f"the folder {path} does not exist. Check the path after 'folder:'.")
     entries: dict[Path, list[str]] = {}
     for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         text = image.with_suffix(".txt")
         if not text.is_file():
-            raise InputError(f"{image} has no captions. Write them, one a line, to {text}.")
+            raise InputError(f"{image} has no captions. Write them to {text}, one per line.")
         try:
             lines = text.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:

@@ -1,4 +1,7 @@
-"""Synthetic shifts: five corruptions at five severities, after ImageNet-C (Hendrycks & Dietterich 2019)."""
+"""Synthetic shifts: five corruptions at five severities, after ImageNet-C (Hendrycks & Dietterich 2019).
+
+The paper is https://arxiv.org/abs/1903.12261.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ _JPEG = (25, 18, 15, 10, 7)
 
 
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, generator: Generator) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 to the same with one of: noise, blur, contrast, pixelation, jpeg.
+    """A corrupted copy of (H, W, 3) uint8 pixels, after ImageNet-C (arXiv 1903.12261).
 
-    ``severity`` is 1 to 5, with ImageNet-C's constants, the blur's width scaled from 224 px to the image's
-    shorter side. Only noise draws from the generator. The input stays as it was.
+    ``name`` is "noise", "blur", "contrast", "pixelation" or "jpeg". ``severity`` is 1 to 5, with the paper's constants;
+    the width of the blur is scaled from 224 pixels to the image's shorter side. Only "noise" draws from the generator.
+    Raises an InputError for another name or severity.
 
     >>> grey = np.full((8, 8, 3), 100, dtype=np.uint8)
     >>> corrupt(grey, "contrast", 3, Generator()).tolist() == grey.tolist()

@@ -1,4 +1,4 @@
-"""Class spaces: what the classes are called, and how the labels of two data sets are matched by name."""
+"""Class spaces name the classes of a task and match the labels of two data sets by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from shiftproof.errors import InputError, listed, nearest
 class ClassSpace:
     """The classes of a task, in the order of the head's rows.
 
-    ``ids`` identify a class (a folder's name, a code point), ``names`` are what a prompt says. Ids are
-    unique; equal names are allowed, but a zero-shot head cannot tell such classes apart.
+    ``ids`` identify a class (a folder's name, a code point), ``names`` stand in a prompt. Ids are
+    unique; equal names are allowed, but a zero-shot head cannot tell such classes apart. Raises an InputError for an
+    id that occurs twice or cannot name a folder, or if there are not as many names as ids.
     """
 
     ids: tuple[str, ...]
@@ -24,17 +25,17 @@ class ClassSpace:
 
     def __post_init__(self) -> None:
         if unfit := [i for i in self.ids if not i or "/" in i or "\\" in i or i in (".", "..")]:
-            raise InputError(f"class ids {listed(unfit)} cannot name a folder. Use names without slashes.")
+            raise InputError(f"class ids {listed(unfit)} cannot name a folder. Use ids without slashes.")
         if len(self.ids) != len(self.names):
-            raise InputError(f"{len(self.ids)} class ids and {len(self.names)} names; every class needs both.")
-        if doubled := sorted(
+            raise InputError(f"there are {len(self.ids)} class ids and {len(self.names)} names; a class needs both.")
+        if repeated := sorted(
             {i for i in self.ids if self.ids.count(i) > 1} if len(set(self.ids)) < len(self.ids) else ()
         ):
-            raise InputError(f"class ids occur twice: {listed(doubled)}. Give every class its own id.")
+            raise InputError(f"class ids occur twice: {listed(repeated)}. Give every class a different id.")
 
     @classmethod
     def from_ids(cls, ids: Sequence[str]) -> ClassSpace:
-        """Names made from ids: underscores become spaces.
+        """A class space whose names are the ids with spaces for underscores.
 
         >>> ClassSpace.from_ids(["red_apple"]).names
         ('red apple',)
@@ -45,15 +46,15 @@ class ClassSpace:
         return len(self.ids)
 
     def labels_of(self, ids: Sequence[str], what: str) -> NDArray[np.int64]:
-        """The label of each id, matched by name, never by order.
+        """The (N,) labels of N ids, matched by name, never by order.
 
-        Raises an InputError that lists ids outside this space and offers the nearest.
+        Raises an InputError that lists ids outside this space and suggests the nearest known one.
         """
         label = {name: i for i, name in enumerate(self.ids)}
         if unknown := sorted({i for i in ids if i not in label}):
             raise InputError(
                 f"{what} has classes that the reference lacks: {listed(unknown)}. {nearest(unknown[0], self.ids)} "
-                "Rename the folders, take them out, or add them to the reference."
+                "Rename or remove the folders, or add them to the reference."
             )
         return np.array([label[i] for i in ids], dtype=np.int64)
 

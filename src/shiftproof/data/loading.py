@@ -1,4 +1,4 @@
-"""From stored images to model inputs: decode, resize, crop, normalise, in batches."""
+"""From stored images to model inputs: images are decoded, resized, cropped, normalised and stacked into batches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_OBJECT = 128  # from here on a mask's pixel is more object than background
+_OBJECT = 128  # a mask's pixel of at least this value is more object than background
 _RESIZE_MODES = ("shortest", "squash", "longest")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its images: it belongs to the weights and is stored with them.
+    """The preprocessing that a model expects of its images; it belongs to the weights and is stored with them.
 
-    ``resize_mode``: "shortest" scales the shorter side to ``size`` and crops the centre, "squash" ignores
-    the aspect, "longest" scales the longer side and pads with ``fill`` (0 to 255). Resizing is
-    antialiased; ``mean`` and ``std`` are in units of [0, 1] pixels. ``crop_share`` below 1 scales to
-    floor(size / crop_share) instead, so that the centre of that share is kept (timm's crop_pct).
+    With the ``resize_mode`` "shortest", the shorter side is scaled to ``size`` pixels and the centre is cropped;
+    "squash" ignores the aspect ratio; "longest" scales the longer side and pads with ``fill`` (0 to 255). Resizing is
+    antialiased; ``mean`` and ``std`` are in units of [0, 1] pixels. A ``crop_share`` below 1 scales to
+    floor(size / crop_share) instead, so that the central crop covers that share of the side (timm's crop_pct).
     """
 
     size: int = 224
@@ -49,20 +49,24 @@ class Preprocessing:
 
 
 def decode(path: str | Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB pixels of an image file; an error names the file."""
+    """The (H, W, 3) uint8 RGB pixels of an image file.
+
+    Raises an InputError that names the file if it does not exist or cannot be decoded.
+    """
     return _decoded(path, "image", "RGB")
 
 
 def decode_mask(path: str | Path) -> NDArray[np.uint8]:
-    """(H, W) coverage of the object, 0 to 255, from a grey image file whose white is object; an error names the file.
+    """The (H, W) uint8 coverage of the object, 0 to 255, from a grey image file in which the object is white.
 
-    A mask without a bright pixel is refused: most of them hold class numbers or 0 and 1.
+    Raises an InputError that names the file if it does not exist, if it cannot be decoded, or if no pixel is bright:
+    most such masks contain class numbers, or zeros and ones.
     """
     mask = _decoded(path, "mask", "L")
     if (brightest := int(mask.max())) < _OBJECT:
         raise InputError(
             f"the brightest pixel of the mask {path} is {brightest}; an object must be white, 255, on black, 0. "
-            "Multiply a mask of 0 and 1 by 255; take an image without an object out."
+            "Multiply a mask of 0 and 1 by 255; leave out an image that shows no object."
         )
     return mask
 
@@ -74,11 +78,11 @@ def _decoded(path: str | Path, what: str, mode: str) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the {what} {path} does not decode ({error}). Mend it or take it out.") from error
+        raise InputError(f"the {what} {path} cannot be decoded ({error}). Fix or remove it.") from error
 
 
 def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """(H, W, 3) to (size, size, 3), as the model's evaluation transform does it."""
+    """Resizes (H, W, 3) uint8 pixels to (size, size, 3), as the model's evaluation transform does."""
     size, mode = math.floor(preprocessing.size / preprocessing.crop_share), preprocessing.resize_mode
     height, width = pixels.shape[:2]
     if height == width == size == preprocessing.size:
@@ -86,11 +90,11 @@ def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
     if mode == "squash":
         new_height = new_width = size
     elif mode == "shortest":
-        # torchvision's rule: the long side is truncated, so that its crops are met pixel by pixel.
+        # torchvision truncates the long side; doing the same reproduces its crops pixel by pixel.
         side = min(height, width)
         new_height, new_width = int(size * height / side), int(size * width / side)
     else:
-        # open_clip's rule: both sides are rounded.
+        # open_clip rounds both sides.
         ratio = max(height / size, width / size)
         new_height, new_width = round(height / ratio), round(width / ratio)
     image = Image.fromarray(pixels).resize(
@@ -100,17 +104,19 @@ def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
 
 
 def resize_mask(mask: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """(H, W) to (size, size), pixel by pixel where ``resize`` puts the image; what is padded is background.
+    """Resizes an (H, W) uint8 mask to (size, size), aligned with what ``resize`` makes of the image.
+
+    Padding counts as background.
 
     >>> resize_mask(np.full((2, 4), 255, np.uint8), Preprocessing(size=4, resize_mode="longest", fill=255)).tolist()
     [[0, 0, 0, 0], [255, 255, 255, 255], [255, 255, 255, 255], [0, 0, 0, 0]]
     """
-    # Three equal channels go through the very code that the pixels go through.
+    # The mask is repeated into three channels, so that it goes through the same code as the image.
     return resize(np.repeat(mask[:, :, None], 3, axis=2), replace(preprocessing, fill=0))[:, :, 0].copy()
 
 
 def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint8]:
-    """Pads, then crops around the centre to (size, size, 3), each side as it needs."""
+    """Pads the sides that are too short, then crops around the centre to (size, size, 3)."""
     height, width = pixels.shape[:2]
     if height < size or width < size:
         top, left = max(size - height, 0) // 2, max(size - width, 0) // 2
@@ -118,18 +124,24 @@ def _centred(pixels: NDArray[np.uint8], size: int, fill: int) -> NDArray[np.uint
         canvas[top : top + height, left : left + width] = pixels
         pixels, (height, width) = canvas, canvas.shape[:2]
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return pixels[top : top + size, left : left + size].copy()  # not a view that keeps the whole alive
+    return pixels[top : top + size, left : left + size].copy()  # a view would keep the whole array in memory
 
 
 def random_resized_crop(
     pixels: NDArray[np.uint8], preprocessing: Preprocessing, scale: tuple[float, float], generator: Generator
 ) -> NDArray[np.uint8]:
-    """A crop of a random share of the area (aspect 3:4 to 4:3), resized to (size, size, 3)."""
+    """A random crop of (H, W, 3) uint8 pixels, resized to (size, size, 3).
+
+    The crop covers a share of the area drawn from ``scale``, two fractions in (0, 1], at an aspect ratio of 3:4 to 4:3.
+    """
     return resized_crop(pixels, preprocessing, scale, crop_draws(1, generator)[0])
 
 
 def crop_draws(count: int, generator: Generator) -> list[list[float]]:
-    """Four uniform draws for each of ``count`` crops: those of one crop do not depend on which others are cut."""
+    """Four uniform draws in [0, 1) for each of ``count`` crops.
+
+    All are drawn at once, so that those of one crop do not depend on which other crops are made.
+    """
     drawn: list[list[float]] = torch.rand(count, 4, generator=generator, dtype=torch.float64).tolist()
     return drawn
 
@@ -137,7 +149,7 @@ def crop_draws(count: int, generator: Generator) -> list[list[float]]:
 def resized_crop(
     pixels: NDArray[np.uint8], preprocessing: Preprocessing, scale: tuple[float, float], draws: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """The crop that four draws in [0, 1) stand for: area, aspect, left, top."""
+    """The (size, size, 3) crop that four draws in [0, 1) describe: its area, aspect ratio, left and top."""
     height, width = pixels.shape[:2]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
     aspect = math.exp(math.log(4 / 3) * (2 * draws[1] - 1))
@@ -151,13 +163,13 @@ def resized_crop(
 
 
 def to_unit_range(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Tensor:
-    """B images of (H, W, 3) bytes to a (B, 3, H, W) float tensor in [0, 1]."""
+    """Stacks B images of (H, W, 3) uint8 pixels into a (B, 3, H, W) float32 tensor in [0, 1]."""
     stacked = np.ascontiguousarray(np.stack(list(pixels)) if not isinstance(pixels, np.ndarray) else pixels)
     return torch.tensor(stacked).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, H, W) in [0, 1] to the model's input: minus mean, over standard deviation."""
+    """Turns (B, 3, H, W) images in [0, 1] into the model's input: subtracts the mean and divides by the deviation."""
     mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
     std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
     return (images - mean) / std

@@ -12,15 +12,15 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def vary_appearance(images: Tensor, generator: Generator) -> Tensor:
-    """(B, 3, H, W) in [0, 1] to the same: each change strikes a sample with its own probability.
+    """Varies (B, 3, H, W) images in [0, 1]; each kind of change applies to a sample with its probability.
 
-    Channel gains (50 %), grey (15 %), blur (20 %), contrast (30 %), noise (10 %), inversion (5 %).
+    The changes are channel gains (50 %), grey (15 %), blur (20 %), contrast (30 %), noise (10 %) and inversion (5 %).
     """
     images = images.clone()
 
     def change(probability: float, apply: Callable[[Tensor], Tensor]) -> None:
-        struck = torch.rand(len(images), generator=generator) < probability
-        images[struck] = apply(images[struck])
+        affected = torch.rand(len(images), generator=generator) < probability
+        images[affected] = apply(images[affected])
 
     def uniform(like: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
         return low + (high - low) * torch.rand(len(like), channels, 1, 1, generator=generator)
@@ -35,7 +35,7 @@ def vary_appearance(images: Tensor, generator: Generator) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """A Gaussian of 7 taps with its own width for each sample, as a grouped separable convolution."""
+    """A Gaussian blur of 7 taps, with one width per sample, computed as a grouped separable convolution."""
     count, channels, height, width = images.shape
     if count == 0:
         return images

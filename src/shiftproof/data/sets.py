@@ -1,4 +1,4 @@
-"""Labelled image sets: in memory, from class folders, from a CSV; decoded only when read."""
+"""Labelled image sets from arrays, class folders or a CSV file; an image is decoded only when it is read."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, decod
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.seeding import child_generator
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """N labelled images: ``read(i)`` gives the (H, W, 3) uint8 pixels of the i-th.
 
-    ``ids`` are unique and name the samples in kept predictions; ``labels`` are (N,) positions in
-    ``classes``; ``groups``, where given, splits the samples for reporting (seen and withheld renditions, say).
-    ``in_memory`` says that reading costs nothing, so that no threads are spent on it. ``mask(i)``, where given, is the
-    (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 object. ``resized_for`` is the
-    preprocessing whose resizing pixels and masks have been through already, so that none does it twice. ``sources``,
-    where given, name what each sample is a view of (a drawing, a video): views of one are no independent evidence.
+    ``ids`` are unique and identify the samples in stored predictions; ``labels`` are (N,) positions in
+    ``classes``; ``groups``, where given, splits the samples for reporting (into seen and withheld renditions, say).
+    ``in_memory`` means that reading costs nothing, so that no threads are needed for it. ``mask(i)``, where given, is
+    the (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 is object. ``resized_for`` is the
+    preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
+    where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
+
+    Raises an InputError if there is no image, or if ids and labels differ in number.
     """
 
     name: str
@@ -54,7 +56,10 @@ class ImageSet:
         return len(self.ids)
 
     def relabelled(self, classes: ClassSpace) -> ImageSet:
-        """The same images, labelled in another class space by class id."""
+        """The same images, labelled in another class space by class id.
+
+        Raises an InputError if the other space lacks a class that occurs here.
+        """
         if classes.ids == self.classes.ids:
             return self
         labels = classes.labels_of([self.classes.ids[label] for label in self.labels], self.name)
@@ -80,14 +85,14 @@ class ImageSet:
         return self.subset([i for i, k in enumerate(self.labels) if self.classes.ids[k] in wanted]).relabelled(classes)
 
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
-        """The same samples with pixels changed by ``change(position, pixels)``; their masks stay."""
+        """The same samples and masks, with the pixels that ``change(position, pixels)`` returns."""
         return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
 
 
 def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
-    """Several sets of one class space, one after the other; each sample's id gets its set's number.
+    """Concatenates sets of one class space; each sample's id is prefixed with the number of its set.
 
-    Masks are kept where every set has them. Raises an InputError where the class spaces differ.
+    The result has masks if every set has them. Raises an InputError if the class spaces differ.
     """
     classes = sets[0].classes
     if any(part.classes.ids != classes.ids for part in sets):
@@ -106,37 +111,38 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         lambda i: places[i][0].read(places[i][1]),
         in_memory=all(part.in_memory for part in sets),
         mask=mask if all(part.mask for part in sets) else None,
-        sources=_all_of([part.sources for part in sets]),
+        sources=_concatenated([part.sources for part in sets]),
     )
 
 
-def _all_of(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    known = [part for part in parts if part is not None]
-    return tuple(name for part in known for name in part) if len(known) == len(parts) else None
+def _concatenated(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """All names in one tuple, or None if any part has none."""
+    given = [part for part in parts if part is not None]
+    return tuple(name for part in given for name in part) if len(given) == len(parts) else None
 
 
 def samples_digest(images: ImageSet) -> str:
-    """A digest of which samples a set holds, under which labels; pixels are not read."""
+    """A digest of the classes, sample ids and labels of a set; the pixels are not read."""
     digest = hashlib.sha256("\0".join([*images.classes.ids, *images.ids]).encode())
     digest.update(images.labels.tobytes())
     return digest.hexdigest()[:16]
 
 
-def once(make: Callable[[], Made]) -> Callable[[], Made]:
-    """A function that calls ``make`` when it is first called, and gives that result ever after; threads may share it.
+def once(make: Callable[[], Result]) -> Callable[[], Result]:
+    """A function that calls ``make`` on its first call and returns that result on every call; it is thread-safe.
 
-    >>> made = once(lambda: [])
-    >>> made() is made()
+    >>> get_list = once(lambda: [])
+    >>> get_list() is get_list()
     True
     """
-    made: list[Made] = []
+    results: list[Result] = []
     lock = threading.Lock()
 
-    def get() -> Made:
+    def get() -> Result:
         with lock:
-            if not made:
-                made.append(make())
-        return made[0]
+            if not results:
+                results.append(make())
+        return results[0]
 
     return get
 
@@ -150,7 +156,10 @@ def array_set(
     groups: Sequence[str] | None = None,
     masks: Callable[[], NDArray[np.uint8]] | None = None,
 ) -> ImageSet:
-    """A set whose (N, H, W, 3) pixels are made in one go when the first is read, and so its (N, H, W) masks.
+    """A set of N images whose pixels are made together when the first of them is read.
+
+    ``labels`` are (N,) positions in ``classes``. ``pixels`` returns the (N, H, W, 3) uint8 pixels, ``masks`` the
+    (N, H, W) uint8 coverage of the objects. Raises an InputError if ids and labels differ in number or are none.
 
     >>> squares = lambda: np.zeros((1, 8, 8, 3), np.uint8)
     >>> array_set("mine", ClassSpace.from_ids(["square"]), ["a"], np.array([0]), squares).read(0).shape
@@ -171,11 +180,15 @@ def array_set(
 
 
 def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = False) -> ImageSet:
-    """``folder:PATH`` (``class/image``) or ``csv:PATH`` (``filepath,label`` and, optionally, ``mask``, ``group``).
+    """Loads a labelled set by its data name.
 
-    With ``classes``, labels are matched to that space by name: a class that it lacks is an error, and so is one that
-    the set lacks, unless ``partial``. Without, the classes are the set's own, sorted. A mask is a grey image whose
-    white is the object; a folder's are given by ``with_masks``.
+    The name is ``folder:PATH``, for files ``class/image``, or ``csv:PATH``, for a file with the columns ``filepath``,
+    ``label`` and, optionally, ``mask`` and ``group``. With ``classes``, labels are matched to that space by class id.
+    Without, the classes are those that occur in the set, sorted. A mask is a grey image in which the object is white;
+    ``with_masks`` adds masks to a folder's images.
+
+    Raises an InputError if the data cannot be read, if it has a class that ``classes`` lacks or, unless ``partial``,
+    if it lacks one of ``classes``.
     """
     kind, _, path = spec.partition(":")
     require_choice("data name", kind, FORMATS)
@@ -195,22 +208,23 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
 
 
 def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:
-    """So many images at most, as many of every class as can be, drawn with the seed, in the set's order."""
+    """At most ``count`` images drawn with the seed, as even over the classes as possible, in the order of the set."""
     if count >= len(images):
         return images
     order = torch.randperm(len(images), generator=child_generator(seed, "diagnosed images")).numpy()
-    turn = np.empty(len(images), dtype=np.int64)  # the how-maniest of its class an image is, in that order
+    class_rank = np.empty(len(images), dtype=np.int64)  # an image's rank within its class, in that order
     for label in np.unique(images.labels):
-        own = order[images.labels[order] == label]
-        turn[own] = np.arange(len(own))
-    ranked = order[np.argsort(turn[order], kind="stable")]
+        of_class = order[images.labels[order] == label]
+        class_rank[of_class] = np.arange(len(of_class))
+    ranked = order[np.argsort(class_rank[order], kind="stable")]
     return images.subset(sorted(ranked[:count].tolist()))
 
 
 def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
-    """Every image under a folder, whatever its subfolders: data met in production, whose classes nobody knows.
+    """Every image under a folder, at any depth: production data whose classes are not known.
 
-    Its labels are all -1 and serve for nothing; measures that need labels must not be asked of it.
+    All labels are -1, so the set is of no use for measures that need labels. Raises an InputError if the folder does
+    not exist or contains no image.
     """
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. It must hold the images.")
@@ -223,27 +237,28 @@ def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
 
 
 def with_masks(images: ImageSet, root: Path) -> ImageSet:
-    """The set with object masks from a folder parallel to its own: ``root/CLASS/NAME.png`` for ``CLASS/NAME.jpg``.
+    """The set with object masks from a parallel folder: ``root/CLASS/NAME.png`` for the image ``CLASS/NAME.jpg``.
 
-    A mask is found by the sample's id without its suffix; it is a grey image of any kind, as large as its image, whose
-    white is the object. An InputError names masks that are missing at once, and one of another size when it is read.
+    A mask is matched by the sample's id without its suffix. It is a grey image of any format, as large as its image, in
+    which the object is white. Raises an InputError that names the missing masks; one of another size than its image
+    raises an InputError when it is read.
     """
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. It must hold the masks, as root/CLASS/NAME.png.")
-    found: dict[PurePosixPath, Path] = {}
+    masks: dict[PurePosixPath, Path] = {}
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        place = _without_suffix(path.relative_to(root).as_posix())
-        if place in found:
-            raise InputError(f"{found[place]} and {path} are masks of the same image. Take one of them out.")
-        found[place] = path
-    if lacking := [sample for sample in images.ids if _without_suffix(sample) not in found]:
+        sample = _without_suffix(path.relative_to(root).as_posix())
+        if sample in masks:
+            raise InputError(f"{masks[sample]} and {path} are masks of the same image. Remove one of them.")
+        masks[sample] = path
+    if lacking := [name for name in images.ids if _without_suffix(name) not in masks]:
         missing = root / f"{_without_suffix(lacking[0])}.png"
         raise InputError(f"the mask {missing} does not exist. These samples lack theirs: {listed(lacking, 5)}.")
-    return _masked(images, [found[_without_suffix(sample)] for sample in images.ids])
+    return _masked(images, [masks[_without_suffix(name)] for name in images.ids])
 
 
 def require_masks(images: ImageSet) -> Callable[[int], NDArray[np.uint8]]:
-    """The set's ``mask``, or an InputError that says how to give one.
+    """The set's ``mask`` function; raises an InputError that says how to add masks if it has none.
 
     >>> from shiftproof.data.suites import load_data
     >>> require_masks(load_data("emoji"))(0).shape
@@ -251,8 +266,9 @@ def require_masks(images: ImageSet) -> Callable[[int], NDArray[np.uint8]]:
     """
     if images.mask is None:
         raise InputError(
-            f"{images.name} has no object masks, and these tell object and background apart. Give csv: data a column "
-            "'mask', or folder: data a parallel folder of masks by with_masks(images, root). The emoji sets have them."
+            f"{images.name} has no object masks, which are needed to tell object and background apart. Give csv: data "
+            "a column 'mask', or folder: data a parallel folder of masks with with_masks(images, root). The emoji sets "
+            "have masks."
         )
     return images.mask
 
@@ -263,7 +279,7 @@ def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
         if cover.shape != pixels.shape[:2]:
             raise InputError(
                 f"the mask {paths[i]} is {cover.shape[1]} x {cover.shape[0]} pixels, its image {images.ids[i]} "
-                f"{pixels.shape[1]} x {pixels.shape[0]}; they must be equal. Draw it anew."
+                f"{pixels.shape[1]} x {pixels.shape[0]}; they must be equal. Redraw the mask in the image's size."
             )
         return cover
 

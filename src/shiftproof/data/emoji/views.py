@@ -1,4 +1,4 @@
-"""Views of a drawing: a random affine placement on a background, drawn first, then composed."""
+"""Views of a drawing: a random affine placement and a background are drawn, then the three are composed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BACKGROUNDS = ("white", "plain", "busy")
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """How large, how turned and how far off-centre a drawing may stand.
+    """Bounds on a drawing's size, rotation and offset in an image.
 
-    ``scale`` is the drawing's side as a fraction of the image's, ``degrees`` the largest turn either
-    way, ``spill`` the largest fraction of half the drawing's side that may leave the image.
+    ``scale`` is the range of the drawing's side as a fraction of the image's, ``degrees`` the largest rotation in
+    either direction, ``spill`` the largest fraction of half the drawing's side that may lie outside the image.
     """
 
     scale: tuple[float, float] = (0.45, 0.95)
@@ -27,7 +27,7 @@ class ViewGeometry:
 
 
 def draw_placements(count: int, geometry: ViewGeometry, generator: Generator) -> Tensor:
-    """(count, 2, 3) inverse affine maps, from image to drawing, as ``affine_grid`` takes them."""
+    """Random (count, 2, 3) inverse affine maps, from image to drawing, as torch's ``affine_grid`` expects them."""
     low, high = geometry.scale
     scale = low + (high - low) * torch.rand(count, generator=generator)
     angle = torch.deg2rad(geometry.degrees * (2 * torch.rand(count, generator=generator) - 1))
@@ -39,7 +39,10 @@ def draw_placements(count: int, geometry: ViewGeometry, generator: Generator) ->
 
 
 def draw_backgrounds(kind: str, count: int, size: int, generator: Generator) -> Tensor:
-    """(count, 3, size, size) backgrounds in [0, 1]: white, one plain colour each, or busy."""
+    """(count, 3, size, size) backgrounds in [0, 1]: white, one plain colour each, or busy.
+
+    Raises an InputError for another kind.
+    """
     require_choice("background", kind, BACKGROUNDS)
     if kind == "white":
         return torch.ones(count, 3, size, size)
@@ -51,10 +54,10 @@ def draw_backgrounds(kind: str, count: int, size: int, generator: Generator) -> 
 def compose(drawings: Tensor, placements: Tensor, backgrounds: Tensor) -> tuple[Tensor, Tensor]:
     """Places (B, 4, S, S) straight RGBA drawings in [0, 1] on (B, 3, H, W) backgrounds.
 
-    Returns the (B, 3, H, W) images and the (B, H, W) object masks: the drawing's own coverage.
+    Returns the (B, 3, H, W) images and the (B, H, W) object masks, which are the coverage of the drawings.
     """
     coverage = drawings[:, 3:]
-    # Premultiplied, so that the colour of fully transparent pixels never bleeds into the edge.
+    # Colours are premultiplied, so that those of fully transparent pixels do not bleed into the edge.
     premultiplied = torch.cat([drawings[:, :3] * coverage, coverage], 1)
     size = [len(drawings), 4, *backgrounds.shape[-2:]]
     grid = functional.affine_grid(placements, size, align_corners=False)

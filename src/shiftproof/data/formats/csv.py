@@ -10,7 +10,10 @@ from shiftproof.storage import read_rows
 
 
 def read_csv(path: Path) -> list[Entry]:
-    """Every row; paths are relative to the CSV's folder."""
+    """One entry per row; paths are relative to the CSV's folder.
+
+    Raises an InputError if the file does not exist, lacks a column, has no row or names an image twice.
+    """
     rows = read_rows(path, ("filepath", "label"), ("mask",))
     groups = [group for _, *group in read_rows(path, ("filepath",), ("group",))]
     entries = [
@@ -18,7 +21,7 @@ def read_csv(path: Path) -> list[Entry]:
         for (file, label, *mask), group in zip(rows, groups, strict=True)
     ]
     if not entries:
-        raise InputError(f"{path} holds no row. It needs one a labelled image.")
+        raise InputError(f"{path} has no rows. It needs one row per labelled image.")
     if len({entry.sample for entry in entries}) < len(entries):
-        raise InputError(f"{path} names a file twice. Every image may stand in it once.")
+        raise InputError(f"{path} names a file twice. Every image may occur in it only once.")
     return entries

@@ -1,4 +1,4 @@
-"""What every format is read into."""
+"""The entries that the readers of all formats return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """One labelled image: its file, its class, the id of the sample and, if there are any, its mask and its group."""
+    """One labelled image: its file, its class, its sample id and, where given, its mask and its group."""
 
     path: Path
     class_id: str

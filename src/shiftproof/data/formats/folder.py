@@ -10,7 +10,10 @@ from shiftproof.errors import InputError
 
 
 def read_folder(root: Path) -> list[Entry]:
-    """Every image under ``root/class/``, sorted."""
+    """One entry per image under ``root/class/``, sorted.
+
+    Raises an InputError if the folder does not exist, has no class folders, or has one without images.
+    """
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. Check the path after 'folder:'.")
     entries = []
@@ -18,9 +21,9 @@ def read_folder(root: Path) -> list[Entry]:
         images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
             raise InputError(
-                f"the class folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)}). Fill it or take it out."
+                f"the class folder {folder} contains no image ({', '.join(IMAGE_SUFFIXES)}). Fill it or remove it."
             )
         entries += [Entry(image, folder.name, image.relative_to(root).as_posix()) for image in images]
     if not entries:
-        raise InputError(f"the folder {root} holds no class folder with images. It must look like class/image.jpg.")
+        raise InputError(f"the folder {root} has no class folders with images. It must look like class/image.jpg.")
     return entries
