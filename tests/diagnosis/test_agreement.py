@@ -135,7 +135,7 @@ def test_an_ensemble_that_is_one_of_them_is_overridden_by_none() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = np.random.default_rng(2).normal(size=(2, 50, 4))
     whole = sp.diagnosis.kl_divergence(one, other), sp.diagnosis.margins(one).tolist()
-    monkeypatch.setattr("shiftproof.diagnosis.logits._AT_ONCE", 12)
+    monkeypatch.setattr("shiftproof.diagnosis.logits._BLOCK_SIZE", 12)
     assert sp.diagnosis.kl_divergence(one, other) == pytest.approx(whole[0], rel=1e-12)
     assert sp.diagnosis.margins(one).tolist() == whole[1]
 
@@ -150,7 +150,7 @@ def test_large_logits_overflow_nothing() -> None:
     [
         (np.zeros((3, 4)), np.zeros((2, 4)), r"shapes \(3, 4\) and \(2, 4\).*Align them by sample id and class id"),
         (np.zeros((3, 4)), np.zeros((3, 5)), r"shapes \(3, 4\) and \(3, 5\)"),
-        (np.zeros((3, 1)), np.zeros((3, 1)), "two classes at least"),
+        (np.zeros((3, 1)), np.zeros((3, 1)), "at least two classes"),
         (np.zeros(3), np.zeros(3), "must be .N, K."),
         (np.zeros((0, 4)), np.zeros((0, 4)), "the number of samples is 0"),
         (np.zeros((3, 4)), np.where(np.eye(3, 4) > 0, np.nan, 0), "the logits of sample 0 are not finite"),

@@ -1,7 +1,8 @@
 """How much two models' predictions differ (WiSE-FT, sec. 5.1 and app. E).
 
-All functions take the (N, K) logits of the same samples in the same order and need numpy only. The functions that
-return intervals also take predictions on disk, which they read block by block.
+All functions take the (N, K) logits of two models for the same samples in the same order, and need only numpy. Those
+that return intervals also take predictions on disk, which they read block by block. Each raises an InputError where
+logits are not finite or differ in shape, and where labels are given for unlabelled images.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from shiftproof.records.comparisons import AgreementRecord, Measured
 def prediction_diversity(
     first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> float:
-    """The fraction of samples that exactly one of two models gets right (WiSE-FT, app. E).
+    """Returns the fraction of samples, in [0, 1], that exactly one of two models gets right (WiSE-FT, app. E).
+
+    ``first`` and ``second`` are (N, K) logits, ``labels`` (N,) class indices.
 
     >>> one, other = np.eye(4), np.roll(np.eye(4), 1, axis=1)
     >>> prediction_diversity(one, other, np.array([0, 1, 2, 0]))
@@ -40,10 +43,11 @@ def prediction_diversity(
 
 
 def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """1 minus Cohen's kappa of two models' predictions: (1 - observed) / (1 - expected agreement) (WiSE-FT, app. E).
+    """Returns 1 minus Cohen's kappa of two models' predictions, from (N, K) logits each (WiSE-FT, app. E).
 
-    0 where they always agree, about 1 where they agree as often as chance, more where less often; at most 2. It is 0,
-    too, where both name one class alone, and the same, for which kappa is not defined.
+    It is (1 - observed agreement) / (1 - agreement expected by chance): 0 where the models always agree, about 1 where
+    they agree as often as by chance, and up to 2 where they agree less often. It is also 0 where both predict the same
+    single class for every sample, for which kappa is not defined.
 
     >>> kappa_complement(np.eye(2), np.eye(2)[::-1])
     2.0
@@ -53,9 +57,11 @@ def kappa_complement(first: NDArray[np.floating], second: NDArray[np.floating]) 
 
 
 def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """Cohen's kappa of being right: 1 where two models err on the same samples, 0 as by chance (Geirhos et al. 2020).
+    """Returns Cohen's kappa of two models' correctness, in [-1, 1] (Geirhos et al. 2020, "error consistency").
 
-    It is 1, too, where both are right, or both wrong, on every sample, for which kappa is not defined.
+    It is 1 where the models err on the same samples, and 0 where their errors coincide as often as by chance. It is
+    also 1 where both are right, or both wrong, on every sample, for which kappa is not defined. ``first`` and
+    ``second`` are (N, K) logits, ``labels`` (N,) class indices.
 
     >>> error_consistency(np.eye(2), np.eye(2), np.array([0, 0]))
     1.0
@@ -65,9 +71,9 @@ def error_consistency(first: NDArray[np.floating], second: NDArray[np.floating],
 
 
 def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """The mean over samples of KL(first || second) between the models' probabilities, in nats (WiSE-FT, app. E).
+    """Returns the mean over samples of KL(first || second) in nats, from (N, K) logits each (WiSE-FT, app. E).
 
-    Logits are taken as they are: a model's temperature is part of what is compared. At least 0.
+    Logits are not rescaled, so the comparison includes a model's temperature. The result is at least 0.
 
     >>> round(kl_divergence(np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])), 6)
     0.143841
@@ -76,9 +82,9 @@ def kl_divergence(first: NDArray[np.floating], second: NDArray[np.floating]) -> 
 
 
 def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N,) differences of the two largest outputs of every sample, without a softmax (WiSE-FT, sec. 5.1).
+    """Returns (N,) differences between the two largest of every sample's (N, K) logits (WiSE-FT, sec. 5.1).
 
-    Zero-shot's margin minus fine-tuned's is what the paper compares, set by set.
+    No softmax is applied. The paper compares the zero-shot model's margin with the fine-tuned one's on every set.
 
     >>> margins(np.array([[3.0, 1.0, 2.5]])).tolist()
     [0.5]
@@ -88,10 +94,11 @@ def margins(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models, sample by sample: (N,) arrays, whatever the number of classes.
+    """Two models compared sample by sample, in (N,) arrays for any number of classes.
 
-    ``first`` and ``second`` are the named classes, ``forward`` is KL(first || second) and ``backward`` the other way
-    round, in nats, ``wider`` the first's margin minus the second's; ``classes`` is their number.
+    ``first`` and ``second`` are the predicted classes. ``forward`` is KL(first || second) and ``backward``
+    KL(second || first), in nats. ``wider`` is the first model's margin minus the second's, and ``classes`` the number
+    of classes.
     """
 
     first: NDArray[np.int64]
@@ -103,10 +110,10 @@ class Comparison:
 
 
 def compare_logits(first: Logits, second: Logits) -> Comparison:
-    """Two models' (N, K) logits in one pass; kept predictions are read block by block.
+    """Compares two models' (N, K) logits in one pass; predictions on disk are read block by block.
 
-    >>> found = compare_logits(np.eye(3), np.roll(np.eye(3), 1, axis=1))
-    >>> found.second.tolist()
+    >>> comparison = compare_logits(np.eye(3), np.roll(np.eye(3), 1, axis=1))
+    >>> comparison.second.tolist()
     [1, 2, 0]
     """
     require_alike(first, second)
@@ -123,25 +130,27 @@ def measure_agreement(
     labels: NDArray[np.integer] | None = None,
     clusters: ArrayLike | None = None,
 ) -> AgreementRecord:
-    """Every measure of two models' difference, with 95 % bootstrap intervals over samples, or over ``clusters`` (N,).
+    """Measures how two models differ in every way of this module, with 95 % bootstrap intervals.
 
-    A measure that is no mean over samples is linearised first (the delta method): of every sample its influence is
-    taken, so that classes or drawings that go together are resampled together there as well. Where there is one
-    cluster alone, nothing is known of how the measures vary, and the intervals are None; so are those of KL and of the
-    margins where all samples have one value. Logits may be arrays or kept predictions, which are read block by block.
+    ``first`` and ``second`` are (N, K) logits, as arrays or as predictions on disk. ``labels`` (N,) are class indices,
+    without which the measures that need them are None. ``clusters`` (N,) name the samples that are resampled together;
+    without them, every sample is resampled by itself. The kappas are no means over samples, so they are linearised
+    first (the delta method): each sample is represented by its influence, which can be resampled like any other value.
+    With only one cluster all intervals are None; those of KL and of the margins are also None where all samples have
+    the same value.
 
-    >>> found = measure_agreement(np.eye(4), np.roll(np.eye(4), 1, axis=1))
-    >>> found.disagreement.value, found.prediction_diversity
+    >>> agreement = measure_agreement(np.eye(4), np.roll(np.eye(4), 1, axis=1))
+    >>> agreement.disagreement.value, agreement.prediction_diversity
     (1.0, None)
     """
     return agreement_of(compare_logits(first, second), labels, clusters)
 
 
 def agreement_of(
-    found: Comparison, labels: NDArray[np.integer] | None = None, clusters: ArrayLike | None = None
+    comparison: Comparison, labels: NDArray[np.integer] | None = None, clusters: ArrayLike | None = None
 ) -> AgreementRecord:
-    """``measure_agreement`` of what ``compare_logits`` found."""
-    one, other = found.first, found.second
+    """Returns what ``measure_agreement`` does, from the comparison that ``compare_logits`` made."""
+    one, other = comparison.first, comparison.second
     alike = one == other
     right = None if labels is None else [correct_predictions(side, labels).astype(np.int64) for side in (one, other)]
 
@@ -149,18 +158,18 @@ def agreement_of(
         return measured_mean(samples, clusters)
 
     def chance_corrected(one: NDArray[np.integer], other: NDArray[np.integer], kinds: int) -> Measured:
-        """The kappa complement of two (N,) choices among so many kinds."""
-        value, most = _kappa_complement(one, other, kinds)
+        """Returns the kappa complement of two (N,) choices among ``kinds`` kinds."""
+        value, largest = _kappa_complement(one, other, kinds)
         samples = _linearised(value, one == other, one, other, kinds)
-        return measured_mean(samples, clusters, value, bounds=None if most is None else (0.0, most))
+        return measured_mean(samples, clusters, value, bounds=None if largest is None else (0.0, largest))
 
     return AgreementRecord(
         n=len(one),
         disagreement=measured(~alike),
-        kappa_complement=chance_corrected(one, other, found.classes),
-        kl_forward=measured(found.forward),
-        kl_backward=measured(found.backward),
-        margin_difference=measured(found.wider),
+        kappa_complement=chance_corrected(one, other, comparison.classes),
+        kl_forward=measured(comparison.forward),
+        kl_backward=measured(comparison.backward),
+        margin_difference=measured(comparison.wider),
         prediction_diversity=None if right is None else measured(right[0] != right[1]),
         error_consistency=None if right is None else chance_corrected(right[0], right[1], 2).one_minus(),
     )
@@ -172,10 +181,11 @@ def diversity_contrast(
     labels: NDArray[np.integer],
     clusters: ArrayLike | None = None,
 ) -> Measured:
-    """The ``prediction_diversity`` of a first pair of models minus a second pair's, with a paired 95 % interval.
+    """Returns the prediction diversity of one pair of models minus that of another, with a paired 95 % interval.
 
-    The paper's first contrast takes zero-shot and fine-tuned, and two fine-tunings (WiSE-FT, app. E). All (N, K) logits
-    are of the same samples, arrays or kept predictions, resampled by ``clusters`` (N,) where these are given.
+    The paper contrasts the zero-shot and the fine-tuned model with two fine-tuned ones (WiSE-FT, app. E). All (N, K)
+    logits are of the same samples, as arrays or as predictions on disk; ``labels`` are (N,) class indices.
+    ``clusters`` (N,) name the samples that are resampled together. The value lies in [-1, 1].
 
     >>> one, other, labels = np.eye(4), np.roll(np.eye(4), 1, axis=1), np.arange(4)
     >>> diversity_contrast((one, other), (one, one), labels).value
@@ -199,7 +209,7 @@ def _compared(first: NDArray[np.floating], second: NDArray[np.floating]) -> tupl
 def _linearised(
     complement: float, alike: NDArray[np.bool_], one: NDArray[np.integer], other: NDArray[np.integer], kinds: int
 ) -> NDArray[np.float64]:
-    """(N,) values whose mean is a kappa complement, each moved by its sample's influence on it."""
+    """Returns (N,) values whose mean is the kappa complement: the complement plus each sample's influence on it."""
     shares = [np.bincount(side, minlength=kinds) / len(one) for side in (one, other)]
     expected = float(shares[0] @ shares[1])
     if expected >= 1:
@@ -210,7 +220,10 @@ def _linearised(
 
 
 def _kappa_complement(one: NDArray[np.integer], other: NDArray[np.integer], classes: int) -> tuple[float, float | None]:
-    """The complement of kappa, and what it were if the two never agreed; None where kappa is not defined."""
+    """Returns the complement of kappa and its largest value, which two models that never agree have.
+
+    The largest value is None where kappa is not defined.
+    """
     shares = [np.bincount(named, minlength=classes) / len(named) for named in (one, other)]
     if (expected := float(shares[0] @ shares[1])) >= 1:
         return 0.0, None

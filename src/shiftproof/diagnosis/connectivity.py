@@ -1,4 +1,4 @@
-"""Linear connectivity: an alpha path's error against the line between its ends (Frankle et al. 2020)."""
+"""Linear connectivity: the error along an alpha path compared with the line between its ends (Frankle et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from shiftproof.errors import InputError, require_equal_length
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
 from shiftproof.records.paths import PathRecord
 
-_ROUNDING = 1e-12  # less than that under the line is none
+_ROUNDING = 1e-12  # smaller distances from the line count as none
 
 
 def error_barrier(alphas: Sequence[float], errors: Sequence[float]) -> float:
-    """The largest error above the straight line between a path's ends: 0 where it has no barrier.
+    """Returns the largest height of the error above the straight line between a path's ends (Frankle et al. 2020).
 
-    ``alphas`` rise from 0 to 1, ``errors`` are fractions.
+    ``alphas`` rise from 0 to 1, and ``errors`` are fractions in [0, 1], one for each alpha. The result is 0 where the
+    path has no barrier. Raises an InputError for other alphas and where the lengths differ.
 
     >>> round(error_barrier([0, 0.5, 1], [0.2, 0.5, 0.4]), 12)
     0.2
@@ -31,10 +32,13 @@ def measure_connectivity(
     correct: Mapping[float, Mapping[str, NDArray[np.bool_]]] | None = None,
     clusters: Mapping[str, ArrayLike] | None = None,
 ) -> tuple[ConnectivityRecord, ...]:
-    """Every set's accuracy along a path against the line between its ends, and the paper's two observations.
+    """Compares every set's accuracy along a path with the line between its ends.
 
-    ``correct`` says for every alpha and set which of its (N,) samples were named right: with it come paired bootstrap
-    intervals, by the ``clusters`` of a set where these are given. The path must hold alpha 0 and 1.
+    The record holds the paper's two observations: the height above the line (WiSE-FT, Observation 1) and the gain over
+    the better end (Observation 2), all as fractions in [-1, 1]. ``correct[alpha][set]`` are (N,) booleans that tell
+    which samples are classified correctly; with them, the record has paired 95 % bootstrap intervals.
+    ``clusters[set]`` (N,) name the samples that are resampled together. Raises an InputError unless the path's alphas
+    rise from 0 to 1.
     """
     return tuple(
         _connectivity(
@@ -51,10 +55,12 @@ def measure_connectivity(
 def connectivity_of(
     correct: Mapping[float, Mapping[str, NDArray[np.bool_]]], clusters: Mapping[str, ArrayLike] | None = None
 ) -> tuple[ConnectivityRecord, ...]:
-    """``measure_connectivity`` of ``correct[alpha][set]`` (N,) alone: which samples each alpha names right.
+    """Returns what ``measure_connectivity`` does, from ``correct[alpha][set]`` (N,) alone.
 
-    >>> right = {0.0: {"photo": np.array([True, False])}, 1.0: {"photo": np.array([True, True])}}
-    >>> connectivity_of(right)[0].best_alpha
+    These booleans tell which samples are classified correctly at each alpha.
+
+    >>> correct = {0.0: {"photo": np.array([True, False])}, 1.0: {"photo": np.array([True, True])}}
+    >>> connectivity_of(correct)[0].best_alpha
     1.0
     """
     alphas = sorted(correct)
@@ -84,8 +90,8 @@ def _connectivity(
         values = [right.astype(np.float64) for right in correct]
         lines = [(1 - alpha) * values[0] + alpha * values[-1] for alpha in alphas]
         intervals = tuple(
-            _interval(own - line, clusters, exact=alpha in (0, 1))
-            for alpha, own, line in zip(alphas, values, lines, strict=True)
+            _interval(value - line, clusters, exact=alpha in (0, 1))
+            for alpha, value, line in zip(alphas, values, lines, strict=True)
         )
         gain_interval = _interval(values[best] - values[better], clusters, exact=values[best] is values[better])
         lowest = values[accuracies.index(min(accuracies))]
@@ -108,46 +114,50 @@ def _connectivity(
 def _interval(
     values: NDArray[np.float64], clusters: ArrayLike | None, *, exact: bool = False
 ) -> tuple[float, float] | None:
-    """Of a mean of differences of correctness; ``exact`` says that it is 0, whatever the samples."""
+    """Returns the interval of a mean difference in correctness; ``exact`` means that it is 0 for any samples."""
     return (0.0, 0.0) if exact else measured_mean(values, clusters, bounds=(-1.0, 1.0)).interval
 
 
 def measure_loss_connectivity(
     losses: Mapping[float, Mapping[str, NDArray[np.floating]]], clusters: Mapping[str, ArrayLike] | None = None
 ) -> tuple[LossRecord, ...]:
-    """Every set's mean loss along a path against the line between its ends; ``losses[alpha][set]`` are (N,) in nats.
+    """Compares every set's mean loss along a path with the line between its ends.
 
-    Intervals are those of the mean loss, and paired ones of its height above the line.
+    ``losses[alpha][set]`` are the (N,) losses of the samples, in nats, at alphas that rise from 0 to 1.
+    ``clusters[set]`` (N,) name the samples that are resampled together. The record holds 95 % bootstrap intervals of
+    the mean loss, and paired ones of its height above the line. Raises an InputError for other alphas.
     """
     alphas = sorted(losses)
-    found = []
+    records = []
     for name in losses[alphas[0]]:
-        own = {alpha: losses[alpha][name].astype(np.float64) for alpha in alphas}
-        means = [float(own[alpha].mean()) for alpha in alphas]
+        by_alpha = {alpha: losses[alpha][name].astype(np.float64) for alpha in alphas}
+        means = [float(by_alpha[alpha].mean()) for alpha in alphas]
         above = [-height for height in _above_line(alphas, [-mean for mean in means])]
-        among = (clusters or {}).get(name)
-        line = {alpha: (1 - alpha) * own[alphas[0]] + alpha * own[alphas[-1]] for alpha in alphas}
-        found.append(
+        groups = (clusters or {}).get(name)
+        line = {alpha: (1 - alpha) * by_alpha[alphas[0]] + alpha * by_alpha[alphas[-1]] for alpha in alphas}
+        records.append(
             LossRecord(
                 set=name,
                 alphas=tuple(alphas),
-                loss=tuple(measured_mean(own[alpha], among) for alpha in alphas),
+                loss=tuple(measured_mean(by_alpha[alpha], groups) for alpha in alphas),
                 above_line=tuple(
-                    Measured(0.0, (0.0, 0.0)) if alpha in (0, 1) else measured_mean(own[alpha] - line[alpha], among, h)
-                    for alpha, h in zip(alphas, above, strict=True)
+                    Measured(0.0, (0.0, 0.0))
+                    if alpha in (0, 1)
+                    else measured_mean(by_alpha[alpha] - line[alpha], groups, height)
+                    for alpha, height in zip(alphas, above, strict=True)
                 ),
                 barrier_over_line=max(0.0, *above),
                 barrier_alpha=alphas[above.index(max(above))],
                 barrier_over_mean=max(0.0, max(means) - (means[0] + means[-1]) / 2),
             )
         )
-    return tuple(found)
+    return tuple(records)
 
 
 def _above_line(alphas: Sequence[float], accuracies: Sequence[float]) -> list[float]:
     require_equal_length("alphas and accuracies", alphas, accuracies)
     if len(alphas) < 2 or alphas[0] != 0 or alphas[-1] != 1 or sorted(set(alphas)) != list(alphas):
-        raise InputError(f"the alphas are {list(alphas)}; they must rise from 0 to 1. Measure the ends, too.")
+        raise InputError(f"the alphas are {list(alphas)}; they must rise from 0 to 1. Measure both ends as well.")
     line = [(1 - alpha) * accuracies[0] + alpha * accuracies[-1] for alpha in alphas]
-    above = [accuracy - there for accuracy, there in zip(accuracies, line, strict=True)]
+    above = [accuracy - on_line for accuracy, on_line in zip(accuracies, line, strict=True)]
     return [0.0 if abs(distance) < _ROUNDING else distance for distance in above]

@@ -1,4 +1,4 @@
-"""Means over samples with a bootstrap interval."""
+"""Means over samples with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shiftproof.errors import require_at_least
 from shiftproof.evaluation.intervals import alike_interval, bootstrap_interval
 from shiftproof.records.comparisons import Measured
 
-_ROUNDING = 1e-12  # of a mean; a narrower interval is no interval
+_ROUNDING = 1e-12  # relative to the mean; a narrower interval holds rounding errors only
 
 
 def measured_mean(
@@ -19,10 +19,12 @@ def measured_mean(
     *,
     bounds: tuple[float, float] | None = None,
 ) -> Measured:
-    """The mean of (N,) samples with its 95 % bootstrap interval, which is None where there is one cluster alone.
+    """Returns the mean of (N,) samples with its 95 % bootstrap interval, which is None if there is only one cluster.
 
-    Where all clusters are alike, resampling shows no spread: then it is ``alike_interval`` over the clusters, for cases
-    (true or false) Clopper-Pearson's, and None where the ``bounds`` of a sample are not known.
+    ``clusters`` (N,) name the samples that are resampled together. ``value`` is reported in place of the mean of the
+    samples, and ``bounds`` are the least and the greatest value that a sample can have; booleans have 0 and 1. Where
+    all clusters have the same mean, resampling shows no spread. The interval is then ``alike_interval`` over the
+    clusters (for booleans, that of Clopper and Pearson), or None without bounds. Raises an InputError for no samples.
 
     >>> measured_mean(np.array([True])).interval is None
     True

@@ -1,4 +1,4 @@
-"""Which layers a fine-tuning moved, and whether two moved alike: task vectors by layer (Ilharco et al. 2023)."""
+"""Task vectors layer by layer: how far fine-tuning moved each layer (Ilharco et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shiftproof.weights.arithmetic import is_running_statistic, require_compatib
 
 
 def module_of(name: str) -> str:
-    """The module that an entry of a state dict belongs to.
+    """Returns the name of the module that an entry of a state dict belongs to.
 
     >>> module_of("encoder.blocks.0.weight")
     'encoder.blocks.0'
@@ -28,11 +28,14 @@ def measure_movement(
     *,
     layer_of: Callable[[str], str] = module_of,
 ) -> tuple[MovementRecord, ...]:
-    """How far every layer moved from ``theta_0`` to ``theta_1``, in the order of the state dict, in float64.
+    """Measures how far every layer moved from ``theta_0`` to ``theta_1``, in the order of the state dict.
 
-    With ``other``, another fine-tuning of ``theta_0``, the cosine of the two task vectors too. ``layer_of`` groups
-    entries; integers, booleans and the running statistics of batch norm are no part of it, and an entry that is tied
-    counts under each of its names.
+    The arguments are state dicts, and ``theta_1 - theta_0`` is the task vector (Ilharco et al. 2023, sec. 2). Each
+    layer has its Euclidean distance, the distance relative to the norm of its start, and its share of the squared
+    length of the whole task vector, in [0, 1], all computed in float64. If ``other``, another fine-tuned model, is
+    given, the cosine of the two task vectors is measured as well. ``layer_of`` maps the name of an entry to its layer.
+    Integers, booleans and the running statistics of batch norm are left out, and a tied entry counts under each of its
+    names. Raises an IncompatibleWeightsError where the state dicts differ in names, shapes or dtypes.
 
     >>> zero, tuned = {"a.weight": torch.zeros(2)}, {"a.weight": torch.tensor([3.0, 4.0])}
     >>> measure_movement(zero, tuned)[0].distance
@@ -45,8 +48,8 @@ def measure_movement(
     for name, start in theta_0.items():
         if start.is_floating_point() and not is_running_statistic(name):
             layer = layer_of(name)
-            found = task_products([start, *(end[name] for end in ends)])
-            products[layer] = products.get(layer, torch.zeros_like(found)) + found
+            of_entry = task_products([start, *(end[name] for end in ends)])
+            products[layer] = products.get(layer, torch.zeros_like(of_entry)) + of_entry
             norms[layer] = norms.get(layer, 0.0) + float(start.detach().double().square().sum())
     whole = sum(float(product[0, 0]) for product in products.values())
     return tuple(

@@ -1,4 +1,8 @@
-"""Whom an ensemble follows where the zero-shot and the fine-tuned model disagree (WiSE-FT, sec. 5.1)."""
+"""Which model an ensemble follows where the zero-shot and the fine-tuned model disagree (WiSE-FT, sec. 5.1).
+
+All functions take the (N, K) logits of the three models for the same samples in the same order. Each raises an
+InputError where logits are not finite or differ in shape, and where labels are given for unlabelled images.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,14 @@ from shiftproof.records.comparisons import FollowedRecord, Measured, OverrideRec
 def override_rates(
     zero_shot: NDArray[np.floating], fine_tuned: NDArray[np.floating], ensemble: NDArray[np.floating]
 ) -> OverrideRecord:
-    """Whom the ensemble follows where zero-shot and fine-tuned disagree; no labels are needed (WiSE-FT, sec. 5.1).
+    """Returns how often the ensemble follows each model where the two disagree (WiSE-FT, sec. 5.1).
+
+    The three (N, K) logits suffice; no labels are needed. The rates are fractions of the disagreements, in [0, 1], and
+    sum to 1; without disagreements all are 0.
 
     >>> zero, tuned = np.array([[2.0, 1, 0]] * 4), np.array([[2.0, 1, 0]] + [[0.0, 2, 1]] * 3)
-    >>> found = override_rates(zero, tuned, np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
-    >>> found.disagreements, round(found.zero_shot, 3), round(found.fine_tuned, 3), round(found.neither, 3)
+    >>> rates = override_rates(zero, tuned, np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    >>> rates.disagreements, round(rates.zero_shot, 3), round(rates.fine_tuned, 3), round(rates.neither, 3)
     (3, 0.333, 0.333, 0.333)
     """
     zero, tuned, followed = (logits.argmax(1) for logits in checked_logits(zero_shot, fine_tuned, ensemble))
@@ -42,16 +49,18 @@ def override_rates_by_right(
     ensemble: NDArray[np.floating],
     labels: NDArray[np.integer],
 ) -> dict[str, OverrideRecord]:
-    """``override_rates`` apart for disagreements in which ``zero_shot``, ``fine_tuned`` or ``neither`` was right.
+    """Returns ``override_rates`` for three kinds of disagreements, which differ in the model that is right.
+
+    The keys are "zero_shot", "fine_tuned" and "neither". ``labels`` are (N,) class indices.
 
     >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
-    >>> found = override_rates_by_right(zero, tuned, zero, np.array([0, 1]))
-    >>> found["fine_tuned"].zero_shot, found["neither"].disagreements
+    >>> rates = override_rates_by_right(zero, tuned, zero, np.array([0, 1]))
+    >>> rates["fine_tuned"].zero_shot, rates["neither"].disagreements
     (1.0, 0)
     """
     zero, tuned, followed = (logits.argmax(1) for logits in checked_logits(zero_shot, fine_tuned, ensemble))
     right = _who_was_right(zero, tuned, labels)
-    return {name: _rates(zero, tuned, followed, (zero != tuned) & own) for name, own in right.items()}
+    return {name: _rates(zero, tuned, followed, (zero != tuned) & cases) for name, cases in right.items()}
 
 
 def gain_beyond_both(
@@ -60,9 +69,11 @@ def gain_beyond_both(
     ensemble: NDArray[np.floating],
     labels: NDArray[np.integer],
 ) -> float:
-    """Of the samples that the ensemble gets right and fine-tuned does not, the share that zero-shot errs on as well.
+    """Returns how much of the ensemble's gain over the fine-tuned model neither model contributes alone.
 
-    What the ensemble knows and neither end does; 0 where it gains nothing.
+    Of the samples that the ensemble gets right and the fine-tuned model does not, this is the fraction, in [0, 1],
+    that the zero-shot model gets wrong as well. It is 0 where there are no such samples. The logits are (N, K),
+    ``labels`` (N,) class indices.
 
     >>> zero, tuned, both = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2), np.array([[0, 0, 1.0], [1, 0, 0]])
     >>> gain_beyond_both(zero, tuned, both, np.array([2, 0]))
@@ -82,10 +93,11 @@ def measure_overrides(
     labels: NDArray[np.integer] | None = None,
     clusters: ArrayLike | None = None,
 ) -> FollowedRecord:
-    """``override_rates`` with 95 % intervals, and apart by who was right where labels are given.
+    """Measures ``override_rates`` with 95 % intervals and, with labels, also by the model that is right.
 
-    Clopper-Pearson over the disagreements, or bootstrap intervals over the ``clusters`` (N,) that these fall into;
-    where they fall into one alone, nothing is known, and the interval is 0 to 1. With labels, ``beyond_both`` is
+    The logits are (N, K), as arrays or as predictions on disk; ``labels`` are (N,) class indices. Intervals are those
+    of Clopper and Pearson over the disagreements, or bootstrap intervals over the ``clusters`` (N,) of the
+    disagreements; where these are in one cluster only, the interval is 0 to 1. With labels, ``beyond_both`` is
     ``gain_beyond_both``.
 
     >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
@@ -104,21 +116,21 @@ def overrides_of(
     labels: NDArray[np.integer] | None = None,
     clusters: ArrayLike | None = None,
 ) -> FollowedRecord:
-    """``measure_overrides`` of the (N,) classes that the three models name."""
+    """Returns what ``measure_overrides`` does, from the (N,) classes that the three models predict."""
     for named in (tuned, followed):
         require_equal_length("two models' predictions", zero, named)
     groups = None if clusters is None else np.asarray(clusters)
     if groups is not None:
         require_equal_length("logits and clusters", zero, groups)
     differ = zero != tuned
-    found = _followed(zero, tuned, followed, differ, groups)
+    overrides = _followed(zero, tuned, followed, differ, groups)
     if labels is None:
-        return found
+        return overrides
     right = _who_was_right(zero, tuned, labels)
-    by_right = {name: _followed(zero, tuned, followed, differ & own, groups) for name, own in right.items()}
+    by_right = {name: _followed(zero, tuned, followed, differ & cases, groups) for name, cases in right.items()}
     gained = correct_predictions(followed, labels) & ~right["fine_tuned"]
     beyond = _rate(~right["zero_shot"][gained], None if groups is None else groups[gained]) if gained.any() else None
-    return replace(found, by_right=by_right, beyond_both=beyond)
+    return replace(overrides, by_right=by_right, beyond_both=beyond)
 
 
 def _followed(
@@ -129,12 +141,12 @@ def _followed(
     groups: NDArray[Any] | None,
 ) -> FollowedRecord:
     count = int(among.sum())
-    own = None if groups is None else groups[among]
+    clusters = None if groups is None else groups[among]
     cases = {"zero_shot": followed == zero, "fine_tuned": followed == tuned}
     cases["neither"] = ~(cases["zero_shot"] | cases["fine_tuned"])
-    rates = {name: _rate(case[among], own) if count else None for name, case in cases.items()}
+    rates = {name: _rate(case[among], clusters) if count else None for name, case in cases.items()}
     ahead = (cases["zero_shot"].astype(np.float64) - cases["fine_tuned"])[among]
-    lead = measured_mean(ahead, own, bounds=(-1.0, 1.0)) if count else None
+    lead = measured_mean(ahead, clusters, bounds=(-1.0, 1.0)) if count else None
     return FollowedRecord(disagreements=count, n=len(zero), by_right={}, lead=lead, **rates)
 
 
@@ -142,8 +154,8 @@ def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:
     value = float(cases.mean())
     if groups is None:
         return Measured(value, accuracy_interval(int(cases.sum()), len(cases)))
-    found = measured_mean(cases, groups)
-    return found if found.interval else Measured(value, (0.0, 1.0))
+    rate = measured_mean(cases, groups)
+    return rate if rate.interval else Measured(value, (0.0, 1.0))
 
 
 def _rates(

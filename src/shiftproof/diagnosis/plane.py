@@ -25,7 +25,7 @@ from shiftproof.records.comparisons import PlanePoint, PlaneRecord
 from shiftproof.weights.arithmetic import combine, require_compatible, task_products
 
 NAMES = ("zero_shot", "first", "second")
-# The sine of the least angle between two ways: three models that are nearer to one line span a plane of rounding.
+# The least sine of the angle between the two directions: below it, rounding errors would decide where the plane lies.
 _LEAST_SINE = 1e-3
 
 
@@ -98,7 +98,7 @@ def measure_plane(
 
 @dataclass(frozen=True)
 class _Plane:
-    """|u|, the component of w2 - w0 along u, and |v|: the coordinates of all three models."""
+    """The coordinates of all three models: |u|, the component of w2 - w0 along u, and |v|."""
 
     length: float
     along: float
@@ -106,7 +106,7 @@ class _Plane:
 
     @classmethod
     def through(cls, origin: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> _Plane:
-        """An InputError says so where the three do not span a plane."""
+        """Returns the plane through three state dicts; raises an InputError where they do not span one."""
         require_compatible(origin, *others)
         products = torch.zeros(2, 2, dtype=torch.float64)
         for name, start in origin.items():
@@ -114,22 +114,22 @@ class _Plane:
                 products += task_products([start, *(other[name] for other in others)])
         (uu, ud), (_, dd) = products.tolist()
         if not (uu and dd and uu + dd - 2 * ud):
-            raise InputError("two of the three models have the same weights; a plane needs three that differ.")
+            raise InputError("two of the three models have the same weights; a plane needs three different models.")
         height = math.sqrt(max(dd - ud**2 / uu, 0.0))
         if height < _LEAST_SINE * math.sqrt(dd):
             raise InputError(
-                "the three models lie on one line, which spans no plane. Take two fine-tunings of other data or another"
-                " seed, and no point of the path between two models."
+                "the three models lie on one line, which does not span a plane. Take two models that were fine-tuned on"
+                " different data or with different seeds, rather than a point of the path between two models."
             )
         return cls(math.sqrt(uu), ud / math.sqrt(uu), height)
 
     @property
     def corners(self) -> tuple[tuple[float, float], ...]:
-        """Where the origin, the first and the second are."""
+        """The places (x, y) of the origin, the first and the second model."""
         return (0.0, 0.0), (self.length, 0.0), (self.along, self.height)
 
     def shares(self, x: float, y: float) -> tuple[float, float, float]:
-        """What a point takes of each model's weights; they sum to 1, and are (0, 1, 0) at the first, say."""
+        """Returns the share of each model's weights at a place; they sum to 1 and are (0, 1, 0) at the first model."""
         second = y / self.height
         first = (x - second * self.along) / self.length
         return 1 - first - second, first, second
@@ -202,10 +202,10 @@ def _combine_entry(
 
 def _errors_and_loss(network: Network, batches: Sequence[Tensor], images: ImageSet) -> tuple[int, float | None]:
     logits = np.concatenate([network(batch).float().cpu().numpy() for batch in batches])
-    if not (whole := np.isfinite(logits).all(1)).all():  # weights far from all models may give numbers beyond float32
-        return int((~whole | (logits.argmax(1) != images.labels)).sum()), None
-    own = log_probabilities(logits)[np.arange(len(images)), images.labels]
-    return int((logits.argmax(1) != images.labels).sum()), -float(own.mean())
+    if not (finite := np.isfinite(logits).all(1)).all():  # far from all models, logits may overflow float32
+        return int((~finite | (logits.argmax(1) != images.labels)).sum()), None
+    of_labels = log_probabilities(logits)[np.arange(len(images)), images.labels]
+    return int((logits.argmax(1) != images.labels).sum()), -float(of_labels.mean())
 
 
 def _point(place: tuple[float, float], wrong: int, loss: float | None, n: int) -> PlanePoint:
