@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+from support.commands import Call, CommandResult
 
 from shiftproof.cli import app as cli
 
@@ -113,3 +116,85 @@ def test_help_loads_little_beyond_what_a_bare_typer_application_loads(tmp_path: 
 
 def test_the_package_loads_little_beyond_a_bare_interpreter(tmp_path: Path) -> None:
     assert modules(f"import shiftproof; {COUNT}", tmp_path) < modules(COUNT, tmp_path) + 40
+
+
+COMMANDS = {
+    "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
+    "merge", "study", "diagnose strong-edge", "diagnose backgrounds",
+    "diagnose agreement", "diagnose connectivity", "diagnose movement", "diagnose cka", "diagnose cam",
+    "diagnose run",
+}  # fmt: skip
+# Help.
+
+
+GROUP = typer.main.get_command(cli.app)
+
+
+def commands() -> dict[str, Any]:
+    """Every command by what one types, those of groups too."""
+    found: dict[str, Any] = {}
+    for name, command in GROUP.commands.items():  # type: ignore[attr-defined]
+        parts = getattr(command, "commands", None)
+        found |= {f"{name} {part}": inner for part, inner in parts.items()} if parts else {name: command}
+    return found
+
+
+def test_the_commands_are_those_promised() -> None:
+    assert set(commands()) == COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_s_help_shows_an_example_that_parses(call: Call, name: str) -> None:
+    for flag in ("--help", "-h"):
+        told = call(*name.split(), flag)
+        assert (told.code, told.err) == (0, "")
+        assert f"Example: shiftproof {name}" in told.out
+    command = commands()[name]
+    example = next(line for line in command.help.splitlines() if line.startswith("Example: "))
+    assert example.startswith(f"Example: shiftproof {name}")
+    arguments = shlex.split(example.removeprefix(f"Example: shiftproof {name}"))
+    # Parsed, not run: an unknown option or a missing argument would raise.
+    command.make_context(name, arguments)
+
+
+def test_the_version_is_that_of_the_package(call: Call) -> None:
+    from importlib.metadata import version
+
+    assert call("--version") == CommandResult(0, version("shiftproof") + "\n", "")
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    from importlib.metadata import version
+
+    command = [sys.executable, "-m", "shiftproof", "--version"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, version("shiftproof") + "\n", "")
+
+
+# A light start.
+
+
+LIGHT = """
+import sys
+import shiftproof
+assert set(shiftproof.__all__) <= set(dir(shiftproof))
+heavy = {"torch", "torchvision", "open_clip", "timm", "matplotlib", "scipy", "numpy"}
+print(sorted(heavy & set(sys.modules)))
+from shiftproof.cli import app as cli
+for arguments in ARGUMENTS:
+    sys.argv = ["shiftproof", *arguments]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_neither_the_package_nor_its_help_loads_torch(tmp_path: Path) -> None:
+    asked = [["--help"], ["--version"], *([*name.split(), "--help"] for name in sorted(COMMANDS))]
+    code = LIGHT.replace("ARGUMENTS", repr(asked))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("[]", "[]")

@@ -1,0 +1,168 @@
+"""Mistakes of users: one message on stderr, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from support.commands import Call, assert_mistake, own_data
+
+import shiftproof as sp
+
+
+def broken_copies(folders: Path) -> None:
+    """Beside the test: an empty folder, and copies of the sketches that each break one rule."""
+    Path("nothing").mkdir()
+    for name in ("extra", "lacking", "hollow", "damaged"):
+        shutil.copytree(folders / "sketch", name)
+    shutil.copytree("extra/pear", "extra/plum")
+    shutil.rmtree("lacking/pear")
+    for image in Path("hollow/pear").iterdir():
+        image.unlink()
+    Path("damaged/lemon/lemon-1.png").write_bytes(Path("damaged/lemon/lemon-1.png").read_bytes()[:40])
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "missing folder": (["--reference", "folder:absent"], "the folder absent does not exist"),
+    "empty folder": (["--reference", "folder:nothing"], "nothing has no class folders"),
+    "missing csv": (["--test", "csv:absent.csv"], "the file absent.csv does not exist"),
+    "class folder without images": (["--shift", "sketch=folder:hollow"], "hollow/pear contains no image"),
+    "class that a shift lacks": (["--shift", "sketch=folder:lacking"], "lacks classes of the reference: 'pear'"),
+    "class that a shift has too many": (["--shift", "sketch=folder:extra"], "the reference lacks: 'plum'"),
+    "image that cannot be decoded": (["--shift", "s=folder:damaged"], "damaged/lemon/lemon-1.png cannot be decoded"),
+    "shift without a name": (["--shift", "folder:extra"], "must look like sketch=folder:PATH"),
+    "two sets of one name": (["--shift", "reference=folder:{folders}/sketch"], "'reference'"),
+    "set kind": (["--test", "foldr:x"], "'foldr'. Did you mean 'folder'?"),
+    "corruption": (["--corrupt", "noice:3"], "corruption 'noice'. Did you mean 'noise'?"),
+    "severity": (["--corrupt", "noise:6"], "severity of 1 to 5"),
+    "prompt set": (["--prompts", "foto"], "prompt set 'foto'. Did you mean 'photo'?"),
+    "template": (["--prompts", "a {} of {}"], "'a {} of {}'"),
+    "run-file key": (["--set", "finetune.epoch=3"], "key 'finetune.epoch'. Did you mean 'epochs'?"),
+    "run-file value": (["--set", "finetune.lr=fast"], "'finetune.lr' is 'fast'"),
+    "device": (["--device", "gpu"], "the device 'gpu' cannot be used here"),
+    "suite": (["--suite", "emojy"], "leave it out"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistake: str) -> None:
+    broken_copies(folders)
+    changes, said = MISTAKES[mistake]
+    flags = own_data(folders, shift=False)
+    for flag, value in zip(changes[::2], changes[1::2], strict=True):
+        filled = value.replace("{folders}", str(folders))
+        if flag in flags:
+            flags[flags.index(flag) + 1] = filled
+        else:
+            flags += [flag, filled]
+    ended = call("zeroshot", "tiny", *flags, "--out", "out")
+    assert_mistake(ended, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["zeroshot", "tinny", "--suite", "emoji"], "unknown model 'tinny'. Did you mean 'tiny'?"),
+        (["zeroshot", "open_clip:ViT-B-33", "--suite", "emoji"], "'ViT-B-33'. Did you mean 'ViT-B-32'?"),
+        (["zeroshot", "open_clip:ViT-B-32/opena", "--suite", "emoji"], "tag 'opena'. Did you mean 'openai'?"),
+        (["zeroshot", "local-dir:absent", "--suite", "emoji"], "'local-dir:absent' cannot be loaded"),
+        (["zeroshot", "tiny", "--suite", "emojy"], "unknown suite 'emojy'. Did you mean 'emoji'?"),
+        (["zeroshot", "tiny"], "no data"),
+        (["zeroshot", "tiny", "--reference", "folder:a"], "no data"),
+        (["run", "absent.yaml"], "the run file absent.yaml does not exist"),
+        (["pretrain", "plain.yaml"], "no pretrain section"),
+        (["predict", "absent", "x.png"], "absent is no classifier directory"),
+        (["evaluate", "absent", "--suite", "emoji"], "absent is no classifier directory"),
+        (["sweep", "absent", "other", "--suite", "emoji"], "absent is no classifier directory"),
+        (["report", "absent"], "absent/summary.json does not exist"),
+        (["study", "absent.yaml"], "the study file absent.yaml does not exist"),
+        (["study", "plain.yaml"], "unknown run-file key 'model'"),
+        (["finetune", "tiny", "--suite", "emoji", "--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
+        (["export-suite", "emojis", "--out", "x"], "unknown suite 'emojis'. Did you mean 'emoji'?"),
+    ],
+)
+def test_a_mistake_in_a_name(call: Call, arguments: list[str], said: str) -> None:
+    Path("plain.yaml").write_text("model: tiny\n", encoding="utf-8")
+    assert_mistake(call(*arguments), said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["zeroshoot"], "Did you mean 'zeroshot'?"),
+        (["zeroshot"], "Missing argument"),
+        (["predict", "x"], "Missing argument"),
+        (["predict", "x", "y.png", "--top", "0"], "--top"),
+        (["zeroshot", "tiny", "--seed", "-1"], "--seed"),
+        (["demo", "--sede", "1"], "--seed"),
+    ],
+)
+def test_a_mistake_in_the_usage(call: Call, arguments: list[str], said: str) -> None:
+    ended = call(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_run_file_s_mistakes_are_told_before_anything_is_written(folders: Path, call: Call) -> None:
+    asked = {"modell": "tiny", "suite": {"reference": {"trian": "folder:a", "test": "folder:b"}}, "alphas": 1}
+    Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    ended = call("run", "run.yaml", "--out", "out")
+    assert_mistake(ended, "suite.reference.train")
+    for said in ("'modell'. Did you mean 'model'?", "'suite.reference.trian'. Did you mean 'train'?"):
+        assert said in ended.err
+    assert sorted(path.name for path in Path().iterdir()) == ["run.yaml"]
+
+
+@pytest.mark.parametrize("command", ["zeroshot", "finetune", "sweep", "evaluate"])
+def test_an_occupied_folder_is_left_alone(folders: Path, call: Call, tiny: sp.models.Clip, command: str) -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("do not lose me", encoding="utf-8")
+    zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
+    sp.save_classifier(zero, "zero")
+    operands = {"zeroshot": ["tiny"], "finetune": ["zero"], "sweep": ["zero", "zero"], "evaluate": ["zero"]}[command]
+    flags = own_data(folders, shift=False)
+    ended = call(command, *operands, *(flags[4:] if command == "evaluate" else flags), "--out", "out")
+    assert_mistake(ended, "out already holds 'notes.txt'")
+    assert [path.name for path in Path("out").iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+def test_an_image_that_cannot_be_predicted_is_named(folders: Path, call: Call, tiny: sp.models.Clip) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
+    Path("notes.png").write_text("no picture", encoding="utf-8")
+    good = folders / "test/pear/pear-0.png"
+    assert_mistake(call("predict", "zero", good, "notes.png"), "the image notes.png cannot be decoded")
+    assert_mistake(call("predict", "zero", good, "absent.png"), "the image absent.png does not exist")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
+def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.models.Clip, mode: str) -> None:
+    sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
+    Image.new("RGB", (50, 20), (240, 210, 40)).convert(mode).save("image.tif")
+    ended = call("predict", "zero", "image.tif", "--json")
+    assert ended.code == 0, ended.err
+    assert len(json.loads(ended.out)[0]["top"]) == 2
+
+
+def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, call: Call) -> None:
+    broken = ["--set", "finetune.lr=1e20", "--set", "finetune.batch_size=9"]
+    ended = call("finetune", "tiny", *own_data(folders), *broken, "--out", "out")
+    assert_mistake(ended, "fine-tuning stopped at step 2")
+    assert "out/checkpoints/last_good" in ended.err
+    assert call("predict", "out/checkpoints/last_good", folders / "test/pear/pear-0.png").code == 0
+
+
+def test_a_fault_of_ours_is_not_passed_off_as_the_user_s(
+    folders: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("shiftproof.runs.stages.run_zero_shot", faulty)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call("zeroshot", "tiny", *own_data(folders))

@@ -1,0 +1,98 @@
+"""Commands that are stopped and resumed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support.commands import Call, Steps, assert_mistake, logged_steps, own_data, quick
+
+import shiftproof as sp
+
+
+def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path, call: Call, steps: Steps) -> None:
+    asked = ["finetune", "tiny", *own_data(folders), *quick(), "--seed", "3"]
+    assert call(*asked, "--out", "whole").code == 0
+    steps.again(stop=3)
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        call(*asked, "--out", "broken")
+    assert not Path("broken/classifier.json").exists()
+    assert_mistake(call(*asked, "--out", "broken"), "broken already holds")
+    assert_mistake(call(*asked, "--out", "broken", "--resume", "--overwrite"), "Give one of the two")
+    for other in (["--set", "finetune.lr=2e-3"], ["--seed", "4"], ["--prompts", "short"]):
+        assert_mistake(call(*asked, *other, "--out", "broken", "--resume"), "asks for other settings")
+    steps.again()
+    assert call(*asked, "--out", "broken", "--resume").code == 0
+    assert steps.taken == [2, 3, 4, 5]
+    first, second = sp.load_classifier("whole"), sp.load_classifier("broken")
+    assert sp.models.fingerprint(first) == sp.models.fingerprint(second)
+    assert first.training == second.training
+    assert Path("whole/results.jsonl").read_bytes() == Path("broken/results.jsonl").read_bytes()
+    assert logged_steps("whole") == logged_steps("broken") == [1, 2, 3, 4, 5, 6]
+    # A finished one stays as it is; --resume of one that never began begins it.
+    steps.again()
+    assert call(*asked, "--out", "broken", "--resume").code == 0
+    assert steps.taken == []
+    assert sp.models.fingerprint(sp.load_classifier("broken")) == sp.models.fingerprint(first)
+    assert call(*asked, "--out", "new", "--resume", "--set", "finetune.epochs=1").code == 0
+
+
+def test_a_run_goes_on_inside_its_fine_tuning(folders: Path, call: Call, steps: Steps) -> None:
+    asked = {
+        "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
+        "alphas": 2,
+    }
+    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    command = ["run", "fruit.yaml", "--shots", "2", *quick(recipe="head-only"), "--out", "out"]
+    steps.again(stop=5)
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        call(*command)
+    assert not Path("out/fine_tuned").exists()
+    assert_mistake(call(*command), "already holds a run")
+    steps.again()
+    ended = call(*command, "--resume")
+    assert (ended.code, steps.taken) == (0, [4, 5])
+    assert Path("out/report.html").is_file()
+    run = sp.RunFile.read("out/run.yaml")
+    suite = sp.own_suite({split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}, {})
+    unbroken = sp.finetune(sp.load_classifier("out/zero_shot"), suite, run.finetune, seed=run.seed)
+    assert sp.models.fingerprint(sp.load_classifier("out/fine_tuned")) == sp.models.fingerprint(unbroken)
+
+
+def test_a_fine_tuning_takes_few_shots_and_tells_a_tracker(folders: Path, call: Call, steps: Steps) -> None:
+    asked = [*own_data(folders, shift=False), *quick(recipe="head-only", epochs=1), "--shots", "1"]
+    ended = call("finetune", "tiny", *asked, "--report-to", "tensorboard", "--out", "out")
+    assert ended.code == 0, ended.err
+    assert (sp.RunFile.read("out/run.yaml").finetune.shots, steps.taken) == (1, [0])
+    assert sp.load_classifier("out").training["settings"]["shots"] == 1
+    assert list(Path("out/checkpoints").rglob("events.out.tfevents*"))
+
+
+def test_sigterm_ends_a_fine_tuning_politely(tmp_path: Path, call: Call) -> None:
+    asked = ["finetune", "tiny", "--suite", "emoji", "--shots", "1", "--set", "limit=5"]
+    asked += quick(recipe="head-only", epochs=2, batch_size=16, shots=1, checkpoint_every=1)
+    command = [sys.executable, "-m", "shiftproof", *asked, "--out", "out"]
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 600
+    while not list(Path("out").glob("checkpoints/step-*")) and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=600)
+    assert (started.returncode, out) == (143, ""), err
+    (message,) = [line for line in err.splitlines() if not re.match(r"fine-tune: \d+ ", line)]
+    told = re.fullmatch(r"shiftproof: fine-tune was interrupted after step (\d+) of 34\. (.*)", message)
+    assert told is not None, err
+    assert "out/checkpoints" in told[2] and "--resume" in told[2]
+    assert logged_steps("out") == list(range(1, int(told[1]) + 1))
+    assert int(told[1]) < 34
+    ended = call(*asked, "--out", "out", "--resume")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == "the classifier is out"
+    assert logged_steps("out") == list(range(1, 35))
+    assert sp.load_classifier("out").training["settings"]["shots"] == 1

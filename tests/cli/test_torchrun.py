@@ -1,0 +1,77 @@
+"""Commands that several processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support.commands import Call, CommandResult, logged_steps, own_data, quick
+
+import shiftproof as sp
+
+
+def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
+    """A command in two processes that share the work."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "shiftproof", *map(str, arguments)]
+    told = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=cwd, env=told, capture_output=True, text=True, encoding="utf-8", check=False)
+    return CommandResult(ended.returncode, ended.stdout, ended.stderr)
+
+
+def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Path, tmp_path: Path, call: Call) -> None:
+    asked = ["finetune", "tiny", *own_data(folders), *quick(batch_size=6)]
+    shared = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    assert shared.code == 0, shared.err
+    assert call(*asked, "--out", "one").code == 0
+    assert shared.out.count("the classifier is two") == 1
+    assert shared.out.count("Clopper-Pearson") == 1
+    assert shared.err.count("fine-tune: 3 done") == 1
+    one, two = (
+        [json.loads(line) for line in Path(name, "results.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in ("one", "two")
+    )
+    assert [(line["set"], line["n"]) for line in two] == [("reference", 9), ("sketch", 9)]
+    for alone, together in zip(one, two, strict=True):
+        assert together["n"] == alone["n"]
+        assert together["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / 9)
+    assert logged_steps("two") == [1, 2, 3]
+    # A refusal is told by one, and no other stays behind with a traceback of its own.
+    refused = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    assert refused.code != 0
+    assert refused.err.count("shiftproof: two already holds") == 1
+    assert "gloo" not in refused.err and "all_reduce" not in refused.err
+    # What is saved is what was scored.
+    tuned = sp.load_classifier("two")
+    sketches = sp.data.load_set(f"folder:{folders}/sketch", tuned.classes)
+    assert sp.evaluation.accuracy(sp.predict(tuned, sketches).logits, sketches.labels) == two[1]["accuracy"]
+
+
+def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: Path, call: Call) -> None:
+    splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
+    asked = {"suite": {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}, "alphas": 3}
+    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    shared = torchrun("run", "fruit.yaml", *quick(batch_size=6), "--out", "out", cwd=tmp_path)
+    assert shared.code == 0, shared.err
+    assert shared.out.count("report: out/report.html") == 1
+    assert shared.err.count("fine-tune: 3 done") == shared.err.count("sweep: 81 done") == 1
+    for name in ("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "report.html"):
+        assert Path("out", name).is_file()
+    assert logged_steps("out") == [1, 2, 3]
+    summary = json.loads(Path("out/summary.json").read_text(encoding="utf-8"))
+    for model in ("zero_shot", "fine_tuned", "ensemble"):
+        classifier = sp.load_classifier(Path("out", model))
+        for name, split in (("reference", "test"), ("sketch", "sketch")):
+            images = sp.data.load_set(f"folder:{folders}/{split}", classifier.classes)
+            told = summary["models"][model][name]
+            assert (told["n"], told["accuracy"]) == (
+                9,
+                sp.evaluation.accuracy(sp.predict(classifier, images).logits, images.labels),
+            )
+    # Alone, the directory can be gone on with.
+    assert call("run", "out/run.yaml", "--out", "out", "--resume").code == 0

@@ -1,0 +1,257 @@
+"""Fine-tuning on mixed images, against a bare loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.squares import CLASSES, SUITE, bits, settings, toy
+from torch import Tensor
+from torch.nn import functional
+
+import shiftproof as sp
+from shiftproof.data.batches import training_batches
+from shiftproof.finetuning import loop
+from shiftproof.mixing.methods import CutMix, Cutout, MixChoice, Mixing, MixUp, SmoothMix
+from shiftproof.mixing.named import MIXINGS, mixing_from
+from shiftproof.mixing.plans import mix_images
+from shiftproof.mixing.targets import soft_cross_entropy
+from shiftproof.runs.file import MIXED_SETTINGS
+from shiftproof.seeding import child_generator, child_seed
+from shiftproof.training.engine import cosine_with_warmup, optimisation_step, parameter_groups, positions_at
+
+# A batch norm follows the bias, so that its gradient is rounding alone, and the running mean goes where it goes.
+UNDETERMINED = ("encoder.0.bias", "encoder.1.running_mean")
+ELSEWHERE = "open_clip:ViT-B-32/openai"  # a model without settings of its own
+
+
+def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing | None, off: int = 0) -> sp.Classifier:
+    """The loop without anything around it; the last ``off`` steps do not mix."""
+    train, network = SUITE.reference.train, deepcopy(start.network).train()
+    parameters, steps = list(network.parameters()), asked.steps(len(SUITE.reference.train))
+    optimizer = torch.optim.AdamW(parameter_groups(network, asked.weight_decay), lr=0.0)
+    places = [positions_at(step, asked.batch_size, len(train), child_seed(0, "finetune")) for step in range(steps)]
+    for step, images in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, seed=0)):
+        labels = torch.as_tensor(train.labels[places[step]])
+        if mixing is None or step >= steps - off:
+            loss = functional.cross_entropy(network(images), labels, label_smoothing=asked.label_smoothing)
+        else:
+            mixing = replace(mixing, num_classes=len(CLASSES), label_smoothing=asked.label_smoothing)
+            mixed, targets = mixing(images, labels, generator=child_generator(0, "mixing", step))
+            loss = soft_cross_entropy(network(mixed), targets)
+        optimisation_step(loss, parameters, optimizer, asked.lr * cosine_with_warmup(step, steps, 0), asked.clip_norm)
+    return start.with_weights({name: tensor.detach() for name, tensor in network.state_dict().items()})
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_without_mixing_it_is_the_bare_loop_bit_for_bit(smoothing: float) -> None:
+    asked = settings(label_smoothing=smoothing, batch_size=7)
+    assert bits(sp.finetune(toy(), SUITE, asked)) == bits(bare_loop(toy(), asked, None))
+    assert bits(sp.finetune(toy(), SUITE, replace(asked, mixing="none"))) == bits(sp.finetune(toy(), SUITE, asked))
+
+
+@pytest.mark.parametrize("name", MIXINGS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_with_mixing_it_is_the_bare_loop_on_mixed_images_and_labels(name: str, smoothing: float) -> None:
+    asked = settings(label_smoothing=smoothing, mixing=name, mixing_probability=0.75, mixing_off_epochs=1)
+    found = sp.finetune(toy(), SUITE, asked).state_dict()
+    mixing = replace(MIXINGS[name], probability=0.75)
+    expected = bare_loop(toy(), asked, mixing, off=2).state_dict()
+    for key, tensor in found.items():
+        if key not in UNDETERMINED:
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4, msg=key)
+    # A wrong twin would not pass: without mixing the weights are elsewhere.
+    plain = bare_loop(toy(), asked, None).state_dict()
+    assert (plain["head.weight"] - found["head.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
+@pytest.mark.parametrize("mixing", [*MIXINGS, {"mixup": 1, "cutmix": 3}])
+def test_mixing_changes_the_weights_and_the_seed_repeats_them(recipe: str, mixing: Any) -> None:
+    asked = settings(recipe=recipe, mixing=mixing)
+    torch.manual_seed(1)
+    first = sp.finetune(toy(), SUITE, asked)
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    again, other = (sp.finetune(toy(), SUITE, asked, seed=seed) for seed in (0, 1))
+    plain = sp.finetune(toy(), SUITE, settings(recipe=recipe))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert bits(first) == bits(again)
+    assert bits(first)["head.weight"] not in (bits(plain)["head.weight"], bits(other)["head.weight"])
+
+
+@pytest.mark.parametrize("name", MIXINGS)
+def test_mixing_that_is_off_in_all_epochs_is_none(name: str) -> None:
+    plain = bits(sp.finetune(toy(), SUITE, settings()))
+    off = sp.finetune(toy(), SUITE, settings(mixing=name, mixing_off_epochs=2))
+    assert bits(off) == plain
+    never = sp.finetune(toy(), SUITE, settings(mixing=name, mixing_probability=0.0)).state_dict()
+    for key, tensor in sp.finetune(toy(), SUITE, settings()).state_dict().items():
+        if key not in UNDETERMINED:
+            torch.testing.assert_close(never[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(("off", "mixed"), [(0, [0, 1, 2, 3, 4, 5]), (1, [0, 1, 2, 3]), (2, [0, 1]), (3, [])])
+def test_the_last_epochs_do_not_mix(monkeypatch: pytest.MonkeyPatch, off: int, mixed: list[int]) -> None:
+    plans: list[Any] = []
+
+    def recorded(images: Tensor, plan: Any) -> Tensor:
+        plans.append(plan)
+        return mix_images(images, plan)
+
+    monkeypatch.setattr(loop, "mix_images", recorded)
+    sp.finetune(toy(), SUITE, settings(epochs=3, mixing="mixup", mixing_off_epochs=off))
+    expected = [MixUp().plan(12, (16, 16), child_generator(0, "mixing", step)) for step in mixed]
+    assert [plan.weights.tolist() for plan in plans] == [plan.weights.tolist() for plan in expected]
+
+
+@given(epochs=st.integers(1, 5), images=st.integers(1, 30), batch_size=st.integers(1, 12), data=st.data())
+def test_a_step_mixes_where_its_first_image_is_of_a_mixing_epoch(
+    epochs: int, images: int, batch_size: int, data: st.DataObject
+) -> None:
+    off = data.draw(st.integers(0, epochs))
+    asked = sp.FinetuneSettings(epochs=epochs, batch_size=batch_size, mixing="cutmix", mixing_off_epochs=off)
+    epoch_of = [epoch for epoch in range(epochs) for _ in range(images)]
+    firsts = epoch_of[::batch_size]
+    assert asked.steps(images) == len(firsts)
+    found = [asked.mixes_at(step, images) for step in range(len(firsts))]
+    assert found == [epoch < epochs - off for epoch in firsts]
+
+
+@pytest.mark.parametrize(
+    ("mixing", "mixer"),
+    [
+        ("none", None),
+        ("smoothmix-circle", SmoothMix()),
+        ("smoothmix-square", SmoothMix(kind="square")),
+        ({"method": "cutout", "fill": "noise"}, Cutout(fill="noise")),
+        ({"cutmix": 2, "mixup": 1}, MixChoice(mixings=(CutMix(), MixUp()), weights=(2.0, 1.0))),
+        (SmoothMix(kind="square", edge=0.5), SmoothMix(kind="square", edge=0.5)),
+        (MixChoice(mixings=(CutMix(), MixUp())), MixChoice(mixings=(CutMix(), MixUp()))),
+        (CutMix(probability=0.3), CutMix(probability=0.3)),
+    ],
+)
+def test_a_mixing_is_asked_for_by_name_by_settings_or_as_an_object(mixing: Any, mixer: Mixing | None) -> None:
+    asked = sp.FinetuneSettings(mixing=mixing)
+    assert asked.mixer == mixer
+    assert json.loads(json.dumps(asked.mixing)) == asked.mixing
+    if mixer is not None:
+        assert replace(asked, mixing_probability=0.7).mixer == replace(mixer, probability=0.7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mixing": "cutmx"}, "unknown finetune.mixing 'cutmx'.*'cutmix'"),
+        ({"mixing": None}, "mixing is None"),
+        ({"mixing": {"cutmx": 1}}, "unknown finetune.mixing 'cutmx'.*'cutmix'"),
+        ({"mixing": {"method": "cutmx"}}, "unknown mixing method 'cutmx'.*'cutmix'"),
+        ({"mixing": {"method": "cutmix", "edge": 2}}, "edge is 2"),
+        ({"mixing": {"method": "cutmix", "alpha": 2}}, "unknown setting of cutmix 'alpha'"),
+        ({"mixing": {"method": "cutmix", "label_smoothing": 0.1}}, r"finetune\.label_smoothing"),
+        ({"mixing": CutMix(label_smoothing=0.1)}, r"finetune\.label_smoothing"),
+        ({"mixing": "cutmix", "mixing_probability": 1.5}, r"finetune\.mixing_probability is 1\.5"),
+        ({"mixing": "cutmix", "mixing_probability": math.nan}, r"finetune\.mixing_probability is nan"),
+        ({"mixing": "cutmix", "mixing_off_epochs": -1}, r"finetune\.mixing_off_epochs is -1"),
+        ({"mixing": "cutmix", "mixing_off_epochs": 11}, r"finetune\.mixing_off_epochs is 11"),
+        ({"mixing_probability": 0.5}, r"finetune\.mixing_probability .*Set finetune\.mixing"),
+        ({"mixing_off_epochs": 1}, r"mixing_off_epochs need a mixing"),
+    ],
+)
+def test_a_mixing_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(sp.InputError, match=said):
+        sp.FinetuneSettings(**changes)
+    if not isinstance(changes.get("mixing"), Mixing):
+        with pytest.raises(sp.InputError, match=said):
+            sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"epochs": 10, **changes}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mixer"),
+    [
+        (["finetune.mixing=smoothmix-square"], SmoothMix(kind="square")),
+        (["finetune.mixing={method: cutout, fill: noise}"], Cutout(fill="noise")),
+        (["finetune.mixing.method=cutout", "finetune.mixing.fill=noise"], Cutout(fill="noise")),
+        (["finetune.mixing={mixup: 1, cutout: 3}"], MixChoice(mixings=(MixUp(), Cutout()), weights=(1.0, 3.0))),
+        (["finetune.mixing=cutmix", "finetune.mixing_probability=0.5"], CutMix(probability=0.5)),
+        (["finetune.mixing={method: smoothmix, spread: [0.1, 0.3]}"], SmoothMix(spread=(0.1, 0.3))),
+        (["finetune.mixing=none"], None),
+    ],
+)
+def test_the_command_line_asks_for_a_mixing(overrides: list[str], mixer: Mixing | None) -> None:
+    assert sp.RunFile.resolve({"model": ELSEWHERE}, overrides).finetune.mixer == mixer
+
+
+def test_the_tiny_model_mixes_as_was_found_best_for_it_unless_told_otherwise() -> None:
+    found, other = MIXED_SETTINGS["tiny"], {"mixing_probability": 0.75, "label_smoothing": 0.0}
+    assert set(found) == set(other)
+    for given_ones, expected in (
+        ({"mixing": "cutmix"}, found),
+        ({"mixing": "cutmix", **other}, other),
+        (
+            {"mixing": {"method": "cutmix", "probability": 0.5}},
+            {"mixer": CutMix(probability=0.5), "label_smoothing": 0.1},
+        ),
+        ({"mixing": "none"}, {"mixing_probability": None, "label_smoothing": 0.0}),
+        ({}, {"mixing_probability": None, "label_smoothing": 0.0}),
+    ):
+        asked = sp.RunFile.resolve({"model": "tiny", "finetune": given_ones}).finetune
+        assert {key: getattr(asked, key) for key in expected} == expected
+    elsewhere = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"mixing": "cutmix"}}).finetune
+    assert elsewhere.mixing_probability is None
+
+
+MEMBER = st.sampled_from(
+    [
+        *MIXINGS,
+        {"method": "smoothmix", "kind": "square", "edge": 0.25},
+        {"method": "smoothmix", "spread": [0.1, 0.2], "probability": 0.5},
+        {"method": "cutout", "fill": "noise", "side": 1},
+    ]
+)
+ASKED = (
+    MEMBER
+    | st.dictionaries(st.sampled_from([*MIXINGS]), st.integers(1, 9) | st.floats(0.1, 9), min_size=1)
+    | st.fixed_dictionaries(
+        {"method": st.just("choice"), "mixings": st.lists(MEMBER, min_size=2, max_size=2)},
+        optional={"weights": st.lists(st.floats(0.1, 9), min_size=2, max_size=2), "probability": st.floats(0, 1)},
+    )
+    | MEMBER.map(mixing_from)
+)
+
+
+@given(mixing=ASKED, probability=st.none() | st.floats(0, 1), off=st.integers(0, 3))
+def test_a_mixing_survives_the_way_to_disk(
+    tmp_path_factory: pytest.TempPathFactory, mixing: Any, probability: float | None, off: int
+) -> None:
+    asked = sp.FinetuneSettings(epochs=3, mixing=mixing, mixing_probability=probability, mixing_off_epochs=off)
+    changes = {"mixing": asked.mixing, "mixing_probability": probability, "mixing_off_epochs": off, "epochs": 3}
+    resolved = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": changes})
+    assert resolved.finetune.mixer == asked.mixer
+    file = tmp_path_factory.mktemp("mixing", numbered=True) / "run.yaml"
+    file.write_text(resolved.to_yaml(), encoding="utf-8")
+    again = sp.RunFile.read(file)
+    assert again == resolved
+    assert again.finetune.mixer == asked.mixer
+    assert (again.finetune.mixing_probability, again.finetune.mixing_off_epochs) == (probability, off)
+
+
+@pytest.mark.parametrize("mixing", ["cutmix", {"cutmix": 2, "mixup": 1}, SmoothMix(kind="square", edge=0.5)])
+def test_a_classifier_tells_how_it_was_mixed(tmp_path: Path, mixing: Any) -> None:
+    asked = settings(mixing=mixing, mixing_probability=0.5, mixing_off_epochs=1)
+    saved = sp.save_classifier(sp.finetune(toy(), SUITE, asked), tmp_path / "tuned")
+    told = json.loads((saved / "classifier.json").read_text(encoding="utf-8"))["training"]["settings"]
+    assert {key: told[key] for key in ("mixing", "mixing_probability", "mixing_off_epochs")} == {
+        "mixing": asked.mixing,
+        "mixing_probability": 0.5,
+        "mixing_off_epochs": 1,
+    }
+    assert sp.FinetuneSettings(**{**told, "crop_scale": tuple(told["crop_scale"])}) == asked

@@ -1,0 +1,83 @@
+"""One run of a study: resumed, locked and tracked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.studies import own
+
+import shiftproof as sp
+from shiftproof.runs.directory import MemberDirectory
+from shiftproof.runs.file import RunFile
+from shiftproof.storage import locked
+from shiftproof.studies.file import MemberRun, StudyFile
+from shiftproof.studies.members import run_member
+from shiftproof.training.engine import Trainer
+
+
+def the_member(asked: Mapping[str, Any]) -> MemberRun:
+    (run,) = StudyFile.resolve(asked).members()
+    return run
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Notes which steps are taken; with ``stop`` set, that step breaks off as a bug would."""
+    noted = SimpleNamespace(taken=[], stop=None)
+    take = Trainer.take
+
+    def watched(trainer: Trainer, step: int, losses: Any) -> float:
+        if step == noted.stop:
+            raise RuntimeError("the plug was pulled")
+        noted.taken.append(step)
+        return take(trainer, step, losses)
+
+    monkeypatch.setattr(Trainer, "take", watched)
+    return noted
+
+
+def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
+    folders: Path, tmp_path: Path, steps: SimpleNamespace
+) -> None:
+    settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "checkpoint_every": 2, "shots": 2}
+    run = the_member(own(folders, run={"finetune": settings}, seeds=[4]))
+    run_member(run, MemberDirectory(tmp_path / "whole"), "reference")
+    assert steps.taken == [0, 1, 2, 3, 4, 5]
+    steps.taken, steps.stop = [], 3
+    with pytest.raises(RuntimeError, match="the plug was pulled"):
+        run_member(run, MemberDirectory(tmp_path / "broken"), "reference")
+    assert not (tmp_path / "broken" / "member.json").exists()
+    (tmp_path / "broken" / "error.txt").write_text("what the failed run left", encoding="utf-8")
+    steps.taken, steps.stop = [], None
+    run_member(run, MemberDirectory(tmp_path / "broken"), "reference")
+    assert steps.taken == [2, 3, 4, 5]
+    first, second = (sp.load_classifier(tmp_path / name / "fine_tuned") for name in ("whole", "broken"))
+    assert sp.models.fingerprint(first) == sp.models.fingerprint(second)
+    for name in ("whole", "broken"):
+        assert not list((tmp_path / name).rglob("step-*"))
+        assert not (tmp_path / name / "error.txt").exists()
+        assert RunFile.read(tmp_path / name / "run.yaml") == run.asked
+    told = [json.loads((tmp_path / name / "member.json").read_text()) for name in ("whole", "broken")]
+    for entry in told:
+        assert entry.pop("seconds") > 0
+    assert told[0] == told[1]
+    assert (told[0]["name"], told[0]["seed"]) == ("run-seed-4", 4)
+
+
+def test_a_run_whose_directory_is_in_use_is_refused(folders: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
+        run_member(the_member(own(folders)), MemberDirectory(tmp_path / "run"), "reference")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_what_a_run_told_its_trackers_outlasts_it(folders: Path, tmp_path: Path) -> None:
+    run_member(
+        the_member(own(folders, run={"report_to": "tensorboard"})), MemberDirectory(tmp_path / "run"), "reference"
+    )
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert not list((tmp_path / "run").rglob("step-*"))
