@@ -476,7 +476,7 @@ def test_wrong_images_and_classes_are_refused(zero: sp.Classifier, images: Tenso
 
 def test_an_image_size_that_the_model_does_not_take_is_told() -> None:
     classifier = classifier_of(timm_vit(img_size=32, dynamic_img_size=False).eval(), 64, 32)
-    with pytest.raises(sp.InputError, match="does not take images of 48 x 32 .*Give it 32 x 32"):
+    with pytest.raises(sp.InputError, match="does not accept images of 48 x 32 .*Give it 32 x 32"):
         class_activation_map(classifier, torch.zeros(2, 3, 48, 32), CLASSES)
 
 
@@ -496,9 +496,9 @@ def test_a_convolutional_model_takes_any_size(zero: sp.Classifier) -> None:
         ({"method": "cam", "layer": "encoder.norm"}, "'encoder.norm' is for Grad-CAM"),
         ({"layer": "encoder.blocks.5.norm"}, "no layer 'encoder.blocks.5.norm'. Did you mean 'encoder.blocks.5.norm"),
         ({"layer": ""}, "no layer ''"),
-        ({"layer": "encoder"}, r"gives \(2, 64\)"),
-        ({"layer": "encoder.norm"}, "read the class token alone behind this layer"),
-        ({"layer": "encoder.blocks.5"}, "read the class token alone behind this layer"),
+        ({"layer": "encoder"}, r"returns \(2, 64\)"),
+        ({"layer": "encoder.norm"}, "depend only on the class token of this layer"),
+        ({"layer": "encoder.blocks.5"}, "depend only on the class token of this layer"),
         ({"layer": "twice"}, "runs 2 times and gets 2 gradients"),
         ({"layer": "never"}, "runs 0 times and gets 0 gradients"),
     ],
@@ -517,7 +517,7 @@ def test_an_unknown_architecture_wants_a_layer() -> None:
     classifier = classifier_of(body, 32, 16)
     images = images_of(classifier)
     for run in (lambda: class_activation_map(classifier, images, CLASSES), lambda: map_kind(classifier)):
-        with pytest.raises(sp.InputError, match="Sequential is not known.*layer='encoder.NAME', of '0', '1'"):
+        with pytest.raises(sp.InputError, match="Sequential is unknown.*'encoder.NAME' with NAME one of '0', '1'"):
             run()
     found = class_activation_map(classifier, images, CLASSES, layer="encoder.1")
     body[1] = nn.ReLU()
@@ -538,7 +538,7 @@ def test_a_layer_is_explained_as_it_was_before_the_next_one_changed_it() -> None
 def test_tokens_that_fill_no_grid_are_told() -> None:
     body = nn.Sequential(nn.Conv2d(3, 12, 4, 4), nn.Flatten(2), nn.Linear(16, 8), nn.Flatten())
     classifier = classifier_of(body, 96, 16)
-    with pytest.raises(sp.InputError, match="12 tokens fill no grid"):  # 3 x 4 has not a square's proportions
+    with pytest.raises(sp.InputError, match="12 tokens do not fill a grid"):  # 3 x 4 has not a square's proportions
         class_activation_map(classifier, images_of(classifier), CLASSES, layer="encoder.2")
 
 

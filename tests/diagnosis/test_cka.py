@@ -118,7 +118,7 @@ def test_what_is_given_stays_as_it_is() -> None:
             for n in (33, 100)  # of which the rounding of a tenth leaves something
         ),
         (np.zeros((9, 2)), np.zeros((8, 2)), "the numbers must be equal"),
-        (np.zeros((1, 2)), np.zeros((1, 2)), "two at least"),
+        (np.zeros((1, 2)), np.zeros((1, 2)), "needs at least 2"),
         (np.zeros(9), np.zeros(9), r"must be \(N, P\)"),
         (np.zeros((0, 2)), np.zeros((0, 2)), r"must be \(N, P\)"),
         (np.full((9, 2), np.nan), np.zeros((9, 2)), "features of sample 0 are not finite"),
@@ -147,11 +147,11 @@ def test_the_rounding_of_a_constant_is_no_variation(n: int) -> None:
 
 def test_too_few_samples_and_other_widths_are_refused() -> None:
     x, y = features(5, 3, (2, 2))
-    with pytest.raises(sp.InputError, match="four at least"):
+    with pytest.raises(sp.InputError, match="needs at least 4"):
         sp.diagnosis.linear_cka(x, y, debiased=True)
     sums = sp.diagnosis.CkaSums()
     sums.add(x, y)
-    with pytest.raises(sp.InputError, match="this block has 1 and 2 columns, those before 2 and 2"):
+    with pytest.raises(sp.InputError, match="this block has 1 and 2 columns, and the blocks before it 2 and 2"):
         sums.add(x[:, :1], y)
 
 

@@ -296,8 +296,11 @@ def test_hooks_go_also_where_a_network_fails_midway(images: sp.ImageSet) -> None
             "layer of the first classifier .*Did you mean 'encoder.trunk.blocks.0'",
         ),
         ({"other_layers": ["feature"]}, "layer of the second classifier 'feature'. Did you mean 'features'"),
-        ({"layers": ["logits", "logits"]}, "the first classifier are 'logits', 'logits'; name each once"),
-        ({"layers": []}, "one at least"),
+        (
+            {"layers": ["logits", "logits"]},
+            "the first classifier are 'logits', 'logits'; name at least one, and each only once",
+        ),
+        ({"layers": []}, "name at least one"),
     ],
 )
 def test_unknown_layers_are_refused(
@@ -310,11 +313,11 @@ def test_unknown_layers_are_refused(
 @pytest.mark.parametrize(
     ("middle", "name", "said"),
     [
-        (lambda x: x.mean(), "encoder.middle", r"gives \(\) for two images"),
-        (lambda x: x.reshape(-1, 12), "encoder.middle", r"gives \(32, 12\) for two images"),
-        (lambda x: {"a": x}, "encoder.middle", "gives a dict; it must be a tensor"),
+        (lambda x: x.mean(), "encoder.middle", r"returns \(\) for two images"),
+        (lambda x: x.reshape(-1, 12), "encoder.middle", r"returns \(32, 12\) for two images"),
+        (lambda x: {"a": x}, "encoder.middle", "returns a dict; it must return a tensor"),
         (lambda x: x, "encoder.never", "'encoder.never' runs 0 times"),
-        (lambda x: x * float("nan"), "encoder.middle", "'encoder.middle' gives numbers that are not finite"),
+        (lambda x: x * float("nan"), "encoder.middle", "'encoder.middle' returns numbers that are not finite"),
     ],
 )
 def test_layers_that_have_no_features_are_refused(
@@ -328,7 +331,7 @@ def test_layers_that_have_no_features_are_refused(
 
 @pytest.mark.parametrize(("count", "debiased"), [(1, False), (3, True)])
 def test_too_few_images_are_refused(zero: sp.Classifier, images: sp.ImageSet, count: int, debiased: bool) -> None:
-    with pytest.raises(sp.InputError, match="too few for this CKA"):
+    with pytest.raises(sp.InputError, match="this CKA needs at least"):
         measure_layers(zero, zero, images.subset(range(count)), debiased=debiased)
 
 

@@ -1,7 +1,7 @@
 """Class activation maps: where in an image the evidence for a class lies.
 
 CAM (Zhou et al. 2016, arXiv 1512.04150) is exact where a linear head reads the mean of the last map; elsewhere
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs the channels by their mean gradient.
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weights the channels by their mean gradients.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ METHODS = ("auto", "cam", "grad-cam")
 
 @dataclass(frozen=True)
 class Evidence:
-    """How a logit is made up: it is the mean of ``maps`` over the places, plus ``bias``.
+    """The parts of a logit, which is the mean of ``maps`` over all places plus ``bias``.
 
-    ``maps`` (B, h, w) has the sign of what each place of the last map says; ``bias`` (B,) is what no place says.
+    ``maps`` (B, h, w) are the signed contributions of the places of the last map, and ``bias`` (B,) is the part that
+    does not depend on any place.
     """
 
     maps: Tensor
@@ -45,13 +46,17 @@ def class_activation_map(
     layer: str | None = None,
     device: str | torch.device = "auto",
 ) -> Tensor:
-    """(B, H, W) maps >= 0 on the CPU, in float32, of the evidence for one class an image, at the images' resolution.
+    """Returns (B, H, W) maps of the evidence for one class of each image, at the images' resolution.
 
-    ``images`` are (B, 3, H, W) as the model takes them (normalised), ``classes`` (B,) integer labels. "cam" is
-    exact and wants a linear head on a mean; "grad-cam" works for any differentiable network and needs the extra
-    ``cam``; "auto" takes CAM where it is exact. ``layer`` names the module whose output Grad-CAM explains, e.g.
-    "encoder.layer3". The evidence is clipped at 0, then enlarged bilinearly, and not scaled: see ``scale_to_one``.
-    The classifier stays as it is. Raises an InputError where a method does not fit.
+    The maps are float32 on the CPU and at least 0. ``images`` are (B, 3, H, W), normalised as the model expects them,
+    and ``classes`` (B,) integer labels. The method "cam" (Zhou et al. 2016, Eq. 2) is exact and requires a linear head
+    on the mean of the last map; "grad-cam" (Selvaraju et al. 2017, Eq. 1 and 2) works for any differentiable network
+    and needs the extra ``cam``; "auto" uses CAM where it is exact. ``layer`` names the module whose output Grad-CAM
+    explains, e.g. "encoder.layer3". The evidence is clipped at 0 and then enlarged bilinearly; it is not scaled (see
+    ``scale_to_one``). The classifier is left unchanged.
+
+    Raises an InputError for other shapes or classes, where CAM is asked for but not exact, and where Grad-CAM needs
+    the package grad-cam or another layer.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -60,10 +65,12 @@ def class_activation_map(
     """
     require_choice("method", method, METHODS)
     if layer is not None and method == "cam":
-        raise InputError(f"the layer {layer!r} is for Grad-CAM; CAM reads the last map. Give method='grad-cam'.")
+        raise InputError(
+            f"the layer {layer!r} is for Grad-CAM, whereas CAM reads the last map. Give method='grad-cam'."
+        )
     _require_fitting(classifier, images, classes)
     place = resolve_device(device)
-    with _at_work(classifier, images):
+    with _gradients_allowed(classifier, images):
         network = _private(classifier.network, place)
         images, classes = _moved(images, place), classes.to(place)
         end = None if method == "grad-cam" or layer is not None else _linear_end(network, images[:1])
@@ -79,10 +86,11 @@ def class_activation_map(
 def class_evidence(
     classifier: Classifier, images: Tensor, classes: Tensor, *, device: str | torch.device = "auto"
 ) -> Evidence:
-    """The exact share of each place of the last map in a class's logit, on the CPU; what CAM clips and enlarges.
+    """Returns the exact contribution of each place of the last map to a class's logit, on the CPU.
 
-    ``images`` (B, 3, H, W) and ``classes`` (B,) as for ``class_activation_map``. Raises an InputError where the
-    logit is no linear function of the last map's mean, up to the features' length.
+    This is what CAM clips and enlarges (Zhou et al. 2016, Eq. 2). ``images`` (B, 3, H, W) and ``classes`` (B,) are as
+    for ``class_activation_map``. Raises an InputError for other shapes or classes, and where the logit is not a linear
+    function of the last map's mean, up to the length of the features.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -91,24 +99,24 @@ def class_evidence(
     """
     _require_fitting(classifier, images, classes)
     place = resolve_device(device)
-    with _at_work(classifier, images):
+    with _gradients_allowed(classifier, images):
         network = _private(classifier.network, place)
         images, classes = _moved(images, place), classes.to(place)
         end = _linear_end(network, images[:1])
         if end is None:
             raise _not_exact(classifier)
-        found = _evidence(network, end, images, classes)
-    return Evidence(found.maps.cpu(), found.bias.cpu())
+        evidence = _evidence(network, end, images, classes)
+    return Evidence(evidence.maps.cpu(), evidence.bias.cpu())
 
 
 def map_kind(classifier: Classifier) -> str:
-    """The method that "auto" takes: "cam" where it is exact, else "grad-cam".
+    """Returns the method that "auto" uses: "cam" where it is exact, else "grad-cam".
 
-    Runs the encoder on one blank image. Raises an InputError where Grad-CAM would need a ``layer``.
+    It runs the encoder on one blank image. Raises an InputError where Grad-CAM would need a ``layer``.
     """
     size = classifier.preprocessing.size
     image = torch.zeros(1, 3, size, size)
-    with _at_work(classifier, image):
+    with _gradients_allowed(classifier, image):
         network = _private(classifier.network, "cpu")
         if _linear_end(network, image) is not None:
             return "cam"
@@ -117,7 +125,7 @@ def map_kind(classifier: Classifier) -> str:
 
 
 def scale_to_one(maps: Tensor) -> Tensor:
-    """(..., H, W) maps >= 0, each divided by its maximum, for drawing; a map of zeros stays so.
+    """Returns (..., H, W) maps in [0, 1]: nonnegative maps, each divided by its maximum; a map of zeros stays zero.
 
     >>> scale_to_one(torch.tensor([[[1.0, 4.0]], [[0.0, 0.0]]])).tolist()
     [[[0.25, 1.0]], [[0.0, 0.0]]]
@@ -136,7 +144,7 @@ class _LinearEnd:
 
 
 def _linear_end(network: Network, image: Tensor) -> _LinearEnd | None:
-    """What is linear behind the last map, tried on one image; None where something else stands there."""
+    """Returns the linear end of a network after its last map, tried on one image, or None where it is not linear."""
     trunk, after = timm_trunk(network.encoder)
     if trunk is None:
         return None
@@ -149,20 +157,20 @@ def _linear_end(network: Network, image: Tensor) -> _LinearEnd | None:
         weight, bias = torch.eye(channels, device=image.device), torch.zeros(channels, device=image.device)
         for link in (trunk.get_classifier(), *after):
             if isinstance(link, nn.Linear):
-                own = 0 if link.bias is None else link.bias
-                weight, bias = link.weight @ weight, link.weight @ bias + own
+                offset = 0 if link.bias is None else link.bias
+                weight, bias = link.weight @ weight, link.weight @ bias + offset
             elif not isinstance(link, nn.Dropout | nn.Identity):
                 return None
-        # Noise tells a mean from every other pooling, norm and activation; the image's own map may not.
+        # Noise distinguishes a mean from every other pooling, norm and activation; the map of the image may not.
         noise = torch.randn(last.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
         expected = layer_grid(noise, trunk, image.shape[2:]).mean((2, 3)) @ weight.T + bias
-        found = nn.Sequential(*after)(trunk.forward_head(noise))
-    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        embedding = nn.Sequential(*after)(trunk.forward_head(noise))
+    same = embedding.shape == expected.shape and torch.allclose(embedding, expected, rtol=1e-4, atol=1e-5)
     return _LinearEnd(trunk, weight, bias) if same else None
 
 
 def _evidence(network: Network, end: _LinearEnd, images: Tensor, classes: Tensor) -> Evidence:
-    """The formula; a length of the features only divides, so the map stays exact."""
+    """Computes the evidence; normalising the features only divides them by their length, so the map stays exact."""
     with torch.no_grad():
         places = layer_grid(end.trunk.forward_features(images), end.trunk, images.shape[2:])
         embedding = places.mean((2, 3)) @ end.weight.T + end.bias
@@ -173,7 +181,7 @@ def _evidence(network: Network, end: _LinearEnd, images: Tensor, classes: Tensor
 
 
 def _private(network: Network, device: str) -> Network:
-    """A copy in evaluation mode and float32 that shares the weights but no hook, flag or gradient."""
+    """Returns a copy in evaluation mode and float32 that shares the weights but no hooks, flags or gradients."""
     memo: dict[int, Any] = {id(p): nn.Parameter(_shared(p), requires_grad=False) for p in network.parameters()}
     memo |= {id(buffer): _shared(buffer) for buffer in network.buffers()}
     private: Network = deepcopy(network, memo).to(device=device, dtype=torch.float32).eval()
@@ -189,8 +197,8 @@ def _moved(images: Tensor, device: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def _at_work(classifier: Classifier, images: Tensor) -> Iterator[None]:
-    """Gradients can be had, also in a caller's inference mode; an image size that does not fit is told."""
+def _gradients_allowed(classifier: Classifier, images: Tensor) -> Iterator[None]:
+    """Allows gradients even in a caller's inference mode, and explains errors that an unexpected image size causes."""
     size = classifier.preprocessing.size
     try:
         with torch.inference_mode(False):
@@ -200,7 +208,7 @@ def _at_work(classifier: Classifier, images: Tensor) -> Iterator[None]:
         if isinstance(error, InputError) or (height, width) == (size, size):
             raise
         raise InputError(
-            f"the model does not take images of {height} x {width} ({error}). Give it {size} x {size}."
+            f"the model does not accept images of {height} x {width} ({error}). Give it {size} x {size}."
         ) from error
 
 
@@ -208,12 +216,12 @@ def _require_fitting(classifier: Classifier, images: Tensor, classes: Tensor) ->
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or not shape[0] or not images.is_floating_point():
         raise InputError(
-            f"images are {shape} of {images.dtype}; they must be (B, 3, H, W) floats as the model takes them, "
+            f"images are {shape} of {images.dtype}; they must be (B, 3, H, W) floats, normalised for the model, "
             "e.g. normalise(to_unit_range(pixels), classifier.preprocessing)."
         )
     if classes.is_floating_point() or classes.dtype == torch.bool or tuple(classes.shape) != shape[:1]:
         raise InputError(
-            f"classes are {tuple(classes.shape)} of {classes.dtype}; they must be {shape[0]} integers, one an image."
+            f"classes are {tuple(classes.shape)} of {classes.dtype}; they must be {shape[0]} integers, one per image."
         )
     low, high, known = int(classes.min()), int(classes.max()), len(classifier.classes)
     if low < 0 or high >= known:
@@ -222,6 +230,6 @@ def _require_fitting(classifier: Classifier, images: Tensor, classes: Tensor) ->
 
 def _not_exact(classifier: Classifier) -> InputError:
     return InputError(
-        f"CAM is exact only where a linear head reads the mean of the last map, which {classifier.source!r} does not "
-        "do. Take method='grad-cam'."
+        f"CAM is exact only where a linear head reads the mean of the last map, and that of {classifier.source!r} does "
+        "not. Use method='grad-cam'."
     )

@@ -14,16 +14,17 @@ from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.records.comparisons import CkaRecord
 
 Floats = NDArray[np.float64]
-_STILL = 1e-6  # of a layer's size; about 8 roundings of the float32 that networks work in
+_STILL = 1e-6  # relative to a layer's norm; about 8 rounding errors of float32, in which networks compute
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = False) -> float:
-    """The linear CKA of (N, P) and (N, Q) features of the same samples, in float64.
+    """Returns the linear CKA of (N, P) and (N, Q) features of the same samples, computed in float64.
 
-    ||Y'X||^2 / (||X'X|| ||Y'Y||) of column-centred features, in [0, 1]: 1 for features that are a rotation, scaling and
-    shift of each other (Kornblith et al. 2019, Eq. 4). With few samples and many columns it is large for unrelated
-    features, too; ``debiased`` takes the unbiased HSIC in its place (Song et al. 2012; Nguyen et al. 2021), which is
-    about 0 then and may be below. An InputError refuses features that are constant or not finite.
+    It is ||Y'X||^2 / (||X'X|| ||Y'Y||) of column-centred features and lies in [0, 1]; it is 1 where the features are a
+    rotation, scaling and shift of each other (Kornblith et al. 2019, Eq. 4). With few samples and many columns it is
+    large even for unrelated features. ``debiased`` uses the unbiased HSIC instead (Song et al. 2012; Nguyen et al.
+    2021), for which the result is then about 0 and may be negative. Raises an InputError where features are constant
+    or not finite, and for fewer than 2 samples (4 if debiased).
 
     >>> x = np.random.default_rng(0).normal(size=(20, 3))
     >>> round(linear_cka(x, 2 * x[:, ::-1] + 1), 12)
@@ -37,7 +38,7 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = False) -> float:
 
 
 class CkaSums:
-    """The sums of which both CKAs are made, taken in block by block: memory of (P + Q)^2, whatever N.
+    """The sums from which both CKAs are computed, accumulated block by block in (P + Q)^2 numbers for any N.
 
     >>> x = np.random.default_rng(0).normal(size=(20, 3))
     >>> sums = CkaSums()
@@ -51,18 +52,18 @@ class CkaSums:
         self.n = 0
 
     def add(self, x: ArrayLike, y: ArrayLike) -> None:
-        """Takes in (n, P) and (n, Q) features of n more samples."""
+        """Adds (n, P) and (n, Q) features of n more samples; raises an InputError where P or Q changes."""
         both = _features(x), _features(y)
         require_equal_length("the features", *both)
         widths = both[0].shape[1], both[1].shape[1]
         if not self.n:
-            # Neither CKA depends on an offset; near the mean no digit is lost to it.
+            # Neither CKA depends on an offset, and near the mean no digits are lost to one.
             self._offset = both[0].mean(0), both[1].mean(0)
             self._widths = widths
             self._pairs = {(one, other): _Products(widths[one], widths[other]) for one, other in _PAIRS}
         if widths != self._widths:
             raise InputError(
-                f"this block has {widths[0]} and {widths[1]} columns, those before {self._widths[0]} and "
+                f"this block has {widths[0]} and {widths[1]} columns, and the blocks before it {self._widths[0]} and "
                 f"{self._widths[1]}. Take all blocks from the same two layers."
             )
         self.n += len(both[0])
@@ -71,24 +72,24 @@ class CkaSums:
             products.add(near[one], near[other])
 
     def biased(self) -> float:
-        """The CKA as it was defined."""
+        """Returns the CKA as it was defined, in [0, 1]; raises an InputError for fewer than 2 samples."""
         if self.n < 2:
-            raise InputError(f"{self.n} sample(s) have no CKA; give two at least.")
+            raise InputError(f"the number of samples is {self.n}; CKA needs at least 2.")
         self._require_variation()
         return _ratio({pair: products.biased() for pair, products in self._pairs.items()})
 
     def debiased(self) -> float:
-        """The CKA of unbiased estimates."""
+        """Returns the CKA of unbiased estimates, at most 1; raises an InputError for fewer than 4 samples."""
         if self.n < 4:
-            raise InputError(f"{self.n} samples have no debiased CKA; give four at least.")
+            raise InputError(f"the number of samples is {self.n}; debiased CKA needs at least 4.")
         self._require_variation()
         return _ratio({pair: products.debiased() for pair, products in self._pairs.items()})
 
     def influences(self, x: ArrayLike, y: ArrayLike) -> Floats:
-        """(n,) values of some of the samples; over all that were taken in their mean is the biased CKA.
+        """Returns (n,) values for some of the samples; their mean over all samples is the biased CKA.
 
-        Each is the CKA moved by its sample's influence on it (the derivative by the sample's weight), so that a
-        resample's mean is the CKA of the resample, to first order.
+        Each value is the CKA plus the sample's influence on it (the derivative with respect to the sample's weight), so
+        that the mean over a resample is the CKA of that resample to first order.
         """
         value, parts = self.biased(), {}
         centred = [
@@ -98,21 +99,21 @@ class CkaSums:
         for (one, other), products in self._pairs.items():
             covariance = products.centred() / self.n
             whole = float((covariance**2).sum())
-            own = ((centred[one] @ covariance) * centred[other]).sum(1)
-            parts[one, other] = 2 * (own / whole - 1) if whole else np.zeros(len(own))
+            of_samples = ((centred[one] @ covariance) * centred[other]).sum(1)
+            parts[one, other] = 2 * (of_samples / whole - 1) if whole else np.zeros(len(of_samples))
         return np.asarray(value * (1 + parts[0, 1] - (parts[0, 0] + parts[1, 1]) / 2))
 
     def _require_variation(self) -> None:
         for side, which in enumerate(("first", "second")):
             if not self._pairs[side, side].varies(self._offset[side]):
-                raise InputError(f"the {which} features do not vary beyond rounding; CKA is not defined.")
+                raise InputError(f"the {which} features do not vary beyond rounding, so CKA is not defined.")
 
 
 class CkaTable:
-    """Every layer of one model with every layer of another, block by block: ``CkaSums`` for many, at P x Q memory.
+    """The CKA of every layer of one model with every layer of another, accumulated block by block.
 
-    P and Q are the columns of all layers of the one and of the other. Every layer's products with itself are summed
-    once, not again for every pair.
+    It holds P x Q numbers, where P and Q are the columns of all layers of the two models. Every layer's products with
+    itself are summed only once rather than for every pair.
 
     >>> x = np.random.default_rng(0).normal(size=(20, 3))
     >>> table = CkaTable()
@@ -125,33 +126,37 @@ class CkaTable:
         self.n = 0
 
     def add(self, first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> None:
-        """Takes in n more samples: the first model's layers, (n, P_i) each, and the second's, (n, Q_j) each."""
+        """Adds n more samples: the first model's layers, (n, P_i) each, and the second's, (n, Q_j) each."""
         ones, others = [_features(layer) for layer in first], [_features(layer) for layer in second]
         for layer in (*ones, *others):
             require_equal_length("the layers", ones[0], layer)
         if not self.n:
             self._offsets = [[layer.mean(0) for layer in layers] for layers in (ones, others)]
-            self._own = [[_Products(len(o), len(o)) for o in offsets] for offsets in self._offsets]
+            self._squares = [[_Products(len(o), len(o)) for o in offsets] for offsets in self._offsets]
             self._cross = [[_Products(len(o), len(p)) for p in self._offsets[1]] for o in self._offsets[0]]
         self.n += len(ones[0])
         near = [_less(ones, self._offsets[0]), _less(others, self._offsets[1])]
-        for layers, kept in zip(near, self._own, strict=True):
-            for layer, products in zip(layers, kept, strict=True):
+        for layers, squares in zip(near, self._squares, strict=True):
+            for layer, products in zip(layers, squares, strict=True):
                 products.add(layer, layer)
         for x, row in zip(near[0], self._cross, strict=True):
             for y, products in zip(near[1], row, strict=True):
                 products.add(x, y)
 
     def values(self, debiased: bool = False) -> tuple[tuple[float | None, ...], ...]:
-        """The CKAs, a row for each of the first's layers: None where one does not vary, or too little for so few."""
+        """Returns the CKAs with one row for each layer of the first model.
+
+        A value is None where a layer does not vary, or varies too little for so few samples. Raises an InputError for
+        fewer than 2 samples (4 if debiased).
+        """
         if self.n < (least := 4 if debiased else 2):
-            raise InputError(f"{self.n} sample(s) are too few for this CKA; give {least} at least.")
+            raise InputError(f"the number of samples is {self.n}; this CKA needs at least {least}.")
         norms = [
             [
                 _of(products, debiased) if products.varies(offset) else 0.0
                 for products, offset in zip(*pair, strict=True)
             ]
-            for pair in zip(self._own, self._offsets, strict=True)
+            for pair in zip(self._squares, self._offsets, strict=True)
         ]
         return tuple(
             tuple(
@@ -163,7 +168,7 @@ class CkaTable:
 
 
 class _Products:
-    """What HSIC needs of (N, P) and (N, Q) features, X and Y, whose rows' squared lengths are a and b."""
+    """The sums that HSIC needs of (N, P) features X and (N, Q) features Y, whose rows have squared lengths a and b."""
 
     def __init__(self, p: int, q: int) -> None:
         self.n = 0
@@ -184,15 +189,15 @@ class _Products:
             np.add(total, part, out=total)
 
     def centred(self) -> Floats:
-        """(P, Q) X'Y of centred features."""
+        """Returns X'Y (P, Q) of the centred features."""
         return np.asarray(self.cross - np.outer(*self.columns) / self.n)
 
     def biased(self) -> float:
-        """||X'Y||^2 of centred features."""
+        """Returns ||X'Y||^2 of the centred features."""
         return float((self.centred() ** 2).sum())
 
     def debiased(self) -> float:
-        """N (n - 3) times the unbiased HSIC of the kernels XX' and YY' without their diagonals."""
+        """Returns n (n - 3) times the unbiased HSIC of the kernels XX' and YY' without their diagonals."""
         n, (x, y) = self.n, self.columns
         trace = float((self.cross**2).sum() - self.diagonal)
         sums = (x @ x - self.norms[0]) * (y @ y - self.norms[1])
@@ -200,7 +205,7 @@ class _Products:
         return trace + float(sums / ((n - 1) * (n - 2)) - 2 * chained / (n - 2))
 
     def varies(self, offset: Floats) -> bool:
-        """Whether features paired with themselves, from which ``offset`` (P,) was taken, vary beyond rounding."""
+        """Whether features that were paired with themselves, after ``offset`` (P,) was subtracted, vary."""
         whole = self.norms[0] + 2 * offset @ self.columns[0] + self.n * (offset @ offset)
         return bool(self.norms[0] - (self.columns[0] ** 2).sum() / self.n > _STILL**2 * whole)
 
@@ -214,15 +219,17 @@ def _of(products: _Products, debiased: bool) -> float:
 
 
 def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None) -> CkaRecord:
-    """The linear CKA of two models' (N, K) outputs, biased and debiased, with a 95 % interval of the biased one.
+    """Measures the linear CKA of two models' (N, K) outputs, biased and debiased, with a 95 % interval of the former.
 
-    What the paper compares for classifiers on one frozen encoder, whose features are equal (WiSE-FT, app. E). Arrays or
-    kept predictions, read twice: the second time for every sample's influence on the CKA, whose mean is resampled, by
-    ``clusters`` (N,) where they are given. Outputs that do not vary, and too few samples, give None.
+    The paper compares outputs because classifiers on one frozen encoder have equal features (WiSE-FT, app. E). Outputs
+    are arrays or predictions on disk, and are read twice: the second pass computes every sample's influence on the CKA,
+    which is then resampled. ``clusters`` (N,) name the samples that are resampled together. The record holds None where
+    outputs do not vary or the samples are too few. Raises an InputError where outputs are not finite or the numbers of
+    samples differ.
 
     >>> outputs = np.random.default_rng(0).normal(size=(20, 3))
-    >>> found = measure_cka(outputs, 2 * outputs)
-    >>> round(found.biased.value, 12), round(found.debiased, 12)
+    >>> cka = measure_cka(outputs, 2 * outputs)
+    >>> round(cka.biased.value, 12), round(cka.debiased, 12)
     (1.0, 1.0)
     """
     sums = CkaSums()
@@ -248,19 +255,21 @@ def _both(first: Logits, second: Logits) -> Iterator[tuple[NDArray[np.floating],
 _PAIRS = ((0, 1), (0, 0), (1, 1))
 
 
-def _ratio(found: dict[tuple[int, int], float]) -> float:
-    own = found[0, 0], found[1, 1]
-    if min(own) <= 0:
-        which = "first" if own[0] <= 0 else "second"
-        raise InputError(f"the {which} features vary too little for so few samples; CKA is not defined.")
-    return found[0, 1] / math.sqrt(own[0]) / math.sqrt(own[1])
+def _ratio(products: dict[tuple[int, int], float]) -> float:
+    norms = products[0, 0], products[1, 1]
+    if min(norms) <= 0:
+        which = "first" if norms[0] <= 0 else "second"
+        raise InputError(
+            f"the {which} features vary too little for so few samples, so CKA is not defined. Give more samples."
+        )
+    return products[0, 1] / math.sqrt(norms[0]) / math.sqrt(norms[1])
 
 
 def _features(values: ArrayLike) -> Floats:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 2 or 0 in found.shape:
-        raise InputError(f"features have the shape {found.shape}; they must be (N, P). Flatten what a sample has.")
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+    features = np.asarray(values, dtype=np.float64)
+    if features.ndim != 2 or 0 in features.shape:
+        raise InputError(f"features have the shape {features.shape}; they must be (N, P). Flatten each sample.")
+    if not np.isfinite(features).all():
+        row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
         raise InputError(f"the features of sample {row} are not finite. The model's weights are broken.")
-    return found
+    return features

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) through the package grad-cam, and the layer that it explains."""
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) with the package grad-cam, and the layer that it explains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from shiftproof.models.classifier import Network
 
 
 def grad_cam_maps(network: Network, images: Tensor, classes: Tensor, layer: str | None) -> Tensor:
-    """(B, h, w) maps as the package weighs them, before its own scaling, which would lose zero and size."""
+    """Returns the (B, h, w) maps that the package computes, without its scaling, which would lose zero and size.
+
+    They are the channels of the layer weighted by their mean gradients (Selvaraju et al. 2017, Eq. 1 and 2), here
+    before the ReLU. ``images`` are (B, 3, H, W), ``classes`` (B,). Raises an InputError where the package is missing,
+    and for layers that run several times, get no gradient or do not return a map.
+    """
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -27,32 +32,35 @@ def grad_cam_maps(network: Network, images: Tensor, classes: Tensor, layer: str 
         grid = layer_grid(output, hints, images.shape[2:])
         if output.any() and not grid.any():
             raise InputError(
-                "the logits read the class token alone behind this layer, so no place gets a gradient. "
-                "Name one before the last mixing of tokens with layer=, e.g. 'encoder.blocks.10'."
+                "the logits depend only on the class token of this layer, so no other place gets a gradient. "
+                "Name a layer before the last attention block with `layer`, e.g. 'encoder.blocks.10'."
             )
-        return grid.to(torch.float32, copy=True)  # what follows may change it in place
+        return grid.to(torch.float32, copy=True)  # the next module may change it in place
 
     method = GradCAM(network, [module], as_grid)
     watched = method.activations_and_grads
     targets = [ClassifierOutputTarget(k) for k in classes.tolist()]
     try:
         with torch.enable_grad():
-            logits = watched(images.clone().requires_grad_(True))  # the parameters need no gradient here
-            said = torch.stack([target(row) for target, row in zip(targets, logits, strict=True)])
-            said.sum().backward()  # type: ignore[no-untyped-call]
+            logits = watched(images.clone().requires_grad_(True))  # the parameters have no gradients here
+            explained = torch.stack([target(row) for target, row in zip(targets, logits, strict=True)])
+            explained.sum().backward()  # type: ignore[no-untyped-call]
         if not len(watched.activations) == len(watched.gradients) == 1:
             raise InputError(
                 f"the {type(module).__name__} to explain runs {len(watched.activations)} times and gets "
-                f"{len(watched.gradients)} gradients; it must be once each. Name another layer."
+                f"{len(watched.gradients)} gradients; both must be 1. Name another layer."
             )
-        seen, gradient = watched.activations[0].numpy(), watched.gradients[0].numpy()
-        return torch.from_numpy(method.get_cam_image(images, module, targets, seen, gradient))
+        activation, gradient = watched.activations[0].numpy(), watched.gradients[0].numpy()
+        return torch.from_numpy(method.get_cam_image(images, module, targets, activation, gradient))
     finally:
         watched.release()
 
 
 def explained_module(network: Network, layer: str | None) -> tuple[nn.Module, Any]:
-    """The module whose output is explained, and the part of the encoder that knows its grid."""
+    """Returns the module whose output is explained, and the part of the encoder that describes its grid.
+
+    Raises an InputError for an unknown ``layer``, and where the architecture is unknown and no layer is named.
+    """
     encoder: Any = network.encoder
     trunk, _ = timm_trunk(encoder)
     if layer is not None:
@@ -61,7 +69,7 @@ def explained_module(network: Network, layer: str | None) -> tuple[nn.Module, An
             raise InputError(f"the network has no layer {layer!r}. {nearest(layer, modules)}")
         return modules[layer], trunk or encoder
     if trunk is not None:
-        # A class token reads the last block's input alone: behind that block its patches have no gradient.
+        # The class token attends to the input of the last block; after that block, patches have no gradient.
         blocks = getattr(trunk, "blocks", None) if hasattr(trunk, "num_prefix_tokens") else None
         return (blocks[-1].norm1 if blocks and hasattr(blocks[-1], "norm1") else _tapped(trunk)), trunk
     if hasattr(encoder, "transformer") and hasattr(encoder.transformer, "resblocks"):
@@ -69,13 +77,14 @@ def explained_module(network: Network, layer: str | None) -> tuple[nn.Module, An
     if hasattr(encoder, "layer4"):
         return encoder.layer4, encoder
     raise InputError(
-        f"the architecture {type(encoder).__name__} is not known, so neither is the layer to explain. "
-        f"Name the last one with a map, e.g. layer='encoder.NAME', of {listed(n for n, _ in encoder.named_children())}."
+        f"the architecture {type(encoder).__name__} is unknown, so you must name the layer to explain. "
+        "Give the last layer that returns a map as `layer`, e.g. 'encoder.NAME' with NAME one of "
+        f"{listed(n for n, _ in encoder.named_children())}."
     )
 
 
 def _tapped(trunk: Any) -> nn.Module:
-    """A module that the last map passes through, put behind ``forward_features``, which is none."""
+    """Returns a module through which the last map passes, added after ``forward_features``, which is a method."""
     tap, original = nn.Identity(), trunk.forward_features
     trunk.forward_features = lambda *args, **kwargs: tap(original(*args, **kwargs))
     return tap

@@ -1,4 +1,4 @@
-"""Two classifiers layer by layer: the linear CKA of every layer of one with every layer of the other, in one pass."""
+"""The linear CKA of every layer of one classifier with every layer of another, measured in one pass."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from shiftproof.records.comparisons import LayersRecord
 Floats = NDArray[np.float64]
 Reader = Callable[[Tensor], list[Floats]]
 ENDS = ("features", "logits")
-_MOST = 16
+_MOST_PARTS = 16
 
 
 def layer_names(classifier: Classifier) -> tuple[str, ...]:
-    """The layers that are compared where none is named: at most 16 parts of the encoder by depth, then the ends.
+    """Returns the layers that are compared by default: up to 16 parts of the encoder by depth, then the ends.
 
-    The parts are the members of the encoder's rows of blocks and what stands before them, where they have weight
-    matrices. What stands behind the last block makes "features", which the head reads; "logits" is what it says. Of
-    more parts 16 are taken evenly. Any other module's name, as ``named_modules`` has it, can be given as well.
+    The parts are the blocks of the encoder and the modules before the first block, as far as they have weight
+    matrices; of more than 16 parts, 16 are chosen at even distances. The ends are "features", the input of the head,
+    to which the modules after the last block contribute, and "logits", its output. You can also compare any other
+    module by its name in ``named_modules``.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> layer_names(zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"])))[1:]
@@ -41,8 +42,8 @@ def layer_names(classifier: Classifier) -> tuple[str, ...]:
     parts = list(_parts(classifier.network.encoder, "encoder"))
     last = max((i for i, (_, in_row) in enumerate(parts) if in_row), default=len(parts) - 1)
     names = [name for name, _ in parts[: last + 1]]
-    if len(names) > _MOST:
-        names = [names[round(i * (len(names) - 1) / (_MOST - 1))] for i in range(_MOST)]
+    if len(names) > _MOST_PARTS:
+        names = [names[round(i * (len(names) - 1) / (_MOST_PARTS - 1))] for i in range(_MOST_PARTS)]
     return (*names, *ENDS)
 
 
@@ -58,21 +59,27 @@ def measure_layers(
     batch_size: int = BATCH_SIZE,
     stage: str = "layers",
 ) -> LayersRecord:
-    """The linear CKA of every layer of one classifier with every layer of another on a set, each network run once.
+    """Measures the linear CKA of every layer of one classifier with every layer of another on a set.
 
-    ``layers`` name modules of the first, "features" or "logits"; ``other_layers`` those of the second, as ``layers``
-    where only these are given. Without, they are those of ``layer_names``. The classifiers may differ in everything,
-    preprocessing included: each sees the same images in the same order. Labels play no part.
+    ``layers`` names modules of the first classifier, "features" or "logits"; ``other_layers`` names those of the
+    second and defaults to ``layers``. By default both are those of ``layer_names``. The classifiers may differ in
+    everything, including their preprocessing: both see the same images in the same order. Labels are not used. CKA is
+    that of Kornblith et al. (2019, Eq. 4), in [0, 1], or its ``debiased`` form (see ``linear_cka``).
 
-    Of a map (B, C, H, W) the mean over places is compared, of tokens (B, T, C) that over all tokens: with P and Q
-    channels in all layers of the two, P x Q float64 numbers are kept, whatever N, where whole maps would need as many
-    squared places more. What differs between places alone is therefore not seen. The classifiers stay as they are.
-    Raises an InputError for an unknown layer, one that is not run once or gives no tensor, and too few images.
+    A map (B, C, H, W) is averaged over its places and tokens (B, T, C) over all tokens before they are compared, so
+    differences between places alone do not show. With P and Q channels in all layers of the two classifiers, this
+    takes P x Q float64 numbers for any number of images; whole maps would take the square of the number of places
+    times as many. Each network runs once, in batches of ``batch_size`` images, and the classifiers are left unchanged.
+    ``stage`` names the measurement in progress events.
+
+    Raises an InputError for an unknown layer, a layer that runs several times, not at all or does not return a tensor,
+    and fewer than 2 images (4 if debiased).
 
     >>> from shiftproof import ClassSpace, load_clip, load_data, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
-    >>> found = measure_layers(zero, zero, load_data("emoji").subset(range(8)), layers=["encoder.trunk.stem", "logits"])
-    >>> round(found.values[0][0], 9), found.values[0][1] < 1
+    >>> images = load_data("emoji").subset(range(8))
+    >>> record = measure_layers(zero, zero, images, layers=["encoder.trunk.stem", "logits"])
+    >>> round(record.values[0][0], 9), record.values[0][1] < 1
     (1.0, True)
     """
     names = _chosen(first, layers, "first")
@@ -89,11 +96,11 @@ def measure_layers(
     return LayersRecord(images.name, table.n, names, others, table.values(debiased), debiased)
 
 
-# ---- which layers
+# ---- choosing layers
 
 
 def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool]]:
-    """The parts with weight matrices in order, and whether each stands in a row of blocks."""
+    """Yields the parts with weight matrices in order, and whether each is one of a row of blocks."""
     in_row = isinstance(module, nn.Sequential | nn.ModuleList)
     for child_name, child in module.named_children():
         if _is_row(child) or (not in_row and any(map(_is_row, child.modules()))):
@@ -103,7 +110,7 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _is_row(module: nn.Module) -> bool:
-    """Several layers or a block in a container: a convolution with its norm and activation is no row."""
+    """Whether a container holds several layers or a block, unlike a convolution with its norm and activation."""
     weighty = [child for child in module.children() if _has_matrix(child)]
     several = len(weighty) > 1 or any(list(child.children()) for child in weighty)
     return isinstance(module, nn.ModuleList) or (isinstance(module, nn.Sequential) and several)
@@ -119,7 +126,9 @@ def _chosen(classifier: Classifier, layers: Sequence[str] | None, which: str) ->
     for name in names:
         require_choice(f"layer of the {which} classifier", name, known)
     if not names or len(set(names)) < len(names):
-        raise InputError(f"the layers of the {which} classifier are {listed(names)}; name each once, and one at least.")
+        raise InputError(
+            f"the layers of the {which} classifier are {listed(names)}; name at least one, and each only once."
+        )
     return names
 
 
@@ -127,22 +136,22 @@ def _modules(network: Network) -> dict[str, nn.Module]:
     return {name: module for name, module in network.named_modules(remove_duplicate=False) if name}
 
 
-# ---- reading them
+# ---- reading layers
 
 
 def _batches(
     first: Classifier, second: Classifier, images: ImageSet, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same images as each classifier wants them; decoded once where both want the same."""
-    own = evaluation_batches(images, first.preprocessing, batch_size)
+    """Returns the batches with each classifier's preprocessing; they are decoded once where both have the same."""
+    batches = evaluation_batches(images, first.preprocessing, batch_size)
     if first.preprocessing == second.preprocessing:
-        return ((batch, batch) for batch in own)
-    return zip(own, evaluation_batches(images, second.preprocessing, batch_size), strict=True)
+        return ((batch, batch) for batch in batches)
+    return zip(batches, evaluation_batches(images, second.preprocessing, batch_size), strict=True)
 
 
 @contextlib.contextmanager
 def _reading(classifier: Classifier, names: Sequence[str], device: str) -> Iterator[Reader]:
-    """A function from (B, 3, size, size) inputs to the layers' (B, C) outputs; the network is left as it was."""
+    """Yields a function from (B, 3, size, size) inputs to the layers' (B, C) outputs; the network is left unchanged."""
     outputs: dict[str, list[Any]] = {name: [] for name in names}
     shorten: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, _shape)
     with contextlib.ExitStack() as stack:
@@ -151,15 +160,16 @@ def _reading(classifier: Classifier, names: Sequence[str], device: str) -> Itera
         network = classifier.network_on(device=device)
 
         def run(inputs: Tensor) -> list[Any]:
-            for kept in outputs.values():
-                kept.clear()
+            for of_layer in outputs.values():
+                of_layer.clear()
             network(inputs.to(device))
-            if odd := [name for name, kept in outputs.items() if len(kept) != 1]:
-                raise InputError(f"the layer {odd[0]!r} runs {len(outputs[odd[0]])} times; it must be once. {_OTHER}")
-            return [kept[0] for kept in outputs.values()]
+            if odd := [name for name, of_layer in outputs.items() if len(of_layer) != 1]:
+                raise InputError(f"the layer {odd[0]!r} runs {len(outputs[odd[0]])} times; it must run once. {_OTHER}")
+            return [of_layer[0] for of_layer in outputs.values()]
 
         def keep(name: str) -> Callable[[Any], None]:
-            # At once: the next layer may change it in place, and whole maps of all layers would fill the memory.
+            # Outputs are shortened at once: the next layer may change them in place, and the maps of all layers
+            # together may not fit in memory.
             return lambda output: outputs[name].append(shorten[name](_tensor(name, output)))
 
         for name in names:
@@ -172,7 +182,7 @@ _OTHER = "Name another layer."
 
 
 def _tap(network: Network, name: str, keep: Callable[[Any], None]) -> Any:
-    """Hooks a layer up; the handle that takes the hook away."""
+    """Registers a hook that passes a layer's output to ``keep``; returns the handle that removes the hook."""
     if name == "features":
         return network.head.register_forward_pre_hook(lambda _, inputs: keep(inputs))
     module = network.head if name == "logits" else _modules(network)[name]
@@ -183,7 +193,7 @@ def _tensor(name: str, output: Any) -> Tensor:
     while isinstance(output, tuple | list) and output:
         output = output[0]
     if not isinstance(output, Tensor):
-        raise InputError(f"the layer {name!r} gives a {type(output).__name__}; it must be a tensor. {_OTHER}")
+        raise InputError(f"the layer {name!r} returns a {type(output).__name__}; it must return a tensor. {_OTHER}")
     return output
 
 
@@ -194,7 +204,10 @@ def _shape(output: Tensor) -> tuple[int, ...]:
 def _pools(
     network: Network, names: Sequence[str], run: Callable[[Tensor], list[Any]], size: int
 ) -> dict[str, Callable[[Tensor], Floats]]:
-    """How every layer's output becomes (B, C): two and three blank images tell which axis counts them."""
+    """Returns functions that reduce each layer's output to (B, C).
+
+    The network runs on two and on three blank images, which shows the axis along which a layer counts images.
+    """
     last = any(getattr(module, "output_fmt", "") == "NHWC" for module in network.modules())
     two, three = (run(torch.zeros(count, 3, size, size)) for count in (2, 3))
     return {name: _pool(name, shape, larger, last) for name, shape, larger in zip(names, two, three, strict=True)}
@@ -204,19 +217,20 @@ def _pool(name: str, two: tuple[int, ...], three: tuple[int, ...], last: bool) -
     counting = [axis for axis, sizes in enumerate(zip(two, three, strict=False)) if sizes == (2, 3)]
     if len(counting) != 1 or not 2 <= len(two) <= 4:
         raise InputError(
-            f"the layer {name!r} gives {two} for two images; it must be a map, tokens or a vector an image. {_OTHER}"
+            f"the layer {name!r} returns {two} for two images; it must return a map, tokens or a vector for each "
+            f"image. {_OTHER}"
         )
     axes = [axis for axis in range(len(two)) if axis != counting[0]]
-    # Images are square, and so are their maps; where a map is a cube, the model's own word counts.
+    # Images are square, and so are their maps; where all three sizes are equal, the model's ``output_fmt`` decides.
     square = [two[axes[0]] == two[axes[1]], two[axes[1]] == two[axes[2]]] if len(two) == 4 else [True, False]
     last = last if square[0] == square[1] else square[0]
     channel = axes[-1] if last or len(two) < 4 else axes[0]
 
     def pool(output: Tensor) -> Floats:
         moved = output.detach().float().movedim((counting[0], channel), (0, 1))
-        found = moved.reshape(*moved.shape[:2], -1).mean(2).cpu().numpy().astype(np.float64)
-        if not np.isfinite(found).all():
-            raise InputError(f"the layer {name!r} gives numbers that are not finite. The model's weights are broken.")
-        return found
+        means = moved.reshape(*moved.shape[:2], -1).mean(2).cpu().numpy().astype(np.float64)
+        if not np.isfinite(means).all():
+            raise InputError(f"the layer {name!r} returns numbers that are not finite. The model's weights are broken.")
+        return means
 
     return pool
