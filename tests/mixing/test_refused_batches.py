@@ -70,8 +70,8 @@ def test_images_that_cannot_be_mixed_are_refused(name: str, images: Tensor, said
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((3, 3, 6, 7), "plan is for 4 images of 6 x 7, the batch holds 3 of 6 x 7"),
-        ((4, 3, 7, 6), "plan is for 4 images of 6 x 7, the batch holds 4 of 7 x 6"),
+        ((3, 3, 6, 7), "plan is for 4 images of 6 x 7 pixels, but the batch has 3 of 6 x 7"),
+        ((4, 3, 7, 6), "plan is for 4 images of 6 x 7 pixels, but the batch has 4 of 7 x 6"),
         ((4, 6, 7), r"shape \(4, 6, 7\)"),
     ],
 )
@@ -84,9 +84,9 @@ def test_a_plan_is_for_one_size(shape: tuple[int, ...], said: str) -> None:
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        (torch.zeros(4, 3, 6, 5), r"out is \(4, 3, 6, 5\)"),
-        (torch.zeros(3, 3, 6, 6), r"out is \(3, 3, 6, 6\)"),
-        (torch.zeros(4, 3, 6, 6, dtype=torch.float16), r"out is \(4, 3, 6, 6\) torch\.float16"),
+        (torch.zeros(4, 3, 6, 5), r"`out` is \(4, 3, 6, 5\)"),
+        (torch.zeros(3, 3, 6, 6), r"`out` is \(3, 3, 6, 6\)"),
+        (torch.zeros(4, 3, 6, 6, dtype=torch.float16), r"`out` is \(4, 3, 6, 6\) torch\.float16"),
         (torch.zeros(4, 3, 6, 6, device="meta"), "on meta"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_buffer_that_shares_memory_is_refused(name: str) -> None:
     plan = MIXINGS[name].plan(4, (6, 6), seeded(0))
     # The same tensor, a view, one that overlaps by two images, and one whose storage torch takes for another.
     for out in (images, images.view(4, 3, 36).view(4, 3, 6, 6), whole[2:], torch.from_numpy(array[2:])):
-        with pytest.raises(sp.InputError, match="out shares its memory with images"):
+        with pytest.raises(sp.InputError, match="`out` shares memory with the images"):
             mix_images(images, plan, out=out)
         assert torch.equal(images, before)
 
@@ -163,7 +163,7 @@ def test_a_batch_of_zero_gives_one_of_zero(mixing: Mixing, images: Tensor, seed:
         (lambda: Cutout(edge=2.0), r"edge is 2\.0"),
         (lambda: Cutout(fill="gray"), "fill 'gray'"),
         (lambda: MixChoice(mixings=()), "0 mixings"),
-        (lambda: MixChoice(mixings=(MixUp(),), weights=(1, 2)), "1 mixings with 2 weights"),
+        (lambda: MixChoice(mixings=(MixUp(),), weights=(1, 2)), "1 mixings and 2 weights"),
         (lambda: MixChoice(mixings=(MixUp(), CutMix()), weights=(0, 0)), r"weights are \(0, 0\)"),
         (lambda: MixChoice(mixings=(MixUp(), CutMix()), weights=(2, -1)), r"weights are \(2, -1\)"),
         (lambda: MixChoice(mixings=(MixUp(), CutMix()), weights=(1, math.nan)), r"weights are \(1, nan\)"),

@@ -1,4 +1,4 @@
-"""Masks: the weight inside a shape, with an edge from hard to soft (SmoothMix, CVPRW 2020)."""
+"""Masks with the weights of a shape, whose edge ranges from hard to soft (SmoothMix, CVPRW 2020)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ def soft_mask(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, H, W) masks in [0, 1]: 1 inside the shape, falling to 0 outside it; on the device of ``centres``.
+    """(B, H, W) masks in [0, 1] that fall from 1 inside the shape to 0 outside it, on the device of ``centres``.
 
     ``centres`` (B, 2) are (y, x) in pixels from the upper left corner, where the first pixel's centre is (0.5, 0.5).
     ``extents`` (B, 2) are half the square's height and width, or the circle's standard deviations along y and x.
-    ``edges``, a number or (B,), goes from 0 (hard) to 1; None is SmoothMix's own, 1 for the circle, 0.1 for the square:
+    ``edges``, a number or (B,), lies between 0 (hard) and 1; None gives the edges of the SmoothMix paper (Lee et al.,
+    CVPRW 2020), 1 for the circle and 0.1 for the square:
 
-    - circle: exp(-q ** (1 / edge)) with q = dy^2 / 2 sy^2 + dx^2 / 2 sx^2. 1 is the Gaussian, 0 the disc q <= 1, whose
-      area on a boundless plane is the Gaussian's.
-    - square: the product over both axes of a weight that is 1 up to the half side and falls linearly to 0 over
-      ``edge`` times the half side beyond it; 0 is CutMix's box.
+    - A circle's mask is exp(-q ** (1 / edge)) with q = dy^2 / 2 sy^2 + dx^2 / 2 sx^2. Edge 1 is the Gaussian, edge 0
+      the disc q <= 1, whose area on an unbounded plane equals that under the Gaussian.
+    - A square's mask is the product over both axes of a weight that is 1 up to the half side and falls linearly to 0
+      over ``edge`` times the half side beyond it; edge 0 is CutMix's box.
+
+    Raises an InputError for an unknown kind, wrong shapes, or an edge outside the range.
 
     >>> soft_mask("square", (1, 6), torch.tensor([[0.5, 2.0]]), torch.tensor([[1.0, 1.0]]), 0.0)
     tensor([[[0., 1., 1., 0., 0., 0.]]])
@@ -48,7 +51,9 @@ def soft_mask(
 
 
 def hard_mask(kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor) -> Tensor:
-    """(B, H, W) masks of 0 and 1: ``soft_mask`` at edge 0, the disc or CutMix's box.
+    """(B, H, W) masks of 0 and 1, which is ``soft_mask`` at edge 0: the disc or CutMix's box.
+
+    Raises an InputError for an unknown kind or wrong shapes.
 
     >>> hard_mask("circle", (1, 4), torch.tensor([[0.5, 2.0]]), torch.tensor([[1.0, 1.0]]))
     tensor([[[0., 1., 1., 0.]]])
@@ -59,7 +64,7 @@ def hard_mask(kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor
 def profiles(
     kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor, edges: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(B, H) rows and (B, W) columns whose outer product is the mask: any square, or a circle of edge 1."""
+    """(B, H) rows and (B, W) columns whose outer product is the mask, for any square and for a circle of edge 1."""
     if kind == "circle":
         down, across = _squared(size, centres, extents)
         return down.neg_().exp_(), across.neg_().exp_()
@@ -70,7 +75,7 @@ def profiles(
 
 
 def mask_means(kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor, edges: Tensor) -> Tensor:
-    """(B,) means of the masks over the pixels; (B, H, W) masks are made only where they are no outer product."""
+    """(B,) means of the masks over the pixels; only masks that are not outer products are computed in full."""
     if kind == "square" or bool((edges == 1).all()):
         rows, columns = profiles(kind, size, centres, extents, edges)
         return rows.mean(1) * columns.mean(1)
@@ -84,13 +89,13 @@ def _trapezoid(distance: Tensor, half: Tensor, edge: Tensor) -> Tensor:
 
 
 def _squared(size: tuple[int, int], centres: Tensor, extents: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H) and (B, W) halves of the squared offsets in deviations."""
+    """(B, H) and (B, W) halves of the squared offsets, measured in standard deviations."""
     down, across = _offsets(size, centres)
     return down.div_(extents[:, :1]).square_().mul_(0.5), across.div_(extents[:, 1:]).square_().mul_(0.5)
 
 
 def _offsets(size: tuple[int, int], centres: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H) and (B, W) offsets of the pixels' centres from the shape's, along y and along x."""
+    """(B, H) and (B, W) offsets of the pixels' centres from the shape's centre, along y and along x."""
     down, across = (
         torch.arange(length, device=centres.device) + 0.5 - centres[:, axis, None] for axis, length in enumerate(size)
     )
@@ -100,7 +105,7 @@ def _offsets(size: tuple[int, int], centres: Tensor) -> tuple[Tensor, Tensor]:
 def _checked(
     kind: str, size: tuple[int, int], centres: Tensor, extents: Tensor, edges: Tensor | float | None
 ) -> Tensor:
-    """The edges as a (B,) tensor; an InputError where an argument is out of its range."""
+    """The edges as a (B,) tensor; raises an InputError if an argument is out of range."""
     require_choice("mask kind", kind, KINDS)
     for length in size:
         require_at_least("the mask's height and width", length, 1)

@@ -1,7 +1,7 @@
-"""SmoothMix and its family: draw a plan, then apply it to images and labels.
+"""SmoothMix and its family: each mixing draws a plan and applies it to images and labels.
 
-Every mixing is called as torchvision's are, ``(images, labels) -> (images, targets)``: after the loader, in a
-``collate_fn``, or in any training loop.
+Every mixing is called like those of torchvision, ``(images, labels) -> (images, targets)``, whether after the loader,
+in a ``collate_fn`` or in any training loop.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ LARGEST_CONCENTRATION = 1e3
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing(ABC):
-    """What the family shares: each sample is mixed with ``probability``, targets are smoothed by ``label_smoothing``.
+    """The base of all mixings: each sample is mixed with ``probability``, targets are smoothed by ``label_smoothing``.
 
-    ``num_classes`` is needed where labels are class positions.
+    Both lie between 0 and 1; ``num_classes`` is needed if labels are class positions. Every mixing raises an InputError
+    for a setting that is out of range.
     """
 
     probability: float = 1.0
@@ -43,8 +44,9 @@ class Mixing(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Mixes (B, C, H, W) images and their (B,) positions or (B, K) targets into images and (B, K) soft targets.
 
-        Draws from ``generator``, or from torch's global state; ``out`` is a buffer for the images. Nothing given is
-        changed. A batch of one has no partner and comes back unmixed, but for Cutout.
+        Draws from ``generator``, or from torch's global generator; ``out`` is a buffer for the images. The arguments
+        are not modified. A batch of one has no partner and is returned unmixed, except by Cutout. Raises an InputError
+        for wrong shapes or dtypes and for labels that are out of range.
         """
         if images.ndim != 4:
             raise InputError(f"images have the shape {tuple(images.shape)}; they must be (B, C, H, W).")
@@ -54,24 +56,24 @@ class Mixing(ABC):
         return mix_images(images, plan, out=out), targets
 
     def plan(self, count: int, size: tuple[int, int], generator: Generator | None = None) -> MixPlan:
-        """Draws what will be done to ``count`` images of ``size`` (H, W): replayable with ``mix_images``."""
-        drawn = self._draw(count, size, generator)
-        struck = _uniform(generator, count) < self.probability
-        return drawn if bool(struck.all()) else _where(struck, drawn, _unmixed(count, size))
+        """Draws the plan for ``count`` images of ``size`` (H, W), which ``mix_images`` can apply repeatedly."""
+        full_plan = self._draw(count, size, generator)
+        is_mixed = _uniform(generator, count) < self.probability
+        return full_plan if bool(is_mixed.all()) else _where(is_mixed, full_plan, _unmixed(count, size))
 
     @abstractmethod
     def _draw(self, count: int, size: tuple[int, int], generator: Generator | None) -> MixPlan:
-        """A plan that strikes every sample."""
+        """A plan that mixes every sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothMix(Mixing):
-    """Blends two images by a soft mask that holds the anchor (SmoothMix, CVPRW 2020).
+    """Blends two images by a soft mask with the anchor inside (SmoothMix, Lee et al., CVPRW 2020).
 
-    x = G x_a + (1 - G) x_b, y = w y_a + (1 - w) y_b with w = mean of G. ``kind`` circle: a Gaussian around a uniform
-    centre, its deviation uniform in ``spread`` times the shorter side. ``kind`` square: CutMix's box, drawn with
-    ``concentration``, with a linear ramp. ``edge`` None is the paper's (circle 1, square 0.1 of the half side), 0 is
-    hard; see ``soft_mask``.
+    The image is x = G x_a + (1 - G) x_b and the target y = w y_a + (1 - w) y_b, with w the mean of the mask G. The
+    ``kind`` "circle" is a Gaussian around a uniform centre, whose standard deviation is uniform in ``spread`` times the
+    shorter side. The ``kind`` "square" is CutMix's box, drawn with ``concentration``, with a linear ramp. The ``edge``
+    None is the paper's (1 for the circle, 0.1 of the half side for the square), 0 is hard; see ``soft_mask``.
 
     >>> images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
     >>> mixed, targets = SmoothMix(kind="circle", num_classes=8)(images, labels)
@@ -89,7 +91,7 @@ class SmoothMix(Mixing):
         require_choice("SmoothMix kind", self.kind, KINDS)
         object.__setattr__(self, "spread", tuple(self.spread))
         if not (len(self.spread) == 2 and 0 < self.spread[0] <= self.spread[1] < math.inf):
-            raise InputError(f"spread is {self.spread}; it must be two rising numbers above 0.")
+            raise InputError(f"spread is {self.spread}; it must be two numbers above 0, the smaller one first.")
         _require_concentration(self.concentration)
         if self.edge is not None:
             require_between("edge", self.edge, 0, 1)
@@ -107,10 +109,10 @@ class SmoothMix(Mixing):
 
 @dataclass(frozen=True, kw_only=True)
 class CutMix(Mixing):
-    """Pastes a box of the partner into the anchor (CutMix, arXiv 1905.04899), each sample with its own box.
+    """Pastes a box of the partner into the anchor (CutMix, arXiv 1905.04899); each sample has a different box.
 
-    The box has the share 1 - Beta(c, c) of the area, c being the ``concentration``, and a uniform centre;
-    what the border cuts off does not count for the label. ``edge`` softens it; the partner stays inside.
+    The box covers a share 1 - Beta(c, c) of the area, where c is the ``concentration``, and its centre is uniform; the
+    label counts only the part of it inside the image. ``edge`` softens the box; the partner remains inside.
 
     >>> mixed, targets = CutMix(num_classes=4)(torch.rand(4, 3, 8, 8), torch.arange(4))
     >>> targets.sum(1).round(decimals=5)
@@ -153,12 +155,12 @@ class MixUp(Mixing):
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Mixing):
-    """Covers a square of the anchor and keeps its label (Cutout, arXiv 1708.04552).
+    """Covers a square of the anchor and leaves its label unchanged (Cutout, arXiv 1708.04552).
 
-    The square's side is ``side`` times the image's shorter one; its centre is uniform, so part of it may lie
-    outside. ``fill``: "zero" is 0 in the given values, which is black before normalisation and the data's mean colour
-    after it; "mean" is the image's own mean colour and "noise" Gaussian noise with its mean and deviation, the same
-    before and after; "partner" is another image's pixels.
+    The square's side is ``side`` times the image's shorter one; its centre is uniform, so part of it may lie outside.
+    The ``fill`` "zero" sets pixels to 0, which is black before normalisation and the data's mean colour after it;
+    "mean" sets them to the image's mean colour and "noise" to Gaussian noise with its mean and standard deviation,
+    whether the image is normalised or not; "partner" takes them from another image.
 
     >>> mixed, targets = Cutout(num_classes=4, fill="zero")(torch.ones(4, 3, 8, 8), torch.arange(4))
     >>> bool((mixed == 0).any()), bool((targets == torch.eye(4)).all())
@@ -185,9 +187,10 @@ class Cutout(Mixing):
 
 @dataclass(frozen=True, kw_only=True)
 class MixChoice(Mixing):
-    """Draws one of several mixings for each sample, in proportion to ``weights`` (equal where None).
+    """Draws one of several mixings for each sample, in proportion to ``weights``, which are equal if None.
 
-    Its own ``label_smoothing`` and ``num_classes`` hold, not those of ``mixings``; a member's ``probability`` does.
+    The ``label_smoothing`` and ``num_classes`` of the choice apply, not those of its members; a member's
+    ``probability`` applies as well.
 
     >>> choice = MixChoice(mixings=(SmoothMix(), CutMix()), weights=(3, 1), num_classes=4)
     >>> mixed, targets = choice(torch.rand(4, 3, 8, 8), torch.arange(4))
@@ -201,16 +204,18 @@ class MixChoice(Mixing):
         object.__setattr__(self, "mixings", tuple(self.mixings))
         object.__setattr__(self, "weights", tuple(self.weights or (1.0,) * len(self.mixings)))
         if not self.mixings or len(self.weights or ()) != len(self.mixings):
-            raise InputError(f"{len(self.mixings)} mixings with {len(self.weights or ())} weights; each needs one.")
+            raise InputError(
+                f"there are {len(self.mixings)} mixings and {len(self.weights or ())} weights; every mixing needs one."
+            )
         if not all(0 <= weight < math.inf for weight in self.weights or ()) or not sum(self.weights or ()) > 0:
-            raise InputError(f"weights are {self.weights}; they must be at least 0, one of them above it.")
+            raise InputError(f"weights are {self.weights}; they must be at least 0, and one must be above 0.")
 
     def _draw(self, count: int, size: tuple[int, int], generator: Generator | None) -> MixPlan:
         shares = torch.tensor(self.weights).cumsum(0) / sum(self.weights or ())
         chosen = torch.searchsorted(shares, _uniform(generator, count), right=True).clamp(max=len(self.mixings) - 1)
-        drawn = [mixing.plan(count, size, generator) for mixing in self.mixings]
-        plan = drawn[0]
-        for member, other in enumerate(drawn[1:], start=1):
+        plans = [mixing.plan(count, size, generator) for mixing in self.mixings]
+        plan = plans[0]
+        for member, other in enumerate(plans[1:], start=1):
             plan = _where(chosen == member, other, plan)
         return plan
 
@@ -224,9 +229,9 @@ def _device(generator: Generator | None) -> torch.device:
 
 
 def _partners(count: int, generator: Generator | None) -> Tensor:
-    """(B,) partners by one random shift of the batch: nobody gets itself, everybody serves once.
+    """(B,) partners by one random shift of the batch: no sample is its own partner, and each is a partner once.
 
-    In a shuffled batch every pairing is equally likely, and neighbours in memory stay neighbours, which reads fast.
+    In a shuffled batch all pairings are equally likely. Neighbours in memory remain neighbours, so reads are fast.
     """
     shift = 1 + int(float(_uniform(generator, 1)) * (count - 1)) if count > 1 else 0
     return (torch.arange(count) + shift) % max(count, 1)
@@ -239,20 +244,20 @@ def _pixel_corners(count: int, size: tuple[int, int], generator: Generator | Non
 def _boxes(
     count: int, size: tuple[int, int], concentration: float, generator: Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Centres and half sides of CutMix's boxes, in whole pixels as the paper's code has them."""
-    kept = _beta(_uniform(generator, count), concentration)
-    halves = (0.5 * (1 - kept).sqrt()[:, None] * torch.tensor(size)).floor()
+    """(B, 2) centres and (B, 2) half sides of CutMix's boxes, in whole pixels as in the paper's code."""
+    anchor_shares = _beta(_uniform(generator, count), concentration)
+    halves = (0.5 * (1 - anchor_shares).sqrt()[:, None] * torch.tensor(size)).floor()
     return _pixel_corners(count, size, generator), halves
 
 
 def _beta(uniform: Tensor, concentration: float) -> Tensor:
-    """Beta(c, c) draws from as many uniform ones, by the inverse of its distribution."""
+    """Beta(c, c) draws from as many uniform ones, by the inverse of the distribution function."""
     if concentration == 1:
         return uniform
     from scipy.special import betaincinv
 
-    found = betaincinv(concentration, concentration, uniform.double().numpy())
-    return torch.as_tensor(found, dtype=torch.float32)
+    draws = betaincinv(concentration, concentration, uniform.double().numpy())
+    return torch.as_tensor(draws, dtype=torch.float32)
 
 
 def _with_shape(
@@ -265,7 +270,7 @@ def _with_shape(
     *,
     anchor_inside: bool = True,
 ) -> MixPlan:
-    """A plan with one shape a sample and the label weights that its masks give."""
+    """A plan with one shape per sample and the label weights that follow from its masks."""
     count = len(centres)
     edges = torch.full((count,), float(edge))
     inside = mask_means(shape, size, centres, extents, edges)
@@ -282,7 +287,7 @@ def _with_shape(
 
 
 def _unmixed(count: int, size: tuple[int, int]) -> MixPlan:
-    """The plan that leaves every sample as it is."""
+    """The plan that leaves every sample unchanged."""
     return MixPlan(
         size=(int(size[0]), int(size[1])),
         shapes=("none",) * count,
@@ -298,7 +303,7 @@ def _unmixed(count: int, size: tuple[int, int]) -> MixPlan:
 
 
 def _where(chosen: Tensor, first: MixPlan, second: MixPlan) -> MixPlan:
-    """Sample by sample, the first plan where ``chosen``, else the second."""
+    """A plan that follows ``first`` for the samples where the (B,) ``chosen`` is true, and ``second`` for the rest."""
     picks = chosen.tolist()
 
     def merged(a: Any, b: Any) -> Any:

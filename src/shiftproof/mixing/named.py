@@ -1,4 +1,4 @@
-"""Mixings by name, as run files ask for them."""
+"""Mixings by name, as run files specify them."""
 
 from __future__ import annotations
 
@@ -25,49 +25,52 @@ _METHODS: Mapping[str, type[Mixing]] = {
 }
 
 
-def mixing_from(asked: str | Mapping[str, Any] | Mixing, what: str = "mixing") -> Mixing | None:
-    """The mixing that a run file asks for; None for "none".
+def mixing_from(spec: str | Mapping[str, Any] | Mixing, what: str = "mixing") -> Mixing | None:
+    """The mixing that a run file specifies, or None for "none".
 
-    A name (``smoothmix-circle``), names with weights (``{smoothmix-circle: 2, cutmix: 1}``: a choice among them), or a
-    method with its settings (``{method: smoothmix, kind: square, edge: 0.3}``).
+    It is specified by a name (``smoothmix-circle``), by names with weights (``{smoothmix-circle: 2, cutmix: 1}``, a
+    choice among them) or by a method with its settings (``{method: smoothmix, kind: square, edge: 0.3}``). Raises an
+    InputError for unknown names and settings and for values of the wrong type or range.
 
     >>> mixing_from({"method": "cutmix", "probability": 0.5}).probability
     0.5
     """
-    if isinstance(asked, Mixing):
-        return asked
-    if isinstance(asked, str):
-        return None if require_choice(what, asked, ("none", *MIXINGS)) == "none" else MIXINGS[asked]
-    if not isinstance(asked, Mapping) or not asked:
-        raise InputError(f"mixing is {asked!r}; it must be a name, names with weights, or a method with its settings.")
-    if "method" not in asked:
-        members = tuple(mixing_from(require_choice(what, str(name), MIXINGS)) for name in asked)
-        return MixChoice(mixings=[m for m in members if m], weights=[_number(w, "weight") for w in asked.values()])
-    method = _METHODS[require_choice("mixing method", str(asked["method"]), _METHODS)]
-    settings = {key: value for key, value in asked.items() if key != "method"}
+    if isinstance(spec, Mixing):
+        return spec
+    if isinstance(spec, str):
+        return None if require_choice(what, spec, ("none", *MIXINGS)) == "none" else MIXINGS[spec]
+    if not isinstance(spec, Mapping) or not spec:
+        raise InputError(f"mixing is {spec!r}; it must be a name, names with weights, or a method with its settings.")
+    if "method" not in spec:
+        members = tuple(mixing_from(require_choice(what, str(name), MIXINGS)) for name in spec)
+        return MixChoice(mixings=[m for m in members if m], weights=[_number(w, "weight") for w in spec.values()])
+    method = _METHODS[require_choice("mixing method", str(spec["method"]), _METHODS)]
+    settings = {key: value for key, value in spec.items() if key != "method"}
     for key in settings:
-        require_choice(f"setting of {asked['method']}", key, [entry.name for entry in fields(method)])
+        require_choice(f"setting of {spec['method']}", key, [entry.name for entry in fields(method)])
     try:
         if "mixings" in settings:
             settings["mixings"] = [_member(entry) for entry in settings["mixings"]]
         return method(**settings)
     except TypeError as error:
-        raise InputError(f"mixing {dict(asked)!r} has a value of the wrong type ({error}).") from error
+        raise InputError(f"mixing {dict(spec)!r} has a value of the wrong type ({error}).") from error
 
 
 def mixing_settings(mixing: Mixing) -> dict[str, Any]:
-    """The inverse of ``mixing_from``: plain values, for run files and records; settings at their default are left out.
+    """The settings from which ``mixing_from`` makes the mixing, as plain values for run files and records.
+
+    Settings at their default are omitted.
 
     >>> mixing_settings(SmoothMix(edge=0.5))
     {'method': 'smoothmix', 'edge': 0.5}
     """
     method = next(name for name, kind in _METHODS.items() if kind is type(mixing))
-    found: dict[str, Any] = {"method": method}
+    settings: dict[str, Any] = {"method": method}
     for entry in fields(mixing):
         value = getattr(mixing, entry.name)
         if value != entry.default:
-            found[entry.name] = _plain(value)
-    return found
+            settings[entry.name] = _plain(value)
+    return settings
 
 
 def _plain(value: Any) -> Any:
@@ -76,8 +79,8 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def _member(asked: Any) -> Mixing:
-    if (mixing := mixing_from(asked)) is None:
+def _member(spec: Any) -> Mixing:
+    if (mixing := mixing_from(spec)) is None:
         raise InputError("a choice has no member 'none'. Lower its probability instead.")
     return mixing
 
@@ -86,4 +89,4 @@ def _number(value: Any, what: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the mixing's {what} {value!r} is no number.") from error
+        raise InputError(f"the mixing's {what} {value!r} is not a number.") from error

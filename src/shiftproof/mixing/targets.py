@@ -1,4 +1,4 @@
-"""Soft targets for mixed images, and the losses that take them."""
+"""Soft targets for mixed images, and the cross-entropy with them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from shiftproof.mixing.plans import MixPlan
 def mix_targets(
     labels: Tensor, plan: MixPlan, num_classes: int | None = None, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """(B, K) float32 targets of a mixed batch: w * own + (1 - w) * partner's, smoothed; every row sums to 1.
+    """(B, K) float32 targets of a mixed batch, w * anchor + (1 - w) * partner, smoothed; every row sums to 1.
 
     ``labels`` are (B,) class positions, for which ``num_classes`` must be given, or (B, K) one-hot or soft targets.
-    ``label_smoothing`` e turns t into (1 - e) * t + e / K.
+    ``label_smoothing``, a number e between 0 and 1, turns a target t into (1 - e) * t + e / K (Szegedy et al., arXiv
+    1512.00567). Raises an InputError for labels of a wrong shape, number or range.
 
     >>> from shiftproof.mixing.methods import SmoothMix
     >>> plan = SmoothMix(probability=0.0).plan(2, (4, 4), torch.Generator())
@@ -26,7 +27,7 @@ def mix_targets(
     """
     require_between("label_smoothing", label_smoothing, 0, 1)
     if labels.ndim and len(labels) != len(plan):
-        raise InputError(f"{len(labels)} labels for a plan of {len(plan)} images; they must be equally many.")
+        raise InputError(f"there are {len(labels)} labels for a plan of {len(plan)} images; the numbers must be equal.")
     weights = plan.weights.to(labels.device)[:, None] * (1 - label_smoothing)
     partners = plan.partners.to(labels.device)
     if _are_positions(labels):
@@ -34,12 +35,16 @@ def mix_targets(
         mixed = torch.full((len(labels), num_classes or 0), label_smoothing / (num_classes or 1), device=labels.device)
         mixed.scatter_add_(1, classes[:, None], weights)
         return mixed.scatter_add_(1, classes[partners][:, None], 1 - label_smoothing - weights)
-    own = one_hot(labels, num_classes)
-    return weights * own + (1 - label_smoothing - weights) * own[partners] + label_smoothing / own.shape[1]
+    targets = one_hot(labels, num_classes)
+    smoothing = label_smoothing / targets.shape[1]
+    return weights * targets + (1 - label_smoothing - weights) * targets[partners] + smoothing
 
 
 def one_hot(labels: Tensor, num_classes: int | None = None) -> Tensor:
-    """(B, K) float32 targets from (B,) class positions or (B, K) targets, checked."""
+    """(B, K) float32 targets from (B,) class positions or (B, K) targets.
+
+    Raises an InputError for positions outside 0..``num_classes`` - 1 and for rows that are negative or do not sum to 1.
+    """
     if _are_positions(labels):
         return functional.one_hot(_checked_positions(labels, num_classes), num_classes or 0).float()
     if labels.ndim != 2:
@@ -47,7 +52,7 @@ def one_hot(labels: Tensor, num_classes: int | None = None) -> Tensor:
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be (B,) integers or (B, K) targets."
         )
     if num_classes is not None and labels.shape[1] != num_classes:
-        raise InputError(f"targets have {labels.shape[1]} columns, num_classes is {num_classes}; both must agree.")
+        raise InputError(f"targets have {labels.shape[1]} columns, num_classes is {num_classes}; they must be equal.")
     targets = labels.float()
     if not bool((targets >= 0).all()) or not bool(((targets.sum(1) - 1).abs() < 1e-3).all()):
         raise InputError("every row of (B, K) targets must be at least 0 and sum to 1. Check the labels.")
@@ -57,25 +62,27 @@ def one_hot(labels: Tensor, num_classes: int | None = None) -> Tensor:
 def soft_cross_entropy(logits: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
     """The cross-entropy of (B, K) logits with (B, K) targets, -sum_k t_k log softmax(z)_k, in float32.
 
-    ``reduction`` is mean over the batch or none, which gives (B,).
+    ``reduction`` is "mean" over the batch, "sum", or "none", which gives (B,) values. Raises an InputError if the
+    shapes differ.
 
     >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.7, 0.3, 0.0, 0.0]]))
     tensor(1.3863)
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise InputError(
-            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must have one shape (B, K). "
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must have the same shape (B, K). "
             "Make targets from class positions with mix_targets or one_hot."
         )
     return functional.cross_entropy(logits.float(), targets.float(), reduction=reduction)
 
 
 def contrastive_targets(plan: MixPlan, classes: Tensor | None = None) -> Tensor:
-    """(B, B) float32: how much of caption j is in mixed image i; every row sums to 1.
+    """The (B, B) float32 shares of caption j in mixed image i; every row sums to 1.
 
-    Image i is w_i of its own and 1 - w_i of its partner's, so row i is w_i P_i + (1 - w_i) P_partner. P is the
-    identity, or with (B,) ``classes`` shares a row among all captions of that class, since they are no negatives of
-    each other. ``contrastive_loss`` takes it as ``targets``.
+    Mixed image i consists of w_i of image i and 1 - w_i of its partner, so row i is w_i P_i + (1 - w_i) P_partner. P is
+    the identity or, with (B,) ``classes``, divides a row equally among all captions of that class, since they are not
+    negatives of each other. ``contrastive_loss`` accepts the result as ``targets``. Raises an InputError for
+    ``classes`` of another shape.
 
     >>> from shiftproof.mixing.methods import MixUp
     >>> plan = MixUp().plan(2, (4, 4), torch.Generator().manual_seed(0))
