@@ -183,8 +183,8 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_sample(use: obje
 @pytest.mark.parametrize(
     ("logits", "labels", "said"),
     [
-        (np.zeros((2, 1)), [0, 0], "two classes at least"),
-        (np.zeros(4), [0, 0, 0, 0], "two classes at least"),
+        (np.zeros((2, 1)), [0, 0], "at least two classes"),
+        (np.zeros(4), [0, 0, 0, 0], "at least two classes"),
         (np.zeros((2, 3)), [0], "2 and 1 entries"),
         (np.zeros((2, 3)), [0, 3], "must be in 0..2"),
         (np.zeros((2, 3)), [-1, 0], "must be in 0..2"),

@@ -84,7 +84,7 @@ def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(sp.InputError, match="cannot be read"):
         sp.evaluation.load_predictions(path)
     np.savez(path, ids=np.array(["a"]), labels=np.array([0]), logits=np.ones((1, 2)))  # float64
-    with pytest.raises(sp.InputError, match="no rows of float32"):
+    with pytest.raises(sp.InputError, match="not rows of float32"):
         sp.evaluation.open_predictions(path)
     np.savez(path, ids=np.array(["a", "b"]), labels=np.array([0]), logits=np.ones((1, 2), np.float32))
     with pytest.raises(sp.InputError, match="2 ids, 1 labels and 1 rows"):

@@ -47,7 +47,7 @@ def test_drawn_variances_average_to_that_of_the_items() -> None:
 
 @pytest.mark.parametrize("series", [{}, {"a": [1, 2]}, {"a": [1, 2, 3], "b": [1, 2, 3, 4]}])
 def test_too_few_or_unequally_many_items_have_no_spread(series: dict[str, list[float]]) -> None:
-    with pytest.raises(sp.InputError, match="three at least"):
+    with pytest.raises(sp.InputError, match="at least three"):
         bootstrap_spreads(series)
 
 

@@ -22,8 +22,8 @@ from .intervals import (
 )
 from .metrics import Scores, accuracy, evaluate, log_probabilities, macro_f1, scores, top_margins
 from .predictions import (
-    KeptPredictions,
     Predictions,
+    StoredPredictions,
     align_predictions,
     load_predictions,
     open_predictions,
@@ -44,9 +44,9 @@ from .significance import holm_correction, mcnemar_test
 
 __all__ = [
     "Baseline",
-    "KeptPredictions",
     "Predictions",
     "Scores",
+    "StoredPredictions",
     "accuracy",
     "accuracy_interval",
     "align_predictions",

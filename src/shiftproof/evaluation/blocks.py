@@ -1,4 +1,4 @@
-"""Logits in blocks of rows, so that arrays and files of any size are read alike."""
+"""Logits in blocks of rows, so that arrays and files of any size are read in the same way."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 1024  # of a block: at 1,000 classes eight megabytes in float64
+ROWS = 1024  # a block of 1,000 classes is eight megabytes in float64
 
 
 class RowBlocks(Protocol):
-    """(N, K) logits that are read from the first row to the last, time and again: kept predictions."""
+    """(N, K) logits that can be read repeatedly from the first row to the last, such as stored predictions."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def blocks(self, rows: int = ...) -> Iterator[NDArray[np.float32]]:
-        """The rows in order, so many at a time."""
+        """Yields the rows in order, ``rows`` at a time."""
         ...
 
 
@@ -25,7 +25,7 @@ Logits: TypeAlias = NDArray[np.floating] | RowBlocks
 
 
 def logit_blocks(logits: Logits, rows: int = ROWS) -> Iterator[NDArray[np.floating]]:
-    """The logits' rows in order, ``rows`` at a time; the last block may be smaller.
+    """The rows of (N, K) logits in order, ``rows`` at a time; the last block may be smaller.
 
     >>> [len(block) for block in logit_blocks(np.eye(5), 2)]
     [2, 2, 1]

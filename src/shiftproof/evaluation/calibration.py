@@ -1,4 +1,4 @@
-"""Calibration: does a confidence of 80 % mean right in 80 %?"""
+"""Calibration: whether predictions of 80 % confidence are right in 80 % of the cases."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from shiftproof.evaluation.intervals import statistic_interval
 
 BINS = 15
 _TEMPERATURES = (0.01, 100.0)
-_FITTED = 10_000  # samples that a temperature is fitted on, at most: it is one number
+_FIT_LIMIT = 10_000  # a temperature is a single number, so that this many samples determine it
 
 
 def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS) -> float:
-    """Expected calibration error over the whole set: the mean |accuracy - confidence| of equal-width bins.
+    """Expected calibration error over the whole set, the mean |accuracy - confidence| over bins of equal width.
 
-    ``confidence`` (N,) in [0, 1] is the probability of the predicted class, ``correct`` (N,) whether it was
-    right; each bin counts by its share of the samples (Guo et al. 2017, arXiv 1706.04599, Eq. 3). Never average it
-    over batches: that is biased upward.
+    ``confidence`` (N,) in [0, 1] is the probability of the predicted class, ``correct`` (N,) says whether it was
+    right; each bin is weighted by its share of the samples (Guo et al. 2017, arXiv 1706.04599, Eq. 3). The result lies
+    in [0, 1]. Do not average it over batches, which is biased upward. Raises an InputError for a confidence outside
+    [0, 1] and for arrays that are empty or of different lengths.
 
     >>> calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
     0.4
@@ -38,9 +39,10 @@ def calibration_interval(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % interval of ``calibration_error``, by resampling samples or ``clusters`` (N,); at least 0.
+    """The 95 % bootstrap interval of ``calibration_error``, resampling samples or ``clusters`` (N,); at least 0.
 
-    The error is biased upward, since every bin's noise counts as error; the interval lies around it all the same.
+    The error is biased upward, since the noise of every bin counts as error; the interval nevertheless lies around it.
+    Raises an InputError as ``calibration_error`` does, and for fewer than two clusters.
 
     >>> low, high = calibration_interval(np.full(100, 0.9), np.arange(100) < 60)
     >>> 0.15 < low < 0.3 < high < 0.45
@@ -57,7 +59,9 @@ def calibration_interval(
 
 
 def negative_log_likelihood(log_probability: NDArray[np.floating]) -> float:
-    """The mean of minus the (N,) natural logarithms of the true classes' probabilities, in nats.
+    """The mean negative log-likelihood, in nats, from the (N,) natural logarithms of the true classes' probabilities.
+
+    Raises an InputError for an empty array.
 
     >>> round(negative_log_likelihood(np.log([0.5, 0.25])), 6)
     1.039721
@@ -69,8 +73,9 @@ def negative_log_likelihood(log_probability: NDArray[np.floating]) -> float:
 def brier_score(log_probability: NDArray[np.floating], square_sum: NDArray[np.floating]) -> float:
     """The mean squared distance of the probabilities to the true class's one-hot vector, in [0, 2] (Brier 1950).
 
-    From (N,) ``log_probability`` of the true class and ``square_sum`` of all squared probabilities, as ``Scores`` keep
-    them: sum_k (p_k - y_k)^2 = square_sum - 2 p_true + 1.
+    ``log_probability`` (N,) belongs to the true class and ``square_sum`` (N,) is the sum of all squared probabilities,
+    as in ``Scores``: sum_k (p_k - y_k)^2 = square_sum - 2 p_true + 1. Raises an InputError for arrays that are empty or
+    of different lengths.
 
     >>> brier_score(np.log([1.0]), np.array([1.0]))
     0.0
@@ -80,20 +85,21 @@ def brier_score(log_probability: NDArray[np.floating], square_sum: NDArray[np.fl
 
 
 def brier_scores(log_probability: NDArray[np.floating], square_sum: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N,) the squared distances whose mean is ``brier_score``.
+    """The (N,) squared distances whose mean is ``brier_score``; raises an InputError for different lengths.
 
     >>> brier_scores(np.log([1.0]), np.array([1.0])).tolist()
     [0.0]
     """
     require_equal_length("log_probability and square_sum", log_probability, square_sum)
-    true = np.exp(log_probability.astype(np.float64))
-    return np.asarray(square_sum.astype(np.float64) - 2 * true + 1)
+    true_probability = np.exp(log_probability.astype(np.float64))
+    return np.asarray(square_sum.astype(np.float64) - 2 * true_probability + 1)
 
 
 def selective_accuracy(confidence: NDArray[np.floating], correct: NDArray[np.bool_], coverage: float) -> float:
-    """The accuracy on the most confident ``coverage`` share of the (N,) samples, at least one of them.
+    """The accuracy on the most confident ``coverage`` share, in [0, 1], of the (N,) samples, at least one of them.
 
-    Samples of one confidence at the edge count by their mean, so that their order plays no part.
+    Samples of equal confidence at the edge of the share count by their mean, so that their order does not matter.
+    Raises an InputError for another coverage and for arrays that are empty or of different lengths.
 
     >>> selective_accuracy(np.array([0.9, 0.8, 0.4, 0.3]), np.array([True, True, False, True]), 0.5)
     1.0
@@ -104,27 +110,29 @@ def selective_accuracy(confidence: NDArray[np.floating], correct: NDArray[np.boo
 
 
 def confident_share(confidence: NDArray[np.floating], coverage: float) -> NDArray[np.float64]:
-    """(N,) how far each sample is among the most confident ``coverage`` share: 1, 0 or, at the edge, a part.
+    """(N,) weights in [0, 1] that select the most confident ``coverage`` share of the samples, at least one of them.
 
-    At least one sample is taken; those of one confidence at the edge share what is left.
+    Samples of equal confidence at the edge of the share divide the rest equally. Raises an InputError for an empty
+    array, or for a coverage outside [0, 1].
 
     >>> confident_share(np.array([0.9, 0.3, 0.8, 0.3]), 0.75).tolist()
     [1.0, 0.5, 1.0, 0.5]
     """
     require_at_least("the number of samples", len(confidence), 1)
     require_between("coverage", coverage, 0, 1)
-    taken = max(round(coverage * len(confidence)), 1)
-    edge = np.partition(confidence, len(confidence) - taken)[len(confidence) - taken]
-    above, level = confidence > edge, confidence == edge
-    return np.asarray(above + level * ((taken - above.sum()) / level.sum()))
+    count = max(round(coverage * len(confidence)), 1)
+    edge = np.partition(confidence, len(confidence) - count)[len(confidence) - count]
+    above, tied = confidence > edge, confidence == edge
+    return np.asarray(above + tied * ((count - above.sum()) / tied.sum()))
 
 
 def fit_temperature(logits: Logits, labels: NDArray[np.integer]) -> float:
-    """The temperature T to divide (N, K) logits by for the least negative log-likelihood (Guo et al. 2017).
+    """The temperature T that minimises the negative log-likelihood of (N, K) logits divided by T.
 
-    To be fitted on the reference's validation split, never on a shift. Between 0.01 and 100: where every prediction is
-    right, or none better than chance, the best T lies at an end. Of more than 10,000 samples, so many are taken, spread
-    evenly. Logits may be an array or kept predictions.
+    Fit it on the reference's validation split, never on a shift (Guo et al. 2017, arXiv 1706.04599, sec. 4.2). It lies
+    between 0.01 and 100; if every prediction is right, or none is better than chance, the best T is at an end of the
+    range. At most 10,000 samples are used, evenly spaced. ``logits`` may be an array or stored predictions; ``labels``
+    are (N,) positions of classes. Raises an InputError for logits that are not finite and for different lengths.
 
     >>> logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     >>> round(fit_temperature(logits, np.array([0, 0, 0, 1])), 3)
@@ -134,19 +142,19 @@ def fit_temperature(logits: Logits, labels: NDArray[np.integer]) -> float:
 
     require_equal_length("logits and labels", range(logits.shape[0]), labels)
     require_at_least("the number of samples", len(labels), 1)
-    step = -(-len(labels) // _FITTED)
-    some, named = _every(logits, step), labels[::step]
+    step = -(-len(labels) // _FIT_LIMIT)
+    fit_logits, fit_labels = _every(logits, step), labels[::step]
 
     def loss(log_temperature: float) -> float:
-        blocks = enumerate(logit_blocks(some))
-        return sum(_loss(block, named[n * ROWS : (n + 1) * ROWS], np.exp(-log_temperature)) for n, block in blocks)
+        blocks = enumerate(logit_blocks(fit_logits))
+        return sum(_loss(block, fit_labels[n * ROWS : (n + 1) * ROWS], np.exp(-log_temperature)) for n, block in blocks)
 
     low, high = np.log(_TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
 
 
 def _every(logits: Logits, step: int) -> NDArray[np.floating]:
-    """Every ``step``-th row, once all are finite; of the others nothing is held."""
+    """Every ``step``-th row; raises an InputError if any row is not finite. The other rows are not held in memory."""
     rows, start = [], 0
     for block in logit_blocks(logits):
         if not np.isfinite(block).all():
@@ -163,10 +171,10 @@ def _loss(logits: NDArray[np.floating], labels: NDArray[np.integer], sharpness: 
 
 
 def _bin_index(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int) -> NDArray[np.intp]:
-    """(N,) the bin of every sample, once they are probabilities."""
+    """The (N,) bins of the samples; raises an InputError if a confidence is not a probability."""
     require_equal_length("confidence and correct", confidence, correct)
     require_at_least("the number of samples", len(confidence), 1)
     require_at_least("bins", bins, 1)
     if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise InputError("a confidence lies outside 0 to 1; it must be a probability, no percentage and no logit.")
+        raise InputError("a confidence lies outside 0 to 1; it must be a probability, not a percentage or a logit.")
     return np.minimum((confidence * bins).astype(np.intp), bins - 1)

@@ -60,22 +60,22 @@ def predict(
     >>> predict(classifier, images, device="cpu").logits.shape
     (8, 267)
     """
-    place = resolve_device(device)
+    torch_device = resolve_device(device)
     processes, index = (process_count(), process_index()) if together else (1, 0)
     # The batches are those of a single process, whichever process runs them, and so are the logits to the last bit.
     starts = range(index * batch_size, len(images), processes * batch_size)
-    places = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
+    positions = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
     rows = [np.empty((0, len(classifier.classes)), dtype=np.float32)]
-    seen = 0
-    for batch in predict_batches(classifier, images, device=place, batch_size=batch_size, places=places):
+    done = 0
+    for batch in predict_batches(classifier, images, device=torch_device, batch_size=batch_size, positions=positions):
         rows.append(batch)
-        seen += len(batch)
-        progress.report(stage, min(seen * processes, len(images)), len(images))
+        done += len(batch)
+        progress.report(stage, min(done * processes, len(images)), len(images))
     logits = np.concatenate(rows)
     if processes > 1:
-        whole = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
-        whole[places] = logits
-        logits = summed(whole, place)
+        all_logits = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
+        all_logits[positions] = logits
+        logits = summed(all_logits, torch_device)
     return Predictions(images.ids, images.labels, logits, images.groups)
 
 
@@ -85,19 +85,21 @@ def predict_batches(
     *,
     device: str | torch.device = "auto",
     batch_size: int = BATCH_SIZE,
-    places: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yields the (B, K) float32 logits of the images, or of those at ``places``, one batch at a time.
+    """Yields the (B, K) float32 logits of the images, or of those at ``positions``, one batch at a time.
 
     No more than one batch of logits is held in memory. The arguments and errors are those of ``predict``.
     """
     require_its_classes(classifier, images)
-    place = resolve_device(device)
-    network = classifier.network_on(device=place)
-    some = images if places is None else images.subset(places) if places else None
-    for batch in () if some is None else evaluation_batches(some, classifier.preprocessing, batch_size):
+    torch_device = resolve_device(device)
+    network = classifier.network_on(device=torch_device)
+    if positions is not None and not positions:
+        return
+    selected = images if positions is None else images.subset(positions)
+    for batch in evaluation_batches(selected, classifier.preprocessing, batch_size):
         with torch.inference_mode():  # not around the yield, where it would stay active in the caller
-            logits = network(batch.to(place)).float().cpu().numpy()
+            logits = network(batch.to(torch_device)).float().cpu().numpy()
         yield logits
 
 

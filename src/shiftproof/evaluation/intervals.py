@@ -1,4 +1,4 @@
-"""Confidence intervals."""
+"""Confidence intervals of accuracies, and bootstrap intervals of means, contrasts and other statistics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from shiftproof.errors import InputError, require_at_least, require_between, req
 
 LEVEL = 0.95
 METHOD = "clopper-pearson"
-_AT_ONCE = 1 << 20  # picked clusters that are held in memory together
-_MANY = 20_000  # clusters, from which on the normal limit serves
+_DRAWS_AT_ONCE = 1 << 20  # the number of drawn clusters that are in memory at a time
+_NORMAL_FROM = 20_000  # with more clusters than this, the normal limit replaces resampling
 
 
 def accuracy_interval(correct: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """The Clopper-Pearson interval of ``correct`` successes in ``n`` trials, as fractions.
+    """The Clopper-Pearson interval of ``correct`` successes in ``n`` trials, as fractions in [0, 1].
 
-    It never covers less than ``level``; with none or all correct, one end is 0 or 1.
+    Its coverage is at least ``level``, a probability; with none or all correct, one end is 0 or 1 (Clopper & Pearson
+    1934). Raises an InputError unless 0 <= ``correct`` <= ``n`` and ``n`` >= 1.
 
     >>> accuracy_interval(0, 10)[0], round(accuracy_interval(0, 10)[1], 4)
     (0.0, 0.3085)
@@ -35,10 +36,11 @@ def accuracy_interval(correct: int, n: int, *, level: float = LEVEL) -> tuple[fl
 
 
 def alike_interval(value: float, n: int, bounds: tuple[float, float], *, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a mean of which ``n`` values are known, all of them ``value``, that could be any in ``bounds``.
+    """The interval of a mean whose ``n`` known values all equal ``value``, while any value may lie in ``bounds``.
 
-    Resampling what is all alike shows no spread, however little of it there is. Clopper-Pearson says how large a share
-    may be different that was never seen in ``n``; at worst it lies at a bound.
+    Resampling equal values shows no spread, however few they are. The Clopper-Pearson interval bounds the share of
+    different values that would not have occurred among ``n``; at worst, these lie at a bound. Raises an InputError if
+    the value lies outside its bounds.
 
     >>> alike_interval(0.0, 10, (0.0, 1.0)) == accuracy_interval(0, 10)
     True
@@ -57,12 +59,12 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile interval of the mean of (N,) values, by resampling clusters with replacement.
 
-    ``clusters`` (N,) are labels of any kind; all values of a cluster are drawn together, so that values which share a
-    class or a source image count as no more evidence than they are. Without, every value is drawn by itself. A
-    resample's mean is over its values, so a large cluster weighs more. One seed gives one interval. It covers too
-    little with few clusters (as a rule of thumb, under 30); over 20,000 of them the mean's normal limit is taken, which
-    resampling has reached there. An InputError refuses values that are not finite and fewer than two clusters, which
-    would resample to themselves.
+    ``clusters`` (N,) are labels of any type; all values of a cluster are drawn together, so that values which share a
+    class or a source image do not count as independent. Without clusters, the values are drawn one by one. A
+    resample's mean is over its values, so that a large cluster weighs more. The same seed gives the same interval. The
+    coverage is too low with few clusters (as a rule of thumb, under 30); with more than 20,000, resampling has reached
+    the normal limit, which is used instead (Efron & Tibshirani 1993, ch. 13). Raises an InputError for values that are
+    not finite, and for fewer than two clusters, which would resample to themselves.
 
     >>> bootstrap_interval([0.5] * 40)
     (0.5, 0.5)
@@ -84,9 +86,9 @@ def bootstrap_spreads(
 ) -> dict[str, NDArray[np.float64]]:
     """(draws,) standard deviations of each of several (C,) series over the same C items, resampled together.
 
-    One resample takes the same items of every series, so that deviations may be compared draw by draw. Percentiles of
-    them cover too little where items are few: about 90 % in place of 95 % at 13. An InputError
-    refuses fewer than three.
+    A resample takes the same items of every series, so that deviations can be compared draw by draw. Percentiles of
+    them cover too little if the items are few: about 90 % instead of 95 % with 13 items. Raises an InputError for
+    series of different lengths, or of fewer than three items.
 
     >>> drawn = bootstrap_spreads({"a": [0.0, 1.0, 2.0, 3.0], "b": [0.0, 2.0, 4.0, 6.0]})
     >>> bool(np.allclose(2 * drawn["a"], drawn["b"]))
@@ -95,7 +97,7 @@ def bootstrap_spreads(
     series = {name: np.asarray(entry, dtype=np.float64) for name, entry in values.items()}
     counts = {len(entry) for entry in series.values()}
     if len(counts) != 1 or min(counts) < 3:
-        raise InputError(f"the series have {sorted(counts)} items; they must be equally many, and three at least.")
+        raise InputError(f"the series have {sorted(counts)} items; the numbers must be equal and at least three.")
     (count,) = counts
     picked = np.random.default_rng(seed).integers(count, size=(draws, count))
     return {name: entry[picked].std(axis=1, ddof=1) for name, entry in series.items()}
@@ -111,13 +113,13 @@ def contrast_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The percentile interval of a weighted sum of several sets' means: their mean, say, or one minus another.
+    """The percentile interval of a weighted sum of several sets' means, such as their mean or a difference of two.
 
-    ``values`` (N_s,) by set, ``weights`` by set; ``clusters`` (N_s,) by set name what goes together. A cluster of one
-    name is drawn or left out in all sets at once, so that sets of the same drawings are not taken for independent; a
-    set without clusters is resampled by itself, value by value. A set whose values are all alike varies in no resample;
-    with the ``bounds`` of a value, its part is that of ``alike_interval``. An InputError refuses what
-    ``bootstrap_interval`` does.
+    ``values`` (N_s,), ``weights`` and ``clusters`` (N_s,) are given by set. A cluster of the same name is drawn or
+    omitted in all sets together, so that sets of the same drawings do not count as independent; a set without clusters
+    is resampled separately, value by value. A set whose values are all equal does not vary between resamples; if the
+    ``bounds`` of a value are given, its contribution is the interval of ``alike_interval``. Raises an InputError in the
+    same cases as ``bootstrap_interval``.
 
     >>> both = {"photo": [1.0] * 9, "sketch": [0.0] * 9}
     >>> contrast_interval(both, {"photo": 1.0, "sketch": -1.0})
@@ -126,26 +128,28 @@ def contrast_interval(
     require_between("level", level, 0, 1)
     require_at_least("draws", draws, 1)
     known = clusters or {}
-    drawn = resampled_means({name: values[name] for name in weights}, known, draws=draws, seed=seed)
+    means = resampled_means({name: values[name] for name in weights}, known, draws=draws, seed=seed)
     tail = (1 - level) / 2
-    low, high = np.quantile(sum(weight * drawn[name] for name, weight in weights.items()), [tail, 1 - tail])
+    low, high = np.quantile(sum(weight * means[name] for name, weight in weights.items()), [tail, 1 - tail])
     for name, weight in weights.items() if bounds else ():
-        own = np.asarray(values[name], dtype=np.float64)
-        if bounds and np.ptp(own) == 0:
-            n = len(np.unique(known[name]) if name in known else own)
-            parts = [weight * (end - own[0]) for end in alike_interval(float(own[0]), n, bounds, level=level)]
+        series = np.asarray(values[name], dtype=np.float64)
+        if bounds and np.ptp(series) == 0:
+            n = len(np.unique(known[name]) if name in known else series)
+            ends = alike_interval(float(series[0]), n, bounds, level=level)
+            parts = [weight * (end - series[0]) for end in ends]
             low, high = low + min(parts), high + max(parts)
     return float(low), float(high)
 
 
 def can_resample(values: Mapping[str, ArrayLike], clusters: Mapping[str, ArrayLike] | None = None) -> bool:
-    """Whether every set has the two clusters that resampling needs at least.
+    """Whether every set has at least the two clusters that resampling needs.
 
     >>> can_resample({"photo": [0.5, 0.7]}), can_resample({"photo": [0.5, 0.7]}, {"photo": ["a", "a"]})
     (True, False)
     """
     known = clusters or {}
-    return all(len(np.unique(known[name]) if name in known else np.asarray(own)) > 1 for name, own in values.items())
+    clustered = (np.unique(known[name]) if name in known else np.asarray(series) for name, series in values.items())
+    return all(len(items) > 1 for items in clustered)
 
 
 def resampled_means(
@@ -155,17 +159,18 @@ def resampled_means(
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """(draws,) means of every set's values, resampled as ``contrast_interval`` does.
+    """(draws,) means of every set's (N_s,) values, resampled as by ``contrast_interval``, with the same errors.
 
     >>> resampled_means({"photo": [0.5, 0.5]}, draws=2)["photo"].tolist()
     [0.5, 0.5]
     """
     known, generator = clusters or {}, np.random.default_rng(seed)
-    found = _joint_means({name: (own, known[name]) for name, own in values.items() if name in known}, draws, generator)
-    for name, own in values.items():
-        if name not in found:
-            found[name] = _set_means(*_cluster_sums(np.asarray(own, dtype=np.float64), None), draws, generator)
-    return found
+    clustered = {name: (series, known[name]) for name, series in values.items() if name in known}
+    means = _joint_means(clustered, draws, generator)
+    for name, series in values.items():
+        if name not in means:
+            means[name] = _set_means(*_cluster_sums(np.asarray(series, dtype=np.float64), None), draws, generator)
+    return means
 
 
 def statistic_interval(
@@ -177,12 +182,13 @@ def statistic_interval(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """An interval of what ``statistic`` makes of (N,) sample weights, by resampling clusters.
+    """A bootstrap interval of the value of ``statistic``, a function of the (n,) weights of ``n`` samples.
 
-    For what is no mean over samples: macro F1, the worst group, the calibration error. A weight says how often a sample
-    was drawn. Resamples of such a statistic lie off it on average (a calibration error of resampled samples is larger),
-    so their percentiles are moved by that bias: the interval lies around what was measured. Resamples for which the
-    statistic is not defined (NaN) are left out.
+    It serves statistics that are not means over samples: macro F1, the worst group, the calibration error. A weight is
+    the number of times that a sample was drawn. Resamples of such a statistic are biased (the calibration error of
+    resampled samples is larger), so their percentiles are shifted by the bias and the interval lies around the measured
+    value. Resamples for which the statistic is undefined (NaN) are ignored. ``clusters`` (n,) are drawn as wholes.
+    Raises an InputError for fewer than two of them.
 
     >>> values = np.arange(100.0)
     >>> low, high = statistic_interval(lambda weights: float(weights @ values / weights.sum()), 100)
@@ -194,71 +200,71 @@ def statistic_interval(
     _, index = np.unique(np.arange(n) if clusters is None else np.asarray(clusters), return_inverse=True)
     require_equal_length("samples and clusters", range(n), index)
     if (count := int(index.max()) + 1) < 2:
-        raise InputError(f"the samples form {count} cluster(s); resampling needs two at least.")
+        raise InputError(f"the samples form {count} cluster(s); resampling needs at least two.")
     generator = np.random.default_rng(seed)
     shares = np.full(count, 1 / count)
-    found = [statistic(generator.multinomial(count, shares)[index].astype(np.float64)) for _ in range(draws)]
+    resamples = [statistic(generator.multinomial(count, shares)[index].astype(np.float64)) for _ in range(draws)]
     tail = (1 - level) / 2
-    low, high = np.nanquantile(found, [tail, 1 - tail]) + statistic(np.ones(n)) - np.nanmean(found)
+    low, high = np.nanquantile(resamples, [tail, 1 - tail]) + statistic(np.ones(n)) - np.nanmean(resamples)
     return float(low), float(high)
 
 
 def _joint_means(
     sets: Mapping[str, tuple[ArrayLike, ArrayLike]], draws: int, generator: np.random.Generator
 ) -> dict[str, NDArray[np.float64]]:
-    """(draws,) means of several sets' values whose clusters are resampled together, by their names."""
+    """(draws,) means of several sets' values, whose clusters of the same name are resampled together."""
     if not sets:
         return {}
-    every = np.unique(np.concatenate([np.asarray(names) for _, names in sets.values()]))
-    if len(every) < 2:
-        raise InputError(f"the values form {len(every)} cluster(s); resampling needs two at least.")
+    clusters = np.unique(np.concatenate([np.asarray(names) for _, names in sets.values()]))
+    if len(clusters) < 2:
+        raise InputError(f"the values form {len(clusters)} cluster(s); resampling needs at least two.")
     parts = {name: _cluster_sums(np.asarray(values, dtype=np.float64), names) for name, (values, names) in sets.items()}
-    places = {name: np.searchsorted(every, np.unique(np.asarray(names))) for name, (_, names) in sets.items()}
-    found = {name: np.empty(draws) for name in sets}
-    step = max(_AT_ONCE // len(every), 1)
+    positions = {name: np.searchsorted(clusters, np.unique(np.asarray(names))) for name, (_, names) in sets.items()}
+    all_means = {name: np.empty(draws) for name in sets}
+    step = max(_DRAWS_AT_ONCE // len(clusters), 1)
     for start in range(0, draws, step):
-        some = slice(start, min(start + step, draws))
-        shares = np.full(len(every), 1 / len(every))
-        counts = generator.multinomial(len(every), shares, size=some.stop - some.start).astype(np.float64)
+        block = slice(start, min(start + step, draws))
+        shares = np.full(len(clusters), 1 / len(clusters))
+        counts = generator.multinomial(len(clusters), shares, size=block.stop - block.start).astype(np.float64)
         for name, (sums, sizes) in parts.items():
-            own = counts[:, places[name]]
-            drawn = own @ sizes
-            means = own @ sums / np.maximum(drawn, 1)
-            # A resample that holds nothing of a set says nothing about it: then the set is resampled by itself.
-            if (none := drawn == 0).any():
-                means[none] = _set_means(sums, sizes, int(none.sum()), generator)
-            found[name][some] = means
-    return found
+            set_counts = counts[:, positions[name]]
+            drawn_values = set_counts @ sizes
+            means = set_counts @ sums / np.maximum(drawn_values, 1)
+            # If a resample contains no value of a set, the set is resampled separately for that draw.
+            if (empty := drawn_values == 0).any():
+                means[empty] = _set_means(sums, sizes, int(empty.sum()), generator)
+            all_means[name][block] = means
+    return all_means
 
 
 def _set_means(
     sums: NDArray[np.float64], sizes: NDArray[np.intp], draws: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """(draws,) means of resampled clusters."""
+    """(draws,) means over resampled clusters, from the (C,) sums and numbers of the clusters' values."""
     count = len(sums)
-    if count > _MANY:
+    if count > _NORMAL_FROM:
         mean = sums.sum() / sizes.sum()
         return generator.normal(mean, np.sqrt(((sums - mean * sizes) ** 2).sum()) / sizes.sum(), draws)
-    found = np.empty(draws)
-    step = max(_AT_ONCE // count, 1)
+    means = np.empty(draws)
+    step = max(_DRAWS_AT_ONCE // count, 1)
     for start in range(0, draws, step):
         picked = generator.integers(count, size=(min(step, draws - start), count))
-        found[start : start + step] = sums[picked].sum(1) / sizes[picked].sum(1)
-    return found
+        means[start : start + step] = sums[picked].sum(1) / sizes[picked].sum(1)
+    return means
 
 
 def _cluster_sums(
     values: NDArray[np.float64], clusters: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """The sum and the number of the values of every cluster."""
+    """The (C,) sums and the (C,) numbers of the values of every cluster; raises an InputError for unsuitable values."""
     names = np.arange(values.size) if clusters is None else np.asarray(clusters)
     if not values.ndim == names.ndim == 1:
         raise InputError(f"values and clusters have the shapes {values.shape} and {names.shape}; both must be (N,).")
     require_equal_length("values and clusters", values, names)
     if not np.isfinite(values).all():
-        raise InputError(f"value {np.flatnonzero(~np.isfinite(values))[0]} is not finite. Leave it out, or mend it.")
+        raise InputError(f"value {np.flatnonzero(~np.isfinite(values))[0]} is not finite. Leave it out or fix it.")
     _, index = np.unique(names, return_inverse=True)
     sizes = np.bincount(index)
     if len(sizes) < 2:
-        raise InputError(f"the values form {len(sizes)} cluster(s); resampling needs two at least.")
+        raise InputError(f"the values form {len(sizes)} cluster(s); resampling needs at least two.")
     return np.bincount(index, weights=values).astype(np.float64), sizes

@@ -1,4 +1,4 @@
-"""Predictions in files: written batch by batch, read block by block, never with pickle."""
+"""Files of predictions, which are written batch by batch and read block by block, never with pickle."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from shiftproof.evaluation.blocks import ROWS, logit_blocks
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.storage import atomically, write_atomically
 
-# What numpy and zipfile raise for files that are absent, cut, damaged or of other content.
+# The exceptions that numpy and zipfile raise for files that are absent, truncated, damaged or of another kind.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 Add: TypeAlias = Callable[[NDArray[np.float32]], object]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A classifier's logits on one set, sample by sample.
+    """A classifier's logits on the N samples of one set.
 
-    ``ids`` (N,) name the samples, ``labels`` (N,) are their classes, ``logits`` (N, K) float32; ``groups`` (N,)
-    splits the samples for reporting, where the set has groups.
+    ``ids`` (N,) name the samples, ``labels`` (N,) are their classes, ``logits`` are (N, K) float32; ``groups`` (N,)
+    splits the samples for reporting if the set has groups.
     """
 
     ids: tuple[str, ...]
@@ -38,8 +38,8 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class KeptPredictions:
-    """Predictions in a file: all but the logits, which ``blocks`` reads from it each time.
+class StoredPredictions:
+    """Predictions stored in a file; all but the logits are in memory, and ``blocks`` reads those from the file.
 
     ``shape`` is that of the logits, (N, K).
     """
@@ -51,19 +51,22 @@ class KeptPredictions:
     shape: tuple[int, int]
 
     def blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
-        """The logits' rows in order, so many at a time; the last block may be smaller."""
+        """Yields the rows of the logits in order, ``rows`` at a time; the last block may be smaller.
+
+        Raises an InputError that names the file if it is damaged.
+        """
         with _readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open("logits.npy") as stream:
             _read_header(stream)
             for start in range(0, self.shape[0], rows):
                 count = min(rows, self.shape[0] - start) * self.shape[1]
                 content = stream.read(4 * count)
                 if len(content) < 4 * count:
-                    raise EOFError("the logits are cut")
+                    raise EOFError("the logits are truncated")
                 yield np.frombuffer(content, dtype="<f4").reshape(-1, self.shape[1])
-            stream.read(1)  # past the end, where the checksum is compared
+            stream.read(1)  # reading past the end compares the checksum
 
-    def require_whole(self) -> KeptPredictions:
-        """Reads all logits once, which the file's checksum is compared with; an InputError where it is damaged."""
+    def require_whole(self) -> StoredPredictions:
+        """Reads all logits once to compare the file's checksum; raises an InputError if it is damaged."""
         for _ in self.blocks():
             pass
         return self
@@ -73,9 +76,9 @@ class KeptPredictions:
 def writing_predictions(
     path: Path, ids: Sequence[str], labels: NDArray[np.integer], classes: int, groups: Sequence[str] | None = None
 ) -> Iterator[Add]:
-    """A function that takes in (B, K) float32 logits of the samples in their order, and the file once all are there.
+    """A context with a function that appends (B, K) float32 logits of the samples, in their order, to a file.
 
-    The file appears whole or not at all; an InputError where rows are missing at the end, or too many.
+    The file appears complete or not at all. Raises an InputError if there are too many rows, or too few at the end.
     """
     entries: dict[str, NDArray[np.generic]] = {"ids": np.array(ids), "labels": np.asarray(labels)}
     if groups is not None:
@@ -93,19 +96,21 @@ def writing_predictions(
                 nonlocal written
                 if logits.ndim != 2 or logits.shape[1] != classes or written + len(logits) > len(ids):
                     raise InputError(
-                        f"logits of the shape {logits.shape} do not follow the {written} rows of {path}, which holds "
-                        f"{len(ids)} of {classes} classes. Give every batch once, in order."
+                        f"logits of the shape {logits.shape} do not follow the {written} rows of {path}, which must "
+                        f"have {len(ids)} rows of {classes} classes. Add every batch once, in order."
                     )
                 stream.write(np.ascontiguousarray(logits, dtype="<f4").tobytes())
                 written += len(logits)
 
             yield add
         if written < len(ids):
-            raise InputError(f"{path} got the logits of {written} of {len(ids)} samples; it is not written.")
+            raise InputError(
+                f"only {written} of {len(ids)} samples were added to {path}, which is not written. Add every batch."
+            )
 
 
 def save_predictions(predictions: Predictions, path: Path) -> Path:
-    """Writes ids, labels, logits and groups to an ``.npz`` without pickle."""
+    """Writes ids, labels, logits and groups to an ``.npz`` file without pickle, and returns its path."""
     shape = predictions.logits.shape
     with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
         for block in logit_blocks(predictions.logits):
@@ -113,8 +118,11 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
     return path
 
 
-def open_predictions(path: Path) -> KeptPredictions:
-    """A file that ``save_predictions`` wrote, its logits left in it; an error names the file."""
+def open_predictions(path: Path) -> StoredPredictions:
+    """Opens a file that ``save_predictions`` wrote, without reading its logits into memory.
+
+    Raises an InputError that names the file if it cannot be read.
+    """
     with _readable(path):
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             ids, labels = tuple(file["ids"].tolist()), file["labels"]
@@ -122,22 +130,25 @@ def open_predictions(path: Path) -> KeptPredictions:
         with zipfile.ZipFile(path) as archive, archive.open("logits.npy") as entry:
             shape = _read_header(entry)
         if len(ids) != len(labels) or len(ids) != shape[0]:
-            raise ValueError(f"it holds {len(ids)} ids, {len(labels)} labels and {shape[0]} rows of logits")
-    return KeptPredictions(path, ids, labels, groups, shape)
+            raise ValueError(f"it has {len(ids)} ids, {len(labels)} labels and {shape[0]} rows of logits")
+    return StoredPredictions(path, ids, labels, groups, shape)
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Reads what ``save_predictions`` wrote, logits and all; an error names the file."""
-    kept = open_predictions(path)
-    blocks = list(kept.blocks())
-    logits = np.concatenate(blocks) if blocks else np.empty(kept.shape, dtype=np.float32)
-    return Predictions(kept.ids, kept.labels, logits, kept.groups)
+    """Reads a file that ``save_predictions`` wrote, logits included.
+
+    Raises an InputError that names the file if it cannot be read.
+    """
+    stored = open_predictions(path)
+    blocks = list(stored.blocks())
+    logits = np.concatenate(blocks) if blocks else np.empty(stored.shape, dtype=np.float32)
+    return Predictions(stored.ids, stored.labels, logits, stored.groups)
 
 
 def align_predictions(first: Predictions, second: Predictions) -> Predictions:
-    """The second predictions with their samples in the order of the first's, matched by id.
+    """The second predictions, with their samples in the order of the first predictions, matched by id.
 
-    An InputError lists samples that only one of them has, and those whose labels differ.
+    Raises an InputError that lists the samples which only one of them has, or whose labels differ.
 
     >>> one = Predictions(("a", "b"), np.array([0, 1]), np.eye(2, dtype=np.float32))
     >>> other = Predictions(("b", "a"), np.array([1, 0]), np.eye(2, dtype=np.float32))
@@ -146,43 +157,43 @@ def align_predictions(first: Predictions, second: Predictions) -> Predictions:
     """
     if alone := sorted(set(first.ids) ^ set(second.ids)):
         raise InputError(f"these samples are in one of the predictions only: {listed(alone, 5)}. Predict the same set.")
-    place = {sample: row for row, sample in enumerate(second.ids)}
-    rows = [place[sample] for sample in first.ids]
+    row_of = {sample: row for row, sample in enumerate(second.ids)}
+    rows = [row_of[sample] for sample in first.ids]
     if (differing := np.flatnonzero(first.labels != second.labels[rows])).size:
         raise InputError(
-            f"these samples are labelled differently: {listed([first.ids[row] for row in differing], 5)}. Bring both "
-            "predictions into one class space."
+            f"these samples are labelled differently: {listed([first.ids[row] for row in differing], 5)}. Convert both "
+            "predictions to the same class space."
         )
     groups = None if second.groups is None else tuple(second.groups[row] for row in rows)
     return Predictions(first.ids, second.labels[rows], second.logits[rows], groups)
 
 
-def save_scores(kept: Scores, ids: tuple[str, ...], path: Path) -> Path:
-    """Writes the compact form, one array a field, to an ``.npz`` without pickle."""
+def save_scores(scores: Scores, ids: tuple[str, ...], path: Path) -> Path:
+    """Writes (N,) scores and ids to an ``.npz`` file without pickle, one array per field, and returns its path."""
     entries = {
         "ids": np.array(ids),
-        "prediction": kept.prediction,
-        "confidence": kept.confidence,
-        "margin": kept.margin,
-        "log_probability": kept.log_probability,
-        "square_sum": kept.square_sum,
+        "prediction": scores.prediction,
+        "confidence": scores.confidence,
+        "margin": scores.margin,
+        "log_probability": scores.log_probability,
+        "square_sum": scores.square_sum,
     }
     return write_atomically(path, lambda temporary: np.savez_compressed(temporary, **entries))  # type: ignore[arg-type]
 
 
 def load_scores(path: Path) -> tuple[tuple[str, ...], Scores]:
-    """The ids and the compact form that ``save_scores`` wrote; an error names the file."""
+    """Reads the ids and scores that ``save_scores`` wrote; raises an InputError that names a file it cannot read."""
     with _readable(path), path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return tuple(file["ids"].tolist()), Scores(**{n: file[n] for n in file.files if n != "ids"})
 
 
 def _read_header(stream: IO[bytes]) -> tuple[int, int]:
-    """The shape of an array of float32 whose rows follow each other in the stream."""
+    """Reads the header of a float32 array in row-major order and returns the shape of the array."""
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("its logits are of another format")
+        raise ValueError("its logits have an unknown format")
     shape, columns_first, kind = np.lib.format.read_array_header_1_0(stream)
     if columns_first or kind != np.dtype("<f4") or len(shape) != 2:
-        raise ValueError("its logits are no rows of float32")
+        raise ValueError("its logits are not rows of float32")
     return shape[0], shape[1]
 
 

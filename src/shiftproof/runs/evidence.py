@@ -29,7 +29,7 @@ from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.ensembling.path import sweep_scores
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import Scores
-from shiftproof.evaluation.predictions import KeptPredictions
+from shiftproof.evaluation.predictions import StoredPredictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.identity import fingerprint, has_fingerprint
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord
@@ -70,7 +70,7 @@ def resampled_of(images: ImageSet) -> Resampled:
 def diagnose_kept(
     run: RunRecord,
     suite: ShiftSuite,
-    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    predictions: Mapping[str, Mapping[str, StoredPredictions]],
     classifiers: Mapping[str, Classifier],
     read_scores: Callable[[float, str], Scores],
     *,
@@ -163,7 +163,7 @@ def _unit_count(images: ImageSet, units: Resampled) -> int:
 
 def kept_evidence(
     suite: ShiftSuite,
-    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    predictions: Mapping[str, Mapping[str, StoredPredictions]],
     alphas: Sequence[float] = (),
     read_scores: Callable[[float, str], Scores] | None = None,
 ) -> list[SetEvidence]:
@@ -177,7 +177,7 @@ def kept_evidence(
 def _evidence(
     name: str,
     images: ImageSet,
-    predictions: Mapping[str, Mapping[str, KeptPredictions]],
+    predictions: Mapping[str, Mapping[str, StoredPredictions]],
     along: Mapping[float, Scores],
 ) -> SetEvidence:
     logits = {model: of_sets[name] for model, of_sets in predictions.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from shiftproof.data.sets import ImageSet, spread_over_classes
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import path_sets
-from shiftproof.evaluation.predictions import KeptPredictions, open_predictions
+from shiftproof.evaluation.predictions import StoredPredictions, open_predictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier
 from shiftproof.records.runs import MODELS
@@ -47,7 +47,7 @@ class FinishedRun:
         """The compact predictions of every alpha."""
         return PathFiles(self.directory.predictions, path_sets(self.suite))
 
-    def predictions(self) -> dict[str, dict[str, KeptPredictions]]:
+    def predictions(self) -> dict[str, dict[str, StoredPredictions]]:
         """Returns the logits of the three models by model and set, validation set included.
 
         Logits that an earlier version did not write are computed and written now. Raises an InputError where a file
@@ -60,7 +60,7 @@ class FinishedRun:
                 require_same_samples(by_set[name].ids, images)
         return predictions
 
-    def _open(self, model: str, set_name: str, images: ImageSet) -> KeptPredictions:
+    def _open(self, model: str, set_name: str, images: ImageSet) -> StoredPredictions:
         file = self.directory.logits(model, set_name)
         if not file.is_file():
             keep_predictions(self.models[model], images, file, device=self.device)

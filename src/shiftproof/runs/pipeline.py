@@ -25,7 +25,7 @@ from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, METHOD
 from shiftproof.evaluation.metrics import evaluate
-from shiftproof.evaluation.predictions import Add, KeptPredictions, open_predictions
+from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
@@ -266,7 +266,7 @@ def conclude(run: Run) -> RunRecord:
     return record
 
 
-def open_logits(run: Run) -> dict[str, dict[str, KeptPredictions]]:
+def open_logits(run: Run) -> dict[str, dict[str, StoredPredictions]]:
     """Opens the logits of every model on every set; raises an InputError if they are of other images."""
     sets = path_sets(run.suite)
     predictions = {
@@ -278,7 +278,7 @@ def open_logits(run: Run) -> dict[str, dict[str, KeptPredictions]]:
     return predictions
 
 
-def summarise(run: Run, predictions: dict[str, dict[str, KeptPredictions]]) -> RunRecord:
+def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) -> RunRecord:
     """Measures the three models on every test set and returns the record that ``summary.json`` is written from."""
     suite = run.suite
     alphas = dict(zip(MODELS, (0.0, 1.0, run.alpha), strict=True))

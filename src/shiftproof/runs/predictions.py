@@ -19,7 +19,7 @@ from shiftproof.evaluation.inference import predict_batches
 from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
 from shiftproof.evaluation.predictions import (
     Add,
-    KeptPredictions,
+    StoredPredictions,
     load_scores,
     open_predictions,
     save_scores,
@@ -91,7 +91,7 @@ def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, de
 @contextlib.contextmanager
 def kept_logits(
     classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
-) -> Iterator[dict[str, KeptPredictions]]:
+) -> Iterator[dict[str, StoredPredictions]]:
     """Yields several classifiers' logits on a set, in temporary files, so that none is held in memory."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
@@ -115,7 +115,7 @@ def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
 
 
 def measure_accuracy(
-    suite: ShiftSuite, predictions: KeptPredictions, model: str, alpha: float, name: str
+    suite: ShiftSuite, predictions: StoredPredictions, model: str, alpha: float, name: str
 ) -> AccuracyRecord:
     """Computes the accuracy record of a model on a set from its logits."""
     collector = ScoreCollector(predictions.labels)

@@ -14,7 +14,7 @@ from shiftproof.data.suites import ShiftSuite
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError
 from shiftproof.evaluation.metrics import scores
-from shiftproof.evaluation.predictions import KeptPredictions
+from shiftproof.evaluation.predictions import StoredPredictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.seeding import child_generator
 from shiftproof.storage import write_atomically, write_json
@@ -25,7 +25,7 @@ _MAPPED = 4  # samples of a set that get maps
 
 
 def write_samples(
-    suite: ShiftSuite, predictions: Mapping[str, Mapping[str, KeptPredictions]], folder: Path, *, seed: int
+    suite: ShiftSuite, predictions: Mapping[str, Mapping[str, StoredPredictions]], folder: Path, *, seed: int
 ) -> None:
     """Writes thumbnails and ``samples.json`` with the answers of ``predictions[model][set]``.
 
@@ -80,7 +80,7 @@ def sample_positions(name: str, count: int, seed: int) -> list[int]:
     return [int(position) for position in order[:_PER_SET]]
 
 
-def _answers(predictions: KeptPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
+def _answers(predictions: StoredPredictions, positions: list[int], names: tuple[str, ...]) -> list[dict[str, object]]:
     rows: dict[int, NDArray[np.float32]] = {}
     start = 0
     for block in predictions.blocks():
