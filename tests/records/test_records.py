@@ -147,7 +147,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
 
 @pytest.mark.parametrize("schema", [None, 0, 2, "1"])
 def test_another_schema_is_refused(schema: object) -> None:
-    with pytest.raises(sp.InputError, match=r"schema .* reads 1"):
+    with pytest.raises(sp.InputError, match=r"schema .* reads schema 1"):
         run_from_summary({"schema": schema})
 
 
@@ -321,5 +321,5 @@ def test_what_is_no_record_at_all_is_refused(value: Any) -> None:
 def test_more_damage_is_counted() -> None:
     with pytest.raises(sp.InputError, match=r"damaged at reference: Field required \(and 4 more\)"):
         from_json(sp.records.RulesRecord, {"shifts": []})
-    with pytest.raises(sp.InputError, match=r"the rules has schema 2; this version reads 1"):
+    with pytest.raises(sp.InputError, match=r"the rules has schema 2; this version reads schema 1"):
         from_json(sp.records.RulesRecord, {"schema": 2}, "the rules")

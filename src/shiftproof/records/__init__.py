@@ -1,4 +1,4 @@
-"""Result types of every run, study and diagnosis, and the JSON files they are read from and written to.
+"""The result types of runs, studies and diagnoses, and the JSON files that store them.
 
 ``__init__.pyi`` declares the public names; each is loaded when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Accuracies and means, each with its interval."""
+"""Records of accuracies and means, each with its interval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """Accuracy of one group of a set: a fraction of ``n`` samples with its interval."""
+    """The accuracy on one group of a set, as a fraction of its ``n`` samples, with its interval."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -17,11 +17,11 @@ class GroupRecord:
 
 @dataclass(frozen=True)
 class AccuracyRecord:
-    """One evaluation: one model (at one alpha, where it lies on a path) on one set.
+    """The evaluation of one model on one set; ``alpha`` is given if the model lies on an alpha path.
 
-    ``accuracy`` is the fraction correct/n, ``interval`` its Clopper-Pearson bounds; ``calibration_error``
-    is None where only compact predictions were saved. ``per_class`` is the accuracy on each class that has images,
-    ``class_counts`` how many.
+    ``accuracy`` is the fraction of the ``n`` samples that are right, ``interval`` its Clopper-Pearson bounds;
+    ``calibration_error`` is None if only compact predictions were saved. ``per_class`` has the accuracy on each class
+    that has images, ``class_counts`` the number of these images.
     """
 
     model: str
@@ -38,7 +38,7 @@ class AccuracyRecord:
 
 @dataclass(frozen=True)
 class MeanRecord:
-    """A mean over ``n`` samples with its interval; None where no sample has a value."""
+    """A mean over ``n`` samples with its interval; both are None if no sample has a value."""
 
     value: float | None
     interval: tuple[float, float] | None

@@ -1,4 +1,4 @@
-"""How much models rely on the background."""
+"""Records of how much models rely on the background."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shiftproof.records.accuracy import GroupRecord
 
 @dataclass(frozen=True)
 class BackgroundRecord:
-    """One model on objects and backgrounds put together anew: accuracy by variant, and the background gap.
+    """One model on recombined objects and backgrounds: its accuracy by variant, and its background gap.
 
-    ``gap`` is accuracy on mixed-same minus mixed-random, a fraction of the ``gap_n`` samples that both have;
-    ``gap_interval`` comes from resampling whole classes.
+    ``gap`` is the accuracy on mixed-same minus that on mixed-random, over the ``gap_n`` samples that both have;
+    ``gap_interval`` resamples whole classes.
     """
 
     variants: Mapping[str, GroupRecord]
@@ -24,10 +24,10 @@ class BackgroundRecord:
 
 @dataclass(frozen=True)
 class BackgroundStudy:
-    """How much models lean on the background of one set.
+    """How much models rely on the background of one set.
 
-    ``chance`` is 1 / classes, what only-background gives to a model that draws nothing from the background; ``level``
-    is that of every interval.
+    ``chance`` is 1 / classes, the accuracy on only-background of a model that ignores the background; ``level`` is that
+    of every interval.
     """
 
     set: str

@@ -1,7 +1,7 @@
-"""The one way from records to JSON and back.
+"""The conversion of all records to JSON and back.
 
 Every record is a frozen dataclass, and its JSON form has the same names: tuples become lists, records become
-dictionaries. ``records.summaries`` holds the layouts of the files that are not simply one record.
+dictionaries. ``records.summaries`` has the layouts of the files that are not simply one record.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shiftproof.errors import InputError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-# Files of the previous version lack it in some places, and are the same otherwise.
+# Some files of the previous version lack the schema version; they are the same otherwise.
 SCHEMA = 1
 Record = TypeVar("Record")
 
@@ -41,15 +41,15 @@ def document(record: Any) -> dict[str, Any]:
 def from_json(cls: type[Record], value: Any, what: str = "the record") -> Record:
     """Builds a record of type ``cls`` from its JSON form; unknown entries are ignored.
 
-    Raises an InputError that calls the value ``what``: where its schema version is not this one, or where an entry is
-    missing or of the wrong type, which is then named by its dotted location.
+    Raises an InputError, which refers to the value as ``what``, if its schema version is another one, or if an entry is
+    missing or of the wrong type; the message then gives the entry's dotted location.
     """
     from pydantic import ValidationError
 
     require_schema(value, what)
     adapter = _adapter(cast("Hashable", cls))
     try:
-        # Through text, since strict validation accepts a list for a tuple only there.
+        # The value is validated as text, because only then does strict validation accept a list for a tuple.
         record: Record = adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
@@ -60,9 +60,9 @@ def from_json(cls: type[Record], value: Any, what: str = "the record") -> Record
 
 
 def require_schema(value: Any, what: str) -> None:
-    """Raises an InputError where a value states another schema version; one that states none is of the first."""
+    """Raises an InputError if a value has another schema version; one without a version counts as the first."""
     if isinstance(value, Mapping) and value.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"{what} has schema {value['schema']!r}; this version reads {SCHEMA}.")
+        raise InputError(f"{what} has schema {value['schema']!r}; this version reads schema {SCHEMA}.")
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 
 
 def _plain_mapping(value: Any) -> dict[str, Any]:
-    """Converts a mapping that is not a dictionary, which pydantic does not do by itself."""
+    """Converts a mapping that is not a dictionary, which pydantic does not convert."""
     if isinstance(value, Mapping):
         return {str(name): entry for name, entry in value.items()}
     raise TypeError(f"a {type(value).__name__} has no JSON form.")

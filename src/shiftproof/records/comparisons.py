@@ -1,4 +1,4 @@
-"""The results of comparing two models."""
+"""Records of comparisons of two models."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OverrideRecord:
-    """Whom an ensemble follows where zero-shot and fine-tuned disagree (WiSE-FT, sec. 5.1).
+    """Which model an ensemble follows where the zero-shot and the fine-tuned model disagree (WiSE-FT, sec. 5.1).
 
-    ``zero_shot``, ``fine_tuned`` and ``neither`` are fractions of the ``disagreements`` and sum to 1; without a
-    disagreement all three are 0. Who was right plays no part in them.
+    ``zero_shot``, ``fine_tuned`` and ``neither`` are fractions of the ``disagreements`` among ``n`` samples and sum to
+    1; without a disagreement all three are 0. They do not depend on which model was right.
     """
 
     zero_shot: float
@@ -25,11 +25,12 @@ class OverrideRecord:
 class ConnectivityRecord:
     """How an alpha path's error on one set compares with the straight line between its ends, and with their mean.
 
-    ``above_line`` is the accuracy at every alpha minus the line's, ``intervals`` its paired bootstrap intervals, where
-    the predictions were given. ``barrier_over_line`` is the largest error above the line, at ``barrier_alpha``, and
-    ``barrier_over_mean`` that above the mean of the ends' errors; both are 0 or more, since the ends are on the path.
-    ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better end's; it was found
-    by reading the set, so that its interval lies somewhat high. ``mean_interval`` is that of the barrier over the mean.
+    ``above_line`` is the accuracy at every alpha minus the line's; ``intervals`` are its paired bootstrap intervals if
+    the predictions were given. ``barrier_over_line`` is the largest excess of the error over the line, which occurs at
+    ``barrier_alpha``, and ``barrier_over_mean`` that over the mean of the ends' errors; both are at least 0, since the
+    ends are on the path. ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better
+    end's; as it was chosen on the same set, its interval lies somewhat high. ``mean_interval`` is that of
+    ``barrier_over_mean``.
     """
 
     set: str
@@ -46,35 +47,38 @@ class ConnectivityRecord:
 
     @property
     def observation_1(self) -> bool:
-        """No alpha is under the line between the ends (WiSE-FT, sec. 4): no barrier."""
+        """Whether the accuracy at every alpha is on or above the line between the ends (WiSE-FT, sec. 4)."""
         return min(self.above_line) >= 0
 
     @property
     def observation_2(self) -> bool:
-        """Some alpha is above both ends (WiSE-FT, sec. 4)."""
+        """Whether the accuracy at some alpha is above that of both ends (WiSE-FT, sec. 4)."""
         return self.gain > 0
 
     @property
     def lowest(self) -> tuple[float, Measured]:
-        """The alpha between the ends, or an end where there is none, at which the path is lowest over the line."""
+        """The alpha between the ends at which the path is lowest relative to the line, and its height above the line.
+
+        If there is no alpha between the ends, it is one of the ends.
+        """
         inner = range(1, len(self.alphas) - 1) or range(len(self.alphas))
-        place = min(inner, key=lambda i: self.above_line[i])
-        return self.alphas[place], Measured(self.above_line[place], self.intervals[place] if self.intervals else None)
+        index = min(inner, key=lambda i: self.above_line[i])
+        return self.alphas[index], Measured(self.above_line[index], self.intervals[index] if self.intervals else None)
 
     @property
     def clearly_under(self) -> tuple[float, ...]:
-        """The alphas whose accuracy is under the line beyond its interval: where observation 1 fails for certain."""
+        """The alphas at which the whole interval lies below the line, so that observation 1 clearly fails."""
         bounds = self.intervals or ()
         return tuple(a for a, interval in zip(self.alphas, bounds, strict=False) if interval and interval[1] < 0)
 
 
 @dataclass(frozen=True)
 class MovementRecord:
-    """How far one layer moved in a fine-tuning.
+    """How far fine-tuning moved the weights of one layer.
 
-    ``distance`` is Euclidean, ``relative`` that divided by the start's norm (None where that is 0), ``share`` the
-    layer's part of all squared distances, ``cosine`` that of its task vector with another fine-tuning's (None where
-    none was given, or one of them stood still).
+    ``distance`` is Euclidean, ``relative`` the distance divided by the norm at the start (None if that is 0), ``share``
+    the layer's fraction of the sum of all squared distances, ``cosine`` that between the layer's task vector and the
+    one of another fine-tuning run (None if none was given, or if one of them is zero).
     """
 
     layer: str
@@ -86,17 +90,17 @@ class MovementRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number and its 95 % interval; None where one cluster alone leaves nothing to resample."""
+    """A number and its 95 % interval, which is None if there is only one cluster and nothing to resample."""
 
     value: float
     interval: tuple[float, float] | None
 
     def negative(self) -> Measured:
-        """The number with its sign turned, and its interval."""
+        """Minus the number, with its interval."""
         return self._moved(0.0)
 
     def one_minus(self) -> Measured:
-        """1 minus the number, and its interval."""
+        """1 minus the number, with its interval."""
         return self._moved(1.0)
 
     def _moved(self, start: float) -> Measured:
@@ -108,8 +112,8 @@ class Measured:
 class LossRecord:
     """How an alpha path's mean loss (nats) on one set compares with the straight line between its ends.
 
-    ``above_line`` is the height of the loss above that line at every alpha; the barriers are those of
-    ``ConnectivityRecord``, of loss.
+    ``above_line`` is the height of the loss above that line at every alpha; the barriers are defined as in
+    ``ConnectivityRecord``, with the loss in place of the error.
     """
 
     set: str
@@ -123,9 +127,9 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class CkaRecord:
-    """The linear CKA of two models' outputs on ``n`` samples of one set: as it was defined, and of unbiased estimates.
+    """The linear CKA of two models' outputs on ``n`` samples of one set, in its original and its debiased form.
 
-    Each is None where it is not defined: too few samples, or outputs that do not vary.
+    Each is None if it is undefined, because the samples are too few or the outputs do not vary.
     """
 
     n: int
@@ -137,8 +141,9 @@ class CkaRecord:
 class AgreementRecord:
     """How much two models differ on ``n`` samples of one set, with intervals.
 
-    The measures of ``diagnosis.agreement``; ``kl_forward`` is KL(first || second), ``kl_backward`` the other way round,
-    ``margin_difference`` the mean of the first's margin minus the second's. What needs labels is None without them.
+    The measures are those of ``diagnosis.agreement``; ``kl_forward`` is KL(first || second), ``kl_backward`` is
+    KL(second || first), both in nats, and ``margin_difference`` is the mean of the first model's margin minus the
+    second's. Measures that need labels are None without them.
     """
 
     n: int
@@ -153,11 +158,11 @@ class AgreementRecord:
 
 @dataclass(frozen=True)
 class FollowedRecord:
-    """``override_rates`` on one set with intervals; ``by_right`` splits them by who was right, where labels are given.
+    """The ``override_rates`` on one set with intervals; with labels, ``by_right`` splits them by which model was right.
 
-    A rate is None where there was no disagreement. ``lead`` is zero-shot's rate minus fine-tuned's, the paper's second
-    contrast: above 0 where zero-shot overrides. ``beyond_both`` is, of the samples that the ensemble gets right and
-    fine-tuned does not, the share that zero-shot errs on as well; None without labels or such samples.
+    A rate is None if there was no disagreement. ``lead`` is the rate of zero-shot minus that of fine-tuned, the paper's
+    second contrast, which is above 0 where zero-shot overrides. ``beyond_both`` is the share on which zero-shot errs,
+    too, of the samples that the ensemble gets right and fine-tuned does not; it is None without labels or such samples.
     """
 
     disagreements: int
@@ -174,8 +179,8 @@ class FollowedRecord:
 class LayersRecord:
     """The linear CKA of every layer of one classifier with every layer of another, on ``n`` images of one set.
 
-    ``values[i][j]`` is that of ``first[i]`` with ``second[j]``: None where it is not defined, since a layer does not
-    vary on these images, or ``debiased`` on too few of them. Debiased values may be below 0.
+    ``values[i][j]`` is the CKA of ``first[i]`` with ``second[j]``. It is None if it is undefined, because a layer does
+    not vary on these images or because they are too few for ``debiased`` values, which may be below 0.
     """
 
     set: str
@@ -188,9 +193,9 @@ class LayersRecord:
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """One model of a plane: its place, its error with a Clopper-Pearson interval, and its mean loss in nats.
+    """One model of a plane: its coordinates, its error with a Clopper-Pearson interval, and its mean loss in nats.
 
-    The loss is None where an output is not finite, which counts as an error.
+    The loss is None if an output is not finite, which counts as an error.
     """
 
     x: float
@@ -204,9 +209,9 @@ class PlanePoint:
 class PlaneRecord:
     """Error and mean loss (nats) over the plane through three models' weights, on ``n`` images of one set.
 
-    ``axes`` are the grid's coordinates, x and then y: Euclidean distances from the origin's weights, x along the way
-    to the first model, y at a right angle to it. ``points`` are the three models (zero_shot, first and second).
-    ``error[j][i]``, ``intervals[j][i]`` and ``loss[j][i]`` are those at ``axes[0][i]``, ``axes[1][j]``.
+    ``axes`` are the grid's coordinates x and y, Euclidean distances from the origin's weights: x points to the first
+    model, y is orthogonal to it. ``points`` are the three models (zero_shot, first and second). ``error[j][i]``,
+    ``intervals[j][i]`` and ``loss[j][i]`` belong to the point ``axes[0][i]``, ``axes[1][j]``.
     """
 
     set: str

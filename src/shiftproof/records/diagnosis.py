@@ -1,4 +1,4 @@
-"""``diagnosis.json``: the results of every diagnosis of one run."""
+"""The records of ``diagnosis.json``, which has the results of all diagnoses of one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HALVES = ("half 1", "half 2")
 
 @dataclass(frozen=True)
 class PairRecord:
-    """Two models on one set: how their predictions differ, and the CKA of their outputs (None where one is flat)."""
+    """How two models' predictions on one set differ, and the CKA of their outputs (None if one of them is constant)."""
 
     first: str
     second: str
@@ -34,7 +34,7 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class DiversityRecord:
-    """How much more diverse one pair of models is than another on one set: the paper's first contrast."""
+    """How much more diverse one pair of models is than another on one set, which is the paper's first contrast."""
 
     first: tuple[str, str]
     second: tuple[str, str]
@@ -46,8 +46,8 @@ class DiversityRecord:
 class DifferenceRecord:
     """The accuracy of ``first`` minus that of ``second`` on one set, or averaged over ``sets``.
 
-    ``p`` is McNemar's exact value on one set, ``p_holm`` Holm's correction of it over all sets of the pair; a mean over
-    sets has neither.
+    ``p`` is McNemar's exact p value on one set, ``p_holm`` its Holm correction over all sets of the pair; both are None
+    for a mean over sets.
     """
 
     first: str
@@ -60,7 +60,7 @@ class DifferenceRecord:
 
 @dataclass(frozen=True)
 class AverageRecord:
-    """What one model reaches over ``sets`` together: their mean accuracy."""
+    """The mean accuracy of one model over ``sets``."""
 
     model: str
     sets: tuple[str, ...]
@@ -69,7 +69,7 @@ class AverageRecord:
 
 @dataclass(frozen=True)
 class ClassesRecord:
-    """One model on one set beyond plain accuracy: macro F1 over the classes present, and the worst group's accuracy."""
+    """The macro F1 of one model over the classes present in one set, and the accuracy on its worst group."""
 
     model: str
     set: str
@@ -80,9 +80,9 @@ class ClassesRecord:
 
 @dataclass(frozen=True)
 class ConfidenceRecord:
-    """How far probabilities can be trusted at one alpha on one set.
+    """How reliable the probabilities are at one alpha on one set.
 
-    ``calibration_error`` has ``bins`` of equal width; ``nll`` is in nats; ``selective`` maps a coverage ("0.8") to the
+    ``calibration_error`` uses ``bins`` of equal width; ``nll`` is in nats; ``selective`` maps a coverage ("0.8") to the
     accuracy on the most confident samples.
     """
 
@@ -97,7 +97,7 @@ class ConfidenceRecord:
 
 @dataclass(frozen=True)
 class TemperatureRecord:
-    """One model's temperature, fitted on the reference's validation split, and calibration on a set with it."""
+    """One model's temperature, fitted on the reference's validation split, and its calibration on a set with it."""
 
     model: str
     set: str
@@ -108,7 +108,7 @@ class TemperatureRecord:
 
 @dataclass(frozen=True)
 class RobustnessRecord:
-    """One model under one shift.
+    """The robustness of one model under one shift.
 
     ``gap`` is accuracy on the reference minus that under the shift; ``relative`` is the accuracy under the shift minus
     the fine-tuned model's; ``effective`` is the accuracy beyond what the baseline expects, None without a baseline.
@@ -123,7 +123,7 @@ class RobustnessRecord:
 
 @dataclass(frozen=True)
 class OtherPathRecord:
-    """Linear connectivity between two other models than zero-shot and fine-tuned; ``name`` says which."""
+    """The linear connectivity between two models other than zero-shot and fine-tuned, which ``name`` describes."""
 
     name: str
     connectivity: tuple[ConnectivityRecord, ...]
@@ -134,11 +134,11 @@ class OtherPathRecord:
 class DiagnosisRecord:
     """Everything that the diagnosis of one run measured.
 
-    ``clusters`` says of every set what its intervals resample ("drawing", "group" or "sample"). ``pairs`` are among
-    zero_shot, fine_tuned, ensemble and, after a whole diagnosis, the fine-tunings of two halves of the reference.
-    ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``diversity``, ``baselines`` (accuracies of models trained
-    on the reference only, by set) and effective robustness come with a whole diagnosis alone. ``cluster_counts`` says
-    how many drawings, groups or samples every set's intervals resample, ``models`` are the three models' fingerprints.
+    ``clusters`` says for every set what its intervals resample ("drawing", "group" or "sample"), ``cluster_counts``
+    how many of them. ``pairs`` are pairs of zero_shot, fine_tuned, ensemble and, after a full diagnosis, the models
+    fine-tuned on two halves of the reference. ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``diversity``,
+    ``baselines`` (accuracies of models trained on the reference only, by set) and effective robustness are results of a
+    full diagnosis only. ``models`` are the three models' fingerprints.
     """
 
     suite: str
@@ -172,7 +172,7 @@ class DiagnosisRecord:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The reference and then the shifts."""
+        """The names of the reference and of the shifts, in this order."""
         return (self.reference, *self.shifts)
 
     def pair(self, first: str, second: str, name: str) -> PairRecord | None:
@@ -190,17 +190,17 @@ class DiagnosisRecord:
         return next((a for a in self.averages if (a.model, a.sets) == (model, sets)), None)
 
     def with_pairs(self, pairs: Sequence[PairRecord]) -> DiagnosisRecord:
-        """Returns the record with these pairs in place of those of the same models on the same set."""
-        known = {(pair.first, pair.second, pair.set): pair for pair in (*self.pairs, *pairs)}
-        return replace(self, pairs=tuple(known.values()))
+        """Returns the record with these pairs, which replace those of the same models on the same set."""
+        by_key = {(pair.first, pair.second, pair.set): pair for pair in (*self.pairs, *pairs)}
+        return replace(self, pairs=tuple(by_key.values()))
 
     def with_path(self, path: OtherPathRecord) -> DiagnosisRecord:
-        """Returns the record with this path in place of the one of the same name."""
-        known = {other.name: other for other in (*self.other_paths, path)}
-        return replace(self, other_paths=tuple(known.values()))
+        """Returns the record with this path, which replaces the one of the same name."""
+        by_name = {other.name: other for other in (*self.other_paths, path)}
+        return replace(self, other_paths=tuple(by_name.values()))
 
     def beside(self, earlier: DiagnosisRecord) -> DiagnosisRecord:
-        """Returns this record with those parts of an earlier diagnosis of the same models that had to run a model."""
+        """Returns this record with the parts of an earlier diagnosis of the same models that required running one."""
         return replace(
             earlier.with_pairs(self.pairs),
             **{

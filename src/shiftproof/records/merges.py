@@ -1,4 +1,4 @@
-"""What a merge of checkpoint files did."""
+"""The record of a merge of checkpoint files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MergeInput:
-    """One input of a merge; ``fingerprint`` covers names, dtypes, shapes and bytes, whatever the order and shards.
+    """One input of a merge; ``fingerprint`` covers names, dtypes, shapes and bytes, but not their order or shards.
 
-    It is None before the input was read, in a dry run.
+    It is None in a dry run, which does not read the input.
     """
 
     path: str
@@ -24,11 +24,12 @@ class MergeInput:
 class MergeRecord:
     """What a merge of checkpoint files did, or in a dry run would do, for one output; ``merge.json`` is its JSON form.
 
-    ``alpha`` is None where entries have alphas of their own (then in ``alphas``) or the method knows none; ``members``
-    are the inputs that a greedy soup took, ``scores`` what its trials came to. Every entry of the output stands in one
-    of ``interpolated`` (floating point, combined), ``copied`` (from one input, bit for bit) and ``missing`` (some
-    input lacks it; taken from the first that has it). ``tied`` maps names to those whose memory they share in all
-    inputs; ``batch_norm`` are the averaged running statistics. ``files`` gives the bytes of every weights file.
+    ``alpha`` is None if entries have individual alphas, which are in ``alphas``, or if the method has none. ``members``
+    are the inputs that a greedy soup selected, ``scores`` the results of its trials. Every entry of the output is in
+    one of ``interpolated`` (floating-point and combined), ``copied`` (from one input, bit for bit) and ``missing``
+    (absent from some input; taken from the first that has it). ``tied`` maps names to those with which they share
+    memory in all inputs; ``batch_norm`` are the averaged running statistics. ``files`` gives the size of every weights
+    file in bytes.
     """
 
     method: str
@@ -50,5 +51,5 @@ class MergeRecord:
 
     @property
     def bytes(self) -> int:
-        """The size of the weights."""
+        """The size of the weights in bytes."""
         return sum(self.files.values())

@@ -1,4 +1,4 @@
-"""Accuracy along an alpha path."""
+"""Records of the accuracy along an alpha path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shiftproof.errors import InputError
 
 
 def same_alpha(first: float, second: float) -> bool:
-    """Whether two alphas are the same but for the rounding of their decimal forms.
+    """Whether two alphas are equal up to the rounding of their decimal forms.
 
     >>> same_alpha(0.1 + 0.2, 0.3), same_alpha(0.3, 0.31)
     (True, False)
@@ -19,7 +19,7 @@ def same_alpha(first: float, second: float) -> bool:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One alpha of a path: accuracy on the reference's validation split and on every test set, with intervals."""
+    """The accuracies at one alpha of a path, on the reference's validation split and every test set, with intervals."""
 
     alpha: float
     validation: float
@@ -30,7 +30,7 @@ class PathPoint:
 
 @dataclass(frozen=True)
 class PathRecord:
-    """An alpha path, from zero-shot (alpha 0) to fine-tuned (alpha 1), in rising order of alpha."""
+    """An alpha path from the zero-shot model (alpha 0) to the fine-tuned one (alpha 1), sorted by alpha."""
 
     reference: str
     shifts: tuple[str, ...]
@@ -38,17 +38,17 @@ class PathRecord:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The alphas in rising order."""
+        """The alphas in increasing order."""
         return tuple(point.alpha for point in self.points)
 
     def at(self, alpha: float) -> PathPoint:
-        """The point at an alpha that was evaluated; an InputError names those that were."""
+        """The point at an alpha; raises an InputError that lists the evaluated alphas if it is not one of them."""
         for point in self.points:
             if same_alpha(point.alpha, alpha):
                 return point
         raise InputError(f"alpha {alpha} is not on the path. Evaluated: {', '.join(map(str, self.alphas))}.")
 
     def oracle(self) -> dict[str, float]:
-        """For every set, the alpha that is best on it, ties toward zero-shot: for the report only."""
+        """The best alpha on every set, the lowest of equals; it reads the test sets, so it is for the report only."""
         names = (self.reference, *self.shifts)
         return {name: max(self.points, key=lambda p: (p.accuracy[name], -p.alpha)).alpha for name in names}

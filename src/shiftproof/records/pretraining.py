@@ -1,4 +1,4 @@
-"""What a contrastive pretraining reached."""
+"""The record of a contrastive pretraining run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class PretrainRecord:
-    """What was pretrained, how, and what came of it; ``card.json`` is its JSON form.
+    """The settings and results of a pretraining run; ``card.json`` is its JSON form.
 
     ``settings`` are all fields of the ``PretrainSettings``, ``pairs_seen`` counts image-text pairs, ``history`` has
-    the loss at every checkpoint, and ``seconds`` include those before an interruption. ``recall[direction]`` holds
-    recall@1, recall@5 and recall@10 in [0, 1] for image_to_text and text_to_image; ``recall_on`` says on what images.
+    the loss at every checkpoint, and ``seconds`` include the time before an interruption. ``recall[direction]`` has
+    recall@1, recall@5 and recall@10 in [0, 1] for image_to_text and text_to_image; ``recall_on`` describes the images.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The rules that choose alpha, compared on one path."""
+"""Records of the rules that choose alpha, compared on one path."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from shiftproof.records.accuracy import MeanRecord
 
 @dataclass(frozen=True)
 class RuleRecord:
-    """What a rule for alpha came to: the alpha it chose, accuracies there, and their differences to alpha 0.5.
+    """The alpha that a rule chose, the accuracies there, and their differences from those at alpha 0.5.
 
-    A rule reads no shift. An ``oracle`` does: it took the alpha that is best on ``set`` ("mean": on the mean), and is
-    for the report only. ``mean`` is over the sets that ``RulesRecord.averaged`` names, None where there are none;
-    intervals are paired, sample by sample.
+    A rule reads no shift. An ``oracle`` does: it chose the alpha that is best on ``set``, or on the mean if that is
+    "mean", and is for the report only. ``mean`` is over the sets of ``RulesRecord.averaged`` and None if there are
+    none; intervals are paired, sample by sample.
     """
 
     rule: str
@@ -30,7 +30,7 @@ class RuleRecord:
 
 @dataclass(frozen=True)
 class RulesRecord:
-    """The rules that choose alpha compared on one path, the oracles beside them; ``rules.json`` is its JSON form."""
+    """The rules that choose alpha and the oracles, compared on one path; ``rules.json`` is its JSON form."""
 
     reference: str
     shifts: tuple[str, ...]
@@ -40,7 +40,7 @@ class RulesRecord:
     rules: tuple[RuleRecord, ...]
 
     def rule(self, name: str, of_set: str | None = None) -> RuleRecord:
-        """Returns what a rule chose, or the oracle of a set; raises an InputError that lists the rules there are."""
+        """Returns the record of a rule, or of a set's oracle; raises an InputError that lists the rules if absent."""
         for record in self.rules:
             if (record.rule, record.set) == (name, of_set):
                 return record

@@ -1,4 +1,4 @@
-"""Everything that one run measured."""
+"""The record of everything that one run measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MODELS = ("zero_shot", "fine_tuned", "ensemble")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a whole run measured; ``summary.json`` is its JSON form.
+    """The measurements of a complete run; ``summary.json`` is its JSON form.
 
-    ``models[name][set]`` for zero_shot, fine_tuned and ensemble; the reference's numbers are its test
-    split's. ``kinds`` says of every shift whether it is natural or synthetic. ``alpha`` is the chosen one;
-    what each set itself would have chosen is the path's ``oracle()``.
+    ``models[name][set]`` are the evaluations of zero_shot, fine_tuned and ensemble; those on the reference use its
+    test split. ``kinds`` says for every shift whether it is natural or synthetic. ``alpha`` is the chosen one; the best
+    alpha on each set is given by the path's ``oracle()``.
     """
 
     suite: str
@@ -36,13 +36,13 @@ class RunRecord:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The reference and then the shifts."""
+        """The names of the reference and of the shifts, in this order."""
         return (self.reference, *self.shifts)
 
     def shifts_of(self, kind: str) -> tuple[str, ...]:
-        """The shifts that are natural, or synthetic."""
+        """The names of the shifts of a kind, "natural" or "synthetic"."""
         return tuple(name for name in self.shifts if self.kinds[name] == kind)
 
     def mean_accuracy(self, model: str, sets: tuple[str, ...]) -> float | None:
-        """A model's mean accuracy over sets, or None where there are none."""
+        """A model's mean accuracy over sets, or None if there are none."""
         return sum(self.models[model][name].accuracy for name in sets) / len(sets) if sets else None

@@ -1,4 +1,4 @@
-"""The results of a study of many fine-tuning runs."""
+"""The records of a study of many fine-tuning runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STUDIED = ("fine_tuned", "wise_ft_0.5", "wise_ft_chosen")
 
 @dataclass(frozen=True)
 class StudyMember:
-    """One fine-tuning of a study, or a soup of some, with its alpha path.
+    """One fine-tuning run of a study, or a soup of several, with its alpha path.
 
-    ``changes`` are the run-file keys that make its configuration; ``chosen`` is the alpha that the study's rule took by
-    the reference's validation split; ``seed`` is None, and ``members`` are named, where it is a soup.
+    ``changes`` are the run-file keys that define its configuration; ``chosen`` is the alpha that the study's rule chose
+    on the reference's validation split. For a soup, ``seed`` is None and ``members`` are the names of its members.
     """
 
     name: str
@@ -30,7 +30,7 @@ class StudyMember:
     members: tuple[str, ...] = ()
 
     def alpha_of(self, model: str) -> float:
-        """The alpha at which one of ``STUDIED`` stands on the path."""
+        """The alpha of one of ``STUDIED`` on the path."""
         return {"fine_tuned": 1.0, "wise_ft_0.5": 0.5, "wise_ft_chosen": self.chosen}[model]
 
     def accuracy(self, model: str, sets: tuple[str, ...]) -> float:
@@ -41,7 +41,7 @@ class StudyMember:
 
 @dataclass(frozen=True)
 class StudyFailure:
-    """A fine-tuning that did not end, and why."""
+    """A fine-tuning run that failed, with the error."""
 
     name: str
     error: str
@@ -49,10 +49,10 @@ class StudyFailure:
 
 @dataclass(frozen=True)
 class SpreadRecord:
-    """How much a model's accuracy differs from configuration to configuration, seeds being averaged.
+    """How much a model's accuracy, averaged over seeds, varies between configurations.
 
-    ``deviation`` is the standard deviation, ``lowest`` and ``highest`` are the extremes; ``ratio`` is that of the
-    fine-tuned models' deviation to this one, None where this one is 0. Intervals are percentile bootstraps over
+    ``deviation`` is the standard deviation, ``lowest`` and ``highest`` are the extremes; ``ratio`` is the fine-tuned
+    models' deviation divided by this one, None if this one is 0. Intervals are percentile bootstrap intervals over
     configurations.
     """
 
@@ -70,7 +70,7 @@ class SpreadRecord:
 class StudyRecord:
     """A study: its members, the failures, soups and spreads; ``study.json`` is its JSON form.
 
-    ``averaged`` are the shifts whose mean is reported: the natural ones, or all where none is natural.
+    ``averaged`` are the shifts whose mean is reported: the natural ones, or all if none is natural.
     """
 
     suite: str

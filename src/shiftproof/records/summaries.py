@@ -1,7 +1,7 @@
 """Files whose layout is not that of one record: ``summary.json``, ``path.json``, ``member.json`` and ``study.json``.
 
-The private dataclasses are those layouts. The codec reads and writes them, so that a damaged entry is named by its
-place in the file.
+The private dataclasses define those layouts. The codec reads and writes them, so that its errors give the location of
+a damaged entry in the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """One model on one set, as ``summary.json`` has it: the rest of the record follows from its place."""
+    """One model on one set as ``summary.json`` stores it; the rest of the record follows from its location."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -79,21 +79,21 @@ class _Study:
 
 
 def summary_json(record: RunRecord) -> dict[str, Any]:
-    """Returns the content of ``summary.json``; accuracies by class are left to ``results.jsonl``."""
-    of_record = to_json(record)
+    """Returns the content of ``summary.json``; accuracies by class are in ``results.jsonl`` only."""
+    plain = to_json(record)
     parts = ("accuracy", "interval", "n", "calibration_error", "groups")
     return {
-        **document({name: of_record[name] for name in ("suite", "reference", "shifts", "kinds")}),
+        **document({name: plain[name] for name in ("suite", "reference", "shifts", "kinds")}),
         "models": {
-            model: {name: {part: entry[part] for part in parts} for name, entry in of_sets.items()}
-            for model, of_sets in of_record["models"].items()
+            model: {name: {part: entry[part] for part in parts} for name, entry in by_set.items()}
+            for model, by_set in plain["models"].items()
         },
         "interval": {"level": record.interval_level, "method": record.interval_method},
         "alpha": record.alpha,
         "alpha_rule": record.alpha_rule,
-        "alpha_path": of_record["path"]["points"],
+        "alpha_path": plain["path"]["points"],
         "oracle_alpha": record.path.oracle(),
-        **{name: of_record[name] for name in ("seconds", "seed", "versions")},
+        **{name: plain[name] for name in ("seconds", "seed", "versions")},
     }
 
 
@@ -102,8 +102,8 @@ def run_from_summary(value: Any) -> RunRecord:
     summary = from_json(_Summary, value, "the summary")
     alphas = {"zero_shot": 0.0, "fine_tuned": 1.0, "ensemble": summary.alpha}
     models: dict[str, dict[str, AccuracyRecord]] = {
-        model: {name: AccuracyRecord(model, alphas[model], name, **vars(entry)) for name, entry in of_sets.items()}
-        for model, of_sets in summary.models.items()
+        model: {name: AccuracyRecord(model, alphas[model], name, **vars(entry)) for name, entry in by_set.items()}
+        for model, by_set in summary.models.items()
     }
     return RunRecord(
         suite=summary.suite,
@@ -123,7 +123,7 @@ def run_from_summary(value: Any) -> RunRecord:
 
 
 def path_json(path: PathRecord) -> list[dict[str, Any]]:
-    """Returns the content of ``path.json``: the points, since the suite says what the sets are."""
+    """Returns the content of ``path.json``, which is the points only, since the suite determines the sets."""
     return list(to_json(path.points))
 
 

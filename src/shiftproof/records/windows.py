@@ -1,4 +1,4 @@
-"""What pasted windows do to models, and the examples that figures show."""
+"""Records of how pasted windows affect models, and the examples that figures show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WindowRecord:
-    """One model under one kind of window (all None: without one): the mean of every measure."""
+    """The mean of every measure for one model with one kind of window, or without a window if all of it is None."""
 
     content: str | None
     edge: float | None
@@ -26,9 +26,10 @@ class WindowRecord:
 
 @dataclass(frozen=True)
 class WindowSummary:
-    """One model, or the difference of two: every measure's mean over the windows of one place and edge.
+    """The mean of every measure over the windows of one place and edge, for one model or the difference of two.
 
-    ``second`` is None for one model's own means; else they are ``model`` minus ``second``, image by image.
+    ``second`` is None for the means of one model; otherwise they are means of ``model`` minus ``second``, image by
+    image.
     """
 
     model: str
@@ -40,9 +41,10 @@ class WindowSummary:
 
 @dataclass(frozen=True)
 class StrongEdgeStudy:
-    """What pasted windows do to models: ``models[name][window]``, ``summaries`` over windows, and ``contrasts``.
+    """How pasted windows affect models.
 
-    ``kinds`` says which method made a model's maps.
+    ``models[name][window]`` are the results by window, ``summaries`` those over windows and ``contrasts`` the
+    differences of models; ``kinds`` names the method that made each model's maps.
     """
 
     set: str
@@ -60,10 +62,10 @@ class StrongEdgeStudy:
 
 @dataclass(frozen=True)
 class WindowExample:
-    """One test image with a window, and every model's map of the class it names; what the figure shows.
+    """One test image with and without a window, and every model's map of the class that it predicts, for a figure.
 
-    ``image`` and ``windowed`` are (S, S, 3) bytes; ``maps[model]`` (S, S) is scaled to a maximum of 1;
-    ``answers[model]`` is the named class, its probability, and whether it is the true one.
+    ``image`` and ``windowed`` are (S, S, 3) uint8; ``maps[model]`` (S, S) is scaled to a maximum of 1;
+    ``answers[model]`` is the predicted class, its probability, and whether it is the true one.
     """
 
     label: str
@@ -76,10 +78,10 @@ class WindowExample:
 
 @dataclass(frozen=True)
 class MapExample:
-    """One image, and every model's map of the class it names.
+    """One image, and every model's map of the class that it predicts.
 
-    ``image`` is (S, S, 3) bytes; ``maps[model]`` (S, S) is scaled to a maximum of 1; ``answers[model]`` is the named
-    class, its probability, and whether it is the true one (None where nobody knows that).
+    ``image`` is (S, S, 3) uint8; ``maps[model]`` (S, S) is scaled to a maximum of 1; ``answers[model]`` is the
+    predicted class, its probability, and whether it is the true one (None if that is not known).
     """
 
     label: str
