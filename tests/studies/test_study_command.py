@@ -65,11 +65,11 @@ def assert_failures_are_told(record: StudyRecord, out: Path, said: str, complain
 
 def assert_members_are_swept_as_here(record: StudyRecord, out: Path, runs: Mapping[str, MemberRun]) -> None:
     """What members and soups say is what a sweep in this process finds, and soups are their members' mean."""
-    some = runs[record.members[0].name].asked
+    some = runs[record.members[0].name].run_file
     suite = load_run_suite(some)
     start, ends = build_start(some, suite), {}
     for member in record.members:
-        folder, asked = out / "members" / member.name, runs[member.name].asked
+        folder, asked = out / "members" / member.name, runs[member.name].run_file
         ends[member.name] = sp.load_classifier(folder / "fine_tuned")
         assert member.path == sp.sweep_alpha(start, ends[member.name], suite, [0, 0.5, 1])
         assert member.chosen == sp.choose_alpha(member.path, record.rule)

@@ -51,13 +51,13 @@ def test_a_grid_is_every_combination_with_every_seed(grid: dict[str, list[Any]],
             plain |= {"finetune": {"batch_size": 7, **settings}, "seed": seed}
             expected.append((changes, seed, RunFile.resolve(plain)))
     members = asked.members()
-    assert [(member.changes, member.asked.seed, member.asked) for member in members] == expected
+    assert [(member.changes, member.run_file.seed, member.run_file) for member in members] == expected
     assert len({member.name for member in members}) == len(expected)
     assert len({member.configuration for member in members}) == len(combinations)
     for member in members:
         # A directory's name, in which a reader finds the keys, the values and the seed.
         assert re.fullmatch(r"[\w.-]+", member.name)
-        assert member.name.endswith(f"-seed-{member.asked.seed}")
+        assert member.name.endswith(f"-seed-{member.run_file.seed}")
         for key, value in member.changes.items():
             assert f"{key.split('.')[-1]} {value}" in member.configuration
             assert f"{key.split('.')[-1]}-{value}" in member.name
@@ -79,13 +79,13 @@ def test_configurations_come_in_the_order_of_the_file() -> None:
         *("sample-1-seed-3", "sample-1-seed-0", "linear-probe-seed-3", "linear-probe-seed-0"),
         *("as-it-is-seed-3", "as-it-is-seed-0"),
     ]
-    assert asked.members()[-1].asked == RunFile.resolve({"seed": 0})
+    assert asked.members()[-1].run_file == RunFile.resolve({"seed": 0})
 
 
 def test_a_study_that_changes_nothing_is_one_run() -> None:
     (member,) = StudyFile.resolve({"run": {"finetune": {"epochs": 3}}}).members()
     assert (member.name, member.configuration, member.changes) == ("run-seed-0", "run", {})
-    assert member.asked == RunFile.resolve({"finetune": {"epochs": 3}})
+    assert member.run_file == RunFile.resolve({"finetune": {"epochs": 3}})
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_every_key_can_be_set_from_the_command_line(tmp_path: Path) -> None:
             **{"seeds": [1, 2], "soups": ["greedy"], "rule": "tolerance", "cpus_per_run": 2},
         }
     )
-    lrs = [member.asked.finetune.lr for member in found.members() if "lr" in member.configuration]
+    lrs = [member.run_file.finetune.lr for member in found.members() if "lr" in member.configuration]
     assert lrs == [1e-4, 1e-4, 1e-2, 1e-2]
-    assert {(member.asked.finetune.batch_size, member.asked.limit) for member in found.members()} == {(5, 3)}
+    assert {(member.run_file.finetune.batch_size, member.run_file.limit) for member in found.members()} == {(5, 3)}
 
 
 def test_a_sample_s_key_can_be_set_from_the_command_line() -> None:
     asked = {"sample": {"count": 3, "keys": {"finetune.lr": [1e-3]}}}
     found = StudyFile.resolve(asked, ["sample.keys.finetune.lr=[1e-4]"])
-    assert {member.asked.finetune.lr for member in found.members()} == {1e-4}
+    assert {member.run_file.finetune.lr for member in found.members()} == {1e-4}
 
 
 def test_a_file_survives_the_way_to_disk(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_shipped_studies_read() -> None:
         members = asked.members()
         assert len({member.name for member in members}) == len(members)
     # What is tuned is tuned on other classes than those of the results.
-    assert {member.asked.suite for member in found["tuning"].members()} == {"emoji-development-1"}
+    assert {member.run_file.suite for member in found["tuning"].members()} == {"emoji-development-1"}
 
 
 # A random sample.
@@ -256,14 +256,14 @@ ONE = {"finetune.lr": [1e-3]}
         ({"run": {"modle": "tiny"}}, "'modle'. Did you mean 'model'?"),
         ({"grid": {"suite": ["emoji"]}}, "'suite' must be the same in all runs"),
         ({"grid": {"alphas": [3, 5]}}, "'alphas' must be the same in all runs"),
-        ({"grid": {"seed": [0, 1]}}, "no key 'seed' of its own. List seeds beside run"),
+        ({"grid": {"seed": [0, 1]}}, "cannot set the key 'seed'. List the seeds beside `run`"),
         ({"grid": {"limit": [5, 6]}}, "'limit' must be the same in all runs"),
         ({"configurations": {"a": {"suite": {"name": "x"}}}}, "'suite' must be the same in all runs"),
         ({"configurations": {"a": {"suite.reference.test": "folder:x"}}}, "'suite.reference.test' must be the same"),
-        ({"sample": {"count": 1, "keys": {"seed": [0, 1]}}}, "no key 'seed' of its own"),
+        ({"sample": {"count": 1, "keys": {"seed": [0, 1]}}}, "cannot set the key 'seed'"),
         ({"run": {"seed": 3}}, "seeds: [0, 1]"),
-        ({"run": {"alpha_rule": "tolerance"}}, "no key 'alpha_rule' of its own. Set rule beside run"),
-        ({"run": {"pretrain": {"data": "emoji-captions"}}}, "no key 'pretrain' of its own"),
+        ({"run": {"alpha_rule": "tolerance"}}, "cannot set the key 'alpha_rule'. Set `rule` beside `run`"),
+        ({"run": {"pretrain": {"data": "emoji-captions"}}}, "cannot set the key 'pretrain'"),
         ({"grid": {"alpha_tolerance": [0.01, 0.02]}}, "'alpha_tolerance' must be the same in all runs"),
         ({"grid": {"finetune.lora_rank": [2, 4]}}, "lora_scale belong to the recipe 'lora'"),
         (

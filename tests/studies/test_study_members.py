@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
     for name in ("whole", "broken"):
         assert not list((tmp_path / name).rglob("step-*"))
         assert not (tmp_path / name / "error.txt").exists()
-        assert RunFile.read(tmp_path / name / "run.yaml") == run.asked
+        assert RunFile.read(tmp_path / name / "run.yaml") == run.run_file
     told = [json.loads((tmp_path / name / "member.json").read_text()) for name in ("whole", "broken")]
     for entry in told:
         assert entry.pop("seconds") > 0

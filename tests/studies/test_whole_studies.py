@@ -92,8 +92,8 @@ def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> S
         values = {"reference": 0.5, "sketch": share / 2}
         points = tuple(PathPoint(a, 0.5, values, dict.fromkeys(values, (0.4, 0.6))) for a in (0.0, 0.5, 1.0))
         path = PathRecord("reference", ("sketch",), points)
-        told = StudyMember(run.name, run.configuration, run.changes, run.asked.seed, path, 0.5, 1.0)
-        write_text(directory.run_file, run.asked.to_yaml())
+        told = StudyMember(run.name, run.configuration, run.changes, run.run_file.seed, path, 0.5, 1.0)
+        write_text(directory.run_file, run.run_file.to_yaml())
         write_json(directory.record, member_json(told))
 
     return run
@@ -116,7 +116,7 @@ def test_runs_are_given_a_gpu_where_there_are_any(
     devices: list[str] = []
 
     def noted(run: MemberRun, *rest: Any) -> None:
-        devices.append(run.asked.device)
+        devices.append(run.run_file.device)
         stub(tiny)(run, *rest)
 
     monkeypatch.setattr(study, "run_member", noted)
@@ -144,7 +144,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
     monkeypatch.setattr(study, "run_member", stub(tiny))
     run_study(asked, tmp_path / "out")
     monkeypatch.setitem(runfile.MODEL_SETTINGS, "tiny", {**runfile.MODEL_SETTINGS["tiny"], "lr": 0.5})
-    with pytest.raises(sp.InputError, match="a-seed-0 holds a run of other settings than this study comes to now"):
+    with pytest.raises(sp.InputError, match="a-seed-0 holds a run with settings other than this study's"):
         run_study(asked, tmp_path / "out", resume=True)
 
 

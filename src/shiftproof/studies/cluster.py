@@ -1,4 +1,4 @@
-"""The Ray cluster that a study runs on: joining or starting one, and what a run may claim of it."""
+"""The Ray cluster that a study runs on: how it is joined or started, and which resources a run may use."""
 
 from __future__ import annotations
 
@@ -14,37 +14,45 @@ from shiftproof.errors import InputError
 from shiftproof.studies.file import MemberRun, StudyFile
 
 
-def gpus_per_run(asked: StudyFile, machines: Sequence[Mapping[str, float]]) -> float:
-    """As many as asked for; else one where there are any and the runs may use them."""
-    if asked.gpus_per_run is not None:
-        return asked.gpus_per_run
-    device = asked.members()[0].asked.device
+def gpus_per_run(study: StudyFile, machines: Sequence[Mapping[str, float]]) -> float:
+    """Returns the number of GPUs for each run, which may be a fraction.
+
+    This is the study's ``gpus_per_run`` if it is set. Otherwise it is 1 if a machine has a GPU and the runs may use it,
+    and 0 if not. ``machines`` holds the resources of every machine by Ray's names, such as ``CPU`` and ``GPU``.
+    """
+    if study.gpus_per_run is not None:
+        return study.gpus_per_run
+    device = study.members()[0].run_file.device
     return float(device != "cpu" and (device != "auto" or any(machine.get("GPU") for machine in machines)))
 
 
 def without_gpu(run: MemberRun) -> MemberRun:
-    """The run as it is where Ray gives it no GPU: "auto" would see, and share, those of all others."""
-    if run.asked.device != "auto":
+    """Returns the run with device "cpu" in place of "auto", which would use the GPUs of other runs."""
+    if run.run_file.device != "auto":
         return run
-    return replace(run, asked=run.asked.model_copy(update={"device": "cpu"}))
+    return replace(run, run_file=run.run_file.model_copy(update={"device": "cpu"}))
 
 
 def require_resources(needs: Mapping[str, float], machines: Sequence[Mapping[str, float]]) -> None:
-    """Raises an InputError where no run could ever begin on any machine; Ray would wait for more machines."""
+    """Raises an InputError if no machine is large enough for a run. Ray would wait for another machine without end.
+
+    Both arguments hold resources by Ray's names: what each run needs, and what every machine has.
+    """
     for name, needed in needs.items():
         largest = max((machine.get(name, 0) for machine in machines), default=0)
         if needed > largest:
             raise InputError(
-                f"{name.lower()}s_per_run is {needed:g}, and no machine of Ray's has more than {largest:g}. Lower it."
+                f"{name.lower()}s_per_run is {needed:g}, but no machine in the Ray cluster has more than {largest:g}. "
+                "Use a smaller number."
             )
 
 
 def require_reachable(address: str) -> None:
-    """Raises an InputError where nobody listens at an address; Ray would try again for minutes."""
+    """Raises an InputError if nothing listens at an address. Ray would keep trying for minutes."""
     try:
-        place = urlsplit(address if "://" in address else f"//{address}")
-        if place.port:  # "auto" has none
-            socket.create_connection((place.hostname or "localhost", place.port), timeout=10).close()
+        url = urlsplit(address if "://" in address else f"//{address}")
+        if url.port:  # the address "auto" has no port
+            socket.create_connection((url.hostname or "localhost", url.port), timeout=10).close()
     except (OSError, ValueError) as error:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({error}). Check `address`, or leave it out."
@@ -53,21 +61,24 @@ def require_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster or to one of this machine's own, which ends with the study."""
+    """Yields Ray, connected to the cluster at ``address``, or to a local one that is stopped when the study ends.
+
+    Raises an InputError if Ray is not installed, or cannot be joined or started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of a cluster that no other machine can reach
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # no other machine can reach a local cluster
     try:
         import ray
     except ImportError as error:
         raise InputError("a study needs Ray. Install it: pip install 'shiftproof[study]'.") from error
 
-    # Without an address Ray would join whichever cluster it finds.
+    # If no address is given, Ray joins any cluster that it finds.
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
         ray.init(**options, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"Ray could not be joined or started: {error}") from error
+        raise InputError(f"could not connect to a Ray cluster or start one: {error}") from error
     try:
         yield ray
     finally:

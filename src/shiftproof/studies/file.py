@@ -1,4 +1,4 @@
-"""The study file: the YAML that asks for many fine-tunings, resolved into one run file each."""
+"""The study file: YAML that describes many fine-tuning runs, each of which is resolved into a run file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from shiftproof.errors import InputError, listed
 from shiftproof.runs.file import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
 from shiftproof.seeding import child_generator
 
-# What all runs of a study must share, else their accuracies do not compare.
+# Keys that all runs of a study must share, because their accuracies could not be compared otherwise.
 _SHARED = ("suite", "alphas", "alpha_tolerance", "limit", "device", "report_to")
-# What no run of a study has: its place is elsewhere, or it has none.
+# Keys that a run of a study cannot have, and what to do instead.
 _ELSEWHERE = {
-    "seed": "List seeds beside run: seeds: [0, 1].",
-    "alpha_rule": "Set rule beside run.",
-    "pretrain": "Leave it out.",
+    "seed": "List the seeds beside `run`, as in `seeds: [0, 1]`.",
+    "alpha_rule": "Set `rule` beside `run`.",
+    "pretrain": "Remove it.",
 }
 
 
 class Between(Frozen):
-    """A range to draw from, evenly or evenly in the logarithm; whole numbers where both ends are."""
+    """A range to sample from uniformly or, with ``log``, log-uniformly; two integers give integers."""
 
     low: int | float
     high: int | float
@@ -39,7 +39,7 @@ class Between(Frozen):
 
 
 class SampleFile(Frozen):
-    """``count`` configurations drawn at random: for every key a list to choose from, or a range."""
+    """``count`` configurations drawn at random. Each key has a list of values to choose from, or a range."""
 
     count: int = Field(ge=1)
     seed: int = Field(0, ge=0)
@@ -47,12 +47,13 @@ class SampleFile(Frozen):
 
 
 class StudyFile(Frozen):
-    """What to run: the run that all share, and what differs.
+    """The settings that all runs of a study share, and those in which they differ.
 
-    ``run`` holds keys of a run file. ``grid`` lists values by dotted key, of which every combination is one
-    configuration; ``sample`` draws further ones; ``configurations`` names more, each with its keys. Every
-    configuration is run with each of ``seeds``. ``rule`` chooses alpha by the reference's validation split. Runs go
-    side by side, with so many CPUs and GPUs each; where ``gpus_per_run`` is silent, one if there are any.
+    ``run`` holds keys of a run file, which apply to all runs. ``grid`` lists values by dotted key, and every
+    combination of them is one configuration. ``sample`` draws further configurations at random, and ``configurations``
+    lists more by name. Every configuration is run with each of the ``seeds``. ``rule`` is the rule that chooses alpha
+    on the reference's validation split. Runs are executed in parallel, and each gets ``cpus_per_run`` CPUs and
+    ``gpus_per_run`` GPUs. If ``gpus_per_run`` is not set, each run gets one GPU if there is any.
 
     >>> study = StudyFile.resolve({"grid": {"finetune.lr": [1e-3, 2e-3]}, "seeds": [0, 1]})
     >>> [member.name for member in study.members()]
@@ -70,14 +71,17 @@ class StudyFile(Frozen):
     gpus_per_run: float | None = Field(None, ge=0)
 
     @classmethod
-    def resolve(cls, asked: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyFile:
-        """A checked study file from a plain mapping and ``key.path=value`` overrides."""
-        plain = copied(asked)
+    def resolve(cls, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> StudyFile:
+        """Builds a checked study file from a plain mapping and ``key.path=value`` overrides.
+
+        Raises an InputError that names the key, offers the nearest known one, or states the rule it breaks.
+        """
+        plain = copied(settings)
         for override in overrides:
             override_key(plain, override)
         plain["grid"] = _flat(plain.get("grid") or {})
-        if isinstance(named := plain.get("configurations") or {}, Mapping):
-            plain["configurations"] = {name: _flat(keys or {}) for name, keys in named.items()}
+        if isinstance(configurations := plain.get("configurations") or {}, Mapping):
+            plain["configurations"] = {name: _flat(keys or {}) for name, keys in configurations.items()}
         if isinstance(sample := plain.get("sample"), Mapping) and "keys" in sample:
             plain["sample"] = {**sample, "keys": _flat(sample["keys"])}
         try:
@@ -89,27 +93,30 @@ class StudyFile(Frozen):
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> StudyFile:
-        """A checked study file from YAML."""
+        """Reads and checks a study file in YAML; arguments and errors are those of ``resolve``."""
         return cls.resolve(read_yaml(path, "study file"), overrides)
 
     def asks_the_same(self, other: StudyFile) -> bool:
-        """Whether both ask for the same runs and the same rule; how these are run, and soups, may differ."""
+        """Whether both have the same runs and the same rule. Soups, CPUs and GPUs may differ."""
         return not self.differences(other)
 
     def differences(self, other: StudyFile) -> list[str]:
-        """The names of the runs, and "rule", in which two studies differ."""
-        first, second = ({run.name: run.asked for run in study.members()} for study in (self, other))
+        """Returns "rule" if the rules differ, and the names of the runs that differ or that only one study has."""
+        first, second = ({run.name: run.run_file for run in study.members()} for study in (self, other))
         names = [name for name in {**first, **second} if name not in first or name not in second]
         names += [name for name in first if name in second and not first[name].asks_the_same(second[name])]
         return (["rule"] if self.rule != other.rule else []) + names
 
     def to_yaml(self) -> str:
-        """All that was asked for, in the order of the fields."""
+        """Returns all settings of the study, in the order of the fields."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
     def members(self) -> tuple[MemberRun, ...]:
-        """Every configuration with every seed; an InputError where a key, a value or a name is wrong."""
-        found = []
+        """Returns the runs: every configuration with every seed.
+
+        Raises an InputError if a key or a value is wrong, or if two configurations share a name.
+        """
+        members = []
         for configuration, changes in self._changes():
             for seed in self.seeds:
                 plain = copied(self.run)
@@ -117,100 +124,112 @@ class StudyFile(Frozen):
                     place_key(plain, key, value)
                 plain["seed"] = seed
                 name = f"{_slug(configuration)}-seed-{seed}"
-                found.append(MemberRun(name, configuration, changes, RunFile.resolve(plain)))
-        names = [member.name for member in found]
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"these configurations share a name: {listed(doubled)}. Give them others.")
-        self._require_honest_soups(found[0].asked)
-        alphas = alpha_grid(found[0].asked.alphas)
+                members.append(MemberRun(name, configuration, changes, RunFile.resolve(plain)))
+        names = [member.name for member in members]
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"some configurations share a name: {listed(duplicates)}. Give each a different name.")
+        self._require_separate_validation(members[0].run_file)
+        alphas = alpha_grid(members[0].run_file.alphas)
         if not {0.0, FIXED_ALPHA, 1.0} <= set(alphas):
-            raise InputError(f"run.alphas is {list(alphas)}; a study needs 0, 0.5 and 1 among them.")
-        return tuple(found)
+            raise InputError(f"`run.alphas` is {list(alphas)}; a study needs 0, 0.5 and 1 among them. Add those.")
+        return tuple(members)
 
-    def _require_honest_soups(self, asked: RunFile) -> None:
-        own = isinstance(asked.suite, SuiteFile) and asked.suite.reference.validation is None
-        if own and self.soups and len(self.seeds) > 1:
+    def _require_separate_validation(self, run_file: RunFile) -> None:
+        held_out = isinstance(run_file.suite, SuiteFile) and run_file.suite.reference.validation is None
+        if held_out and self.soups and len(self.seeds) > 1:
             raise InputError(
-                "soups need validation data of their own: without, every seed holds out other training images, which "
-                "the members of other seeds have seen. Name run.suite.reference.validation, or give one seed."
+                "soups of several seeds need separate validation data. Otherwise each seed holds out different "
+                "training images, and members with other seeds were trained on them. Set "
+                "`run.suite.reference.validation`, or use one seed."
             )
 
     def _changes(self) -> list[tuple[str, dict[str, Any]]]:
-        """Every configuration's name and keys."""
-        found: list[tuple[str, dict[str, Any]]] = []
+        """Returns the name and the keys of every configuration."""
+        configurations: list[tuple[str, dict[str, Any]]] = []
         _require_values("grid", self.grid)
         if self.grid:
             for values in itertools.product(*self.grid.values()):
                 changes = dict(zip(self.grid, values, strict=True))
-                found.append((_named(changes), changes))
+                configurations.append((_configuration_name(changes), changes))
         if self.sample:
             _require_values("sample.keys", self.sample.keys)
-            found += [(f"sample-{number}", _drawn(self.sample, number)) for number in range(self.sample.count)]
-        found += list(self.configurations.items())
-        if not found:
-            found.append(("run", {}))
-        for key in sorted({key for _, changes in found for key in changes}):
+            configurations += [
+                (f"sample-{number}", _random_changes(self.sample, number)) for number in range(self.sample.count)
+            ]
+        configurations += list(self.configurations.items())
+        if not configurations:
+            configurations.append(("run", {}))
+        for key in sorted({key for _, changes in configurations for key in changes}):
             if key.split(".")[0] in _SHARED:
-                raise InputError(f"the key {key!r} must be the same in all runs of a study. Set it under run.")
-        for key in sorted({*self.run, *(key.split(".")[0] for _, changes in found for key in changes)}):
+                raise InputError(f"the key {key!r} must be the same in all runs of a study. Set it under `run`.")
+        for key in sorted({*self.run, *(key.split(".")[0] for _, changes in configurations for key in changes)}):
             if key in _ELSEWHERE:
-                raise InputError(f"a run of a study has no key {key!r} of its own. {_ELSEWHERE[key]}")
-        return found
+                raise InputError(f"the runs of a study cannot set the key {key!r}. {_ELSEWHERE[key]}")
+        return configurations
 
 
 @dataclass(frozen=True)
 class MemberRun:
-    """One run of a study: its directory's name, what makes it differ, and its run file."""
+    """One run of a study: its name, its configuration, the keys that the configuration changes, and its run file.
+
+    ``name`` is also the name of the run's directory.
+    """
 
     name: str
     configuration: str
     changes: Mapping[str, Any]
-    asked: RunFile
+    run_file: RunFile
 
 
-def _flat(keys: Any, before: str = "") -> Any:
-    """``{"finetune": {"lr": 1}}`` and ``{"finetune.lr": 1}`` alike as the latter; what is no section stays as it is."""
+def _flat(keys: Any, prefix: str = "") -> Any:
+    """Flattens the ``finetune`` section into dotted keys: ``{"finetune": {"lr": 1}}`` becomes ``{"finetune.lr": 1}``.
+
+    Anything that is not a mapping is returned unchanged.
+    """
     if not isinstance(keys, Mapping):
         return keys
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in keys.items():
-        name = f"{before}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) and name == "finetune" else {name: value}
-    return found
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) and name == "finetune" else {name: value}
+    return flat
 
 
 def _require_values(section: str, keys: Mapping[str, list[Any] | Between]) -> None:
     for key, values in keys.items():
         if isinstance(values, list):
             if not values:
-                raise InputError(f"{section} lists no value for {key!r}. Give one at least.")
+                raise InputError(f"`{section}` lists no values for {key!r}. Give at least one.")
         elif not values.low <= values.high or (values.log and values.low <= 0):
             raise InputError(
-                f"the range of {key!r} goes from {values.low} to {values.high}; it must rise, and begin above 0 where "
-                "it is logarithmic."
+                f"the range of {key!r} goes from {values.low} to {values.high}; `low` must not exceed `high`, and must "
+                "be positive if `log` is set."
             )
 
 
-def _drawn(sample: SampleFile, number: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _random_changes(sample: SampleFile, number: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
     for key, values in sample.keys.items():
         draw = torch.rand((), generator=child_generator(sample.seed, "sample", number, key), dtype=torch.float64)
-        share = float(draw)
-        found[key] = values[int(share * len(values))] if isinstance(values, list) else _between(values, share)
-    return found
+        fraction = float(draw)
+        changes[key] = values[int(fraction * len(values))] if isinstance(values, list) else _between(values, fraction)
+    return changes
 
 
-def _between(values: Between, share: float) -> float:
-    """The place in a range that a share of it stands for; whole numbers are equally likely, or so in the logarithm."""
-    whole = isinstance(values.low, int) and isinstance(values.high, int)
-    low, high = float(values.low), float(values.high + whole)  # the last whole number has as much room as the others
-    place = low * (high / low) ** share if values.log else low + share * (high - low)
-    # Three digits are what a person would write.
-    drawn = math.floor(place) if whole else float(f"{place:.3g}")
-    return min(max(drawn, values.low), values.high)
+def _between(values: Between, fraction: float) -> float:
+    """Returns the value at a fraction of a range, on a linear or a logarithmic scale.
+
+    A uniform fraction gives every integer of a linear range the same probability.
+    """
+    integral = isinstance(values.low, int) and isinstance(values.high, int)
+    low, high = float(values.low), float(values.high + integral)  # the last integer takes as much room as the others
+    exact = low * (high / low) ** fraction if values.log else low + fraction * (high - low)
+    # A person would write three significant digits.
+    value = math.floor(exact) if integral else float(f"{exact:.3g}")
+    return min(max(value, values.low), values.high)
 
 
-def _named(changes: Mapping[str, Any]) -> str:
+def _configuration_name(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in changes.items())
 
 

@@ -1,4 +1,4 @@
-"""One run of a study: fine-tuning, the alpha sweep, and what its directory holds."""
+"""One run of a study: fine-tuning, the alpha sweep, and the files in its directory."""
 
 from __future__ import annotations
 
@@ -28,38 +28,39 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
-_OF_START = ("model", "suite", "prompts", "seed", "limit")
+_START_KEYS = ("model", "suite", "prompts", "seed", "limit")
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
     """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
 
-    Goes on from the last of its checkpoints, which are deleted in the end.
+    An interrupted training run is resumed from its last checkpoint. The checkpoints are deleted at the end. ``threads``
+    is the number of threads that PyTorch may use; None leaves it as it is.
     """
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    asked, device = run.asked, resolve_device(run.asked.device)
-    suite = cached_suite(start_key(asked))
+    run_file, device = run.run_file, resolve_device(run.run_file.device)
+    suite = cached_suite(start_key(run_file))
     with locked(directory.root):
-        write_text(directory.run_file, asked.to_yaml() + yaml.safe_dump({"versions": versions()}))
-        start = build_start(asked, suite)
+        write_text(directory.run_file, run_file.to_yaml() + yaml.safe_dump({"versions": versions()}))
+        start = build_start(run_file, suite)
         tuned = finetune(
             start,
             suite.relabelled(start.classes),
-            asked.finetune,
-            seed=asked.seed,
+            run_file.finetune,
+            seed=run_file.seed,
             device=device,
             checkpoints=directory.checkpoints,
-            trackers=trackers_from(asked.report_to),
+            trackers=trackers_from(run_file.report_to),
         )
         save_classifier(tuned, directory.fine_tuned)
         member = sweep_member(run.name, run, start, tuned, suite, rule, started)
         write_json(directory.record, document(member_json(member)))
         directory.error.unlink(missing_ok=True)
-        for checkpoint in directory.checkpoints.glob("step-*"):  # the log stays
+        for checkpoint in directory.checkpoints.glob("step-*"):  # the log is not deleted
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -74,65 +75,72 @@ def sweep_member(
     *,
     members: tuple[str, ...] = (),
 ) -> StudyMember:
-    """Sweeps alpha from ``start`` to ``tuned`` and chooses one by ``rule``; ``members`` are those of a soup."""
-    asked = run.asked
-    suite, device = suite.relabelled(start.classes), resolve_device(asked.device)
-    known = _start_hits(start_key(asked), device)
+    """Sweeps alpha from ``start`` to ``tuned`` and chooses one by ``rule``.
 
-    def kept(alpha: float, name: str) -> int | None:
-        return known[name] if alpha == 0 else None
+    ``started`` is the reading of ``time.perf_counter`` at which the member's seconds begin. ``members`` names the
+    ingredients of a soup, and is empty for a run.
+    """
+    run_file = run.run_file
+    suite, device = suite.relabelled(start.classes), resolve_device(run_file.device)
+    start_hits = _start_hits(start_key(run_file), device)
 
-    path = sweep_alpha(start, tuned, suite, asked.alphas, device=device, known=kept)
+    def known_hits(alpha: float, name: str) -> int | None:
+        return start_hits[name] if alpha == 0 else None
+
+    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known_hits)
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,
         changes={} if members else run.changes,
-        seed=None if members else asked.seed,
+        seed=None if members else run_file.seed,
         path=path,
-        chosen=choose_alpha(path, rule, tolerance=asked.alpha_tolerance),
+        chosen=choose_alpha(path, rule, tolerance=run_file.alpha_tolerance),
         seconds=round(time.perf_counter() - started, 1),
         members=members,
     )
 
 
 def is_done(directory: MemberDirectory) -> bool:
-    """Whether the run in a member's directory has ended."""
+    """Whether the run in a member's directory has finished."""
     return directory.record.is_file()
 
 
 def require_same_run(run: MemberRun, directory: MemberDirectory) -> None:
-    """Raises an InputError where a run that ended was another, as when this version has other defaults."""
-    if is_done(directory) and not RunFile.read(directory.run_file).asks_the_same(run.asked):
+    """Raises an InputError if a finished run had other settings, for example other defaults."""
+    if is_done(directory) and not RunFile.read(directory.run_file).asks_the_same(run.run_file):
         raise InputError(
-            f"{directory.root} holds a run of other settings than this study comes to now, as another version may have "
-            "had. Delete that directory to run it again, or choose another `out`."
+            f"{directory.root} holds a run with settings other than this study's. Its defaults may come from another "
+            "version of shiftproof. Delete that directory to run it again, or choose another `out`."
         )
 
 
 def read_member(directory: MemberDirectory, suite: ShiftSuite) -> StudyMember:
-    """The record in the directory of a run that has ended."""
+    """Reads the record of a finished run from its directory."""
     return member_from_json(
         suite.reference.name, tuple(shift.name for shift in suite.shifts), read_json(directory.record)
     )
 
 
-def start_key(asked: RunFile) -> str:
-    """What suite and start depend on; runs that share it share images and scores in memory."""
-    told = asked.model_dump(mode="json")
-    return RunFile.resolve({name: told[name] for name in _OF_START}).model_dump_json()
+def start_key(run_file: RunFile) -> str:
+    """Returns, as JSON, the settings that determine the suite and the start.
+
+    Runs with the same key share the images and the start's scores in memory.
+    """
+    settings = run_file.model_dump(mode="json")
+    return RunFile.resolve({name: settings[name] for name in _START_KEYS}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=2)
 def cached_suite(key: str) -> ShiftSuite:
-    """The suite of a ``start_key``; all runs in this process share it."""
+    """Loads the suite of a ``start_key`` once for all runs in this process."""
     return load_run_suite(RunFile.model_validate_json(key))
 
 
 @functools.lru_cache(maxsize=2)
 def _start_hits(key: str, device: str) -> dict[str, int]:
-    """How many images of every set the start names right, which all runs of one start share."""
-    asked = RunFile.model_validate_json(key)
-    start = build_start(asked, cached_suite(key))
+    """Returns how many images of each set the start classifies correctly, for all runs with this start."""
+    run_file = RunFile.model_validate_json(key)
+    start = build_start(run_file, cached_suite(key))
     sets = path_sets(cached_suite(key).relabelled(start.classes))
-    said = {name: predict(start, images, device=device) for name, images in sets.items()}
-    return {name: round(accuracy(found.logits, found.labels) * len(found.labels)) for name, found in said.items()}
+    predictions = {name: predict(start, images, device=device) for name, images in sets.items()}
+    return {name: round(accuracy(p.logits, p.labels) * len(p.labels)) for name, p in predictions.items()}

@@ -1,4 +1,4 @@
-"""Soups of the members of a study."""
+"""Soups: averages of the weights of a study's members (Wortsman et al. 2022, arXiv 2203.05482)."""
 
 from __future__ import annotations
 
@@ -24,35 +24,42 @@ from shiftproof.studies.members import sweep_member
 
 
 def with_soups(
-    record: StudyRecord, asked: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, directory: StudyDirectory
+    record: StudyRecord, study: StudyFile, runs: Sequence[MemberRun], suite: ShiftSuite, directory: StudyDirectory
 ) -> StudyRecord:
-    """The record with the soups that were asked for; one that cannot be averaged is a failure like another."""
+    """Returns the record with the soups that the study file requests.
+
+    If the members cannot be averaged, the soup is recorded as a failure.
+    """
     soups, failures = [], list(record.failures)
-    for kind in asked.soups:
+    for kind in study.soups:
         try:
-            soups.append(_soup(kind, record.members, runs, suite, directory, asked.rule))
-        except InputError as error:  # of different architectures, say
+            soups.append(_soup(kind, record.members, runs, suite, directory, study.rule))
+        except InputError as error:  # for example, of different architectures
             failures.append(StudyFailure(f"{kind} soup", str(error)))
     return replace(record, soups=tuple(soups), failures=tuple(failures))
 
 
 def _soup(
     kind: str,
-    found: Sequence[StudyMember],
+    records: Sequence[StudyMember],
     runs: Sequence[MemberRun],
     suite: ShiftSuite,
     directory: StudyDirectory,
     rule: str,
 ) -> StudyMember:
-    """A soup of all members that ended, saved and swept; done once, unless more have ended since, or anew."""
+    """Averages all finished members, saves the soup and sweeps its alpha.
+
+    The record of an earlier soup is used again if it was made from the same records of the same members.
+    """
     started, file = time.perf_counter(), directory.soup(kind).record
-    names = [member.name for member in found]
+    names = [member.name for member in records]
     candidates = {name: _digest(directory.member(name).record) for name in names}
-    if file.is_file() and (kept := read_json(file)).pop("candidates") == candidates:
-        return member_from_json(suite.reference.name, tuple(s.name for s in suite.shifts), kept)
+    if file.is_file() and (earlier := read_json(file)).pop("candidates") == candidates:
+        return member_from_json(suite.reference.name, tuple(s.name for s in suite.shifts), earlier)
     first = next(run for run in runs if run.name == names[0])
-    first = replace(first, asked=first.asked.model_copy(update={"device": "auto"}))  # of this machine, not of Ray's
-    start, device = build_start(first.asked, suite), resolve_device("auto")
+    # Soups are made in this process, whatever devices Ray gave the members.
+    first = replace(first, run_file=first.run_file.model_copy(update={"device": "auto"}))
+    start, device = build_start(first.run_file, suite), resolve_device("auto")
     classifiers = [load_classifier(directory.member(name).fine_tuned) for name in names]
     if kind == "greedy":
         greedy = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device=device)

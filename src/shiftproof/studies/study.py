@@ -1,4 +1,4 @@
-"""Many fine-tunings of one start, each with its alpha path: do the settings matter (WiSE-FT, Fig. 3)?"""
+"""Many fine-tuning runs from one start, each with its alpha path: do their settings matter (WiSE-FT, Fig. 3)?"""
 
 from __future__ import annotations
 
@@ -27,29 +27,34 @@ from shiftproof.studies.spreads import measure_spreads
 
 
 def run_study(
-    asked: StudyFile, out: Path, *, resume: bool = False, overwrite: bool = False, address: str | None = None
+    study_file: StudyFile, out: Path, *, resume: bool = False, overwrite: bool = False, address: str | None = None
 ) -> StudyRecord:
-    """Runs every configuration with every seed, side by side through Ray, and says how much they differ.
+    """Runs every configuration with every seed in parallel on Ray, and measures how much their accuracies differ.
 
-    Each run has a directory under ``out/members``; one that fails is listed and holds up no other. Raises a
-    ShiftproofError where all fail. ``resume`` goes on with what is missing, each run from its last checkpoint.
-    ``address`` is that of a Ray cluster whose machines see ``out``, this directory and all data and models under the
-    same paths; without it one is started here.
+    Each run has a directory under ``out/members``. A run that fails is listed in the record, and the others continue.
+    ``resume`` runs what is missing, and resumes an interrupted run from its last checkpoint. ``overwrite`` deletes the
+    earlier study. ``address`` is the address of a Ray cluster; all its machines must see ``out``, the working
+    directory, the data and the models under the same paths. If no address is given, a local cluster is started.
+
+    Raises a ShiftproofError if all runs fail, and an InputError if the data or the model of the study cannot be
+    loaded, if ``out`` holds another study or other files, or if Ray cannot be reached or has too few CPUs or GPUs.
+
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
     """
-    members = asked.members()
-    # Data and model are found before anything is written, so that a misspelt name is told at once.
-    suite = cached_suite(start_key(members[0].asked))
-    build_start(members[0].asked, suite)
+    members = study_file.members()
+    # Data and model are loaded before anything is written, so that a misspelt name is reported at once.
+    suite = cached_suite(start_key(members[0].run_file))
+    build_start(members[0].run_file, suite)
     if address:
         require_reachable(address)
     directory = StudyDirectory(out.resolve())
-    request = Request(asked.to_yaml(), lambda file: StudyFile.read(file).differences(asked))
+    request = Request(study_file.to_yaml(), lambda file: StudyFile.read(file).differences(study_file))
     with claim(directory.root, STUDY, request, resume=resume, overwrite=overwrite):
-        failures = _run_members(asked, members, directory, address)
-        found = [
+        failures = _run_members(study_file, members, directory, address)
+        finished = [
             read_member(directory.member(run.name), suite) for run in members if is_done(directory.member(run.name))
         ]
-        if not found:
+        if not finished:
             raise ShiftproofError(failure_summary(failures, directory.root))
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
@@ -57,25 +62,25 @@ def run_study(
             reference=suite.reference.name,
             shifts=tuple(shift.name for shift in suite.shifts),
             averaged=averaged,
-            rule=asked.rule,
+            rule=study_file.rule,
             interval_level=LEVEL,
-            members=tuple(found),
+            members=tuple(finished),
             failures=tuple(failures),
             soups=(),
-            spreads=measure_spreads(found, suite.reference.name, averaged),
+            spreads=measure_spreads(finished, suite.reference.name, averaged),
             versions=versions(),
         )
-        _write(record, directory)  # whatever becomes of the soups
-        if asked.soups:
-            record = with_soups(record, asked, members, suite, directory)
+        _write(record, directory)  # so that the members are recorded even if the soups fail
+        if study_file.soups:
+            record = with_soups(record, study_file, members, suite, directory)
             _write(record, directory)
         return record
 
 
 def _run_members(
-    asked: StudyFile, members: Sequence[MemberRun], directory: StudyDirectory, address: str | None
+    study_file: StudyFile, members: Sequence[MemberRun], directory: StudyDirectory, address: str | None
 ) -> list[StudyFailure]:
-    """Runs what is not done yet; returns the failures."""
+    """Runs the members that have not finished yet, and returns the failures."""
     for run in members:
         require_same_run(run, directory.member(run.name))
     missing = [run for run in members if not is_done(directory.member(run.name))]
@@ -85,13 +90,13 @@ def _run_members(
         return []
     with ray_cluster(address) as ray:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = gpus_per_run(asked, machines)
-        require_resources({"CPU": asked.cpus_per_run, "GPU": gpus}, machines)
-        threads = max(int(asked.cpus_per_run), 1)
-        remote = ray.remote(num_cpus=asked.cpus_per_run, num_gpus=gpus, max_retries=0)(_run_there)
+        gpus = gpus_per_run(study_file, machines)
+        require_resources({"CPU": study_file.cpus_per_run, "GPU": gpus}, machines)
+        threads = max(int(study_file.cpus_per_run), 1)
+        remote = ray.remote(num_cpus=study_file.cpus_per_run, num_gpus=gpus, max_retries=0)(_run_in_worker)
         running = {
             remote.remote(
-                Path.cwd(), run if gpus else without_gpu(run), directory.member(run.name), asked.rule, threads
+                Path.cwd(), run if gpus else without_gpu(run), directory.member(run.name), study_file.rule, threads
             ): run
             for run in missing
         }
@@ -107,19 +112,21 @@ def _run_members(
     return failures
 
 
-def _run_there(place: Path, run: MemberRun, directory: MemberDirectory, rule: str, threads: int) -> None:
-    """A run of the study in a process of Ray's, where relative paths shall mean what they mean here."""
-    os.chdir(place)
+def _run_in_worker(
+    working_directory: Path, run: MemberRun, directory: MemberDirectory, rule: str, threads: int
+) -> None:
+    """Runs a member in a Ray worker process, from the directory that relative paths refer to."""
+    os.chdir(working_directory)
     run_member(run, directory, rule, threads)
 
 
 def _failure(run: MemberRun, error: Exception, directory: MemberDirectory) -> StudyFailure:
-    """What a failed run says; the whole traceback goes to its ``error.txt``."""
+    """Returns the first line of a failed run's error, and writes the whole traceback to its ``error.txt``."""
     cause = getattr(error, "cause", None) or error
-    said = str(cause).strip().splitlines()
+    lines = str(cause).strip().splitlines()
     name = "" if isinstance(cause, ShiftproofError) else f"{type(cause).__name__}: "
     write_text(directory.error, str(error) or "".join(traceback.format_exception(error)))
-    return StudyFailure(run.name, f"{name}{said[0] if said else 'no message'}")
+    return StudyFailure(run.name, f"{name}{lines[0] if lines else 'no message'}")
 
 
 def _write(record: StudyRecord, directory: StudyDirectory) -> None:
@@ -134,22 +141,22 @@ _COLUMNS = ("name", "configuration", "seed", "alpha", "chosen", "set", "accuracy
 
 
 def _accuracies(record: StudyRecord) -> Iterator[tuple[object, ...]]:
-    """A row for every run or soup, alpha and set; the validation split, which chooses alpha, has no interval."""
+    """Yields a row for every run or soup, alpha and set. The validation split, which chooses alpha, has no interval."""
     for member in (*record.members, *record.soups):
-        about = member.name, member.configuration, "" if member.seed is None else member.seed
+        identity = member.name, member.configuration, "" if member.seed is None else member.seed
         for point in member.path.points:
             chosen = int(point.alpha == member.chosen)
-            yield (*about, point.alpha, chosen, "validation", point.validation, "", "")
+            yield (*identity, point.alpha, chosen, "validation", point.validation, "", "")
             for name, value in point.accuracy.items():
-                yield (*about, point.alpha, chosen, name, value, *point.interval[name])
+                yield (*identity, point.alpha, chosen, name, value, *point.interval[name])
 
 
 def failure_summary(failures: Sequence[StudyFailure], out: Path) -> str:
-    """The failures in sentences, and how to go on."""
+    """Lists the failures of a study and explains how to run them again."""
     return "\n".join(
         (
-            f"{counted(len(failures), 'part')} of the study failed; what the others found is in {out}. A run's "
-            "error.txt tells more, and `resume=True` tries again:",
+            f"{counted(len(failures), 'part')} of the study failed; the results of the others are in {out}. The full "
+            "traceback is in each failed run's error.txt, and `resume=True` runs the failed parts again:",
             *(f"  {failure.name}: {failure.error}" for failure in failures),
         )
     )
