@@ -1,0 +1,129 @@
+"""A small training that is stopped after a step, and the bits that it must end with."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import shiftproof as sp
+from shiftproof import progress
+from shiftproof.data.loading import Preprocessing
+from shiftproof.data.sets import array_set
+from shiftproof.models.classifier import Network
+
+CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
+COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
+
+
+def noisy_squares(name: str, views: int, seed: int) -> sp.ImageSet:
+    """A noisy square in the class's colour, anywhere on white."""
+    labels = np.repeat(np.arange(len(CLASSES)), views)
+
+    def draw() -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        images = np.full((len(labels), 32, 32, 3), 255, dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            y, x = generator.integers(0, 16, 2)
+            drawn = COLOURS[label] + generator.normal(0, 60, (16, 16, 3))
+            image[y : y + 16, x : x + 16] = drawn.clip(0, 255)
+        return images
+
+    return array_set(name, CLASSES, [f"{name}-{i}" for i in range(len(labels))], labels, draw)
+
+
+SUITE = sp.ShiftSuite(
+    "squares",
+    CLASSES,
+    sp.data.Reference(
+        "photo", noisy_squares("train", 6, 0), noisy_squares("validation", 5, 1), noisy_squares("test", 1, 2)
+    ),
+    (),
+)
+
+
+class Mouth(nn.Module):
+    """A layer that does nothing, until a test has ``bite`` do something in a training's forward pass."""
+
+    bite: Callable[[], object] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and Mouth.bite is not None:
+            Mouth.bite()
+        return x
+
+
+def toy(seed: int = 0) -> sp.Classifier:
+    """Two convolutions with statistics that move and a layer that draws at random, under a linear head."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), Mouth()]
+        encoder = nn.Sequential(*layers, nn.Dropout(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        head = nn.Linear(32, len(CLASSES))
+    return sp.Classifier(
+        network=Network(encoder, head).eval(),
+        classes=CLASSES,
+        preprocessing=Preprocessing(size=16),
+        architecture={"name": "toy"},
+        source="toy",
+        prompts=("a {}.",),
+        head="zero-shot",
+        logit_scale=1.0,
+    )
+
+
+def settings(**changes: Any) -> sp.FinetuneSettings:
+    """Eight steps in four epochs, with a checkpoint after each."""
+    given = {"epochs": 4, "lr": 1e-2, "batch_size": 12, "warmup_steps": 0, "checkpoint_every": 1, **changes}
+    return sp.FinetuneSettings(**given)
+
+
+def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def trained(folder: Path | None = None, start: sp.Classifier | None = None, **changes: Any) -> sp.Classifier:
+    seed, trackers = changes.pop("seed", 0), changes.pop("trackers", ())
+    start = start or toy()
+    return sp.finetune(start, SUITE, settings(**changes), seed=seed, checkpoints=folder, trackers=trackers)
+
+
+@functools.cache
+def unbroken(**changes: Any) -> dict[str, bytes]:
+    """The bits of a training without checkpoints."""
+    return bits(trained(**changes).state_dict())
+
+
+@contextlib.contextmanager
+def after_step(step: int, then: Callable[[], object]) -> Iterator[None]:
+    """``then`` happens as soon as a step is reported."""
+    with progress.listening(lambda e: then() if (e.stage, e.done) == ("fine-tune", step) else None):
+        yield
+
+
+class StopError(Exception):
+    """What ends the training from outside."""
+
+
+def stopped_after(folder: Path, step: int, **changes: Any) -> None:
+    """A training that ends right after a step, before a checkpoint could be written of it."""
+
+    def stop() -> None:
+        raise StopError
+
+    with after_step(step, stop), pytest.raises(StopError):
+        trained(folder, **changes)
+
+
+def raises(error: BaseException) -> Callable[[], object]:
+    def bite() -> object:
+        raise error
+
+    return bite
