@@ -236,7 +236,7 @@ def test_networks_without_running_statistics_are_told_apart(tiny: sp.models.Clip
     ]
     for classifier in without:
         assert not has_batch_norm(classifier)
-        with pytest.raises(sp.InputError, match="not applicable to .*no such layer(.|\n)*Leave it out"):
+        with pytest.raises(sp.InputError, match="cannot be re-estimated for .*no such layer(.|\n)*Leave it out"):
             reestimate_batch_norm(classifier, plain(6))
 
 
@@ -304,5 +304,5 @@ def test_a_sweep_of_networks_without_batch_norm_says_so(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "not applicable to tiny" in capsys.readouterr().err
+    assert "cannot be re-estimated for tiny" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()

@@ -1,4 +1,4 @@
-"""The alpha path in one pass over the data, its resume, the rivals in output space, and what the rules cost."""
+"""The alpha path in one pass over the data, its resume, the output-space baseline, and what the rules cost."""
 
 from __future__ import annotations
 
@@ -621,7 +621,7 @@ def test_alpha_may_be_one_for_every_entry(ends: Ends) -> None:
 
 def test_a_fine_tuned_model_of_another_source_is_told(ends: Ends) -> None:
     start = {"role": "start", "fingerprint": "0" * 64, "source": "open_clip:ViT-B-32/openai"}
-    with pytest.warns(UserWarning, match="trained from open_clip:ViT-B-32/openai.*is of tiny"):
+    with pytest.warns(UserWarning, match="trained from open_clip:ViT-B-32/openai.*is tiny"):
         sp.wise_ft(ends[0], replace(ends[1], parents=(start,)), 0.5)
     # A probe of the same source may stand between, and what is not known is no mistake.
     for parents in ((), ({**start, "source": "tiny"},), ({**start, "fingerprint": sp.models.fingerprint(ends[0])},)):

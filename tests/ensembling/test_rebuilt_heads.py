@@ -196,7 +196,7 @@ def test_heads_that_were_made_in_different_ways_are_refused(zero: sp.Classifier,
         lambda: model_stock_soup(zero, [members[0], trained]),
     ]
     for combine in combinations:
-        with pytest.raises(sp.InputError, match="others have one that is trained"):
+        with pytest.raises(sp.InputError, match="others have a head that is trained"):
             combine()
     other_prompts = replace(members[1], prompts=("a {}.",))
     with pytest.raises(sp.InputError, match="different prompts or class names"):

@@ -190,7 +190,7 @@ def test_a_pattern_that_comes_first_wins(tiny: sp.models.Clip) -> None:
 
 @pytest.mark.parametrize(
     ("patterns", "said"),
-    [({"vision.*": 0.5}, r"fits the pattern 'vision\.\*'"), ({"visual.*": 1.5}, "must lie between 0 and 1")],
+    [({"vision.*": 0.5}, r"matches the pattern 'vision\.\*'"), ({"visual.*": 1.5}, "must lie between 0 and 1")],
 )
 def test_a_pattern_that_makes_no_sense_is_refused(tiny: sp.models.Clip, patterns: dict[str, float], said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
@@ -261,7 +261,7 @@ def test_depth_rises_through_the_stages_of_one_tower(name: str, stem: str, last:
 
 def test_depth_can_fall_and_needs_blocks() -> None:
     assert alphas_by_depth(["a", "blocks.0.w", "head.w"], 1.0, 0.0) == {"a": 1.0, "blocks.0.w": 0.5, "head.w": 0.0}
-    with pytest.raises(sp.InputError, match=r"no entry stands in a numbered block(.|\n)*Give one alpha"):
+    with pytest.raises(sp.InputError, match=r"no entry belongs to a numbered block(.|\n)*Use one alpha"):
         alphas_by_depth(["w", "head.w"], 0.0, 1.0)
 
 
@@ -375,7 +375,7 @@ def test_a_model_stock_soup_names_its_start_and_members(tiny: sp.models.Clip, tm
 def test_members_from_other_starts_are_warned_of() -> None:
     start, other = toy(0), toy(1)
     strangers = [tuned(start, 1), tuned(other, 2)]
-    with pytest.warns(UserWarning, match=r"fine-tuned from 2 different starts(.|\n)*fine-tune all of them from one"):
+    with pytest.warns(UserWarning, match=r"fine-tuned from 2 different starts(.|\n)*use one start"):
         uniform_soup(strangers)
     with pytest.warns(UserWarning, match="fine-tuned from 2 different starts"):
         greedy_soup(strangers, pictures(6))

@@ -52,7 +52,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, place: str, legacy: bool, n
     torch.save(stored, target, _use_new_zipfile_serialization=not legacy)
     with assert_unchanged(tmp_path):
         for inputs in ((bad, good), (good, bad)):
-            with pytest.raises(sp.InputError, match="could run code, so it is not loaded.*safetensors") as caught:
+            with pytest.raises(sp.InputError, match="could execute code, so it is not loaded.*safetensors") as caught:
                 merge_files(*inputs, out=tmp_path / "merged.safetensors")
             assert str(target) in str(caught.value)
     assert not marker.exists()
@@ -115,12 +115,12 @@ def directory_of(folder: Path, *names: str) -> Path:
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1"  # what stands for a file that was not fetched
-NOT_WHOLE = "is not a whole safetensors file .*Restore it"
-NOT_TORCH = "is not a whole torch file .*Restore it"
+NOT_WHOLE = "is not a complete safetensors file .*Restore or rewrite it"
+NOT_TORCH = "is not a complete torch file .*Restore or rewrite it"
 BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda f: f / "none.safetensors", "none.safetensors does not exist. Check the path"),
-    "no checkpoint": (lambda f: write_bytes(f / "notes.txt", b"hello"), "is no checkpoint: its name must end with"),
-    "empty directory": (lambda f: directory_of(f), "holds no weights file. Name the file itself"),
+    "no checkpoint": (lambda f: write_bytes(f / "notes.txt", b"hello"), "is not a checkpoint. Name a directory"),
+    "empty directory": (lambda f: directory_of(f), "contains no weights file. Name the file itself"),
     "several files": (
         lambda f: directory_of(f, "one.safetensors", "two.safetensors"),
         "several weights files: 'one.safetensors', 'two.safetensors'. Name the file itself",
@@ -159,11 +159,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bytes behind the last entry": (
         lambda f: craft(f / "x.safetensors", {"w": entry("F32", [2], 0, 8)}, bytes(20)), NOT_WHOLE,
     ),
-    "a whole module": (lambda f: pickled(f / "x.pt", nn.Linear(2, 2)), "could run code.*state_dict"),
-    "a tensor alone": (lambda f: pickled(f / "x.pt", torch.zeros(2)), "holds a Tensor; it must be a state dict"),
-    "a list": (lambda f: pickled(f / "x.pt", [torch.zeros(2)]), "holds a list; it must be a state dict"),
+    "a whole module": (lambda f: pickled(f / "x.pt", nn.Linear(2, 2)), "could execute code.*state_dict"),
+    "a tensor alone": (lambda f: pickled(f / "x.pt", torch.zeros(2)), "contains a Tensor; it must be a state dict"),
+    "a list": (lambda f: pickled(f / "x.pt", [torch.zeros(2)]), "contains a list; it must be a state dict"),
     "other things": (lambda f: pickled(f / "x.pt", {"epoch": 3, "lr": 0.1}), "its keys are 'epoch', 'lr'"),
-    "nothing in it": (lambda f: pickled(f / "x.pt", {"state_dict": {}}), "holds no state dict"),
+    "nothing in it": (lambda f: pickled(f / "x.pt", {"state_dict": {}}), "contains no state dict"),
     "numbers among tensors": (
         lambda f: pickled(f / "x.pt", {"w": torch.zeros(2), "step": 3}), "no state dict: its keys are 'w', 'step'",
     ),
@@ -172,20 +172,20 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a tensor without data": (lambda f: pickled(f / "x.pt", {"w": torch.zeros(3, device="meta")}), "x.pt"),
     "a plain pickle": (lambda f: write_bytes(f / "x.pt", pickle.dumps({"w": [1, 2]})), "x.pt"),
     "index of no JSON": (lambda f: write_index(f, "{"), "is not valid JSON"),
-    "index without a map": (lambda f: write_index(f, '{"metadata": {}}'), "has no weight_map. Restore it"),
-    "index that is a list": (lambda f: write_index(f, "[]"), "has no weight_map. Restore it"),
+    "index without a map": (lambda f: write_index(f, '{"metadata": {}}'), "has no weight_map, which names"),
+    "index that is a list": (lambda f: write_index(f, "[]"), "has no weight_map, which names"),
     "index with an empty map": (lambda f: write_index(f, '{"weight_map": {}}'), "has no weight_map"),
     "shard outside": (
         lambda f: edited(f, lambda _, stored: stored["weight_map"].update(x="../model.safetensors")),
-        "puts x into '../model.safetensors'; a shard must be a file beside the index",
+        "puts x into '../model.safetensors'; a shard must be a file next to the index",
     ),
     "shard below": (
         lambda f: edited(f, lambda _, stored: stored["weight_map"].update(x="sub/model.safetensors")),
-        "a shard must be a file beside the index",
+        "a shard must be a file next to the index",
     ),
     "absolute shard": (
         lambda f: edited(f, lambda _, stored: stored["weight_map"].update(x="/etc/passwd")),
-        "a shard must be a file beside the index",
+        "a shard must be a file next to the index",
     ),
     "shard of no name": (lambda f: edited(f, lambda _, stored: stored["weight_map"].update(x=3)), "puts x into 3; "),
     "missing shard": (

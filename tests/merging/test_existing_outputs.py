@@ -24,7 +24,7 @@ from shiftproof.records.codec import document
 def test_an_output_that_exists_is_replaced_with_overwrite_only(tmp_path: Path, out: str) -> None:
     a, b = save_pair(tmp_path)
     merge_files(a, b, alpha=0.2, out=tmp_path / out)
-    with assert_unchanged(tmp_path), pytest.raises(sp.InputError, match="exists already.*`overwrite=True`"):
+    with assert_unchanged(tmp_path), pytest.raises(sp.InputError, match="already exists.*`overwrite=True`"):
         merge_files(a, b, alpha=0.9, out=tmp_path / out)
     (record,) = merge_files(a, b, alpha=0.9, out=tmp_path / out, overwrite=True)
     stored = tmp_path / out / "model.safetensors" if out == "merged" else tmp_path / out

@@ -95,7 +95,7 @@ def test_a_greedy_soup_needs_a_score_and_leaves_nothing_where_it_fails(tmp_path:
         raise ValueError("no images")
 
     with assert_unchanged(tmp_path):
-        with pytest.raises(sp.InputError, match="Give score, or validation data"):
+        with pytest.raises(sp.InputError, match="Pass `score`, or name validation data"):
             merge_files(*inputs, out=tmp_path / "soup", settings=how)
         with pytest.raises(ValueError, match="no images"):
             merge_files(*inputs, out=tmp_path / "soup", settings=how, score=broken)

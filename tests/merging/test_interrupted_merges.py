@@ -234,7 +234,7 @@ def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
             pytest.fail("the merge was always done before it could be killed")
         assert standing() == earlier
         assert sum(file.stat().st_size for file in made.iterdir()) >= share * (160 << 20)
-        with pytest.raises(sp.InputError, match="exists already"):
+        with pytest.raises(sp.InputError, match="already exists"):
             merge_files(*small, out=tmp_path / out)
         assert standing() == earlier
     if out == "merged":

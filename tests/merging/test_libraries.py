@@ -308,7 +308,7 @@ def test_attention_of_open_clip_takes_an_adapter(tmp_path: Path) -> None:
     [
         ({"use_dora": True}, "DoRA adapter: its magnitudes do not scale linearly"),
         ({"init_lora_weights": "pissa"}, "changes the base weights as well"),
-        ({"lora_bias": True}, "no plain product"),
+        ({"lora_bias": True}, "not a plain product"),
     ],
 )
 def test_adapters_whose_change_is_no_product_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:

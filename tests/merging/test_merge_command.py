@@ -96,15 +96,15 @@ WRONG: list[tuple[list[str], str]] = [
     (["--layer", "=0.5"], "must look like"),
     (["--layer", "head.*=most"], "--layer: 'most' is no number"),
     (["--layer", "head.*=2"], "alpha of 'head.*' is 2.0; it must lie between 0 and 1"),
-    (["--layer", "haed.*=1"], "no entry fits the pattern 'haed.*'. There are 'head.weight'"),
+    (["--layer", "haed.*=1"], "no entry matches the pattern 'haed.*'. There are 'head.weight'"),
     (["--depth", "0.5"], "--depth '0.5' must look like 0.2:0.8"),
     (["--depth", "0.1:2"], "the last alpha is 2.0; it must lie between 0 and 1"),
     (["--depth", "low:0.2"], "--depth: 'low' is no number"),
-    (["--depth", "0.1:0.9", "--alpha", "0.1,0.2"], "Leave out layers and further alphas"),
-    (["--depth", "0.1:0.9", "--layer", "head.*=1"], "Leave out layers and further alphas"),
+    (["--depth", "0.1:0.9", "--alpha", "0.1,0.2"], "Leave out --layer, and give at most one alpha"),
+    (["--depth", "0.1:0.9", "--layer", "head.*=1"], "Leave out --layer, and give at most one alpha"),
     (["--method", "unifrom"], "unknown method 'unifrom'. Did you mean 'uniform'?"),
     (["--method", "model-stock"], "'model-stock' takes 3 or more inputs"),
-    (["--method", "uniform", "--depth", "0.1:0.9"], "'uniform' reads no alpha. Leave out layers and depth"),
+    (["--method", "uniform", "--depth", "0.1:0.9"], "'uniform' does not use alpha. Leave out --layer and --depth"),
     (["--integers", "mean"], "unknown rule for integers 'mean'"),
     (["--missing", "drop"], "unknown rule for missing entries 'drop'"),
     (["--shard-size", "2"], "--shard-size '2' must look like 2GB or 500MB"),
@@ -159,5 +159,5 @@ def test_every_method_wants_its_number_of_inputs(
 def test_a_merge_of_nothing_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(sp.InputError, match="takes 2 inputs"):
         merge_files(out=tmp_path / "merged")
-    with pytest.raises(sp.InputError, match="alpha is empty"):
+    with pytest.raises(sp.InputError, match="`alphas` is empty"):
         merge_files(*save_pair(tmp_path), alpha=(), out=tmp_path / "merged")

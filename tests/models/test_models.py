@@ -318,7 +318,7 @@ def less_weights(folder: Path, part: str) -> None:
         (lambda folder: edited(folder, prompts=None), ["classifier.json lacks 'prompts'"]),
         (lambda folder: edited(folder, fingerprint=None), ["classifier.json lacks 'fingerprint'"]),
         (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors do not exist"]),
-        (lambda folder: cut(folder / "model.safetensors"), ["model.safetensors is not a whole safetensors"]),
+        (lambda folder: cut(folder / "model.safetensors"), ["model.safetensors is not a complete safetensors"]),
         (other_weights, ["zero_shot are not those", "Restore both files"]),
         (lambda folder: less_weights(folder, "stem"), ["do not fit the architecture", "stem"]),
         (lambda folder: less_weights(folder, "head"), ["contain no 'head.weight'"]),

@@ -120,7 +120,7 @@ def test_parents_with_the_first_form_are_the_same_start(run: Path, finished: Pat
     stranger = replace(earlier, parents=({**earlier.parents[0], "fingerprint": "0" * 64},))
     with pytest.warns(UserWarning, match="fine-tuned from 2 different starts"):
         sp.uniform_soup([earlier, stranger, tuned])
-    with pytest.warns(UserWarning, match="Weights mix well only where one comes from the other"):
+    with pytest.warns(UserWarning, match="Weights can be interpolated only between a model"):
         sp.wise_ft(moved, stranger, 0.5)
 
 

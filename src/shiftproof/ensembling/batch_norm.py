@@ -1,4 +1,4 @@
-"""Batch-norm statistics of averaged weights, estimated anew: the mean of two variances is not the mean net's."""
+"""Batch-norm statistics re-estimated for averaged weights, since averaged variances do not fit an averaged network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shiftproof.seeding import child_generator
 
 
 def has_batch_norm(classifier: Classifier) -> bool:
-    """Whether the network holds running statistics of batches that ``reestimate_batch_norm`` could renew.
+    """Returns whether the network has running statistics of batches that ``reestimate_batch_norm`` can re-estimate.
 
     >>> from shiftproof import ClassSpace, load_clip, load_encoder, own_head_classifier, zero_shot_classifier
     >>> has_batch_norm(own_head_classifier(load_encoder("timm:test_resnet")))
@@ -32,11 +32,10 @@ def has_batch_norm(classifier: Classifier) -> bool:
 
 
 def require_batch_norm(classifier: Classifier) -> None:
-    """Raises an InputError where a network has no statistics to re-estimate."""
+    """Raises an InputError if the network has no statistics to re-estimate."""
     if not has_batch_norm(classifier):
         raise InputError(
-            f"re-estimating batch norm is not applicable to {classifier.source}: its network has no such layer. "
-            "Leave it out."
+            f"batch norm cannot be re-estimated for {classifier.source}: its network has no such layer. Leave it out."
         )
 
 
@@ -48,19 +47,23 @@ def reestimate_batch_norm(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Classifier:
-    """A copy whose batch-norm statistics are those of training images (Izmailov et al., SWA, 2018).
+    """Returns a copy whose batch-norm statistics are re-estimated on training images, for averaged weights.
 
-    For weights that were interpolated or averaged. One pass with the evaluation transform: statistics start afresh
-    and are the plain mean over batches of equal size, at most ``batch_size``, in a seeded random order (a folder's
-    order would give batches of one class). What does not fill the equal batches is left out: one image a batch at
-    most. Everything but batch norm stays in evaluation mode. Accuracy can fall as well as rise: compare both.
+    Stochastic weight averaging recommends this step (SWA, Izmailov et al. 2018, arXiv 1803.05407). One pass is made
+    with the evaluation transform. Each statistic is reset and becomes the plain mean over batches of equal size, at
+    most ``batch_size`` images, in a random order that ``seed`` determines (in the order of a folder, batches would
+    contain a single class). Images that do not fill the equal batches are left out, at most one per batch. Everything
+    but batch norm stays in evaluation mode. ``device`` is any torch device; "auto" means the GPU if there is one, and
+    the CPU otherwise. Accuracy may fall or rise, so compare both classifiers.
 
-    Raises an InputError where the network has no batch norm (a ViT, say), and for a single image.
+    Raises an InputError if the network has no batch norm (such as a ViT), for fewer than two images, and for a
+    ``batch_size`` below 2.
 
     >>> from shiftproof import load_encoder, load_suite, own_head_classifier
-    >>> own = own_head_classifier(load_encoder("timm:test_resnet"))
-    >>> renewed = reestimate_batch_norm(own, load_suite("emoji").reference.train.subset(range(9)), batch_size=4)
-    >>> renewed.training["batch_norm"]["images"], renewed.training["batch_norm"]["batch_size"]
+    >>> resnet = own_head_classifier(load_encoder("timm:test_resnet"))
+    >>> images = load_suite("emoji").reference.train.subset(range(9))
+    >>> reestimated = reestimate_batch_norm(resnet, images, batch_size=4)
+    >>> reestimated.training["batch_norm"]["images"], reestimated.training["batch_norm"]["batch_size"]
     (9, 3)
     """
     require_batch_norm(classifier)
@@ -72,7 +75,7 @@ def reestimate_batch_norm(
     chosen = images.subset(order[: len(images) // size * size])
     place = resolve_device(device)
     network = deepcopy(classifier.network).to(place).eval()
-    _start_afresh(network)
+    _reset_statistics(network)
     with torch.inference_mode():
         for number, batch in enumerate(evaluation_batches(chosen, classifier.preprocessing, size), 1):
             network(batch.to(place))
@@ -82,13 +85,13 @@ def reestimate_batch_norm(
     return classifier.with_weights(weights, text=classifier.text, training={**classifier.training, "batch_norm": note})
 
 
-def _start_afresh(network: nn.Module) -> None:
-    """Resets the statistics and lets them, and nothing else in the network, learn from batches; changes ``network``."""
-    # torch's update_bn does as much, but with dropout and stochastic depth switched on. For the same reason the flag
-    # is set here and not by train(): timm's batch norm has layers of its own inside.
+def _reset_statistics(network: nn.Module) -> None:
+    """Resets the statistics and makes them, and nothing else in the network, update with batches, in place."""
+    # torch's update_bn does the same, but enables dropout and stochastic depth. For the same reason the flag is set
+    # here and not by train(), which would also reach the layers inside timm's batch norm.
     for layer in _layers(network):
         layer.reset_running_stats()
-        layer.momentum = None  # the cumulative mean over batches
+        layer.momentum = None  # means the cumulative mean over batches
         layer.training = True
 
 

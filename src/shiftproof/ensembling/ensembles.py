@@ -1,4 +1,4 @@
-"""Ensembles of two: one model from mixed weights, of a classifier or of both towers; or two models' mixed outputs."""
+"""Ensembles of two models: one network with interpolated weights, or two networks with interpolated logits."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _PROBE = "a photo of a lemon, and 2 sketches."
 
 
 def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -> Classifier:
-    """The classifier with the weights (1 - alpha) theta_0 + alpha theta_1 (WiSE-FT, Eq. 1), encoder and head.
+    """Returns the classifier with the weights (1 - alpha) theta_0 + alpha theta_1, encoder and head.
 
-    alpha 0 is ``zero_shot``, 1 is ``fine_tuned``; 0.5 needs no tuning. ``alpha`` may also map every entry's name to an
-    alpha of its own (``weights.schedules``); the result's ``alpha`` is then None. Where a fine-tuned text tower wrote
-    a head, both towers are interpolated and the interpolated text tower writes the head; its alpha is that of
-    ``head.weight``.
+    This is the weight-space ensemble of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, Eq. 1). ``alpha`` lies between
+    0, which returns ``zero_shot``, and 1, which returns ``fine_tuned``; 0.5 needs no tuning. ``alpha`` may also map the
+    name of every entry to its alpha (``weights.schedules``); the ``alpha`` of the result is then None. If a fine-tuned
+    text tower wrote one of the heads, the text towers are interpolated too, with the alpha of ``head.weight``, and the
+    interpolated text tower writes the head.
 
-    Raises an IncompatibleWeightsError where the two differ in classes, preprocessing or architecture, and an
-    InputError where the text tower behind such a head is missing or the other head was not written by one. Warns
-    where ``fine_tuned`` is known to come from another source than ``zero_shot``.
+    Raises an IncompatibleWeightsError if the two differ in classes, preprocessing or architecture, and an InputError
+    for an alpha outside of 0 to 1, if the text tower behind such a head is missing, or if the other head was not
+    written by a text tower. Warns if ``fine_tuned`` is known to come from another source than ``zero_shot``.
 
     >>> from shiftproof import load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -58,10 +59,12 @@ def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -
 
 
 def output_ensemble(zero_shot: Classifier, fine_tuned: Classifier, alpha: float = 0.5) -> OutputEnsemble:
-    """The rival of ``wise_ft``: both models run, and their logits are interpolated (WiSE-FT, sec. 5 and appendix).
+    """Returns the output-space baseline for ``wise_ft``: both models run, and their logits are interpolated.
 
-    It costs two forward passes. Where only the head was fine-tuned, the two are one function. Raises as ``wise_ft``
-    does.
+    The logits are (1 - alpha) of ``zero_shot`` and alpha of ``fine_tuned``, with alpha between 0 and 1 (Wortsman et al.
+    2022, arXiv 2109.01903, sec. 5 and appendix), at the cost of two forward passes. If only the head was fine-tuned,
+    this ensemble and ``wise_ft`` are the same function. Raises an IncompatibleWeightsError if the two differ in
+    classes, preprocessing or architecture, and an InputError for an alpha outside of 0 to 1.
 
     >>> from shiftproof import load_clip, load_suite, predict, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -75,7 +78,7 @@ def output_ensemble(zero_shot: Classifier, fine_tuned: Classifier, alpha: float 
 
 @dataclass(frozen=True)
 class OutputEnsemble:
-    """Two classifiers whose logits are (1 - alpha) of the one and alpha of the other; ``predict`` takes it."""
+    """Two classifiers whose logits are interpolated with ``alpha``; ``predict`` accepts it like a classifier."""
 
     zero_shot: Classifier
     fine_tuned: Classifier
@@ -88,17 +91,17 @@ class OutputEnsemble:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What both want their images to be."""
+        """The preprocessing that both share."""
         return self.zero_shot.preprocessing
 
     def network_on(self, *, device: str | torch.device = "auto") -> Callable[[Tensor], Tensor]:
-        """(B, 3, size, size) inputs to (B, K) interpolated logits, in float32."""
+        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) interpolated float32 logits."""
         first, second = (end.network_on(device=device) for end in (self.zero_shot, self.fine_tuned))
         return lambda images: mixed_logits(first(images), second(images), self.alpha)
 
 
 def mixed_logits(first: Tensor, second: Tensor, alpha: float) -> Tensor:
-    """(1 - alpha) first + alpha second, in float32; at 0 and 1 exactly the one or the other.
+    """Returns (1 - alpha) first + alpha second in float32; at alpha 0 and 1 exactly ``first`` or ``second``.
 
     >>> mixed_logits(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), 0.25).tolist()
     [0.25, 1.0]
@@ -107,11 +110,13 @@ def mixed_logits(first: Tensor, second: Tensor, alpha: float) -> Tensor:
 
 
 def interpolate_clip(clip_0: Clip, clip_1: Clip, alpha: Alpha = 0.5) -> Clip:
-    """Both towers of two models interpolated, for models whose text tower was fine-tuned too (FLYP, say).
+    """Interpolates both towers of two models, for models whose text tower was fine-tuned too (by FLYP, for example).
 
-    Build the head from the result: ``zero_shot_classifier(interpolate_clip(a, b), classes)``, which is not the
-    interpolation of two such heads. The logit scale is stored as a logarithm, hence interpolated in log space. Raises
-    an IncompatibleWeightsError where the models differ in architecture, preprocessing, tokenizer or weights' shapes.
+    The weights are those of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903, Eq. 1), with ``alpha`` as in ``wise_ft``.
+    Build the head from the result, by ``zero_shot_classifier(interpolate_clip(a, b), classes)``: it differs from the
+    interpolation of the two heads. The logit scale is stored as a logarithm, so it is interpolated in log space. Raises
+    an IncompatibleWeightsError if the models differ in architecture, preprocessing, tokenizer or the shapes of their
+    weights, and an InputError for an alpha outside of 0 to 1.
 
     >>> from shiftproof import load_clip
     >>> interpolate_clip(load_clip("tiny"), load_clip("tiny")).name
@@ -124,18 +129,18 @@ def interpolate_clip(clip_0: Clip, clip_1: Clip, alpha: Alpha = 0.5) -> Clip:
 
 
 def _between_scales(first: float, second: float, alpha: float) -> float:
-    # The geometric mean, as scales are trained as logarithms; equal ones stay equal to the last bit.
+    # Scales are trained as logarithms, so this is the geometric mean. Equal scales stay equal to the last bit.
     return first if first == second else first ** (1 - alpha) * second**alpha
 
 
 def _warn_of_another_start(zero_shot: Classifier, fine_tuned: Classifier) -> None:
-    # Another fingerprint alone is no mistake: a linear probe of the same source may stand between the two.
+    # A different fingerprint alone is no mistake: there may be a linear probe of the same source between the two.
     for start in recorded_starts(fine_tuned):
         if start["source"] != zero_shot.source and not has_fingerprint(zero_shot, start["fingerprint"]):
             warnings.warn(
-                f"the fine-tuned classifier was trained from {start['source']}, and the zero-shot one is of "
-                f"{zero_shot.source}. Weights mix well only where one comes from the other: "
-                "give the classifier that the fine-tuning began with.",
+                f"the fine-tuned classifier was trained from {start['source']}, and the zero-shot classifier is "
+                f"{zero_shot.source}. Weights can be interpolated only between a model and one that was fine-tuned "
+                "from it: pass the classifier from which fine-tuning started.",
                 stacklevel=3,
             )
 
@@ -147,11 +152,10 @@ def _require_same_towers(first: Clip, second: Clip) -> None:
         "context length": (first.context_length, second.context_length),
     }
     differing = [f"{what} ({one} and {other})" for what, (one, other) in parts.items() if one != other]
-    # Tokenizers do not compare; what they make of a text does.
+    # Tokenizers cannot be compared, but the tokens that they produce can.
     if not torch.equal(first.tokenizer([_PROBE]), second.tokenizer([_PROBE])):
         differing.append("tokenizer")
     if differing:
         raise IncompatibleWeightsError(
-            f"the two models differ in {'; '.join(differing)}. Interpolate models of one architecture, "
-            "one of them fine-tuned from the other."
+            f"the two models differ in {'; '.join(differing)}. Interpolate a model and one that was fine-tuned from it."
         )

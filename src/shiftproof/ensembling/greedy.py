@@ -1,4 +1,4 @@
-"""Which candidates a greedy soup takes: a pure function of scores, for classifiers in memory and for files."""
+"""The candidates that a greedy soup takes: a pure function of scores, for classifiers in memory and for files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shiftproof.errors import InputError, require_at_least
 
 @dataclass(frozen=True)
 class SoupTrial:
-    """One candidate's turn: its place in the given order, its score, that of the soup with it, whether it was taken."""
+    """One trial: the candidate's place in the given order, its score, the soup's with it, and whether it was taken."""
 
     candidate: int
     alone: float
@@ -20,10 +20,12 @@ class SoupTrial:
 
 
 def greedy_members(alone: Sequence[float], score: Callable[[tuple[int, ...]], float]) -> tuple[SoupTrial, ...]:
-    """Greedy selection (Recipe 1 of "Model soups", 2022) over scores where more is better, e.g. accuracies.
+    """Selects the members of a greedy soup by scores of which higher is better, such as accuracies.
 
-    ``alone`` are the candidates' own scores, ``score(members)`` is that of a soup. The best candidate begins; each
-    further one, in falling order and of equals the one given first, stays where the soup's score does not fall.
+    This is Recipe 1 of "Model soups" (Wortsman et al. 2022, arXiv 2203.05482). ``alone`` are the scores of the
+    candidates, and ``score(members)`` returns that of a soup. The soup starts with the best candidate. The others are
+    tried in falling order, equal ones in the given order, and each stays if the soup's score does not fall. Raises an
+    InputError if there is no candidate, or if the score of one is not finite.
 
     >>> sizes = {(1, 2): 0.7, (1, 0): 0.9}
     >>> [(trial.candidate, trial.soup, trial.taken) for trial in greedy_members([0.5, 0.8, 0.6], sizes.get)]

@@ -33,11 +33,12 @@ class RebuiltHead:
 class TextTowers:
     """The text towers of several classifiers, from which the head of their combination is rebuilt.
 
-    A fine-tuned text tower writes another head than the zero-shot one (FLYP, Goyal et al. 2023). The average of two
-    such heads is not the head that the averaged text tower writes, so the towers are combined and the head follows.
+    A fine-tuned text tower writes a different head than the zero-shot one (FLYP, Goyal et al. 2023, arXiv 2212.00638).
+    The average of two such heads is not the head that the averaged text tower writes, so the towers are combined, and
+    the combined tower writes the head.
 
-    Raises an InputError where a text tower is missing, where another kind of head is among them (trained, say), and
-    where the heads were written for other prompts or class names.
+    Raises an InputError if a text tower is missing, if one of the heads is of another kind (trained, for example), or
+    if the heads were written for different prompts or class names.
     """
 
     def __init__(self, classifiers: Sequence[Classifier], *, device: str | torch.device) -> None:
@@ -54,7 +55,7 @@ class TextTowers:
 
     @classmethod
     def of(cls, classifiers: Sequence[Classifier], *, device: str | torch.device) -> TextTowers | None:
-        """The text towers of classifiers; None where no head was rebuilt, so that heads are combined like weights."""
+        """Returns the text towers, or None if no head was rebuilt, in which case heads are combined as weights are."""
         return cls(classifiers, device=device) if any(c.head == "rebuilt" for c in classifiers) else None
 
     @property
@@ -63,13 +64,13 @@ class TextTowers:
         return tuple(self._texts)
 
     def between(self, alpha: float) -> RebuiltHead:
-        """The head at an alpha between two classifiers; at 0 and 1 it is that classifier's own, bit for bit."""
+        """Returns the head at an alpha between two classifiers; at 0 and 1 it is that of one of them, bit for bit."""
         same_as = int(alpha) if alpha in (0, 1) else None
         return self.rebuild(lambda texts: interpolate_weights(texts[0], texts[1], alpha), same_as)
 
     @torch.inference_mode(False)  # so that the bits do not depend on the caller's mode
     def rebuild(self, combination: Combination, same_as: int | None = None) -> RebuiltHead:
-        """The head that the combined text tower writes, or that of the one classifier that the combination equals."""
+        """Returns the head that the combined text tower writes; it is that of the classifier ``same_as``, if given."""
         text = combination(self._texts)
         if same_as is not None:
             end = self._classifiers[same_as]
@@ -84,7 +85,7 @@ class TextTowers:
 def with_combined_weights(
     first: Classifier, weights: Mapping[str, Tensor], rebuilt: RebuiltHead | None, **fields: Any
 ) -> Classifier:
-    """The first of several classifiers with their combined weights, in which a rebuilt head replaces the head."""
+    """Returns the first of several classifiers with their combined weights, and with the rebuilt head, if any."""
     if rebuilt is not None:
         weights = {**weights, **rebuilt.entries}
         fields |= {"head": "rebuilt", "logit_scale": rebuilt.logit_scale, "text": rebuilt.text}
@@ -95,14 +96,14 @@ def _require_heads_by_text(classifiers: Sequence[Classifier]) -> None:
     if lacking := [c.source for c in classifiers if c.head == "rebuilt" and c.text is None]:
         raise InputError(
             f"a fine-tuned text tower wrote the head of a classifier of {listed(lacking)}, and that text tower is "
-            "missing (`text` is None). Averaged heads would be another model: load the classifier from a directory "
-            "that holds text_tower.safetensors."
+            "missing (`text` is None). Averaging the heads would give another model: load the classifier from a "
+            "directory that contains text_tower.safetensors."
         )
     if others := sorted({c.head for c in classifiers} - set(_WRITTEN_BY_TEXT)):
         raise InputError(
-            f"some of the classifiers have a head that a fine-tuned text tower wrote, and others have one that is "
-            f"{' or '.join(others)}. No text tower writes a head between these: combine classifiers of one recipe, or "
-            "average their outputs."
+            f"some of the classifiers have a head that a fine-tuned text tower wrote, and others have a head that is "
+            f"{' or '.join(others)}. No text tower writes a head between these: combine classifiers of the same "
+            "recipe, or average their outputs."
         )
     first = classifiers[0]
     if any((c.prompts, c.classes.names) != (first.prompts, first.classes.names) for c in classifiers):

@@ -1,4 +1,4 @@
-"""Soups: one classifier from the averaged weights of several that were fine-tuned from one start."""
+"""Soups: one classifier with the averaged weights of several that were fine-tuned from the same start."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from shiftproof.weights.arithmetic import average_weights, model_stock
 
 @dataclass(frozen=True)
 class SoupRecord:
-    """How a greedy soup came about; ``candidates`` are fingerprints in the given order, trials stand in theirs.
+    """How a greedy soup was made: the fingerprints of the candidates as given, and the trials as they took place.
 
-    A soup of one member, the best candidate, is an ordinary outcome.
+    A soup of one member, the best candidate, is an ordinary outcome. ``accuracy`` is a fraction.
 
     >>> trials = greedy_members([0.7, 0.8], lambda members: 0.75)
     >>> record = SoupRecord(("a", "b"), trials)
@@ -48,30 +48,32 @@ class SoupRecord:
 
     @property
     def accuracy(self) -> float:
-        """The soup's validation accuracy."""
+        """The validation accuracy of the soup, a fraction."""
         return [trial.soup for trial in self.trials if trial.taken][-1]
 
     @property
     def is_best_single(self) -> bool:
-        """Whether no other candidate was taken beside the best."""
+        """Whether the best candidate is the only member."""
         return len(self.members) == 1
 
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """A greedy soup as a classifier, and the record of how it came about."""
+    """A greedy soup as a classifier, and the record of how it was made."""
 
     classifier: Classifier
     record: SoupRecord
 
 
 def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
-    """The classifier with the mean of all members' weights (Wortsman et al., "Model soups", 2022, sec. 2).
+    """Returns the classifier with the mean of the weights of all members.
 
-    Where a fine-tuned text tower wrote the head of a member, the text towers are averaged and their mean writes the
-    head. Raises an IncompatibleWeightsError where members differ in classes, preprocessing or architecture, and an
-    InputError where a text tower is missing or only some heads were written by one. Warns where members are known to
-    come from different starts, because such a mean is not a working model.
+    This is the uniform soup (Wortsman et al., "Model soups", 2022, arXiv 2203.05482, sec. 2). If a fine-tuned text
+    tower wrote the head of a member, the text towers are averaged and their mean writes the head.
+
+    Raises an IncompatibleWeightsError if members differ in classes, preprocessing or architecture, and an InputError
+    if there is no member, if a text tower is missing, or if text towers wrote only some of the heads. Warns if members
+    are known to come from different starts, because the mean of such weights does not work as a model.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -86,10 +88,11 @@ def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
 def greedy_soup(
     classifiers: Sequence[Classifier], validation: ImageSet, *, device: str | torch.device = "auto"
 ) -> GreedySoup:
-    """The soup that takes a candidate only where its validation accuracy does not fall (Recipe 1 of "Model soups").
+    """Returns the soup that adds a candidate only if the accuracy on ``validation`` does not fall, with its record.
 
-    ``validation`` must hold images that no candidate was trained on. Heads, errors and warnings are as in
-    ``uniform_soup``; the record holds every trial.
+    This is Recipe 1 of "Model soups" (Wortsman et al. 2022, arXiv 2203.05482). ``validation`` must contain only images
+    that no candidate was trained on. ``device`` is where the soups are scored; "auto" means the GPU if there is one,
+    and the CPU otherwise. Heads, errors and warnings are as in ``uniform_soup``.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -113,10 +116,11 @@ def greedy_soup(
 
 
 def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -> Classifier:
-    """Model Stock (Jang et al., 2024): the members' mean, moved towards ``zero_shot`` entry by entry.
+    """Returns the mean of the members, moved towards ``zero_shot`` entry by entry, as Model Stock computes it.
 
-    It needs two or more members that were fine-tuned from ``zero_shot``, and no validation data. Heads, errors and
-    warnings are as in ``uniform_soup``; text towers are combined by Model Stock, too.
+    The ratio follows from the angles between the members (Jang et al. 2024, arXiv 2403.19522; see
+    ``weights.model_stock``). The method needs two or more members that were fine-tuned from ``zero_shot``, and no
+    validation data. Heads, errors and warnings are as in ``uniform_soup``; text towers are combined by Model Stock too.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -137,7 +141,7 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
 
 
 def _mean(classifiers: Sequence[Classifier], towers: TextTowers | None, members: Sequence[int]) -> Classifier:
-    """The mean of some of the classifiers, whose text towers ``towers`` holds in the same order."""
+    """Returns the mean of some of the classifiers; ``towers`` holds the text towers of all, in the same order."""
     chosen = [classifiers[i] for i in members]
     rebuilt = None
     if towers is not None:
@@ -164,16 +168,16 @@ def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_sho
         fingerprints = ", ".join(sorted(start[:12] for start in starts))
         warnings.warn(
             f"the classifiers were fine-tuned from {len(starts)} different starts (fingerprints {fingerprints}). "
-            "Weights average well only between descendants of one start: fine-tune all of them from one.",
+            "Only the weights of models that were fine-tuned from the same start can be averaged: use one start.",
             stacklevel=3,
         )
 
 
 def _distinct_starts(classifiers: Sequence[Classifier], zero_shot: Classifier | None) -> set[str]:
-    """The fingerprints of the starts that are known to differ.
+    """Returns the fingerprints of the starts that are known to differ.
 
-    A start that was recorded in the first form and one in the present form cannot be told apart, so only starts that
-    were recorded in one form are counted against each other.
+    The first form of a fingerprint cannot be compared with the present one, so only starts whose fingerprints have the
+    same form count as different.
     """
     starts = {start["fingerprint"] for classifier in classifiers for start in recorded_starts(classifier)}
     if zero_shot is not None and starts:

@@ -1,4 +1,4 @@
-"""LoRA adapters (peft): alpha scales the product B A; A and B are never averaged apart."""
+"""LoRA adapters of peft: alpha scales the product B A; A and B are never averaged separately."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from shiftproof.storage import read_json
 from shiftproof.weights.checkpoints import Checkpoint
 
 _PARTS = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.weight)?$")
-# Starts that change the base weights too, so that base plus product is not what was trained.
+# Initialisations that change the base weights too, so that base plus product is not the trained model.
 _OTHER_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Product:
-    """The low-rank change of one weight: ``scale`` times B (out, r) A (r, in), turned over for embeddings.
+    """The low-rank change of one weight: ``scale`` times B (out, r) A (r, in) (LoRA, Hu et al. 2022, eq. 3).
 
-    ``repeats`` is how often peft adds it.
+    ``transposed`` products are those of embeddings. ``repeats`` is how often peft adds the product.
     """
 
     a: Tensor = field(repr=False)
     b: Tensor = field(repr=False)
     scale: float
-    turned: bool
+    transposed: bool
     repeats: int = 1
 
     def change(self, shape: Sequence[int]) -> Tensor:
-        """The change in float32, in the weight's shape."""
+        """Returns the change in float32, in the shape of the weight, or raises an IncompatibleWeightsError."""
         product = self.scale * self.repeats * (self.b.float().flatten(1) @ self.a.float().flatten(1))
-        product = product.T if self.turned else product
+        product = product.T if self.transposed else product
         if product.numel() != math.prod(shape):
             raise IncompatibleWeightsError(
                 f"a product of {tuple(product.shape)} does not fit a weight of {tuple(shape)}. "
@@ -48,7 +48,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: the products by module, and what it holds whole (``modules_to_save``, biases)."""
+    """A LoRA adapter: the products by module, and ``whole`` tensors that replace the base's (biases, for example)."""
 
     config: Mapping[str, Any] = field(repr=False)
     products: Mapping[str, Product]
@@ -56,15 +56,18 @@ class Adapter:
 
 
 def read_adapter(checkpoint: Checkpoint) -> Adapter:
-    """The adapter in a peft directory; what does not scale by its product is refused with the reason."""
+    """Reads the adapter in a peft directory.
+
+    Raises an InputError that gives the reason if its change is not a plain product, which alpha could scale.
+    """
     config = read_json(checkpoint.folder / "adapter_config.json")
     _require_plain_lora(config, checkpoint.path)
     parts: dict[str, dict[str, Tensor]] = {}
     embeddings, whole = set(), {}
     for name, tensor in checkpoint.tensors.items():
-        if found := _PARTS.match(name):
-            parts.setdefault(found[1], {})[found[3]] = tensor
-            embeddings |= {found[1]} if found[2] else set()
+        if match := _PARTS.match(name):
+            parts.setdefault(match[1], {})[match[3]] = tensor
+            embeddings |= {match[1]} if match[2] else set()
         else:
             whole[name.removeprefix("base_model.model.")] = tensor
     if unpaired := [module for module, pair in parts.items() if len(pair) != 2]:
@@ -74,8 +77,8 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
             pair["A"],
             pair["B"],
             _scale(config, module, pair["A"].shape[0]),
-            turned=(module in embeddings) != bool(config.get("fan_in_fan_out")),
-            # In nn.MultiheadAttention peft adds the output projection's product twice, in training and when it merges.
+            transposed=(module in embeddings) != bool(config.get("fan_in_fan_out")),
+            # In nn.MultiheadAttention, peft adds the output projection's product twice, in training and in merging.
             repeats=2 if module.endswith(".base_layer.out_proj") else 1,
         )
         for module, pair in parts.items()
@@ -84,7 +87,7 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
 
 
 class Adapted(Mapping[str, Tensor]):
-    """The weights of a base with an adapter on it: W + scale B A in float32, made when they are asked for."""
+    """The weights of a base with an adapter, W + scale B A in float32, each computed when it is read."""
 
     def __init__(self, base: Mapping[str, Tensor], adapter: Adapter) -> None:
         self._base = base
@@ -108,67 +111,71 @@ class Adapted(Mapping[str, Tensor]):
 
 
 def scaled_adapters(adapters: Sequence[Adapter], shares: Sequence[float]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config of the adapter whose product is the sum of share times product: exact, by stacking ranks.
+    """Returns tensors and config of the adapter whose product is the sum of share times product.
 
-    One adapter with the share alpha is the point alpha of the path from its base; two with (1 - alpha, alpha) are
-    the path between them.
+    The sum is exact, because the ranks are stacked. One adapter with the share alpha is the point alpha of the path
+    from its base; two with (1 - alpha, alpha) are a point of the path between them. Raises an
+    IncompatibleWeightsError if the adapters were not trained on the same base in the same way.
     """
     configs = [adapter.config for adapter in adapters]
     for key in ("fan_in_fan_out", "bias", "modules_to_save", "base_model_name_or_path"):
         if any(config.get(key) != configs[0].get(key) for config in configs):
             raise IncompatibleWeightsError(
                 f"the adapters differ in {key}: {listed(config.get(key) for config in configs)}. "
-                "Both must be trained on one base in one way."
+                "Both must have been trained on the same base in the same way."
             )
     if len(adapters) > 1 and any(adapter.whole for adapter in adapters):
         raise IncompatibleWeightsError(
-            "the adapters hold whole modules beside their products. Merge each onto the base, and then the results."
+            "the adapters contain whole modules in addition to products. "
+            "Merge each into the base, then merge the results."
         )
     tensors: dict[str, Tensor] = {}
     ranks = {}
     for module in dict.fromkeys(module for adapter in adapters for module in adapter.products):
-        held = [(a.products[module], share) for a, share in zip(adapters, shares, strict=True) if module in a.products]
+        scaled = [
+            (a.products[module], share) for a, share in zip(adapters, shares, strict=True) if module in a.products
+        ]
         stem = f"base_model.model.{module}.lora_"
-        embedding = held[0][0].turned != bool(configs[0].get("fan_in_fan_out"))
+        embedding = scaled[0][0].transposed != bool(configs[0].get("fan_in_fan_out"))
         key_a, key_b = ("embedding_A", "embedding_B") if embedding else ("A.weight", "B.weight")
-        tensors[stem + key_a] = torch.cat([product.a for product, _ in held], 0)
+        tensors[stem + key_a] = torch.cat([product.a for product, _ in scaled], 0)
         tensors[stem + key_b] = torch.cat(
-            [(product.b.float() * (product.scale * share)).to(product.b.dtype) for product, share in held], 1
+            [(product.b.float() * (product.scale * share)).to(product.b.dtype) for product, share in scaled], 1
         )
-        ranks[module] = sum(product.a.shape[0] for product, _ in held)
+        ranks[module] = sum(product.a.shape[0] for product, _ in scaled)
     tensors |= {f"base_model.model.{name}": tensor for name, tensor in adapters[0].whole.items()}
     return tensors, _stacked_config(configs, ranks)
 
 
 def _stacked_config(configs: Sequence[Mapping[str, Any]], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """A config in which every scale is 1, since the products carry theirs already."""
+    """Returns a config in which every scale is 1, since the products already include theirs."""
     targets = [config.get("target_modules") for config in configs]
     if all(isinstance(target, list) for target in targets):
         joined: Any = sorted({module for target in targets if target for module in target})
     elif all(target == targets[0] for target in targets):
         joined = targets[0]
     else:
-        raise IncompatibleWeightsError(f"the adapters name other target_modules: {listed(targets)}. They must agree.")
+        raise IncompatibleWeightsError(f"the adapters differ in target_modules: {listed(targets)}. They must agree.")
     rank = max(ranks.values(), key=list(ranks.values()).count)
-    others = {module: r for module, r in ranks.items() if r != rank}
+    exceptions = {module: r for module, r in ranks.items() if r != rank}
     return {
         **configs[0],
         "target_modules": joined,
         "r": rank,
         "lora_alpha": rank,
         "use_rslora": False,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "rank_pattern": exceptions,
+        "alpha_pattern": exceptions,
     }
 
 
-def _entry(base: Mapping[str, Tensor], asked: str, *candidates: str) -> str:
-    """The base's name for what an adapter changes; wrappers of attention leave ``base_layer`` in the name."""
+def _entry(base: Mapping[str, Tensor], module: str, *candidates: str) -> str:
+    """Returns the base's name for what an adapter changes; peft's wrapper of attention adds ``base_layer`` to it."""
     for candidate in candidates:
         if (plain := candidate.replace(".base_layer", "")) in base:
             return plain
     raise IncompatibleWeightsError(
-        f"the adapter changes {asked!r}, which the base has not; it has {listed(base, 5)}. "
+        f"the adapter changes {module!r}, which the base does not have; it has {listed(base, 5)}. "
         "Name the base that the adapter was trained on."
     )
 
@@ -183,18 +190,18 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 def _require_plain_lora(config: Mapping[str, Any], path: Path) -> None:
     if config.get("use_dora"):
         raise InputError(
-            f"{path} is a DoRA adapter: its magnitudes do not scale linearly, so no alpha fits it. "
-            "Merge it onto its base with peft (merge_and_unload), and interpolate the two models."
+            f"{path} is a DoRA adapter: its magnitudes do not scale linearly, so alpha does not apply to it. "
+            "Merge it into its base with peft (merge_and_unload), and interpolate the two models."
         )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_OTHER_STARTS):
         raise InputError(
-            f"{path} was started with {start!r}, which changes the base weights as well. "
+            f"{path} was initialised with {start!r}, which changes the base weights as well. "
             "Convert it to plain LoRA with peft (path_initial_model_for_weight_conversion) first."
         )
     if config.get("peft_type") != "LORA" or config.get("lora_bias") or config.get("layer_replication"):
         raise InputError(
-            f"{path} is an adapter of the kind {config.get('peft_type')} whose change is no plain product (no LoRA, "
-            "has lora_bias, or replicates layers). "
-            "Merge it onto its base with peft (merge_and_unload), and interpolate the two models."
+            f"{path} is an adapter of type {config.get('peft_type')} whose change is not a plain product: it is not "
+            "LoRA, has lora_bias, or replicates layers. "
+            "Merge it into its base with peft (merge_and_unload), and interpolate the two models."
         )

@@ -1,4 +1,4 @@
-"""Inputs of a merge that fit together, entry by entry, and what an output made of them will hold."""
+"""The inputs of a merge, checked to fit together entry by entry, and the content of each output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merge:
-    """Inputs that fit together: ``common`` names are combined, each of ``alone`` is copied from the input it names."""
+    """Inputs that fit together: ``common`` entries are combined; ``alone`` names the input of each other entry."""
 
     checkpoints: Sequence[Checkpoint]
     settings: MergeSettings
@@ -37,7 +37,7 @@ class Merge:
 
     @property
     def names(self) -> list[str]:
-        """All that an output holds."""
+        """The names of all entries of an output."""
         return [*self.common, *self.alone]
 
     @property
@@ -46,28 +46,28 @@ class Merge:
         return {name: self.entry(name) for name in self.names}
 
     def entry(self, name: str) -> Tensor:
-        """A tensor with the dtype and shape of one entry of the output: the first input's, where it has that."""
+        """Returns a tensor with the dtype and shape of one entry: that of the first input, if it has the entry."""
         return self.inputs[self.alone.get(name, 0)][name]
 
     def parts(self, name: str) -> list[Tensor]:
-        """What an entry is made of."""
+        """Returns the tensors that an entry is computed from."""
         inputs = [self.inputs[self.alone[name]]] if name in self.alone else self.inputs
         return [tensors[name] for tensors in inputs]
 
     def shares(self, plan: Plan, name: str) -> Sequence[float]:
-        """The coefficient of each part of an entry."""
+        """Returns the coefficient of each tensor that an entry is computed from."""
         return (1.0,) if name in self.alone else plan.coefficients[name]
 
     def layout(self, place: Path) -> Layout:
-        """The weights files of an output at a place."""
+        """Returns the weights files of an output at ``place``."""
         single = place.name if is_file(place) else None
         return layout_of(self.checkpoints[0], self.entries, single, self.settings.shard_size)
 
     def record(self, plan: Plan, place: Path) -> MergeRecord:
-        """What one output will be, before anything is read."""
+        """Returns the record of one output, before any tensor is read."""
         entries, layout = self.entries, self.layout(place)
         combined = [name for name in self.common if is_combined(entries[name], plan.coefficients[name])]
-        kept = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
+        copies = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
         alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if plan.layered else {}
         return MergeRecord(
             method=self.settings.method,
@@ -85,13 +85,13 @@ class Merge:
             tied=self._ties(plan),
             batch_norm=tuple(filter(is_running_statistic, combined)),
             files={file: sum(size_of(entries[name]) for name in names) for file, names in layout.shards.items()},
-            copied_files=kept,
+            copied_files=copies,
             members=members_of(self.trials) if self.trials else (),
             scores=tuple(_plain(trial) for trial in self.trials),
         )
 
     def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
-        """The merged classifier's card."""
+        """Returns the card of the merged classifier."""
         from shiftproof.models.identity import fingerprint_of
 
         shares = plan.coefficients["head.weight"]
@@ -110,12 +110,12 @@ class Merge:
         )
 
     def passed_over(self, name: str) -> list[int]:
-        """The inputs that have an entry which is kept from an earlier one."""
+        """Returns the inputs that have an entry which is copied from an earlier input."""
         first = self.alone.get(name, len(self.inputs))
         return [i for i, tensors in enumerate(self.inputs) if i > first and name in tensors]
 
     def _ties(self, plan: Plan) -> dict[str, str]:
-        """The names that share memory in all inputs, and coefficients."""
+        """Returns the names that share memory in all inputs and have the same coefficients."""
         first, *others = (checkpoint.ties for checkpoint in self.checkpoints)
         same = {name: of for name, of in first.items() if all(ties.get(name) == of for ties in others)}
         return {name: of for name, of in same.items() if plan.coefficients[name] == plan.coefficients[of]}
@@ -148,15 +148,15 @@ def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge
 
 
 def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
-    """The cards of classifier directories, which must be of one task; none where the first input is no classifier."""
+    """Returns the cards of classifier directories of the same task; none if the first input is not a classifier."""
     if checkpoints[0].kind != "shiftproof":
         return []
     if others := [checkpoint.path for checkpoint in checkpoints if checkpoint.kind != "shiftproof"]:
         raise InputError(
-            f"{checkpoints[0].path} is a classifier directory, {listed(others)} is none. "
-            "Name classifier directories, or the model.safetensors in them."
+            f"{checkpoints[0].path} is a classifier directory, and {listed(others)} is not. "
+            "Name only classifier directories, or only the model.safetensors in them."
         )
-    # Imported for classifiers only: with them come timm and torchvision, seconds that other merges need not wait.
+    # Imported for classifiers only: these modules import timm and torchvision, which takes seconds.
     from shiftproof.models.classifier import require_same_task
     from shiftproof.models.directories import read_card
 
@@ -165,8 +165,8 @@ def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
         str(checkpoint.path) for checkpoint, card in zip(checkpoints, cards, strict=True) if card.head == "rebuilt"
     ]:
         raise InputError(
-            f"a fine-tuned text tower wrote the head of {listed(rebuilt)}. Averaged heads are not the head that the "
-            "averaged text tower writes, and a merge of files runs no text tower. Use `wise_ft`, `uniform_soup` or "
+            f"a fine-tuned text tower wrote the head of {listed(rebuilt)}. Averaged heads are not the head that "
+            "the averaged text tower writes, and a merge of files runs no text tower. Use `wise_ft`, `uniform_soup` or "
             "`greedy_soup` in Python, or the command sweep for one zero-shot and one fine-tuned classifier."
         )
     for card in cards[1:]:
@@ -182,5 +182,5 @@ def _require_fitting(first: Mapping[str, Tensor], other: Mapping[str, Tensor], s
 
 
 def _plain(trial: SoupTrial) -> dict[str, Any]:
-    """A trial as JSON can hold it: a soup that came to no number has none."""
+    """Returns a trial as JSON can store it; a score that is not finite becomes None."""
     return {**asdict(trial), "soup": trial.soup if math.isfinite(trial.soup) else None}

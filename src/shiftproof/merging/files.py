@@ -1,4 +1,4 @@
-"""Weight arithmetic on checkpoint files of any size: streamed piece by piece, written whole or not at all."""
+"""Weight arithmetic on checkpoint files of any size: streamed piece by piece, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -54,18 +54,19 @@ def merge_files(
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> tuple[MergeRecord, ...]:
-    """Merges checkpoints on disk; by default the path from the first, zero-shot, to the second, fine-tuned, at alpha.
+    """Merges checkpoints on disk, by default (1 - alpha) of the first (zero-shot) and alpha of the second (fine-tuned).
 
-    Inputs are whatever ``open_checkpoint`` opens; a second one may be a LoRA adapter on the first. ``out`` is a
-    safetensors file or a directory that loads in the library of the first input: with its dtypes, metadata, configs
-    and tokenizer, plus ``merge.json`` and a model card. Several alphas are written in one pass over the inputs, to
-    ``out/alpha-0.30`` and so on. ``settings`` choose other methods (``alpha`` is then theirs); a greedy soup needs
-    ``score``, the held-out accuracy of a written soup, never of a shift.
+    The default is Eq. 1 of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), with alphas from 0 to 1; ``settings``
+    selects other methods and then replaces ``alpha``. Inputs are anything that ``open_checkpoint`` opens; the second
+    may be a LoRA adapter of the first. ``out`` is a safetensors file, or a directory that the library of the first
+    input loads: with its dtypes, metadata, configs and tokenizer, plus ``merge.json`` and a model card. Several alphas
+    are written in one pass over the inputs, to ``out/alpha-0.30`` and so on. A greedy soup needs ``score``, which
+    returns the held-out accuracy of a soup at a path; it must never read a shift.
 
-    Memory stays bounded, whatever the size. ``out`` appears whole or not at all; what stands there is replaced only
-    with ``overwrite``. Returns one record an output; ``dry_run`` says what would be written and writes nothing (but for
-    a greedy soup's trials, while they are scored).
-    An InputError or IncompatibleWeightsError says which file or entry cannot be used.
+    Memory use is bounded, whatever the size of the files. ``out`` appears completely or not at all, and an earlier
+    output is replaced only with ``overwrite``. Returns one record for each output. With ``dry_run``, the records
+    describe what would be written, and nothing is written except the trials of a greedy soup while they are scored.
+    Raises an InputError or an IncompatibleWeightsError that names the file or the entry that cannot be used.
 
     >>> import tempfile, safetensors.torch
     >>> folder = Path(tempfile.mkdtemp())
@@ -101,9 +102,11 @@ def merge_files(
 
 
 def _greedy(merge: Merge, score: Callable[[Path], float] | None, out: Path) -> Sequence[SoupTrial]:
-    """Recipe 1 of "Model soups" on files: soups are written beside ``out`` to be scored, and deleted."""
+    """Selects members by Recipe 1 of "Model soups"; the soups are written next to ``out``, scored and deleted."""
     if score is None:
-        raise InputError("a greedy soup needs the held-out accuracy of its trials. Give score, or validation data.")
+        raise InputError(
+            "a greedy soup needs the held-out accuracy of its trials. Pass `score`, or name validation data."
+        )
 
     def trial(members: tuple[int, ...]) -> float:
         plan = Plan(None, members_coefficients(merge.common, members, len(merge.inputs)))
@@ -120,7 +123,7 @@ def _greedy(merge: Merge, score: Callable[[Path], float] | None, out: Path) -> S
 def _write(
     merge: Merge, plans: Sequence[Plan], records: Sequence[MergeRecord], places: Sequence[Path]
 ) -> list[MergeRecord]:
-    """Writes every output's weights in one pass over the inputs, then what stands beside them."""
+    """Writes the weights of every output in one pass over the inputs, and then the files next to them."""
     folders = [place.parent if is_file(place) else place for place in places]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,22 +132,22 @@ def _write(
     made = [ContentFingerprint() for _ in plans]
     done = 0
     for shard, names in layout.shards.items():
-        held = {name: entries[name] for name in names}
+        of_shard = {name: entries[name] for name in names}
         with contextlib.ExitStack() as stack:
             metadata = {**first.metadata, "format": "pt"}
-            writers = [stack.enter_context(SafetensorsWriter(folder / shard, held, metadata)) for folder in folders]
+            writers = [stack.enter_context(SafetensorsWriter(folder / shard, of_shard, metadata)) for folder in folders]
             pen = stack.enter_context(Pen())
             for name in writers[0].order:
                 _combine(merge, plans, name, writers, pen, (read, made))
                 done += 1
                 progress.report("merge", done, len(entries))
     inputs = [
-        replace(entry, fingerprint=_fingerprint(checkpoint, found))
-        for entry, checkpoint, found in zip(records[0].inputs, merge.checkpoints, read, strict=True)
+        replace(entry, fingerprint=_fingerprint(checkpoint, content))
+        for entry, checkpoint, content in zip(records[0].inputs, merge.checkpoints, read, strict=True)
     ]
     written = [
-        replace(record, inputs=tuple(inputs), fingerprint=found.hexdigest(entries))
-        for record, found in zip(records, made, strict=True)
+        replace(record, inputs=tuple(inputs), fingerprint=content.hexdigest(entries))
+        for record, content in zip(records, made, strict=True)
     ]
     for plan, record, place in zip(plans, written, places, strict=True):
         if layout.index:
@@ -161,12 +164,12 @@ def _combine(
     pen: Pen,
     fingerprints: tuple[Sequence[ContentFingerprint], Sequence[ContentFingerprint]],
 ) -> None:
-    """One entry of every output, a piece at a time."""
+    """Combines one entry of every output, a piece at a time."""
     parts, (read, made) = merge.parts(name), fingerprints
     dtype = merge.entry(name).dtype
     readers = [read[merge.alone[name]]] if name in merge.alone else read
     shares = [merge.shares(plan, name) for plan in plans]
-    for i in merge.passed_over(name):  # not taken, but part of that input's fingerprint
+    for i in merge.passed_over(name):  # unused, but part of the fingerprint of that input
         for (piece,) in pieces([merge.inputs[i][name]], PIECE // dtype.itemsize):
             read[i].add(name, piece)
     for cut in pieces(parts, PIECE // dtype.itemsize):
@@ -174,14 +177,14 @@ def _combine(
             reader.add(name, piece)
         if merge.settings.integers == "equal" and not (dtype.is_floating_point or dtype.is_complex):
             _require_equal(name, cut)
-        for writer, share, found in zip(writers, shares, made, strict=True):
+        for writer, share, content in zip(writers, shares, made, strict=True):
             mixed = combine(cut, share, out=pen.buffer(len(cut[0]), dtype))
-            found.add(name, mixed)
+            content.add(name, mixed)
             pen.write(writer, mixed)
 
 
 def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> None:
-    """What stands beside the weights: configs and tokenizer, the classifier's card, the report and a model card."""
+    """Writes the files next to the weights: configs, tokenizer, the classifier's card, the report and a model card."""
     if is_file(place):
         report, card = reports_of(place)
         write_json(report, document(record))
@@ -190,33 +193,37 @@ def _accompany(merge: Merge, plan: Plan, record: MergeRecord, place: Path) -> No
     for file in copied_files(merge.checkpoints[0]):
         shutil.copy2(file, place / file.name)
     if merge.cards:
-        from shiftproof.models.directories import write_card  # with it come timm and torchvision, seconds of import
+        from shiftproof.models.directories import write_card  # imports timm and torchvision: seconds
 
         write_card(merge.card(plan, open_checkpoint(place / "model.safetensors").tensors), place)
     write_text(place / README, merge_card(record))
     write_json(place / REPORT, document(record))
 
 
-def _fingerprint(checkpoint: Checkpoint, found: ContentFingerprint) -> str:
-    # An adapter passed by as the weights that it makes; its own tensors are few.
-    return fingerprint_tensors(checkpoint.tensors) if checkpoint.kind == "peft" else found.hexdigest(checkpoint.tensors)
+def _fingerprint(checkpoint: Checkpoint, content: ContentFingerprint) -> str:
+    # What was read of an adapter are the adapted weights, so its tensors, which are small, are fingerprinted here.
+    adapter = checkpoint.kind == "peft"
+    return fingerprint_tensors(checkpoint.tensors) if adapter else content.hexdigest(checkpoint.tensors)
 
 
 def _require_equal(name: str, parts: Sequence[Tensor]) -> None:
     if not all(torch.equal(parts[0], part) for part in parts[1:]):
         raise IncompatibleWeightsError(
-            f"the integers of {name!r} differ between the inputs. Copy the nearer input's: integers='copy'."
+            f"the integers of {name!r} differ between the inputs. To copy those of the nearer input, "
+            "give `integers='copy'`."
         )
 
 
 def _merge_adapters(
     checkpoints: Sequence[Checkpoint], settings: MergeSettings, out: Path, *, dry_run: bool
 ) -> tuple[MergeRecord, ...]:
-    """One adapter scaled by alpha, or the path between two: adapters are small, so all happens in memory."""
+    """Scales one adapter by alpha, or interpolates two. Adapters are small, so this happens in memory."""
     if settings.method != "linear" or len(settings.alphas) > 1 or settings.layers or settings.depth or is_file(out):
-        raise InputError("adapters are merged with one alpha, into a directory. Merge them onto their base for more.")
+        raise InputError(
+            "adapters are merged with one alpha, into a directory. Merge them into their base for anything else."
+        )
     if len(checkpoints) > 2:
-        raise InputError(f"{len(checkpoints)} adapters are given; one is scaled, two are interpolated.")
+        raise InputError(f"{len(checkpoints)} adapters are given. Name one to scale it, or two to interpolate them.")
     alpha = settings.alphas[0]
     shares = (alpha,) if len(checkpoints) == 1 else (1 - alpha, alpha)
     tensors, config = scaled_adapters([read_adapter(checkpoint) for checkpoint in checkpoints], shares)

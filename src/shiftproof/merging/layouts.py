@@ -1,4 +1,4 @@
-"""Which files a merged checkpoint has: as the inputs' library wants them."""
+"""The files of a merged checkpoint, as the library of the inputs expects them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shiftproof.weights.checkpoints import INDEX, TORCH_SUFFIXES, Checkpoint, si
 
 _WEIGHTS = (".safetensors", INDEX, *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot", ".tflite")
 _OURS = ("classifier.json", "merge.json", "README.md")
-# What a training left beside its weights, and what does not hold for others.
+# Files that a training run writes next to its weights, which do not apply to other weights.
 _OF_TRAINING = ("trainer_state.json", "_results.json", ".jsonl")
 # Libraries that read one weights file and no shards.
 _WHOLE = ("open_clip", "shiftproof", "peft")
@@ -21,7 +21,7 @@ _WHOLE = ("open_clip", "shiftproof", "peft")
 
 @dataclass(frozen=True)
 class Layout:
-    """The weights files, each with the names that it holds, and the index's name where there are several."""
+    """The weights files, each with the names of its entries, and the name of the index if there are several files."""
 
     shards: Mapping[str, tuple[str, ...]]
     index: str | None = None
@@ -30,10 +30,15 @@ class Layout:
 def layout_of(
     first: Checkpoint, entries: Mapping[str, Tensor], single: str | None = None, shard_size: int | None = None
 ) -> Layout:
-    """The first input's own files, or as many as ``shard_size`` bytes ask for, or one of the name ``single``."""
+    """Returns the layout of the first input, or one of shards of ``shard_size`` bytes, or the one file ``single``.
+
+    Raises an InputError for shards where there can be only one file.
+    """
     if single:
         if shard_size:
-            raise InputError(f"shards need a directory, and {single} is a file. Name a directory, or no shard size.")
+            raise InputError(
+                f"shards need a directory, and {single} is a file. Name a directory, or leave out the shard size."
+            )
         return Layout({single: tuple(entries)})
     stem = _stem(first)
     if shard_size is None and len(first.shards) > 1:
@@ -51,8 +56,8 @@ def layout_of(
 
 
 def copied_files(first: Checkpoint) -> list[Path]:
-    """What goes beside the weights unchanged: the first input's configs and tokenizer, no weights of any format."""
-    if not first.path.is_dir() or first.kind == "shiftproof":  # a classifier's other files are results of its own
+    """Returns the files to copy unchanged: the first input's configs and tokenizer, but no weights in any format."""
+    if not first.path.is_dir() or first.kind == "shiftproof":  # the other files of a classifier are about that one only
         return []
     return sorted(
         file
@@ -64,12 +69,12 @@ def copied_files(first: Checkpoint) -> list[Path]:
 
 
 def is_file(place: Path) -> bool:
-    """Whether an output is one safetensors file; else it is a directory."""
+    """Returns whether an output is one safetensors file rather than a directory."""
     return place.suffix == ".safetensors"
 
 
 def alpha_folder(alpha: float) -> str:
-    """What an alpha's folder is called: two decimals where they say it exactly."""
+    """Returns the name of an alpha's folder, with two decimals if these are exact."""
     return f"alpha-{alpha:.2f}" if round(alpha, 2) == alpha else f"alpha-{alpha:.10f}".rstrip("0")
 
 
@@ -88,7 +93,7 @@ def _groups(entries: Mapping[str, Tensor], shard_size: int | None) -> list[list[
 
 
 def _stem(first: Checkpoint) -> str:
-    """What the weights files are called: the library's own name for them."""
+    """Returns the name of the weights files in the library of the first input, without the suffix."""
     if first.kind == "open_clip":
         return "open_clip_model"
     return "adapter_model" if first.kind == "peft" else "model"

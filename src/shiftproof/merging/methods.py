@@ -1,4 +1,4 @@
-"""What a merge of files does: settings, and from them the coefficients of every entry."""
+"""The settings of a merge of files, and the coefficients of every entry that follow from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shiftproof.weights.arithmetic import (
 )
 from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 
-# Every method with the paper that it comes from.
+# Every method and its paper.
 METHODS: Mapping[str, str] = {
     "linear": "WiSE-FT (Wortsman et al., Robust fine-tuning of zero-shot models, 2022), Eq. 1",
     "uniform": "Model soups (Wortsman et al., 2022), uniform soup",
@@ -31,11 +31,14 @@ MISSING = ("error", "keep")
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """How checkpoints are merged; one output for each of ``alphas``, which only the linear method reads.
+    """How checkpoints are merged: with one output for each of ``alphas``, which only the linear method reads.
 
-    ``layers`` maps name patterns to alphas of their own; ``depth`` is the alpha of the first and of the last layer, a
-    straight line between them, in place of ``alphas``. ``integers`` are copied from the nearer input or required
-    equal. Entries that an input lacks are an error, or kept from the input that has them. ``shard_size`` is in bytes.
+    ``method`` is linear (WiSE-FT), uniform, greedy or model-stock; ``METHODS`` names the papers. ``layers`` maps
+    patterns of names to alphas that replace the others. ``depth`` holds the alphas of the first and of the last layer,
+    between which alpha changes linearly, in place of ``alphas``. All alphas lie between 0 and 1. ``integers`` are
+    copied from the nearer input ("copy") or must be equal ("equal"). Entries that an input lacks are an error
+    ("error"), or are copied from the first input that has them ("keep"). ``shard_size`` is in bytes. Raises an
+    InputError for settings out of range, or that the method does not use.
     """
 
     method: str = "linear"
@@ -51,18 +54,18 @@ class MergeSettings:
         require_choice("rule for integers", self.integers, INTEGERS)
         require_choice("rule for missing entries", self.missing, MISSING)
         if not self.alphas:
-            raise InputError("alpha is empty; give one at least.")
+            raise InputError("`alphas` is empty; give at least one alpha.")
         for alpha in self.alphas:
             require_between("alpha", alpha, 0, 1)
         if self.shard_size is not None:
             require_at_least("shard_size", self.shard_size, 1)
         if self.depth and (self.layers or len(self.alphas) > 1):
-            raise InputError("depth gives every entry its alpha. Leave out layers and further alphas.")
+            raise InputError("`depth` sets the alpha of every entry. Leave out `layers`, and give at most one alpha.")
         if self.method != "linear" and (self.layers or self.depth):
-            raise InputError(f"the method {self.method!r} reads no alpha. Leave out layers and depth.")
+            raise InputError(f"the method {self.method!r} does not use alpha. Leave out `layers` and `depth`.")
 
     def require_inputs(self, count: int) -> None:
-        """Raises an InputError unless the method can take so many inputs."""
+        """Raises an InputError unless the method accepts this number of inputs."""
         allowed = {"linear": (2, 2), "uniform": (2, None), "greedy": (2, None), "model-stock": (3, None)}
         low, high = allowed[self.method]
         if count < low or (high and count > high):
@@ -81,8 +84,8 @@ class MergeSettings:
 class Plan:
     """One output: the coefficients of the inputs for every entry that all of them have.
 
-    ``alpha`` is the linear method's, None where the method knows none; with ``layered``, entries have alphas of their
-    own, and it is that of the others.
+    ``alpha`` is that of the linear method, or None for other methods. If ``layered``, some entries have different
+    alphas, and ``alpha`` is that of the others.
     """
 
     alpha: float | None
@@ -93,7 +96,7 @@ class Plan:
 def plans_of(
     settings: MergeSettings, inputs: Sequence[Mapping[str, Tensor]], names: Sequence[str], members: Sequence[int] = ()
 ) -> list[Plan]:
-    """The outputs that settings ask for; ``members`` are the inputs that a greedy soup has taken."""
+    """Returns the outputs that the settings describe; ``members`` are the inputs that a greedy soup has taken."""
     count = len(inputs)
     if settings.method == "uniform":
         return [Plan(None, soup_coefficients(names, count))]
@@ -112,12 +115,12 @@ def plans_of(
 
 
 def members_coefficients(names: Sequence[str], members: Sequence[int], count: int) -> dict[str, tuple[float, ...]]:
-    """The mean of some of ``count`` inputs."""
+    """Returns the coefficients of the mean of some of ``count`` inputs."""
     return dict.fromkeys(names, tuple(1 / len(members) if i in members else 0.0 for i in range(count)))
 
 
 def _ratio(tensors: Sequence[Tensor], size: int = 1 << 21) -> float:
-    """Model Stock's ratio of one entry, its inner products summed over slices."""
+    """Returns the ratio of Model Stock for one entry, whose inner products are summed over slices."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     products = torch.zeros(len(flat) - 1, len(flat) - 1, dtype=torch.float64)
     for start in range(0, len(flat[0]), size):

@@ -1,4 +1,4 @@
-"""Tensors of any size in pieces: cut, fingerprinted, handed to the disk beside the arithmetic."""
+"""Tensors of any size in pieces: cut, fingerprinted, and written while the next ones are computed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from shiftproof.weights.arithmetic import described
 from shiftproof.weights.checkpoints import SafetensorsWriter
 
-PIECE = 8 << 20  # bytes of a tensor that are combined at once
-_AHEAD = 4  # pieces that may wait to be written
+PIECE = 8 << 20  # bytes of a tensor that are combined at a time
+_AHEAD = 4  # how many pieces may wait to be written
 
 
 def pieces(parts: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Flat slices of tensors of one shape; those that are not contiguous are laid out slice by slice as well."""
+    """Yields flat slices of tensors of one shape, at most ``size`` entries each, and contiguous ones."""
     if all(part.is_contiguous() for part in parts):
-        # One entry, or none, counts as contiguous whatever its strides, which a view as bytes does not bear.
+        # A tensor of one entry or none is contiguous whatever its strides, but a view as bytes needs proper ones.
         flat = [part.as_strided((part.numel(),), (1,)) for part in parts]
         for start in range(0, len(flat[0]), size):
             yield [part[start : start + size] for part in flat]
@@ -33,7 +33,7 @@ def pieces(parts: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 class Pen:
-    """Writes pieces in a thread of its own, beside the arithmetic, from a few buffers that it uses again."""
+    """Writes pieces in a separate thread, during the arithmetic, from a few buffers that are reused."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -42,14 +42,14 @@ class Pen:
         self._taken: Tensor | None = None
 
     def buffer(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Room for a piece, which ``write`` takes."""
+        """Returns a buffer for ``count`` entries of a piece, which ``write`` then accepts."""
         if not self._free:
             self._wait()
         self._taken = self._free.popleft()
         return self._taken[: count * dtype.itemsize].view(dtype)
 
     def write(self, writer: SafetensorsWriter, piece: Tensor) -> None:
-        """Hands the last buffer's piece to its writer."""
+        """Hands the piece in the last buffer to its writer."""
         if self._taken is not None:
             self._pending.append((self._thread.submit(writer.write, piece), self._taken))
 
@@ -70,20 +70,20 @@ class Pen:
 
 
 class ContentFingerprint:
-    """An XXH3 of every entry's bytes as they pass, and one over names, dtypes, shapes and these.
+    """The XXH3 hash of every entry's bytes as they are read, and one of names, dtypes, shapes and these hashes.
 
-    It tells checkpoints apart, whatever the order of keys and shards; it is no proof against forgery.
+    It distinguishes checkpoints independently of the order of keys and shards, but does not protect against forgery.
     """
 
     def __init__(self) -> None:
         self._of: dict[str, xxhash.xxh3_128] = {}
 
     def add(self, name: str, piece: Tensor) -> None:
-        """The next contiguous piece of an entry."""
+        """Adds the next contiguous piece of an entry."""
         self._of.setdefault(name, xxhash.xxh3_128()).update(piece.detach().view(torch.uint8).numpy().data)
 
     def hexdigest(self, entries: Mapping[str, Tensor]) -> str:
-        """The fingerprint of entries, whose bytes have passed."""
+        """Returns the fingerprint of the entries, all of whose bytes have been added."""
         empty = xxhash.xxh3_128()
         lines = [
             f"{name} {described(entries[name])} {self._of.get(name, empty).hexdigest()}" for name in sorted(entries)
@@ -92,9 +92,9 @@ class ContentFingerprint:
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The content fingerprint of a state dict."""
-    found = ContentFingerprint()
+    """Returns the content fingerprint of a state dict."""
+    content = ContentFingerprint()
     for name, tensor in tensors.items():
         for (piece,) in pieces([tensor], PIECE // tensor.dtype.itemsize):
-            found.add(name, piece)
-    return found.hexdigest(tensors)
+            content.add(name, piece)
+    return content.hexdigest(tensors)

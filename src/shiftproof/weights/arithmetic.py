@@ -1,7 +1,7 @@
-"""Pure arithmetic on state dicts: names to tensors in, names to tensors out; the inputs stay as they were.
+"""Pure arithmetic on state dicts, which map names to tensors; the inputs are never changed.
 
-Every method comes down to one coefficient per input and entry, so that the streamed files (``ensembling.files``) and
-the dictionaries in memory go through the same few lines.
+Every method comes down to one coefficient per input and entry, so that streamed files (``merging.files``) and
+dictionaries in memory go through the same few lines.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed, require_at_least, require_between
 
-# One alpha for all entries, or one for every name.
+# One alpha for all entries, or an alpha for every name.
 Alpha: TypeAlias = float | Mapping[str, float]
 INTEGERS = ("copy", "equal")
 
 
 class Entry(Protocol):
-    """What must agree between inputs: a tensor has it, and so has a file's header."""
+    """What must agree between inputs; tensors have it, and so do the headers of files."""
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -32,17 +32,17 @@ class Entry(Protocol):
 def interpolate_weights(
     theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], alpha: Alpha
 ) -> dict[str, Tensor]:
-    """(1 - alpha) theta_0 + alpha theta_1, entry by entry: the weight-space ensemble (WiSE-FT, Eq. 1).
+    """Returns (1 - alpha) theta_0 + alpha theta_1, entry by entry, which is the weight-space ensemble.
 
-    ``alpha`` is one number, or one for every entry's name (``ensembling.schedules`` makes them).
-    Floating-point entries are interpolated in float32 (float64 for float64) and rounded once to their own
-    dtype; integers and booleans (counters, position ids) are copied from the nearer end, never averaged.
-    alpha 0 and 1 return that end bit for bit, also where the other holds inf or NaN. Entries that share
-    memory in both inputs (tied weights) share it in the result. ``logit_scale`` is stored as a logarithm, so that
-    temperatures are interpolated in log space.
+    This is Eq. 1 of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903). ``alpha`` is a number from 0 to 1, or maps the
+    name of every entry to one (``weights.schedules`` makes such maps). Floating-point entries are interpolated in
+    float32 (float64 in float64) and rounded once to their dtype. Integers and booleans, such as counters and position
+    ids, are copied from the nearer end and never averaged. An alpha of 0 or 1 returns that end bit for bit, even if the
+    other contains inf or NaN. Entries that share memory in both inputs (tied weights) share it in the result.
+    ``logit_scale`` is stored as a logarithm, so it is interpolated in log space.
 
-    Raises an IncompatibleWeightsError that names the entries whose name, shape or dtype differ, and an
-    InputError unless 0 <= alpha <= 1.
+    Raises an IncompatibleWeightsError that lists the entries whose name, shape or dtype differ, and an InputError if
+    alpha is not between 0 and 1.
 
     >>> theta = interpolate_weights({"w": torch.zeros(2)}, {"w": torch.ones(2)}, alpha=0.25)
     >>> theta["w"].tolist()
@@ -53,9 +53,10 @@ def interpolate_weights(
 
 
 def average_weights(thetas: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of state dicts, entry by entry: the uniform soup (Wortsman et al., "Model soups", 2022).
+    """Returns the mean of one or more state dicts, entry by entry, which is the uniform soup.
 
-    Kinds of entries, ties and errors as in ``interpolate_weights``; integers are those of the last.
+    See "Model soups" (Wortsman et al. 2022, arXiv 2203.05482, sec. 2). Dtypes, ties and errors are as in
+    ``interpolate_weights``; integers are copied from the last state dict.
 
     >>> average_weights([{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}])
     {'w': tensor([2.])}
@@ -66,10 +67,11 @@ def average_weights(thetas: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 
 def model_stock(theta_0: Mapping[str, Tensor], thetas: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Model Stock (Jang et al., 2024): t * mean(thetas) + (1 - t) * theta_0 with a ratio t of each entry's own.
+    """Returns t * mean(thetas) + (1 - t) * theta_0, with a ratio t for each entry, as Model Stock computes it.
 
-    ``thetas`` are two or more models fine-tuned from ``theta_0``; t follows from the angle between their task
-    vectors (``stock_ratio``). Kinds of entries, ties and errors as in ``interpolate_weights``.
+    ``thetas`` are two or more models that were fine-tuned from ``theta_0``. The ratio follows from the angles between
+    their task vectors (``stock_ratio``; Jang et al. 2024, arXiv 2403.19522). Dtypes, ties and errors are as in
+    ``interpolate_weights``.
 
     >>> start, one, other = torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
     >>> t = stock_ratio(task_products([start, one, other]))
@@ -88,7 +90,9 @@ def model_stock(theta_0: Mapping[str, Tensor], thetas: Sequence[Mapping[str, Ten
 
 
 def weight_distance(theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance between two state dicts over their floating-point entries, each counted once.
+    """Returns the Euclidean distance between two state dicts over their floating-point entries, each counted once.
+
+    Raises an IncompatibleWeightsError that lists the entries whose name, shape or dtype differ.
 
     >>> weight_distance({"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 4.0])})
     5.0
@@ -104,30 +108,30 @@ def weight_distance(theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]
 
 
 def path_coefficients(names: Iterable[str], alpha: Alpha) -> dict[str, tuple[float, ...]]:
-    """(1 - alpha, alpha) for every name; an InputError where an alpha is missing or out of range."""
+    """Returns (1 - alpha, alpha) for every name; raises an InputError if an alpha is missing or not in 0 to 1."""
     names = list(names)
     if not isinstance(alpha, Mapping):
         require_between("alpha", alpha, 0, 1)
         return dict.fromkeys(names, (1 - alpha, alpha))
     if missing := [name for name in names if name not in alpha]:
-        raise InputError(f"these entries have no alpha: {listed(missing)}. Give one for every name.")
+        raise InputError(f"these entries have no alpha: {listed(missing)}. Pass one for every name.")
     for name in names:
         require_between(f"alpha of {name!r}", alpha[name], 0, 1)
     return {name: (1 - alpha[name], alpha[name]) for name in names}
 
 
 def soup_coefficients(names: Iterable[str], count: int) -> dict[str, tuple[float, ...]]:
-    """1 / count for every input and name."""
+    """Returns 1 / count for every input and name."""
     return dict.fromkeys(names, (1 / count,) * count)
 
 
 def stock_coefficients(names: Iterable[str], ratios: Mapping[str, float], count: int) -> dict[str, tuple[float, ...]]:
-    """(1 - t, t / count, ...) for theta_0 and ``count`` fine-tuned inputs; entries without a ratio are theta_0's."""
+    """Returns (1 - t, t / count, ...) for theta_0 and ``count`` fine-tuned inputs; without a ratio, t is 0."""
     return {name: (1 - (t := ratios.get(name, 0.0)), *((t / count,) * count)) for name in names}
 
 
 def is_running_statistic(name: str) -> bool:
-    """Whether an entry of a state dict is what batch norm keeps of its inputs: no weight, and not trained.
+    """Returns whether an entry of a state dict is a running statistic of batch norm, which is not a trained weight.
 
     >>> is_running_statistic("trunk.bn1.running_mean"), is_running_statistic("trunk.bn1.weight")
     (True, False)
@@ -136,9 +140,9 @@ def is_running_statistic(name: str) -> bool:
 
 
 def task_products(tensors: Sequence[Tensor]) -> Tensor:
-    """(N, N) float64 inner products of the task vectors of N tensors, the first of N + 1 being theta_0.
+    """Returns the (N, N) float64 inner products of N task vectors; the first of the N + 1 tensors is theta_0.
 
-    They add up over the slices of an entry.
+    The products of an entry are the sums of those of its slices.
     """
     start = tensors[0].detach().flatten().double()
     vectors = torch.stack([tensor.detach().flatten().double() - start for tensor in tensors[1:]])
@@ -146,9 +150,10 @@ def task_products(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def stock_ratio(products: Tensor) -> float:
-    """Model Stock's t = N cos / (1 + (N - 1) cos), from the mean cosine between N task vectors, within [0, 1].
+    """Returns Model Stock's t = N cos / (1 + (N - 1) cos), in [0, 1], from (N, N) ``products`` of task vectors.
 
-    Entries that no model moved have t = 0, as have those where the vectors point apart on average.
+    ``cos`` is the mean cosine between two of them (Jang et al. 2024, arXiv 2403.19522). The ratio is 0 if a model did
+    not change the entry, or if the mean cosine is not positive.
 
     >>> stock_ratio(torch.eye(2)), stock_ratio(torch.ones(2, 2))
     (0.0, 1.0)
@@ -165,8 +170,8 @@ def stock_ratio(products: Tensor) -> float:
 def combine_weights(
     thetas: Sequence[Mapping[str, Tensor]], coefficients: Mapping[str, Sequence[float]]
 ) -> dict[str, Tensor]:
-    """Every entry combined with its coefficients; entries that are tied in all inputs stay tied."""
-    # The inputs are kept with what was made of them: memory that a lazy mapping frees would be taken for a tie.
+    """Combines every entry with its coefficients; entries that are tied in all inputs stay tied."""
+    # The inputs are stored beside each result: if a lazy mapping freed them, reused memory would look like a tie.
     made: dict[tuple[object, ...], tuple[list[Tensor], Tensor]] = {}
     result = {}
     for name in thetas[0]:
@@ -179,11 +184,11 @@ def combine_weights(
 
 
 def combine(tensors: Sequence[Tensor], coefficients: Sequence[float], out: Tensor | None = None) -> Tensor:
-    """The sum of coefficient times tensor over the inputs, whose coefficients sum to 1; a new tensor, or ``out``.
+    """Returns the sum of coefficient times tensor over the inputs, in ``out`` or a new tensor.
 
-    In float32 (float64 for float64), rounded once. Inputs with the coefficient 0 are not looked at; one with the
-    coefficient 1 is copied bit for bit, and so are integers and booleans of the input with the largest (of the last
-    such one).
+    The coefficients sum to 1. The sum is computed in float32 (float64 in float64) and rounded once. Inputs with the
+    coefficient 0 are not read, and an input with the coefficient 1 is copied bit for bit. Integers and booleans are
+    copied from the input with the largest coefficient, the last of several.
     """
     live = [i for i, share in enumerate(coefficients) if share]
     first = tensors[live[0]].detach()
@@ -197,27 +202,27 @@ def combine(tensors: Sequence[Tensor], coefficients: Sequence[float], out: Tenso
     base = first.to(wide)
     moved = torch.zeros_like(base)
     for i in live[1:]:
-        # Steps away from the first, and not a sum of parts: equal inputs stay equal to the last bit.
+        # Differences from the first input are added up, not the inputs, so that equal inputs stay equal to the bit.
         moved.add_(tensors[i].detach().to(wide) - base, alpha=coefficients[i])
     return _infinities_kept(out.copy_(moved.add_(base)), [tensors[i].detach() for i in live])
 
 
 def is_combined(entry: Tensor, coefficients: Sequence[float]) -> bool:
-    """Whether an entry is computed from several inputs, and not copied from one."""
+    """Returns whether an entry is computed from several inputs rather than copied from one."""
     return (entry.is_floating_point() or entry.is_complex()) and sum(map(bool, coefficients)) > 1
 
 
 def require_compatible(*inputs: Mapping[str, Entry]) -> None:
-    """Raises an IncompatibleWeightsError unless names, shapes and dtypes of all inputs agree with the first's."""
+    """Raises an IncompatibleWeightsError unless all inputs agree in names, shapes and dtypes with the first."""
     problems = []
     for number, other in enumerate(inputs[1:], 2):
-        said = _differences(inputs[0], other, "the second" if len(inputs) == 2 else f"input {number}")
-        problems += [said] if said else []
+        if problem := _differences(inputs[0], other, "the second" if len(inputs) == 2 else f"input {number}"):
+            problems.append(problem)
     if problems:
         raise IncompatibleWeightsError(
             f"the state dicts do not fit together: {'; '.join(problems)}. "
             "All must come from one architecture: strip wrapper prefixes such as 'module.', convert to one dtype, "
-            "and where the heads have other classes, interpolate the encoders only."
+            "and if the heads have different classes, interpolate only the encoders."
         )
 
 
@@ -237,21 +242,21 @@ def _differences(first: Mapping[str, Entry], other: Mapping[str, Entry], called:
 
 
 def described(entry: Entry) -> str:
-    """The dtype and shape of an entry, for a message."""
+    """Returns the dtype and shape of an entry, as a message names them."""
     return f"{str(entry.dtype).removeprefix('torch.')} {list(entry.shape)}"
 
 
 def _lerp(x: Tensor, y: Tensor, alpha: float, out: Tensor) -> Tensor:
-    # torch.lerp and not (1 - a) x + a y: equal ends stay equal to the last bit. On half-precision entries it computes
-    # in float32 and rounds once by itself, which spares two passes over fresh memory (a test holds it to that).
-    if x.dtype.itemsize == 1 or x.dtype != y.dtype:  # float8 knows no arithmetic; what an adapter made is wide
+    # With torch.lerp, unlike (1 - a) x + a y, equal ends stay equal to the last bit. On half-precision entries it
+    # computes in float32 and rounds once, which a test checks, and so saves two passes over new memory.
+    if x.dtype.itemsize == 1 or x.dtype != y.dtype:  # float8 has no arithmetic; adapted weights are in float32
         return _infinities_kept(out.copy_(torch.lerp(x.float(), y.float(), alpha)), [x, y])
     return _infinities_kept(torch.lerp(x, y, alpha, out=out), [x, y])
 
 
 def _infinities_kept(mixed: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """What was combined, with the infinities that all inputs share (masks) put back; changes ``mixed``."""
-    # Between equal infinities there is no step, so they have become NaN, which one cheap pass finds.
+    """Restores the infinities that all inputs share, as masks do, in the combined entry ``mixed``."""
+    # The difference between equal infinities is NaN. One cheap pass detects whether there is any.
     if not (mixed.float() if mixed.dtype.itemsize == 1 else mixed).sum().isnan():
         return mixed
     wide = _wide(mixed.dtype)
@@ -267,7 +272,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """What two names of one tensor have in common; an empty tensor has no memory to share."""
+    """Returns what identifies the memory of a tensor; an empty tensor has none that it could share."""
     if tensor.numel() == 0:
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)

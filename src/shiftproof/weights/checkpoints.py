@@ -1,4 +1,4 @@
-"""State dicts on disk: every layout is read, memory-mapped; safetensors are written; pickles are never run."""
+"""State dicts on disk: reads all usual layouts, memory-mapped, writes safetensors, and never executes a pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shiftproof.storage import read_json, write_atomically
 
 INDEX = ".index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-# What a weights file may be called in a directory; the library named by the config reads the first that is there.
+# Names of weights files in a directory. The first that exists is read, as the library of the config does.
 _NAMES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIGS = {
@@ -30,7 +30,7 @@ _CONFIGS = {
     "open_clip_config.json": "open_clip",
     "config.json": "transformers",
 }
-# Where trainers keep the state dict among other things, and what wrappers put before every name.
+# Keys under which trainers nest the state dict, and prefixes that wrappers add to every name.
 _NESTED = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "ema_model.")
 _DTYPES = {
@@ -55,11 +55,11 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict that stays on disk: its tensors are memory-mapped and cost no memory until they are looked at.
+    """A state dict that stays on disk: its tensors are memory-mapped and need no memory until they are read.
 
-    ``kind`` is the library that the directory's config belongs to ("safetensors" or "torch" for a bare file);
-    ``shards`` tells which names every weights file holds, ``ties`` which names share another's memory, ``metadata`` is
-    that of the first safetensors file, ``index`` that of the shards' index.
+    ``kind`` is the library whose config the directory contains, or "safetensors" or "torch" for a bare file. ``shards``
+    maps each weights file to the names in it, and ``ties`` each name whose memory an earlier name has to that name.
+    ``metadata`` is that of the first safetensors file, and ``index`` that of the index of the shards.
     """
 
     path: Path
@@ -72,16 +72,17 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where configs and tokenizer stand, if anywhere."""
+        """The directory that the configs and the tokenizer are in, if there are any."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens safetensors (one file, or sharded with an index), ``.pt``/``.bin`` state dicts and model directories.
+    """Opens safetensors (one file, or shards with an index), ``.pt`` and ``.bin`` state dicts and model directories.
 
-    Directories may be a classifier's, open_clip's, transformers' or peft's. A torch file is read with ``weights_only``:
-    it may nest its state dict under ``state_dict`` or ``model``, and wrapper prefixes (``module.``) are taken off. An
-    InputError says so where a file is missing, damaged or more than tensors.
+    A directory may be that of a classifier, of open_clip, of transformers or of peft. Torch files are read with
+    ``weights_only``. They may nest their state dict under ``state_dict``, ``model_state_dict`` or ``model``, and the
+    prefixes of wrappers (``module.``) are removed. Raises an InputError if a file is missing, damaged or contains more
+    than tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,34 +92,35 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"the checkpoint {path} does not exist. Check the path.")
     suffixes = (".safetensors", INDEX, *TORCH_SUFFIXES)
     if not path.name.endswith(suffixes):
-        raise InputError(f"{path} is no checkpoint: its name must end with {listed(suffixes)}, or be a directory.")
+        raise InputError(f"{path} is not a checkpoint. Name a directory, or a file that ends with {listed(suffixes)}.")
     return _opened(path, "torch" if path.suffix in TORCH_SUFFIXES else "safetensors", path)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU; an error names the file."""
+    """Reads the tensors of a safetensors file onto the CPU; raises an InputError if it is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"the weights {path} do not exist. Check the path.")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}). Restore it or write it anew.") from error
+        raise InputError(f"{path} is not a complete safetensors file ({error}). Restore or rewrite it.") from error
 
 
 def write_state_dict(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Writes tensors as safetensors, atomically; tied tensors are written out each."""
+    """Writes tensors to a safetensors file, atomically; each of several tied tensors is written in full."""
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return write_atomically(path, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"}))
 
 
 class SafetensorsWriter:
-    """Writes a safetensors file piece by piece: the header at once, then the bytes of every tensor in ``order``.
+    """Writes a safetensors file piece by piece: first the header, then the bytes of every tensor in ``order``.
 
-    The file is on the disk when the writer closes; whoever uses it renames the file into place.
+    The file is on the disk when the writer is closed. It is the caller who moves it into place. Raises an InputError
+    for a dtype that safetensors cannot store.
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        # As safetensors itself orders them: wide dtypes first, so that every tensor is aligned.
+        # The order of safetensors itself: wide dtypes first, so that every tensor is aligned.
         self.order = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
         header = _header({name: entries[name] for name in self.order}, metadata)
         self._file = path.open("wb")
@@ -126,10 +128,10 @@ class SafetensorsWriter:
         self._started = 0
 
     def write(self, piece: Tensor) -> None:
-        """The next bytes: a contiguous piece, on the CPU, of the next tensor in ``order``."""
+        """Writes the next bytes: a contiguous piece, on the CPU, of the next tensor in ``order``."""
         self._file.write(piece.view(torch.uint8).numpy().data)
         if hasattr(os, "posix_fadvise"):
-            # The kernel starts to write at once, beside the arithmetic; without it the disk idles until the fsync.
+            # This makes the kernel start writing during the arithmetic; otherwise the disk is idle until the fsync.
             # Pages that are still dirty stay in memory.
             end = self._file.tell()
             os.posix_fadvise(self._file.fileno(), self._started, end - self._started, os.POSIX_FADV_DONTNEED)
@@ -150,14 +152,14 @@ class SafetensorsWriter:
 
 
 def write_index(path: Path, shards: Mapping[str, Sequence[str]], metadata: Mapping[str, Any]) -> None:
-    """The index that tells which shard holds which name, as transformers writes it."""
+    """Writes the index that maps every name to its shard, in the format of transformers."""
     weight_map = {name: shard for shard, names in shards.items() for name in names}
     written = {"metadata": dict(metadata), "weight_map": dict(sorted(weight_map.items()))}
     path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def size_of(entry: Tensor) -> int:
-    """The bytes of a tensor's entries."""
+    """Returns the size of a tensor's data in bytes."""
     return entry.numel() * entry.dtype.itemsize
 
 
@@ -166,7 +168,7 @@ def _header(entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     start = 0
     for name, entry in entries.items():
         if entry.dtype not in _DTYPES:
-            raise InputError(f"{name} has the dtype {entry.dtype}, which safetensors cannot hold. Convert it first.")
+            raise InputError(f"{name} has the dtype {entry.dtype}, which safetensors cannot store. Convert it first.")
         end = start + size_of(entry)
         header[name] = {"dtype": _DTYPES[entry.dtype], "shape": list(entry.shape), "data_offsets": [start, end]}
         start = end
@@ -176,19 +178,19 @@ def _header(entries: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
 
 
 def _weights_in(directory: Path, library: str) -> Path:
-    """The weights file, or the index, that a directory's library would read."""
+    """Returns the weights file, or the index, that the library of a directory would read."""
     known = (*_OPEN_CLIP_NAMES, *_NAMES) if library == "open_clip" else (*_NAMES, *_OPEN_CLIP_NAMES)
     for name in known:
         for candidate in (directory / name, directory / f"{name}{INDEX}"):
             if candidate.is_file():
                 return candidate
-    found = sorted(p for p in directory.iterdir() if p.name.endswith((f".safetensors{INDEX}", f".bin{INDEX}")))
-    found = found or sorted(directory.glob("*.safetensors"))
-    found = found or sorted(p for p in directory.iterdir() if p.suffix in TORCH_SUFFIXES)
-    if len(found) != 1:
-        told = f"several weights files: {listed(p.name for p in found)}" if found else "no weights file"
-        raise InputError(f"{directory} holds {told}. Name the file itself.")
-    return found[0]
+    files = sorted(p for p in directory.iterdir() if p.name.endswith((f".safetensors{INDEX}", f".bin{INDEX}")))
+    files = files or sorted(directory.glob("*.safetensors"))
+    files = files or sorted(p for p in directory.iterdir() if p.suffix in TORCH_SUFFIXES)
+    if len(files) != 1:
+        content = f"several weights files: {listed(p.name for p in files)}" if files else "no weights file"
+        raise InputError(f"{directory} contains {content}. Name the file itself.")
+    return files[0]
 
 
 def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
@@ -200,45 +202,47 @@ def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
     shards = _shards_of(weights, stored)
     tensors, metadata = {}, {}
     for number, (shard, names) in enumerate(shards.items()):
-        held, of_shard = _tensors_of(weights.parent / shard)
-        if differing := sorted(set(names) ^ set(held)):
+        of_shard, metadata_of_shard = _tensors_of(weights.parent / shard)
+        if differing := sorted(set(names) ^ set(of_shard)):
             raise InputError(
                 f"{weights} and its shard {shard} do not agree on {listed(differing)}. Restore both from one source."
             )
-        metadata = of_shard if number == 0 else metadata
-        tensors.update(held)
+        metadata = metadata_of_shard if number == 0 else metadata
+        tensors.update(of_shard)
     if all(Path(shard).suffix in TORCH_SUFFIXES for shard in shards):
         renamed = dict(zip(tensors, plain := _unwrapped(tensors), strict=True))
         tensors = plain
         shards = {shard: tuple(renamed[name] for name in names) for shard, names in shards.items()}
-    kept = stored.get("metadata")
-    return Checkpoint(path, library, tensors, shards, metadata, kept if isinstance(kept, dict) else {}, _ties(tensors))
+    index = stored.get("metadata")
+    return Checkpoint(
+        path, library, tensors, shards, metadata, index if isinstance(index, dict) else {}, _ties(tensors)
+    )
 
 
 def _shards_of(index: Path, stored: Any) -> dict[str, tuple[str, ...]]:
     weight_map = stored.get("weight_map") if isinstance(stored, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map. Restore it: it must tell the shard of every tensor.")
+        raise InputError(f"{index} has no weight_map, which names the shard of every tensor. Restore the index.")
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise InputError(f"{index} puts {name} into {shard!r}; a shard must be a file beside the index.")
+            raise InputError(f"{index} puts {name} into {shard!r}; a shard must be a file next to the index.")
         shards.setdefault(shard, []).append(name)
     if missing := sorted(shard for shard in shards if not (index.parent / shard).is_file()):
-        raise InputError(f"{index.parent} lacks the shards {listed(missing)} of its index. Fetch them, and try again.")
+        raise InputError(f"{index.parent} lacks the shards {listed(missing)} of its index. Fetch them and try again.")
     return {shard: tuple(names) for shard, names in sorted(shards.items())}
 
 
 def _tensors_of(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The memory-mapped tensors of one weights file, and its metadata."""
+    """Returns the memory-mapped tensors of one weights file, and its metadata."""
     if file.suffix in TORCH_SUFFIXES:
         return _torch_tensors(file), {}
     try:
         opened: Any = safe_open(file, "pt")
-        # On the CPU these are views of the mapped file.
+        # On the CPU, these tensors are views of the mapped file.
         return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file} is not a whole safetensors file ({error}). Restore it or write it anew.") from error
+        raise InputError(f"{file} is not a complete safetensors file ({error}). Restore or rewrite it.") from error
 
 
 def _torch_tensors(file: Path) -> dict[str, Tensor]:
@@ -246,23 +250,23 @@ def _torch_tensors(file: Path) -> dict[str, Tensor]:
         stored = _load_torch(file, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} holds more than tensors, and loading it could run code, so it is not loaded. "
-            "Save the model's state_dict() as safetensors where you trust the file."
+            f"{file} contains more than tensors, and loading it could execute code, so it is not loaded. "
+            "If you trust the file, load it elsewhere and save the model's state_dict() as safetensors."
         ) from error
-    except Exception as error:  # a damaged file raises whatever its reader runs into
-        raise InputError(f"{file} is not a whole torch file ({error}). Restore it or write it anew.") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{file} is not a complete torch file ({error}). Restore or rewrite it.") from error
     while isinstance(stored, dict) and not _is_state_dict(stored):
         inner = next((stored[key] for key in _NESTED if isinstance(stored.get(key), dict)), None)
         if inner is None:
             raise InputError(
-                f"{file} holds no state dict: its keys are {listed(stored)}. "
-                f"It must map names to tensors, or hold that under {listed(_NESTED)}."
+                f"{file} contains no state dict: its keys are {listed(stored)}. "
+                f"It must map names to tensors, or contain such a mapping under {listed(_NESTED)}."
             )
         stored = inner
     if not isinstance(stored, dict):
-        raise InputError(f"{file} holds a {type(stored).__name__}; it must be a state dict.")
+        raise InputError(f"{file} contains a {type(stored).__name__}; it must be a state dict.")
     if odd := [name for name, t in stored.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]:
-        raise InputError(f"{file} holds {listed(odd)}, which are sparse, quantized or without data. Save them plain.")
+        raise InputError(f"{file}: {listed(odd)} are sparse, quantized or without data. Save dense tensors.")
     return dict(stored)
 
 
@@ -270,7 +274,7 @@ def _load_torch(file: Path, *, mmap: bool) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError as error:
-        if mmap and "mmap can only be used" in str(error):  # the format before torch 1.6 is read into memory
+        if mmap and "mmap can only be used" in str(error):  # files of torch before 1.6 are read into memory
             return _load_torch(file, mmap=False)
         raise
 
@@ -286,12 +290,12 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Every name whose memory an earlier name has, with that name."""
+    """Maps every name whose memory an earlier name has to that name."""
     first: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], str] = {}
     ties = {}
     for name, tensor in tensors.items():
         if tensor.numel():
-            of = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
-            if of != name:
-                ties[name] = of
+            earlier = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), name)
+            if earlier != name:
+                ties[name] = earlier
     return ties
