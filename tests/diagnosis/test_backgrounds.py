@@ -197,7 +197,7 @@ def test_every_partner_has_its_chance_and_large_classes_no_more_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([1, 1, 1], r"of 1 class\(es\)"), ([0, 1, 2], "every class has one image only")]
+    ("labels", "said"), [([1, 1, 1], r"of 1 class\(es\)"), ([0, 1, 2], "every class has only one image")]
 )
 def test_labels_that_leave_no_partner_are_refused(labels: list[int], said: str) -> None:
     with pytest.raises(sp.InputError, match=said):
@@ -408,7 +408,7 @@ def test_a_study_comes_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: measure_backgrounds({}, flags([0, 0, 1, 1], [0, 1, 0, 1])), "classifiers is empty"),
+        (lambda: measure_backgrounds({}, flags([0, 0, 1, 1], [0, 1, 0, 1])), "`classifiers` is empty"),
         (lambda: measure_backgrounds({"a": looking("border")}, flags([0, 0, 1], [0, 1, 2])), "two such classes"),
         (
             lambda: measure_backgrounds(

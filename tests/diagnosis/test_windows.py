@@ -243,5 +243,5 @@ def test_partners_do_not_depend_on_how_classes_are_numbered(labels: list[int], s
 
 
 def test_images_of_one_class_are_refused() -> None:
-    with pytest.raises(sp.InputError, match="the images are of one class.*needs a second one"):
+    with pytest.raises(sp.InputError, match="the images are all of one class.*needs a second class"):
         _of_other_classes(np.array([3, 3, 3]), 0)

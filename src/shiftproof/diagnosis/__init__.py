@@ -1,4 +1,4 @@
-"""Why an ensemble works: agreement, CKA, connectivity, class activation maps, strong edges, backgrounds.
+"""Measures of why an ensemble works: agreement, CKA, connectivity, activation maps, strong edges, backgrounds.
 
 ``__init__.pyi`` declares the public names; each is loaded when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Why an ensemble works: agreement, CKA, connectivity, class activation maps, strong edges, backgrounds."""
+"""Measures of why an ensemble works: agreement, CKA, connectivity, activation maps, strong edges, backgrounds."""
 
 from .agreement import (
     Comparison,

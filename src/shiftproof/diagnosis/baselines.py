@@ -1,4 +1,4 @@
-"""Networks that saw the reference only: the same architecture, trained from random weights."""
+"""Networks that are trained on the reference alone: from random weights, or on one half of it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _HEAD_LENGTH = 16.0
 
 
 def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
-    """A classifier of the start's architecture, classes and preprocessing with random weights.
+    """Returns a classifier with the start's architecture, classes and preprocessing, and with random weights.
 
-    The head's rows are random directions of one length, so that its first logits are neither flat nor sure.
+    The head's rows are random directions of the same length, so that the first predictions are neither uniform nor
+    overconfident.
     """
     with global_draws(seed, "untrained"):
         encoder = build_encoder(start.architecture)
@@ -56,7 +57,10 @@ def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
 
 
 def halves(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """Two disjoint random halves of a set, class by class; of an odd class either half gets the image that is left.
+    """Returns two disjoint random halves of a set, drawn class by class.
+
+    Where a class has an odd number of images, chance decides which half gets one more. Raises an InputError where a
+    half would be empty.
 
     >>> from shiftproof.data.suites import load_data
     >>> [len(half) for half in halves(load_data("emoji").subset(range(8)))]
@@ -65,13 +69,13 @@ def halves(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     generator = child_generator(seed, "halves")
     first: list[int] = []
     for label in np.unique(images.labels):
-        own = np.flatnonzero(images.labels == label)
-        order = own[torch.randperm(len(own), generator=generator).numpy()]
-        extra = len(own) % 2 and int(torch.randint(2, (1,), generator=generator))
-        first += order[: len(own) // 2 + extra].tolist()
+        members = np.flatnonzero(images.labels == label)
+        order = members[torch.randperm(len(members), generator=generator).numpy()]
+        extra = len(members) % 2 and int(torch.randint(2, (1,), generator=generator))
+        first += order[: len(members) // 2 + extra].tolist()
     second = sorted(set(range(len(images))) - set(first))
     if not first or not second:
-        raise InputError(f"{images.name} has {len(images)} image(s); two halves need one each at least.")
+        raise InputError(f"{images.name} has {len(images)} image(s); each half needs at least one.")
     return images.subset(sorted(first)), images.subset(second)
 
 
@@ -84,17 +88,18 @@ def finetune_half(
     seed: int = 0,
     device: str | torch.device = "auto",
 ) -> Classifier:
-    """Fine-tunes on one of the reference's two ``halves``, 0 or 1: the paper's baseline pair (WiSE-FT, app. E).
+    """Fine-tunes on one of the reference's two ``halves``, which form the paper's baseline pair (WiSE-FT, app. E).
 
-    The epochs are doubled, so that it takes as many steps as fine-tuning on the whole.
+    ``which`` is 0 or 1. The number of epochs is doubled, so that the training takes as many steps as on the whole
+    reference. Raises what ``finetune`` raises.
     """
     train = halves(suite.reference.train, seed=seed)[which]
-    own = replace(suite, reference=replace(suite.reference, train=train))
-    return finetune(start, own, half_settings(settings), seed=seed, device=device)
+    half = replace(suite, reference=replace(suite.reference, train=train))
+    return finetune(start, half, half_settings(settings), seed=seed, device=device)
 
 
 def half_settings(settings: FinetuneSettings) -> FinetuneSettings:
-    """Those of the whole with twice its epochs."""
+    """Returns the settings for a half: those for the whole reference with twice as many epochs."""
     return replace(settings, epochs=2 * settings.epochs)
 
 
@@ -106,29 +111,32 @@ def train_from_scratch(
     seed: int = 0,
     device: str | torch.device = "auto",
 ) -> Classifier:
-    """Trains the start's architecture on the suite's reference alone, from random weights."""
+    """Trains the start's architecture on the suite's reference alone, from random weights.
+
+    Raises what ``finetune`` raises.
+    """
     return finetune(untrained(start, seed=seed), suite, settings, seed=seed, device=device)
 
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """One network of the emoji suites' baseline: the tiny tower's ``size``, and how long it is trained."""
+    """One network of the emoji suites' baseline: the ``size`` of the tiny tower, and its number of ``epochs``."""
 
     size: str
     epochs: int
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the network, e.g. "third-8"."""
         return f"{self.size}-{self.epochs}"
 
     @property
     def settings(self) -> FinetuneSettings:
-        """How it is trained."""
+        """The settings with which the network is trained."""
         return replace(_BASELINE, epochs=self.epochs)
 
 
-# Of sizes and lengths whose accuracies on the reference lie apart, so that a line through them has an angle.
+# These sizes and epochs give different accuracies on the reference, as fitting a line through them requires.
 BASELINES = tuple(
     BaselineSettings(size, epochs)
     for size, epochs in (("sixth", 6), ("sixth", 12), ("third", 4), ("third", 8), ("third", 16), ("half", 10))
@@ -139,44 +147,48 @@ _BASELINE = FinetuneSettings(lr=4e-3, batch_size=64, warmup_steps=100, weight_de
 def train_baseline(
     start: Classifier,
     suite: ShiftSuite,
-    wanted: BaselineSettings,
+    baseline: BaselineSettings,
     *,
     seed: int = 0,
     device: str | torch.device = "auto",
 ) -> Classifier:
     """Trains the tiny tower in one size on the reference alone, from random weights.
 
-    An InputError refuses other architectures: for these, accuracies of models trained elsewhere serve as the baseline.
+    Raises an InputError for other architectures, whose baseline is the accuracies of models trained elsewhere, and for
+    an unknown size.
     """
     require_tiny(start)
-    name = TINY_SIZES[require_choice("size", wanted.size, TINY_SIZES)]
+    name = TINY_SIZES[require_choice("size", baseline.size, TINY_SIZES)]
     vision = {**start.architecture["vision_cfg"], "timm_model_name": name}
     small = replace(start, architecture={**start.architecture, "vision_cfg": vision})
-    return train_from_scratch(small, suite, wanted.settings, seed=seed, device=device)
+    return train_from_scratch(small, suite, baseline.settings, seed=seed, device=device)
 
 
 def require_tiny(start: Classifier) -> None:
-    """Raises an InputError unless a classifier is the tiny tower, which the baseline's networks are sizes of."""
+    """Raises an InputError unless a classifier is the tiny tower, in whose sizes baselines are trained."""
     if start.architecture.get("vision_cfg", {}).get("timm_model_name") != TINY_SIZES["whole"]:
         raise InputError(
-            f"{start.source} is not the tiny tower, whose sizes the baseline is trained in. Give accuracies of models "
-            "trained on your reference only as a CSV (`baselines`)."
+            f"{start.source} is not the tiny tower, in whose sizes the baseline is trained. Give the accuracies of "
+            "models that were trained only on your reference as a CSV file (`baselines`)."
         )
 
 
-def require_trained_so(
+def require_same_training(
     network: Classifier, classes: ClassSpace, settings: FinetuneSettings, seed: int, folder: Path, remedy: str
 ) -> None:
-    """Raises an InputError where a network that was kept in a folder is of other classes, another seed or setting.
+    """Raises an InputError where a network from ``folder`` was trained with other classes, another seed or settings.
 
-    Settings that decide nothing (``LoopSettings`` but for the precision) may differ; ``remedy`` is the way out.
+    Settings that do not affect the result (``LoopSettings`` except the precision) may differ. ``remedy`` ends the
+    message.
     """
-    asked = json.loads(json.dumps(asdict(settings)))
-    known = network.training.get("settings", {})
-    if (network.classes.ids, network.training.get("seed"), _deciding(known)) != (classes.ids, seed, _deciding(asked)):
+    requested = json.loads(json.dumps(asdict(settings)))
+    recorded = network.training.get("settings", {})
+    before = network.classes.ids, network.training.get("seed"), _deciding(recorded)
+    if before != (classes.ids, seed, _deciding(requested)):
         raise InputError(f"{folder} holds a network that was trained with another seed, suite or setting. {remedy}")
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that affect the result of a training."""
     machine = {field.name for field in fields(LoopSettings)} - {"precision"}
     return {name: value for name, value in settings.items() if name not in machine}

@@ -1,4 +1,4 @@
-"""What a run kept of its predictions, and all that can be found from that alone: no model is run, nothing trained."""
+"""The diagnoses that need only the predictions a run has saved: no model is run or trained."""
 
 from __future__ import annotations
 
@@ -53,11 +53,12 @@ COVERAGES = (0.5, 0.8)
 
 @dataclass(frozen=True)
 class SetEvidence:
-    """What was kept of one set's N samples, all in one order.
+    """The saved predictions on one set of N samples, all in the same order.
 
-    ``labels`` (N,), ``logits[model]`` (N, K) as arrays or kept predictions, ``along[alpha]`` the compact scores on the
-    alpha path; ``groups`` (N,) splits for reporting. ``clusters`` (N,) name what is resampled together; without, every
-    sample stands for itself.
+    ``labels`` (N,) are class indices, ``logits[model]`` (N, K) arrays or predictions on disk, and ``along[alpha]`` the
+    compact scores on the alpha path. ``groups`` (N,) split the set for reporting. ``clusters`` (N,) name the samples
+    that are resampled together; without them, every sample is resampled by itself. Raises an InputError where the
+    lengths of labels and logits differ.
     """
 
     name: str
@@ -72,19 +73,19 @@ class SetEvidence:
             require_equal_length(f"labels and the {model} logits of {self.name}", self.labels, range(logits.shape[0]))
 
     def correct(self, model: str) -> NDArray[np.bool_]:
-        """(N,) which samples a model names right."""
+        """Returns (N,) booleans that tell which samples a model classifies correctly."""
         return np.asarray(named_classes(self.logits[model]) == self.labels)
 
 
 def find_pairs(evidence: Sequence[SetEvidence]) -> tuple[PairRecord, ...]:
-    """How much every two of the models differ on every set."""
-    return tuple(pair for own in evidence for pair in pairs_of(own.logits, own.name, own.labels, own.clusters))
+    """Measures how much every two of the models differ on every set."""
+    return tuple(pair for data in evidence for pair in pairs_of(data.logits, data.name, data.labels, data.clusters))
 
 
 def pairs_of(
     logits: Mapping[str, Logits], name: str, labels: NDArray[np.integer] | None, clusters: NDArray[np.str_] | None
 ) -> tuple[PairRecord, ...]:
-    """How much every two of several models, whose (N, K) logits on the set ``name`` are given, differ there."""
+    """Measures how much every two of several models differ, from their (N, K) logits on the set ``name``."""
     return tuple(
         PairRecord(
             first,
@@ -98,32 +99,35 @@ def pairs_of(
 
 
 def find_overrides(evidence: Sequence[SetEvidence]) -> dict[str, FollowedRecord]:
-    """Whom the ensemble follows, set by set."""
+    """Measures which model the ensemble follows on every set."""
     return {
-        own.name: overrides_of(
-            *(named_classes(own.logits[model]) for model in MODELS), labels=own.labels, clusters=own.clusters
+        data.name: overrides_of(
+            *(named_classes(data.logits[model]) for model in MODELS), labels=data.labels, clusters=data.clusters
         )
-        for own in evidence
+        for data in evidence
     }
 
 
 @dataclass(frozen=True)
 class Correctness:
-    """Which samples each model names right, set by set, and what of them is resampled together."""
+    """Which samples each model classifies correctly, and which samples are resampled together.
+
+    ``right[model][set]`` are (N,) booleans, and ``clusters[set]`` (N,) names.
+    """
 
     right: Mapping[str, Mapping[str, NDArray[np.bool_]]]
     clusters: Mapping[str, NDArray[np.str_]]
 
     @classmethod
     def of(cls, evidence: Sequence[SetEvidence]) -> Correctness:
-        """From the kept logits."""
-        right = {model: {own.name: own.correct(model) for own in evidence} for model in MODELS}
-        return cls(right, {own.name: own.clusters for own in evidence if own.clusters is not None})
+        """Returns the correctness of all models on all sets, from their logits."""
+        right = {model: {data.name: data.correct(model) for data in evidence} for model in MODELS}
+        return cls(right, {data.name: data.clusters for data in evidence if data.clusters is not None})
 
     def contrast(self, values: Mapping[str, NDArray[Any]], weights: Mapping[str, float]) -> Measured:
-        """A weighted sum of sets' means with its interval, None where a set has one cluster alone.
+        """Returns a weighted sum of the sets' means with its interval, None where a set has only one cluster.
 
-        ``values[set]`` (N,) say who is right, or differ by that: they lie within -1 to 1.
+        ``values[set]`` (N,) are correctness or differences in correctness, so they lie in [-1, 1].
         """
         value = sum(weight * float(values[name].mean()) for name, weight in weights.items())
         if not can_resample({name: values[name] for name in weights}, self.clusters):
@@ -132,94 +136,101 @@ class Correctness:
         return Measured(value, contrast_interval(values, weights, self.clusters, bounds=bounds))
 
     def difference(self, first: str, second: str, *sets: str) -> DifferenceRecord:
-        """Of two models' accuracy on a set, or of its mean over several."""
+        """Returns the difference of two models' accuracies on a set, or of their means over several sets.
+
+        On a single set, it has the p-value of McNemar's test.
+        """
         moved = {n: self.right[first][n].astype(np.float64) - self.right[second][n] for n in sets}
         p = mcnemar_test(self.right[first][sets[0]], self.right[second][sets[0]]) if len(sets) == 1 else None
         return DifferenceRecord(first, second, sets, self.contrast(moved, dict.fromkeys(sets, 1 / len(sets))), p)
 
 
-def find_differences(known: Correctness, means: Sequence[tuple[str, ...]]) -> tuple[DifferenceRecord, ...]:
-    """Every two models' difference in accuracy, on every set with Holm's correction over them, and on the means."""
-    found = []
+def find_differences(correctness: Correctness, means: Sequence[tuple[str, ...]]) -> tuple[DifferenceRecord, ...]:
+    """Measures every two models' difference in accuracy on every set and in mean accuracy over several sets.
+
+    ``means`` are the sets over which a mean is taken. The p-values on single sets are corrected with Holm's method.
+    """
+    records = []
     for first, second in (("fine_tuned", "zero_shot"), ("ensemble", "zero_shot"), ("ensemble", "fine_tuned")):
-        single = [known.difference(first, second, name) for name in known.right[first]]
+        single = [correctness.difference(first, second, name) for name in correctness.right[first]]
         corrected = holm_correction({record.sets[0]: record.p for record in single if record.p is not None})
-        found += [
+        records += [
             DifferenceRecord(first, second, record.sets, record.difference, record.p, corrected[record.sets[0]])
             for record in single
         ]
-        found += [known.difference(first, second, *sets) for sets in means]
-    return tuple(found)
+        records += [correctness.difference(first, second, *sets) for sets in means]
+    return tuple(records)
 
 
-def find_averages(known: Correctness, means: Sequence[tuple[str, ...]]) -> tuple[AverageRecord, ...]:
-    """Every model's mean accuracy over several sets."""
+def find_averages(correctness: Correctness, means: Sequence[tuple[str, ...]]) -> tuple[AverageRecord, ...]:
+    """Measures every model's mean accuracy over several sets, for each group of sets in ``means``."""
     return tuple(
-        AverageRecord(model, sets, known.contrast(known.right[model], dict.fromkeys(sets, 1 / len(sets))))
+        AverageRecord(model, sets, correctness.contrast(correctness.right[model], dict.fromkeys(sets, 1 / len(sets))))
         for model in MODELS
         for sets in means
     )
 
 
 def find_robustness(
-    known: Correctness, reference: str, baselines: Mapping[str, Sequence[float]] | None = None
+    correctness: Correctness, reference: str, baselines: Mapping[str, Sequence[float]] | None = None
 ) -> tuple[RobustnessRecord, ...]:
-    """Every model's gap to the reference under every shift, and its accuracy there beyond the fine-tuned model's.
+    """Measures every model's gap to the reference under every shift, and its lead over the fine-tuned model there.
 
-    ``baselines`` are the accuracies of models trained on the reference only, by set: with them, effective robustness on
-    the shifts that they were measured on, None where the models have one accuracy on the reference. An accuracy of 0 or
-    1, which has no place on the line's scale, counts as half a sample right or wrong, a baseline's and a model's own.
+    ``baselines`` are the accuracies, by set, of models that were trained on the reference only. With them, effective
+    robustness (Taori et al. 2020) is measured on the shifts for which they are given; it is None where all baselines
+    have the same accuracy on the reference. Accuracies of 0 and 1 have no place on the logit scale of the line, so in
+    baselines and models alike they count as half a sample right or half a sample wrong.
     """
     return tuple(
         RobustnessRecord(
             model,
             shift,
-            gap=known.contrast(known.right[model], {reference: 1.0, shift: -1.0}),
-            relative=None if model == "fine_tuned" else known.difference(model, "fine_tuned", shift).difference,
-            effective=_effective(known, model, reference, shift, baselines)
+            gap=correctness.contrast(correctness.right[model], {reference: 1.0, shift: -1.0}),
+            relative=None if model == "fine_tuned" else correctness.difference(model, "fine_tuned", shift).difference,
+            effective=_effective(correctness, model, reference, shift, baselines)
             if baselines and shift in baselines
             else None,
         )
-        for shift in known.right["zero_shot"]
+        for shift in correctness.right["zero_shot"]
         if shift != reference
         for model in MODELS
     )
 
 
 def _effective(
-    known: Correctness,
+    correctness: Correctness,
     model: str,
     reference: str,
     shift: str,
     baselines: Mapping[str, Sequence[float]],
 ) -> Measured | None:
-    sets = {name: known.right[model][name] for name in (reference, shift)}
+    sets = {name: correctness.right[model][name] for name in (reference, shift)}
     line = (
         on_scale(baselines[reference], len(sets[reference])),
         on_scale(baselines[shift], len(sets[shift])),
     )
     if len(np.unique(line[0])) < 2:
         return None
-    own = float(on_scale(sets[reference].mean(), len(sets[reference])))
-    value = float(effective_robustness(own, sets[shift].mean(), fit_baseline(*line)))
-    # What is all alike shows no spread, and what it does on the scale is not known.
-    if not can_resample(sets, known.clusters) or any(right.all() or not right.any() for right in sets.values()):
+    on_reference = float(on_scale(sets[reference].mean(), len(sets[reference])))
+    value = float(effective_robustness(on_reference, sets[shift].mean(), fit_baseline(*line)))
+    # Where all samples are right or all are wrong, resampling shows no spread on the logit scale.
+    if not can_resample(sets, correctness.clusters) or any(right.all() or not right.any() for right in sets.values()):
         return Measured(value, None)
-    drawn = resampled_means(sets, known.clusters, draws=1000)
+    drawn = resampled_means(sets, correctness.clusters, draws=1000)
     drawn[reference] = on_scale(drawn[reference], len(sets[reference]))
     return Measured(value, effective_interval((drawn[reference], drawn[shift]), line))
 
 
 def find_by_class(evidence: Sequence[SetEvidence]) -> tuple[ClassesRecord, ...]:
-    """Macro F1 and the worst group of every model on every set."""
-    return tuple(_by_class(own, model) for own in evidence for model in MODELS)
+    """Measures macro F1 and the accuracy of the worst group of every model on every set, both in [0, 1]."""
+    return tuple(_by_class(data, model) for data in evidence for model in MODELS)
 
 
-def _by_class(own: SetEvidence, model: str) -> ClassesRecord:
-    named = named_classes(own.logits[model])
-    measured = _share(lambda weights: macro_f1(named, own.labels, weights), len(named), own.clusters)
-    group, worst = _worst_group(named == own.labels, own) if own.groups else (None, None)
-    return ClassesRecord(model, own.name, measured, group, worst)
+def _by_class(data: SetEvidence, model: str) -> ClassesRecord:
+    named = named_classes(data.logits[model])
+    measured = _share(lambda weights: macro_f1(named, data.labels, weights), len(named), data.clusters)
+    group, worst = _worst_group(named == data.labels, data) if data.groups else (None, None)
+    return ClassesRecord(model, data.name, measured, group, worst)
 
 
 def _share(
@@ -228,9 +239,10 @@ def _share(
     clusters: NDArray[np.str_] | None,
     within: NDArray[np.bool_] | None = None,
 ) -> Measured:
-    """What lies between 0 and 1 and is made of (N,) weights, with its interval, None where there is one cluster alone.
+    """Returns a statistic of (N,) weights that lies in [0, 1] with its interval, None where there is only one cluster.
 
-    Where no resample differs, the interval is ``alike_interval`` over the clusters, or over those ``within``.
+    Where all resamples give the same value, the interval is ``alike_interval`` over the clusters, or over those of the
+    samples ``within``.
     """
     value = statistic(np.ones(n))
     names = np.arange(n) if clusters is None else clusters
@@ -243,9 +255,9 @@ def _share(
     return Measured(value, (max(low, 0.0), min(high, 1.0)))
 
 
-def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measured]:
-    """The group of the least accuracy, and the interval of that least accuracy, whichever group it is in a resample."""
-    names, index = np.unique(np.asarray(own.groups), return_inverse=True)
+def _worst_group(right: NDArray[np.bool_], data: SetEvidence) -> tuple[str, Measured]:
+    """Returns the group with the least accuracy, and the least accuracy of any group with its interval."""
+    names, index = np.unique(np.asarray(data.groups), return_inverse=True)
 
     def accuracies(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         sizes = np.bincount(index, weights, len(names))
@@ -253,69 +265,76 @@ def _worst_group(right: NDArray[np.bool_], own: SetEvidence) -> tuple[str, Measu
         return np.where(sizes > 0, hits / np.maximum(sizes, 1), np.nan)
 
     worst = int(np.nanargmin(accuracies(np.ones(len(right)))))
-    # Groups that are themselves what is resampled would drop out of a resample; then samples are drawn.
-    clusters = None if own.clusters is None or np.array_equal(own.clusters, np.asarray(own.groups)) else own.clusters
+    # Where the groups are the clusters, groups could be missing from a resample, so samples are resampled instead.
+    clusters = (
+        None if data.clusters is None or np.array_equal(data.clusters, np.asarray(data.groups)) else data.clusters
+    )
     least = lambda weights: float(np.nanmin(accuracies(weights)))  # noqa: E731
     return str(names[worst]), _share(least, len(right), clusters, index == worst)
 
 
 def find_confidence(evidence: Sequence[SetEvidence]) -> tuple[ConfidenceRecord, ...]:
-    """Calibration and selective accuracy at every alpha of the path on every set."""
-    return tuple(_confidence(own, alpha) for own in evidence for alpha in own.along)
+    """Measures calibration and selective accuracy at every alpha of the path on every set."""
+    return tuple(_confidence(data, alpha) for data in evidence for alpha in data.along)
 
 
-def _confidence(own: SetEvidence, alpha: float) -> ConfidenceRecord:
-    kept = own.along[alpha]
-    right = np.asarray(kept.prediction == own.labels)
+def _confidence(data: SetEvidence, alpha: float) -> ConfidenceRecord:
+    compact = data.along[alpha]
+    right = np.asarray(compact.prediction == data.labels)
     selective = {}
     for coverage in COVERAGES:
         weights, value = (
-            confident_share(kept.confidence, coverage),
-            selective_accuracy(kept.confidence, right, coverage),
+            confident_share(compact.confidence, coverage),
+            selective_accuracy(compact.confidence, right, coverage),
         )
         sure = weights > 0
-        # Of a weighted mean every sample's influence is taken: their mean is the value.
+        # A weighted mean is linearised: each sample has the value plus its influence, and their mean is the value.
         samples = value + weights[sure] / weights[sure].mean() * (right[sure] - value)
-        among = None if own.clusters is None else own.clusters[sure]
+        among = None if data.clusters is None else data.clusters[sure]
         selective[f"{coverage:g}"] = measured_mean(samples, among, value, bounds=(0.0, 1.0))
     return ConfidenceRecord(
         alpha,
-        own.name,
+        data.name,
         BINS,
-        calibration_error=_calibration(kept.confidence, right, own),
-        nll=measured_mean(-kept.log_probability.astype(np.float64), own.clusters),
-        brier=measured_mean(brier_scores(kept.log_probability, kept.square_sum), own.clusters, bounds=(0.0, 2.0)),
+        calibration_error=_calibration(compact.confidence, right, data),
+        nll=measured_mean(-compact.log_probability.astype(np.float64), data.clusters),
+        brier=measured_mean(
+            brier_scores(compact.log_probability, compact.square_sum), data.clusters, bounds=(0.0, 2.0)
+        ),
         selective=selective,
     )
 
 
-def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_], own: SetEvidence) -> Measured:
-    several = len(right) > 1 if own.clusters is None else len(np.unique(own.clusters)) > 1
+def _calibration(confidence: NDArray[np.floating], right: NDArray[np.bool_], data: SetEvidence) -> Measured:
+    several = len(right) > 1 if data.clusters is None else len(np.unique(data.clusters)) > 1
     value = calibration_error(confidence, right)
-    low, high = calibration_interval(confidence, right, own.clusters) if several else (value, value)
+    low, high = calibration_interval(confidence, right, data.clusters) if several else (value, value)
     return Measured(value, (low, high) if low < high else None)
 
 
 def find_temperatures(evidence: Sequence[SetEvidence], validation: SetEvidence) -> tuple[TemperatureRecord, ...]:
-    """Every model's temperature, from the reference's validation split alone, and what it does on every set."""
-    found = []
+    """Fits every model's temperature on the reference's validation split, and measures its effect on every set.
+
+    The records hold calibration errors in [0, 1] and losses in nats (Guo et al. 2017, sec. 4.2).
+    """
+    records = []
     for model in MODELS:
         temperature = fit_temperature(validation.logits[model], validation.labels)
-        for own in evidence:
-            confidence, right, loss = _scaled(own, model, temperature)
-            error = _calibration(confidence, right, own)
-            found.append(TemperatureRecord(model, own.name, temperature, error, measured_mean(loss, own.clusters)))
-    return tuple(found)
+        for data in evidence:
+            confidence, right, loss = _scaled(data, model, temperature)
+            error = _calibration(confidence, right, data)
+            records.append(TemperatureRecord(model, data.name, temperature, error, measured_mean(loss, data.clusters)))
+    return tuple(records)
 
 
 def _scaled(
-    own: SetEvidence, model: str, temperature: float
+    data: SetEvidence, model: str, temperature: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
-    """(N,) confidences, rights and losses of logits divided by a temperature."""
+    """Returns (N,) confidences, correctness and losses in nats of the logits divided by a temperature."""
     parts, start = [], 0
-    for block in logit_blocks(own.logits[model]):
-        kept = scores(block / temperature, own.labels[start : start + len(block)])
-        parts.append((kept.confidence, kept.prediction, -kept.log_probability.astype(np.float64)))
+    for block in logit_blocks(data.logits[model]):
+        compact = scores(block / temperature, data.labels[start : start + len(block)])
+        parts.append((compact.confidence, compact.prediction, -compact.log_probability.astype(np.float64)))
         start += len(block)
     confidence, prediction, loss = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return confidence, np.asarray(prediction == own.labels), loss
+    return confidence, np.asarray(prediction == data.labels), loss

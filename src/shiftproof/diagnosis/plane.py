@@ -195,7 +195,7 @@ def _rebuilt_head(towers: TextTowers | None, shares: Sequence[float]) -> Mapping
 def _combine_entry(
     name: str, inputs: Sequence[Mapping[str, Tensor]], shares: Sequence[float], out: Tensor | None = None
 ) -> Tensor:
-    """Combines one floating-point entry; a variance beyond the models is kept from falling below zero."""
+    """Combines one floating-point entry; a variance that extrapolation makes negative becomes zero."""
     entry = combine([entries[name] for entries in inputs], shares, out=out)
     return entry.clamp_(min=0) if name.endswith("running_var") else entry
 

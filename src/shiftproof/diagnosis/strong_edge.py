@@ -1,7 +1,7 @@
 """The strong-edge study of SmoothMix (CVPRW 2020): does a network look at a pasted window instead of the object?
 
-Windows with hard and soft borders are pasted into test images; class activation maps tell how much of a network's
-attention falls into them, against the window's share of the area and against what lay there before.
+Windows with hard and soft edges are pasted into test images. Class activation maps then show how much of a network's
+attention falls on the windows, compared with their share of the area and with the attention there before pasting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExampl
 from shiftproof.seeding import child_generator
 
 CLEAN = "clean"
-# Of one map: shares of its sum; "width" is the share of the area that it would cover if it were even.
+# Shares are fractions of the sum of a map; "width" is the fraction of the area that an even map would cover.
 MEASURES = (
     "area",
     "window_share",
@@ -49,11 +49,11 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class WindowMeasurements:
-    """What one model did on N images under every window: ``values[window name][measure]`` are (N,).
+    """The measures of one model on N images under every window: ``values[window name][measure]`` are (N,).
 
-    The entry ``clean`` is without a window. ``score`` is the true class's probability, ``correct`` 0 or 1; drops are
-    clean minus windowed. Shares and widths are NaN where a map is zero everywhere. ``map_kind`` is the maps' method,
-    ``classes`` (N,) the labels.
+    The window name "clean" stands for no window. ``score`` is the probability of the true class, ``correct`` is 0 or 1,
+    and drops are clean minus windowed; all shares and widths lie in [0, 1] and are NaN where a map is zero everywhere.
+    ``map_kind`` is the method of the maps ("cam" or "grad-cam"), and ``classes`` (N,) are the labels.
     """
 
     map_kind: str
@@ -71,11 +71,13 @@ def measure_windows(
     device: str | torch.device = "auto",
     stage: str = "windows",
 ) -> WindowMeasurements:
-    """Maps and scores of a classifier on every image, without a window and with each kind of window.
+    """Measures a classifier's maps and scores on every image, without a window and with each kind of window.
 
-    The map is that of the class which the classifier names. Windows depend on the seed and on the images, not on the
-    classifier: models of one preprocessing see the same pixels, and all contents and edges of a side and place
-    stand at the same spot.
+    This is the strong-edge study of SmoothMix (Lee et al. 2020). The map is that of the class which the classifier
+    predicts. Windows depend on the seed and on the images but not on the classifier: models with the same preprocessing
+    see the same pixels, and windows of one side and place have the same position for all contents and edges.
+    ``stage`` names the measurement in progress events. Raises an InputError where the settings need object masks that
+    the images lack, where the images are of one class, and where maps need a layer (see ``map_kind``).
     """
     scene, place = _Scene.of(classifier, images, seed), resolve_device(device)
     windows = settings.windows(with_masks=scene.masks is not None)
@@ -83,8 +85,8 @@ def measure_windows(
     values = {CLEAN: _measures(clean, None, None, scene.masks)}
     for number, window in enumerate(windows):
         pasted, weights = scene.with_window(window)
-        seen = _look(classifier, pasted, scene.labels, place)
-        values[window.name] = _measures(seen, clean, weights, scene.masks)
+        windowed = _look(classifier, pasted, scene.labels, place)
+        values[window.name] = _measures(windowed, clean, weights, scene.masks)
         progress.report(stage, number + 1, len(windows))
     return WindowMeasurements(map_kind(classifier), images.labels, windows, values)
 
@@ -96,16 +98,17 @@ def strong_edge_study(
     set_name: str,
     seed: int = 0,
 ) -> StrongEdgeStudy:
-    """Means with intervals for every model and window, over the windows of a place and edge, and between models.
+    """Averages measurements: for every model and window, for the windows of one place and edge, and between models.
 
-    ``contrasts`` are pairs of names: the first minus the second, image by image. A summary averages the windows for
-    each image first. Intervals come from resampling whole classes, since views of one drawing go together.
+    ``contrasts`` are pairs of names, whose measures are subtracted image by image, the second from the first. A summary
+    averages the windows of each image first. The 95 % intervals come from resampling whole classes, because views of
+    the same drawing belong together.
     """
     summaries, differences = [], []
-    for model, found in measured.items():
+    for model, measurements in measured.items():
         summaries += [
-            WindowSummary(model, None, place, edge, _means(values, found.classes))
-            for (place, edge), values in _averages(found).items()
+            WindowSummary(model, None, place, edge, _means(values, measurements.classes))
+            for (place, edge), values in _averages(measurements).items()
         ]
     for first, second in contrasts:
         ends = _averages(measured[first]), _averages(measured[second])
@@ -117,8 +120,8 @@ def strong_edge_study(
         set=set_name,
         seed=seed,
         level=LEVEL,
-        kinds={model: found.map_kind for model, found in measured.items()},
-        models={model: _window_records(found) for model, found in measured.items()},
+        kinds={model: measurements.map_kind for model, measurements in measured.items()},
+        models={model: _window_records(measurements) for model, measurements in measured.items()},
         summaries=tuple(summaries),
         contrasts=tuple(differences),
     )
@@ -126,7 +129,7 @@ def strong_edge_study(
 
 @dataclass(frozen=True)
 class _Scene:
-    """The test images as a model takes them, before normalisation, and what belongs to them."""
+    """The test images (N, 3, S, S) as a model sees them before normalisation, with their masks, labels and partners."""
 
     images: Tensor
     masks: Tensor | None
@@ -136,12 +139,12 @@ class _Scene:
 
     @classmethod
     def of(cls, classifier: Classifier, images: ImageSet, seed: int) -> _Scene:
-        wanted, every = classifier.preprocessing, range(len(images))
-        ready = decoded_once(images, wanted)
-        pixels = to_unit_range([read_resized(ready, i, wanted) for i in every])
+        preprocessing, every = classifier.preprocessing, range(len(images))
+        ready = decoded_once(images, preprocessing)
+        pixels = to_unit_range([read_resized(ready, i, preprocessing) for i in every])
         covers = None
         if ready.mask:
-            covers = torch.tensor(np.stack([read_resized_mask(ready, i, wanted) for i in every])).float() / 255
+            covers = torch.tensor(np.stack([read_resized_mask(ready, i, preprocessing) for i in every])).float() / 255
         labels = torch.tensor(images.labels)
         return cls(pixels, covers, labels, torch.tensor(_of_other_classes(images.labels, seed)), seed)
 
@@ -155,7 +158,7 @@ class _Scene:
 
 @dataclass(frozen=True)
 class _Looks:
-    """(N, H, W) maps of the named class, (N,) scores of the true one, (N,) whether both are the same."""
+    """(N, H, W) maps of the predicted class, (N,) scores of the true class, and (N,) whether predictions are right."""
 
     maps: Tensor
     score: Tensor
@@ -165,49 +168,52 @@ class _Looks:
 def _look(classifier: Classifier, images: Tensor, labels: Tensor, device: str) -> _Looks:
     network = classifier.network_on(device=device)
     maps, scores, correct = [], [], []
-    for pixels, own in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
+    for pixels, targets in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
         inputs = normalise(pixels, classifier.preprocessing)
         with torch.inference_mode():
             logits = network(inputs.to(device)).float().cpu()
         named = logits.argmax(1)
         maps.append(class_activation_map(classifier, inputs, named, device=device))
-        scores.append(logits.softmax(1).gather(1, own[:, None])[:, 0])
-        correct.append(named == own)
+        scores.append(logits.softmax(1).gather(1, targets[:, None])[:, 0])
+        correct.append(named == targets)
     return _Looks(torch.cat(maps), torch.cat(scores), torch.cat(correct))
 
 
 def _measures(
-    seen: _Looks, clean: _Looks | None, weights: Tensor | None, masks: Tensor | None
+    looks: _Looks, clean: _Looks | None, weights: Tensor | None, masks: Tensor | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Every measure of MEASURES that there is, (N,) each."""
-    found = {"width": _width(seen.maps), "score": seen.score, "correct": seen.correct}
-    free = 1 - weights if weights is not None else torch.ones_like(seen.maps)
+    """Returns every one of ``MEASURES`` that can be computed, (N,) each."""
+    values = {"width": _width(looks.maps), "score": looks.score, "correct": looks.correct}
+    uncovered = 1 - weights if weights is not None else torch.ones_like(looks.maps)
     if masks is not None:
-        found["object_share"] = _share(seen.maps, masks * free)
+        values["object_share"] = _share(looks.maps, masks * uncovered)
     if clean is not None and weights is not None:
-        found["area"] = weights.mean((1, 2))
-        found["window_share"] = _share(seen.maps, weights)
-        found["share_before"] = _share(clean.maps, weights)
-        found["share_drawn"] = found["window_share"] - found["share_before"]
-        found["score_drop"] = clean.score - seen.score
-        found["accuracy_drop"] = clean.correct.double() - seen.correct.double()
-    return {name: found[name].double().numpy() for name in MEASURES if name in found}
+        values["area"] = weights.mean((1, 2))
+        values["window_share"] = _share(looks.maps, weights)
+        values["share_before"] = _share(clean.maps, weights)
+        values["share_drawn"] = values["window_share"] - values["share_before"]
+        values["score_drop"] = clean.score - looks.score
+        values["accuracy_drop"] = clean.correct.double() - looks.correct.double()
+    return {name: values[name].double().numpy() for name in MEASURES if name in values}
 
 
 def _share(maps: Tensor, weights: Tensor) -> Tensor:
-    """(N,) shares of the maps' sums that lie under the weights; NaN where a map is zero."""
+    """Returns the (N,) shares of the maps' sums that lie under the weights; they are NaN where a map is zero."""
     return (maps.double() * weights.double()).sum((1, 2)) / maps.double().sum((1, 2))
 
 
 def _width(maps: Tensor) -> Tensor:
-    """(N,) (sum m)^2 / (pixels * sum m^2): 1 for an even map, the covered share for one that is even where it is."""
+    """Returns (N,) values of (sum m)^2 / (pixels * sum m^2), where m are the values of a map.
+
+    This is 1 for an even map, and the covered fraction of the area for a map that is even there and 0 elsewhere.
+    """
     wide = maps.double().flatten(1)
     return wide.sum(1) ** 2 / (wide.shape[1] * (wide**2).sum(1))
 
 
 def _of_other_classes(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """(N,) positions of images of another class, any with equal chances, whose pixels fill the windows."""
-    # Numbered as they come, classes have one order in every class space, and so a model's own moves no partner.
+    """Returns the (N,) positions of images of another class, drawn uniformly, whose pixels fill the windows."""
+    # Classes are numbered by first occurrence, so that partners do not depend on the order of a model's classes.
     _, come, which = np.unique(labels, return_index=True, return_inverse=True)
     labels = come[which]
     order = np.argsort(labels, kind="stable")
@@ -215,34 +221,38 @@ def _of_other_classes(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]
     first, last = np.searchsorted(ranked, labels, "left"), np.searchsorted(ranked, labels, "right")
     others = len(labels) - (last - first)
     if not others.all():
-        raise InputError("the images are of one class; a window with another image needs a second one.")
+        raise InputError("the images are all of one class; a window that shows another image needs a second class.")
     draws = torch.rand(len(labels), generator=child_generator(seed, "window partners"), dtype=torch.float64).numpy()
     picked = (draws * others).astype(np.int64)
-    # Past the own class's stretch.
+    # Skip the stretch of images of the same class.
     partners: NDArray[np.int64] = order[np.where(picked < first, picked, picked + last - first)]
     return partners
 
 
-def _window_records(found: WindowMeasurements) -> dict[str, WindowRecord]:
-    names = {CLEAN: None} | {window.name: window for window in found.windows}
+def _window_records(measurements: WindowMeasurements) -> dict[str, WindowRecord]:
+    names = {CLEAN: None} | {window.name: window for window in measurements.windows}
     return {
         name: WindowRecord(
             content=window.content if window else None,
             edge=window.edge if window else None,
             side=window.side if window else None,
             place=window.place if window else None,
-            means=_means(found.values[name], found.classes),
+            means=_means(measurements.values[name], measurements.classes),
         )
         for name, window in names.items()
     }
 
 
-def _averages(found: WindowMeasurements) -> dict[tuple[str, float], dict[str, NDArray[np.float64]]]:
-    """For each place and edge, every measure's (N,) averages over the windows."""
-    kinds = dict.fromkeys((window.place, window.edge) for window in found.windows)
+def _averages(measurements: WindowMeasurements) -> dict[tuple[str, float], dict[str, NDArray[np.float64]]]:
+    """Returns every measure's (N,) averages over the windows of each place and edge."""
+    kinds = dict.fromkeys((window.place, window.edge) for window in measurements.windows)
     averages = {}
     for place, edge in kinds:
-        some = [found.values[window.name] for window in found.windows if (window.place, window.edge) == (place, edge)]
+        some = [
+            measurements.values[window.name]
+            for window in measurements.windows
+            if (window.place, window.edge) == (place, edge)
+        ]
         averages[place, edge] = {name: np.mean([values[name] for values in some], axis=0) for name in some[0]}
     return averages
 
@@ -258,24 +268,28 @@ def _means(values: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64]
 
 
 def _mean(values: NDArray[np.float64], classes: NDArray[np.int64]) -> MeanRecord:
-    """The mean over the samples where the measure is defined."""
+    """Returns the mean over the samples for which the measure is defined."""
     defined = np.isfinite(values)
     if len(np.unique(classes[defined])) < 2:
         return MeanRecord(None, None, int(defined.sum()))
-    kept = values[defined]
-    return MeanRecord(float(kept.mean()), bootstrap_interval(kept, classes[defined]), int(defined.sum()))
+    finite = values[defined]
+    return MeanRecord(float(finite.mean()), bootstrap_interval(finite, classes[defined]), int(defined.sum()))
 
 
 def map_examples(
     classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str | torch.device = "auto"
 ) -> tuple[MapExample, ...]:
-    """Every image of a small set with every model's map of the class that it names; labels may be unknown (-1)."""
+    """Returns every image of a small set with every model's map of the class that it predicts.
+
+    Labels may be unknown (-1). Maps are scaled to [0, 1], and all images have the size of the first model's input.
+    """
     device, first = resolve_device(device), next(iter(classifiers.values())).preprocessing
     shown = to_unit_range([read_resized(images, i, first) for i in range(len(images))])
     parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in images.ids]
     for model, classifier in classifiers.items():
-        wanted = classifier.preprocessing
-        inputs = normalise(to_unit_range([read_resized(images, i, wanted) for i in range(len(images))]), wanted)
+        preprocessing = classifier.preprocessing
+        pixels = to_unit_range([read_resized(images, i, preprocessing) for i in range(len(images))])
+        inputs = normalise(pixels, preprocessing)
         with torch.inference_mode():
             probabilities = classifier.network_on(device=device)(inputs.to(device)).softmax(1).cpu()
         top = probabilities.argmax(1)
@@ -288,7 +302,7 @@ def map_examples(
             part["answers"][model] = (classifier.classes.names[named], float(probabilities[place, named]), right)
     names = [images.ids[i] if k < 0 else images.classes.names[k] for i, k in enumerate(images.labels)]
     return tuple(
-        MapExample(name, _to_bytes(pixels), **part) for name, pixels, part in zip(names, shown, parts, strict=True)
+        MapExample(name, _to_bytes(image), **part) for name, image, part in zip(names, shown, parts, strict=True)
     )
 
 
@@ -301,12 +315,12 @@ def window_examples(
     seed: int = 0,
     device: str | torch.device = "auto",
 ) -> tuple[WindowExample, ...]:
-    """``count`` images drawn at random, not picked, with one kind of window, as every model sees them."""
+    """Returns ``count`` randomly drawn images with one kind of window, with every model's map and answer."""
     device = resolve_device(device)
     order = torch.randperm(len(images), generator=child_generator(seed, "window examples"))[:count].tolist()
     parts: list[dict[str, Any]] = [{"maps": {}, "answers": {}} for _ in order]
     for model, classifier in classifiers.items():
-        # The whole set is placed, so that an example's window is the one that was measured.
+        # Windows are placed in the whole set, so that an example shows the window that was measured.
         scene = _Scene.of(classifier, images.relabelled(classifier.classes), seed)
         pasted, _ = scene.with_window(window)
         inputs = normalise(pasted[order], classifier.preprocessing)

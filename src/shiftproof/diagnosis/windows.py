@@ -1,4 +1,4 @@
-"""Square windows pasted into images: where they stand, what is in them, how sharp their edge is."""
+"""Square windows that are pasted into images: their places, contents, sizes and edges."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _CANDIDATES = 64
 class Window:
     """One kind of window: its content, edge, side and place.
 
-    ``edge`` is that of ``soft_mask``: 0 is hard, above it the border falls off over that part of half the side beyond
-    the window. ``side`` is a fraction of the image's. ``place``: away from the object as far as the image allows, over
-    it, or anywhere, which needs no object masks.
+    ``content`` is "grey", "noise" or "image". ``edge``, in [0, 1], is that of ``soft_mask``: 0 is a hard edge, and
+    otherwise the border fades out beyond the window over this fraction of half the side. ``side``, between 0 and 1,
+    is a fraction of the image's side. ``place`` is "away" (as far from the object as the image allows), "over" the
+    object, or "anywhere", which needs no object masks. Raises an InputError for other values.
     """
 
     content: str
@@ -40,14 +41,14 @@ class Window:
 
     @property
     def name(self) -> str:
-        """How tables and files call it."""
+        """The name of the window in tables and files."""
         edge = "hard" if self.edge == 0 else f"soft{self.edge:g}"
         return f"{self.content}-{edge}-{self.side:g}-{self.place}"
 
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Every combination of contents, edges, sides and places is one kind of window.
+    """The contents, edges, sides and places whose combinations are the kinds of windows.
 
     >>> len(WindowSettings().windows(with_masks=True)), len(WindowSettings().windows(with_masks=False))
     (36, 18)
@@ -59,7 +60,7 @@ class WindowSettings:
     places: tuple[str, ...] = field(default=("away", "over"))
 
     def windows(self, *, with_masks: bool) -> tuple[Window, ...]:
-        """The kinds in a fixed order; without object masks they can only stand anywhere."""
+        """Returns the kinds in a fixed order; without object masks, their place can only be "anywhere"."""
         places = self.places if with_masks else ("anywhere",)
         return tuple(Window(*combined) for combined in itertools.product(self.contents, self.edges, self.sides, places))
 
@@ -67,10 +68,11 @@ class WindowSettings:
 def place_windows(
     count: int, size: int, window: Window, generator: Generator, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(N, 2) centres and half sides, in pixels, of one window in each of N square images of ``size`` pixels.
+    """Returns (N, 2) centres and half sides, in pixels, of one window in each of N square images of ``size`` pixels.
 
-    Of 64 random places inside the image, "away" takes the one that covers least of the (N, size, size) object masks,
-    "over" the one that covers most; "anywhere" takes the first.
+    Of 64 random places inside the image, "away" chooses the one that covers least of the (N, size, size) object masks,
+    "over" the one that covers most, and "anywhere" the first. Raises an InputError where the place needs masks and
+    there are none.
     """
     half = max(round(window.side * size / 2), 1)
     room = size - 2 * half
@@ -78,7 +80,9 @@ def place_windows(
     if window.place == "anywhere":
         chosen = torch.zeros(count, dtype=torch.long)
     elif masks is None:
-        raise InputError(f"windows {window.place} the object need object masks. Give masks, or use place 'anywhere'.")
+        raise InputError(
+            f"windows {window.place} the object need object masks. Give masks, or use the place 'anywhere'."
+        )
     else:
         covered = _covered(masks, corners, 2 * half)
         chosen = covered.argmin(1) if window.place == "away" else covered.argmax(1)
@@ -89,10 +93,10 @@ def place_windows(
 def paste_windows(
     images: Tensor, window: Window, centres: Tensor, halves: Tensor, others: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """(N, 3, S, S) images in [0, 1] with a window each, and the (N, S, S) weights of the windows.
+    """Returns (N, 3, S, S) images in [0, 1] with one window each, and the (N, S, S) weights of the windows.
 
-    Grey is 0.5, noise uniform for every pixel and channel, and "image" shows the whole of ``others`` (N, 3, S, S),
-    shrunk to the window.
+    "grey" is 0.5, "noise" is uniform in every pixel and channel, and "image" shows all of the image in ``others``
+    (N, 3, S, S), shrunk to the window. ``centres`` and ``halves`` (N, 2) are those of ``place_windows``, in pixels.
     """
     size = (images.shape[2], images.shape[3])
     weights = soft_mask("square", size, centres, halves, window.edge)
@@ -106,7 +110,7 @@ def paste_windows(
 
 
 def _shrunk(others: Tensor, window: Window, centres: Tensor, halves: Tensor) -> Tensor:
-    """The other images where the windows stand, large enough to fill their soft border, too."""
+    """Returns the other images, shrunk to the windows and large enough to fill their soft borders as well."""
     content = torch.zeros_like(others)
     size = others.shape[-1]
     for i, (centre, half) in enumerate(zip(centres, halves[:, 0].tolist(), strict=True)):
@@ -121,7 +125,7 @@ def _shrunk(others: Tensor, window: Window, centres: Tensor, halves: Tensor) -> 
 
 
 def _covered(masks: Tensor, corners: Tensor, side: int) -> Tensor:
-    """(N, candidates) sums of the masks inside the candidate squares, from running sums."""
+    """Returns the (N, candidates) sums of the masks inside the candidate squares, computed from running sums."""
     sums = functional.pad(masks.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
     rows = torch.arange(len(masks))[:, None]
     top, left = corners[..., 0], corners[..., 1]

@@ -12,7 +12,7 @@ from shiftproof.diagnosis.baselines import (
     BaselineSettings,
     finetune_half,
     half_settings,
-    require_trained_so,
+    require_same_training,
     train_baseline,
     train_from_scratch,
 )
@@ -62,7 +62,7 @@ def _trained(run: FinishedRun, name: str, training: _Training) -> Classifier:
         save_classifier(training.train(), folder)
     network = load_classifier(folder)
     remedy = "Delete that folder to train it anew."
-    require_trained_so(network, run.suite.classes, training.settings, training.seed, folder, remedy)
+    require_same_training(network, run.suite.classes, training.settings, training.seed, folder, remedy)
     return network
 
 
