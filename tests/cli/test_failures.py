@@ -52,7 +52,7 @@ def test_arguments_become_the_options_of_the_command(message: str, shown: str) -
         (["run", "run.yaml", "--set", "lr"], "--set 'lr' must look like finetune.lr=1e-5."),
         (["demo", "--out", "full", "--resume", "--overwrite"], "--resume continues the run that --overwrite deletes."),
         (["export-suite", "emoji", "--out", "full"], "Choose another --out, or delete it."),
-        (["report", "a", "b"], "Say where to write it: --out report.html."),
+        (["report", "a", "b"], "Set the file to write, as in --out report.html."),
         (["evaluate", "absent"], "Name some, e.g. --suite emoji or --test folder:PATH."),
         (["diagnose", "backgrounds"], "Name classifiers, or models with --model."),
         (["diagnose", "strong-edge", "--data", "folder:x"], "--data and --shift need a model to look at it."),

@@ -102,15 +102,15 @@ def judged(window: MeanRecord, drawn: MeanRecord, place: str = "away", edge: flo
 def test_the_verdict_says_more_less_or_neither_by_the_interval() -> None:
     more, less = MeanRecord(0.121, (0.08, 0.15), 9), MeanRecord(-0.03, (-0.05, -0.01), 9)
     assert strong_edge_verdict(judged(more, less)) == (
-        "cut puts 37.2 % of its map into a hard window away from the object, smooth 25.1 %: it attends the window "
-        "more, +12.1 points (+8.0 to +15.0). Beyond what lay there before, it is drawn less, −3.0 points "
+        "cut puts 37.2 % of its map into a hard window away from the object, and smooth 25.1 %: it attends to the "
+        "window more, +12.1 points (+8.0 to +15.0). Relative to the clean image, it is drawn there less, −3.0 points "
         "(−5.0 to −1.0)."
     )
     chance, touching = MeanRecord(0.02, (-0.01, 0.05), 9), MeanRecord(-0.02, (-0.04, 0.0), 9)
     assert strong_edge_verdict(judged(chance, touching, "anywhere")) == (
-        "cut puts 37.2 % of its map into a hard window anywhere, smooth 25.1 %: it attends the window neither more nor "
-        "less beyond chance, +2.0 points (−1.0 to +5.0). Beyond what lay there before, it is drawn neither more nor "
-        "less beyond chance, −2.0 points (−4.0 to 0.0)."
+        "cut puts 37.2 % of its map into a hard window anywhere, and smooth 25.1 %: it attends to the window neither "
+        "clearly more nor clearly less, +2.0 points (−1.0 to +5.0). Relative to the clean image, it is drawn there "
+        "neither clearly more nor clearly less, −2.0 points (−4.0 to 0.0)."
     )
     assert "could not be measured" in strong_edge_verdict(judged(MeanRecord(None, None, 0), more))
     assert strong_edge_verdict(judged(more, more, "over")) == ""
@@ -123,10 +123,10 @@ def test_the_verdict_of_a_measured_study_is_that_of_its_networks() -> None:
     pairs = [("everywhere", "object"), ("object", "everywhere"), ("object", "object")]
     first, second, third = strong_edge_verdict(strong_edge_study(measured, pairs, set_name="x")).splitlines()
     area = 100 * 36 / SIZE**2
-    assert f"everywhere puts {area:.1f} % of its map into a hard window away from the object, object 0.0 %" in first
-    assert f"it attends the window more, +{area:.1f} points" in first
-    assert f"it attends the window less, −{area:.1f} points" in second
-    assert third.count("neither more nor less beyond chance, 0.0 points (0.0 to 0.0)") == 2
+    assert f"everywhere puts {area:.1f} % of its map into a hard window away from the object, and object 0.0 %" in first
+    assert f"it attends to the window more, +{area:.1f} points" in first
+    assert f"it attends to the window less, −{area:.1f} points" in second
+    assert third.count("neither clearly more nor clearly less, 0.0 points (0.0 to 0.0)") == 2
 
 
 def test_a_table_too_wide_for_its_place_is_folded_and_loses_nothing(

@@ -514,7 +514,7 @@ def test_the_table_marks_what_reads_a_shift() -> None:
         ("fixed", "0.5"),
         ("reference", "1"),
         ("tolerance (0.01)", "0.75"),
-        ("oracle (reads the shift; for the report only)", "–"),
+        ("oracle (chosen on the test set)", "–"),
     ]
     assert table.rows[0][2:] == ("0.0 (0.0 to 0.0)",) * 4
     assert table.rows[1][3].startswith("−15.0 (−")

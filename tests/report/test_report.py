@@ -147,13 +147,13 @@ def test_verdict_says_that_reference_accuracy_was_given_up() -> None:
 
 def test_verdict_does_not_call_a_wide_gap_kept_only_because_intervals_are_wide() -> None:
     text = verdict(make_run(ensemble=(0.90, 0.82, 0.62), half=0.2))
-    assert "a difference of −7.0 points that the overlapping intervals leave open" in text
+    assert "a difference of −7.0 points, which is uncertain because the intervals overlap" in text
     assert "keeps" not in text
 
 
 def test_verdict_says_that_fine_tuning_did_not_hurt_and_the_ensemble_did_not_help() -> None:
     text = verdict(make_run(fine_tuned=(0.97, 0.90, 0.80), ensemble=(0.95, 0.86, 0.72)))
-    assert "Fine-tuning alone did not hurt on the mean of the 2 natural shifts" in text
+    assert "Fine-tuning alone did not hurt accuracy on the mean of the 2 natural shifts" in text
     assert "the ensemble did not help here: it has 79.0 %, 6.0 points below fine-tuned" in text
 
 
@@ -207,10 +207,10 @@ def test_group_table_lists_groups_and_is_absent_without_them() -> None:
 def test_path_table_marks_the_chosen_and_the_oracle_alphas() -> None:
     table = path_table(make_run(fine_tuned=(0.97, 0.9, 0.5)))
     assert [row[0] for row in table.rows] == [
-        "0 (zero-shot)", "0.5 (chosen)", "1 (fine-tuned)", "oracle (read the shift)"
+        "0 (zero-shot)", "0.5 (chosen)", "1 (fine-tuned)", "oracle (chosen on the test set)"
     ]  # fmt: skip
     best = ("97.0 at 1 (96.0–98.0)", "90.0 at 1 (89.0–91.0)", "62.0 at 0.5 (61.0–63.0)")
-    assert table.rows[-1] == ("oracle (read the shift)", "–", *best, "–")
+    assert table.rows[-1] == ("oracle (chosen on the test set)", "–", *best, "–")
     assert table.rows[1][3:] == ("82.0 (81.0–83.0)", "62.0 (61.0–63.0)", "72.0 (71.3–72.7)")
     assert "not a result" in table.note
 
@@ -392,7 +392,7 @@ def test_text_that_is_no_json_is_named(tmp_path: Path) -> None:
     ("sample", "content", "message"),
     [
         (make_sample(file="../summary.json"), PIXEL, "must lie in"),
-        (make_sample(), b"text", r"sketch-00\.png is no PNG"),
+        (make_sample(), b"text", r"sketch-00\.png is not a PNG"),
         (make_sample(), None, r"sketch-00\.png.*cannot be read"),
         (make_sample(answers={}), PIXEL, r"samples\.json is damaged"),
     ],

@@ -140,7 +140,7 @@ def test_groups_of_a_csv_are_read_and_resampled(models: dict[str, Path], folders
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("agreement {zero} {tuned} {both} --data folder:{photos}", "Whom the ensemble follows"),
+        ("agreement {zero} {tuned} {both} --data folder:{photos}", "Which model the ensemble follows"),
         ("agreement {zero} {tuned} --unlabelled {met}", "How zero and tuned differ"),
         ("connectivity {zero} {tuned} --data folder:{photos} --alphas 3", "Is the path connected?"),
         ("movement {zero} {tuned}", "Which layers moved"),

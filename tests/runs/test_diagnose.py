@@ -83,10 +83,15 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
         right = [sp.evaluation.accuracy(p.logits, p.labels) for p in (other, one)]
         assert difference.difference.value == pytest.approx(right[0] - right[1])
     page = (finished / "report.html").read_text(encoding="utf-8")
-    for said in ("Why: what the diagnoses say", "Whom the ensemble follows", "Is the path connected?", "Robustness"):
+    for said in (
+        "Why: what the diagnoses show",
+        "Which model the ensemble follows",
+        "Is the path connected?",
+        "Robustness",
+    ):
         assert said in page
     assert found.cluster_counts == {"photos": 18, "sketch": 18}
-    assert "Intervals over so few are too narrow, here and below: 18 on photos, 18 on sketch." in page
+    assert "intervals are too narrow on sets with few units to resample: 18 on photos, 18 on sketch." in page
     assert {path.name for path in (finished / "figures").iterdir()} >= {"overrides.png", "connectivity.png"}
 
 
@@ -113,7 +118,10 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
     assert set(found.strong_edge.models) == {"zero_shot", "fine_tuned", "ensemble"}
     assert {"plane-photos.png", "layers-sketch.png"} <= {path.name for path in (run / "figures").iterdir()}
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "How half 1 and half 2 differ" in page and "Are the ends more diverse than two fine-tunings?" in page
+    assert (
+        "How half 1 and half 2 differ" in page
+        and "Are zero-shot and fine-tuned more diverse than two fine-tuned models?" in page
+    )
     assert "zero-shot − fine-tuned" in page  # under pasted windows
     kept = {path: path.stat().st_mtime_ns for path in (run / "diagnosis").rglob("*.safetensors")}
     assert len(kept) == 4
@@ -174,7 +182,7 @@ def test_wrong_questions_are_answered(run: Path, tmp_path: Path) -> None:
     with pytest.raises(sp.InputError, match="schema 99"):
         sp.render_report([run])
     (run / "diagnosis.json").unlink()
-    assert "Why: what the diagnoses say" not in sp.render_report([run]).read_text(encoding="utf-8")
+    assert "Why: what the diagnoses show" not in sp.render_report([run]).read_text(encoding="utf-8")
 
 
 def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:

@@ -88,13 +88,13 @@ def test_a_factor_that_holds_in_every_resample_has_no_width() -> None:
 def test_models_that_do_not_vary_are_not_said_to_vary_more() -> None:
     same = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (1.0, 0.7, 0.7)) for name in ("a", "b", "c")]
     told = study_verdict(recorded(same))
-    assert told.count("varies by nothing over the configurations, fine-tuned by 0.00 points") == 4
+    assert told.count("does not vary over the configurations; fine-tuned varies by 0.00 points") == 4
     assert "more than" not in told and "less than" not in told
     # A factor to nothing would be no number.
     rising = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (x, x, x)) for name, x in (("a", 0.5), ("b", 0.7), ("c", 0.9))]
     found = recorded(rising)
     assert {s.ratio for s in found.spreads if s.model == "wise_ft_0.5"} == {None}
-    assert "On the reference, WiSE-FT, alpha 0.5 varies by nothing over the configurations, fine-tuned by 20.00" in (
+    assert "On the reference, WiSE-FT, alpha 0.5 does not vary over the configurations; fine-tuned varies by 20.00" in (
         study_verdict(found)
     )
     assert [row[-1] for row in spread_table(found).rows if row[0] == "WiSE-FT, alpha 0.5"] == ["no spread"] * 2
@@ -106,7 +106,7 @@ def test_fewer_than_three_configurations_have_no_spread(count: int) -> None:
     few = [member for member in FOUND if member.configuration in "abc"[:count]]
     assert measure_spreads(few, SETS[0], SETS[1:]) == ()
     assert spread_table(recorded(few)) is None
-    assert study_verdict(recorded(few)).startswith("Fewer than three configurations ended")
+    assert study_verdict(recorded(few)).startswith("Fewer than three configurations finished")
 
 
 def test_without_a_shift_the_reference_alone_has_a_spread() -> None:

@@ -114,7 +114,7 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     assert failures["broken-seed-0"].startswith("fine-tuning stopped at step ")
     assert "died" in failures["killed-seed-0"]
     assert_failures_are_told(record, out, said, complained)
-    assert "Fewer than three configurations ended" in said
+    assert "Fewer than three configurations finished" in said
     assert f"numbers: {Path('out', 'study.json')}" in said
     assert (out / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
     with (out / "study.csv").open(encoding="utf-8", newline="") as table:

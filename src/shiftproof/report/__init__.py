@@ -1,4 +1,4 @@
-"""Tables, figures and the offline HTML report, from records and saved predictions; needs no model and no torch.
+"""Tables, figures and the offline HTML report, made from records and saved predictions without a model or PyTorch.
 
 ``__init__.pyi`` declares the public names; each is loaded when it is first used.
 """

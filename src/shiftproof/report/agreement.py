@@ -1,4 +1,4 @@
-"""How two models' predictions differ, in tables."""
+"""Tables of how the predictions of two models differ."""
 
 from __future__ import annotations
 
@@ -12,49 +12,67 @@ from shiftproof.report.tables import Table, plain, resampling_note, set_name, si
 
 
 def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "") -> Table | None:
-    """How much two models differ, a row for every set; None without a pair."""
+    """Returns how much two models differ, with one row per set, or None if there are no pairs.
+
+    ``pairs`` are of the same two models. ``clusters`` gives, for every set, what its intervals resample, and
+    ``reference`` is the name of the set to mark as the reference.
+    """
     if not pairs:
         return None
     rows = []
     for pair in pairs:
-        own = pair.agreement
-        cells = [with_interval(own.disagreement), with_interval(own.prediction_diversity)]
-        cells += [with_interval(own.kappa_complement, plain), with_interval(own.kl_forward, plain)]
-        cells += [with_interval(own.kl_backward, plain), with_interval(own.margin_difference, plain)]
+        agreement = pair.agreement
+        cells = [with_interval(agreement.disagreement), with_interval(agreement.prediction_diversity)]
+        cells += [with_interval(agreement.kappa_complement, plain), with_interval(agreement.kl_forward, plain)]
+        cells += [with_interval(agreement.kl_backward, plain), with_interval(agreement.margin_difference, plain)]
         cells.append(with_interval(None if pair.cka is None else pair.cka.biased, plain))
-        rows.append((set_name(pair.set, reference), *cells, with_interval(own.error_consistency, plain)))
+        rows.append((set_name(pair.set, reference), *cells, with_interval(agreement.error_consistency, plain)))
     first, second = (MODEL_NAMES.get(model, model) for model in (pairs[0].first, pairs[0].second))
-    kinds = ("disagreement", "diversity", "1 − kappa", "KL", "KL back", "margin difference", "CKA", "error consistency")
+    kinds = (
+        "disagreement",
+        "diversity",
+        "1 − kappa",
+        "KL",
+        "reverse KL",
+        "margin difference",
+        "CKA",
+        "error consistency",
+    )
     note = (
-        "Disagreement and diversity are shares of the images, in per cent: on which the two name different classes, "
-        "and that "
-        "exactly one of them gets right. 1 − kappa is 0 where they always name the same class and 1 where no oftener "
-        "than by "
-        f"chance. KL is KL({first} || {second}), in nats. The margin difference is {first}'s top1 − top2 minus "
-        f"{second}'s. "
-        "CKA compares outputs: 1 is alike. Error consistency is 1 where both err on the same images. "
-        + resampling_note(clusters)
+        "Disagreement and diversity are in per cent of the images. Disagreement is the share for which the two models "
+        "predict different classes, and diversity is the share that exactly one of them classifies correctly. 1 − "
+        "kappa is 0 if they always predict the same class and 1 if they agree no more often than by chance. "
+        f"KL is KL({first} || {second}) and reverse KL is KL({second} || {first}), in nats. The margin difference is "
+        f"{first}'s margin (top1 − top2) minus {second}'s. CKA compares the outputs and is 1 if they are alike. Error "
+        "consistency is 1 if both models are wrong on the same images. " + resampling_note(clusters)
     )
     return Table(f"How {first} and {second} differ", ("set", *kinds), tuple(rows), note)
 
 
-def diversity_table(found: DiagnosisRecord) -> Table | None:
-    """Whether zero-shot and fine-tuned are more diverse than two fine-tunings; None where these were not compared."""
-    diverse = {(pair.first, pair.second, pair.set): pair.agreement.prediction_diversity for pair in found.pairs}
+def diversity_table(diagnosis: DiagnosisRecord) -> Table | None:
+    """Compares the diversity of zero-shot and fine-tuned with that of two fine-tuned models.
+
+    Returns None if the diagnosis has no such comparison.
+    """
+    diverse = {(pair.first, pair.second, pair.set): pair.agreement.prediction_diversity for pair in diagnosis.pairs}
     rows = tuple(
         (
-            set_name(own.set, found.reference),
-            *(with_interval(diverse.get((*pair, own.set))) for pair in (own.first, own.second)),
-            with_interval(own.difference, signed_points),
+            set_name(record.set, diagnosis.reference),
+            *(with_interval(diverse.get((*pair, record.set))) for pair in (record.first, record.second)),
+            with_interval(record.difference, signed_points),
         )
-        for own in found.diversity
+        for record in diagnosis.diversity
     )
     note = (
-        "Diversity is the share of images that exactly one of two models gets right, in per cent; the difference, in "
-        "points, is paired image by image. " + resampling_note(found.clusters)
+        "Diversity is the share of images that exactly one of the two models classifies correctly, in per cent. The "
+        "difference, in points, is paired image by image. " + resampling_note(diagnosis.clusters)
     )
-    header = ("set", "zero-shot and fine-tuned", "fine-tunings of two halves", "difference")
-    return Table("Are the ends more diverse than two fine-tunings?", header, rows, note) if rows else None
+    header = ("set", "zero-shot and fine-tuned", "models fine-tuned on two halves", "difference")
+    return (
+        Table("Are zero-shot and fine-tuned more diverse than two fine-tuned models?", header, rows, note)
+        if rows
+        else None
+    )
 
 
 def pair_tables(
@@ -63,14 +81,14 @@ def pair_tables(
     clusters: Mapping[str, str],
     reference: str = "",
 ) -> tuple[Table, ...]:
-    """A table for every two models and, where there are overrides, whom the ensemble follows."""
+    """Returns a table for every two models and, if there are overrides, tables of which model the ensemble follows."""
     kinds = dict.fromkeys((pair.first, pair.second) for pair in pairs)
     tables: list[Table | None] = [
         agreement_table([pair for pair in pairs if (pair.first, pair.second) == kind], clusters, reference)
         for kind in kinds
     ]
     if overrides:
-        # The first two that were compared are those of whom a third follows one.
+        # The overrides are about the first two models compared: a third one follows one of these.
         names = [MODEL_NAMES.get(model, model) for model in next(iter(kinds), ENDS)]
         tables.append(override_table(overrides, clusters, reference, names))
         tables.append(right_override_table(overrides, clusters, reference, names))

@@ -1,4 +1,4 @@
-"""Models compared in numbers and in words: means over sets with an interval, and the verdict on a run."""
+"""Comparisons of models in numbers and in words: means over sets with an interval, and the verdict on a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shiftproof.report.tables import per_cent, signed_points
 
 MODEL_NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "ensemble"}
 
-# A loss up to this counts as "kept" in the verdict, as long as the intervals overlap too.
-_KEPT = 0.01
+# In the verdict, the ensemble keeps an accuracy if it loses at most this much and the intervals overlap.
+_TOLERATED_LOSS = 0.01
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Estimate:
 
 
 def mean_estimate(accuracies: Iterable[tuple[float, tuple[float, float]]]) -> Estimate:
-    """The mean of several sets' accuracies, its interval propagated from theirs.
+    """Returns the mean of the accuracies of several sets, with an interval that is propagated from theirs.
 
-    The sets are taken as independent samples: the distances from accuracy to bound add in squares and
-    are divided by the number of sets, the lower and the upper ones apart. A mean of half-widths would
-    be too wide. For one set the interval is that set's own.
+    The sets are taken as independent samples. The distances from the accuracies to their bounds are added in
+    quadrature and divided by the number of sets, separately for the lower and the upper bounds. The mean of the
+    half-widths would be too wide. For one set the result is that set's interval.
 
     >>> mean_estimate([(0.5, (0.46, 0.53)), (0.7, (0.67, 0.74))])
     Estimate(value=0.6, low=0.575, high=0.625)
@@ -48,23 +48,23 @@ def mean_estimate(accuracies: Iterable[tuple[float, tuple[float, float]]]) -> Es
 
 
 def model_estimate(run: RunRecord, model: str, sets: Sequence[str]) -> Estimate:
-    """A model's mean accuracy over sets (one set: its accuracy), with the interval."""
+    """Returns a model's mean accuracy over the sets, with its interval (fractions)."""
     records = run.models[model]
     return mean_estimate((records[name].accuracy, records[name].interval) for name in sets)
 
 
 def point_estimate(point: PathPoint, sets: Sequence[str]) -> Estimate:
-    """The same at one alpha of a path."""
+    """Returns the mean accuracy over the sets at one alpha of a path, with its interval (fractions)."""
     return mean_estimate((point.accuracy[name], point.interval[name]) for name in sets)
 
 
 def headline_shifts(run: RunRecord) -> tuple[str, ...]:
-    """The shifts that a run is judged by: the natural ones, or all where none is natural."""
+    """Returns the shifts by which a run is judged: the natural ones, or all of them if none is natural."""
     return run.shifts_of("natural") or run.shifts
 
 
 def headline_name(run: RunRecord) -> str:
-    """What the mean over ``headline_shifts`` is called: ``mean of the 4 natural shifts``."""
+    """Returns the name of the mean over ``headline_shifts``, such as ``mean of the 4 natural shifts``."""
     shifts = headline_shifts(run)
     if not shifts:
         return "no shift"
@@ -73,12 +73,12 @@ def headline_name(run: RunRecord) -> str:
 
 
 def verdict(run: RunRecord) -> str:
-    """What the run found, in two plain sentences with the numbers.
+    """Describes the result of the run in two sentences with numbers.
 
-    The first says whether the ensemble kept the fine-tuned model's accuracy on the reference, the second
-    what fine-tuning and the ensemble did to the mean of the natural shifts (of all shifts, where none is
-    natural). Differences whose intervals overlap are called so; since all models answer the same images,
-    intervals that do not overlap are more than a difference needs.
+    The first says whether the ensemble keeps the fine-tuned model's accuracy on the reference. The second says what
+    fine-tuning and the ensemble did to the mean of the natural shifts (of all shifts, if none is natural). The text
+    mentions intervals that overlap. All models are tested on the same images, so a difference can be reliable even if
+    they do.
     """
     if run.alpha in (0.0, 1.0):
         return f"{_end_chosen(run)} {_fine_tuning(run)}."
@@ -89,7 +89,7 @@ def _end_chosen(run: RunRecord) -> str:
     end = "zero-shot" if run.alpha == 0 else "fine-tuned"
     return (
         f"The rule “{run.alpha_rule}” gives alpha {run.alpha:g}, so the ensemble is the {end} model itself."
-        f" On the reference it is right on {per_cent(run.models['ensemble'][run.reference].accuracy)} %."
+        f" On the reference its accuracy is {per_cent(run.models['ensemble'][run.reference].accuracy)} %."
     )
 
 
@@ -99,13 +99,13 @@ def _on_reference(run: RunRecord) -> str:
     if not ensemble.overlaps(tuned):
         what = "gains" if change > 0 else "gives up"
         finding = f"so it {what} {per_cent(abs(change))} points (the intervals do not overlap)"
-    elif change >= -_KEPT:
+    elif change >= -_TOLERATED_LOSS:
         finding = f"so it keeps the fine-tuned accuracy ({signed_points(change)} points, the intervals overlap)"
     else:
-        finding = f"a difference of {signed_points(change)} points that the overlapping intervals leave open"
+        finding = f"a difference of {signed_points(change)} points, which is uncertain because the intervals overlap"
     return (
-        f"On the reference the ensemble (alpha {run.alpha:g}) has {per_cent(ensemble.value)} % against "
-        f"{per_cent(tuned.value)} % fine-tuned, {finding}; zero-shot has {per_cent(zero_shot.value)} %."
+        f"On the reference the ensemble (alpha {run.alpha:g}) has an accuracy of {per_cent(ensemble.value)} % and the "
+        f"fine-tuned model {per_cent(tuned.value)} %, {finding}; zero-shot has {per_cent(zero_shot.value)} %."
     )
 
 
@@ -127,7 +127,7 @@ def _on_shifts(run: RunRecord) -> str:
 
 
 def _fine_tuning(run: RunRecord) -> str:
-    """What fine-tuning did to the headline shifts, without a full stop."""
+    """Says what fine-tuning did to the accuracy on the headline shifts, without a full stop."""
     shifts = headline_shifts(run)
     if not shifts:
         return "No shift was measured, so this run says nothing about robustness"
@@ -140,7 +140,7 @@ def _fine_tuning(run: RunRecord) -> str:
             f"({signed_points(change)} points, the intervals overlap)"
         )
     if change > 0:
-        return f"Fine-tuning alone did not hurt on {where}: {ends} ({signed_points(change)} points)"
+        return f"Fine-tuning alone did not hurt accuracy on {where}: {ends} ({signed_points(change)} points)"
     return f"On {where} fine-tuning alone cost {per_cent(-change)} points ({ends})"
 
 

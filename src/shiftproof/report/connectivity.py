@@ -1,4 +1,4 @@
-"""The accuracy along a path of weights against the straight line between its ends, as a table and as a figure."""
+"""A table and a figure of the accuracy along a path of weights, relative to the straight line between its ends."""
 
 from __future__ import annotations
 
@@ -21,57 +21,69 @@ def connectivity_table(
     reference: str = "",
     title: str = "Is the path connected?",
 ) -> Table:
-    """Barriers and gains along a path, a row for every set."""
+    """Returns the barriers and gains along a path (in points), with one row per set.
+
+    ``losses`` may be empty. ``clusters`` gives, for every set, what its intervals resample.
+    """
     of_loss = {record.set: record for record in losses}
     rows = tuple(
         (
-            set_name(own.set, reference),
-            _at(with_interval(own.lowest[1], signed_points), own.lowest[0]),
-            with_interval(Measured(own.barrier_over_mean, own.mean_interval)),
-            _at(with_interval(Measured(own.gain, own.gain_interval), signed_points), own.best_alpha),
-            _verdict(own),
-            *([_loss_height(of_loss[own.set])] if losses else []),
+            set_name(record.set, reference),
+            _at(with_interval(record.lowest[1], signed_points), record.lowest[0]),
+            with_interval(Measured(record.barrier_over_mean, record.mean_interval)),
+            _at(with_interval(Measured(record.gain, record.gain_interval), signed_points), record.best_alpha),
+            _verdict(record),
+            *([_loss_height(of_loss[record.set])] if losses else []),
         )
-        for own in records
+        for record in records
     )
-    header = ("set", "lowest above the line", "barrier over the mean", "best above both ends", "observation 1")
+    header = (
+        "set",
+        "lowest height above the line",
+        "barrier below the mean",
+        "best gain over both ends",
+        "observation 1",
+    )
     note = (
-        "Points of accuracy. The first column is the lowest height of the path over the straight line between its ends "
-        "(below 0: a barrier, at that alpha), the second how far its lowest point lies under the ends' mean, the "
-        "third the "
-        "best alpha's gain over the better end, which was found by reading the set. Observation 1 (no alpha is under "
-        "the "
-        "line) fails where an interval lies under 0; every alpha has its own, so of many some lie there by chance. "
-        "Losses are in nats. " + resampling_note(clusters)
+        "In points of accuracy. The first column is the lowest height of the path above the straight line between its "
+        "ends, and the alpha at which it occurs; a value below 0 is a barrier. The second column is how far the lowest "
+        "point of the path lies below the mean of its ends. The third column is the gain of the best alpha over the "
+        "better end; that alpha was chosen on the same set, so the gain is optimistic. Observation 1 (no alpha lies "
+        "below the line) fails at an alpha if its whole interval lies below 0. With many alphas, some do so by chance. "
+        + ("Losses are in nats. " if losses else "")
+        + resampling_note(clusters)
     )
     return Table(title, (*header, *(["highest loss above the line"] if losses else [])), rows, note)
 
 
-def connectivity_figure(found: DiagnosisRecord) -> Figure | None:
-    """The path's accuracy over the straight line between its ends, set by set, with bands; None without a path."""
-    if not found.connectivity:
+def connectivity_figure(diagnosis: DiagnosisRecord) -> Figure | None:
+    """Draws the accuracy of the path above the straight line between its ends, with a panel and bands for every set.
+
+    Returns None if the diagnosis has no path.
+    """
+    if not diagnosis.connectivity:
         return None
-    columns = min(len(found.connectivity), 4)
-    rows = -(-len(found.connectivity) // columns)
+    columns = min(len(diagnosis.connectivity), 4)
+    rows = -(-len(diagnosis.connectivity) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.3 * columns, 0.6 + 1.9 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, own in zip(panels.flat, found.connectivity, strict=False):
-            if own.intervals is not None and all(own.intervals):
-                low, high = zip(*(pair for pair in own.intervals if pair), strict=True)
-                axes.fill_between(own.alphas, 100 * np.array(low), 100 * np.array(high), color="#e6e9ec")
+        for axes, record in zip(panels.flat, diagnosis.connectivity, strict=False):
+            if record.intervals is not None and all(record.intervals):
+                low, high = zip(*(pair for pair in record.intervals if pair), strict=True)
+                axes.fill_between(record.alphas, 100 * np.array(low), 100 * np.array(high), color="#e6e9ec")
             axes.axhline(0, linestyle="--", color="#9aa3ab", linewidth=1.2)
-            axes.plot(own.alphas, 100 * np.array(own.above_line), "o-", color=CURVE, markersize=3)
-            axes.set_title(set_name(own.set, found.reference), parse_math=False)
-        for axes in panels.flat[len(found.connectivity) :]:
+            axes.plot(record.alphas, 100 * np.array(record.above_line), "o-", color=CURVE, markersize=3)
+            axes.set_title(set_name(record.set, diagnosis.reference), parse_math=False)
+        for axes in panels.flat[len(diagnosis.connectivity) :]:
             axes.set_axis_off()
         figure.supxlabel("alpha", fontsize=10)
         figure.supylabel("points above the line between the ends", fontsize=10)
     return figure
 
 
-def _loss_height(own: LossRecord) -> str:
-    return _at(with_interval(own.above_line[own.alphas.index(own.barrier_alpha)], plain), own.barrier_alpha)
+def _loss_height(record: LossRecord) -> str:
+    return _at(with_interval(record.above_line[record.alphas.index(record.barrier_alpha)], plain), record.barrier_alpha)
 
 
 def _at(text: str, alpha: float) -> str:
@@ -79,7 +91,7 @@ def _at(text: str, alpha: float) -> str:
     return f"{head} at {alpha:g} ({tail}" if tail else f"{head} at {alpha:g}"
 
 
-def _verdict(own: ConnectivityRecord) -> str:
-    if own.clearly_under:
-        return f"fails at {', '.join(f'{alpha:g}' for alpha in own.clearly_under)}"
-    return "holds" if own.observation_1 else "not clearly under"
+def _verdict(record: ConnectivityRecord) -> str:
+    if record.clearly_under:
+        return f"fails at {', '.join(f'{alpha:g}' for alpha in record.clearly_under)}"
+    return "holds" if record.observation_1 else "does not clearly fail"

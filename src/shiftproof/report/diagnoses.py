@@ -1,4 +1,4 @@
-"""Every table and figure of a run's diagnoses, and the captions of the figures."""
+"""All tables and figures of a run's diagnoses, and the captions of the figures."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from shiftproof.report.tables import Table
 from shiftproof.report.windows import hard_edge_tables
 
 Form = Callable[[float], str]
-# Of each kind of figure: what it shows in place of itself, and its caption.
+# The alternative text and the caption of each kind of figure.
 _EXPLAINED = {
     "overrides": (
-        "Bars, one a set: whom the ensemble follows. The table of overrides holds the numbers.",
-        "Whom the ensemble follows on the images where zero-shot and fine-tuned disagree, whoever is right.",
+        "Bars for each set that show which model the ensemble follows. The table of overrides holds the numbers.",
+        "Which model the ensemble follows on the images for which zero-shot and fine-tuned disagree, whichever is "
+        "right.",
     ),
     "connectivity": (
         "Accuracy above the straight line between the path's ends, set by set.",
-        "Accuracy along the alpha path minus the straight line between its ends: above 0 throughout means that there "
-        "is no "
-        "barrier. The bands are paired intervals.",
+        "Accuracy along the alpha path minus the straight line between its ends. If it is above 0 everywhere, there is "
+        "no barrier. The bands are paired intervals.",
     ),
     "layers": (
         "A heat map of CKA between the layers of two models.",
-        "CKA between every layer of zero-shot and every layer of fine-tuned: 1 is alike up to rotation and scale.",
+        "CKA between every layer of zero-shot and every layer of fine-tuned. A value of 1 means that the layers "
+        "represent the images alike, up to rotation and scale.",
     ),
     "plane": (
         "Error in the plane through zero-shot and two fine-tuned models.",
-        "Error in the plane of weights through zero-shot and its fine-tunings on two halves of the reference. The "
-        "axes are "
-        "distances of weights.",
+        "Error in the plane through the weights of zero-shot and of two models that were fine-tuned from it on two "
+        "halves of the reference. The axes are distances in weight space.",
     ),
 }
 
 
 def explanation(stem: str) -> tuple[str, str] | None:
-    """What a figure of the diagnoses shows, and its caption, by its file's name without the ending; None of others.
+    """Returns the alternative text and the caption of a figure of the diagnoses, or None if it is another figure.
+
+    ``stem`` is the name of the figure's file without its suffix.
 
     >>> explanation("path") is None
     True
@@ -56,28 +58,30 @@ def explanation(stem: str) -> tuple[str, str] | None:
     return (alt, f"On {name}: {caption}") if name else (alt, caption)
 
 
-def diagnosis_tables(found: DiagnosisRecord) -> tuple[Table, ...]:
-    """Every table, in the order in which they tell the story."""
-    about = found.clusters, found.reference
-    tables: list[Table | None] = [difference_table(found)]
-    apart = [pair for pair in found.pairs if "ensemble" not in (pair.first, pair.second)]  # the rest is in the file
-    tables += [*pair_tables(apart, found.overrides, *about), diversity_table(found)]
-    if found.connectivity:
-        tables.append(connectivity_table(found.connectivity, found.losses, *about))
-    for path in found.other_paths:
-        tables.append(connectivity_table(path.connectivity, path.losses, *about, f"Connected? {path.name}"))
-    tables += [calibration_table(found), robustness_table(found), group_measures_table(found)]
-    tables += [layers_table(record) for record in found.layers]
-    tables += () if found.strong_edge is None else hard_edge_tables(found.strong_edge)
-    tables.append(movement_table(found.movement))
+def diagnosis_tables(diagnosis: DiagnosisRecord) -> tuple[Table, ...]:
+    """Returns all tables of a diagnosis, in the order in which the report shows them."""
+    about = diagnosis.clusters, diagnosis.reference
+    tables: list[Table | None] = [difference_table(diagnosis)]
+    apart = [pair for pair in diagnosis.pairs if "ensemble" not in (pair.first, pair.second)]  # the file holds the rest
+    tables += [*pair_tables(apart, diagnosis.overrides, *about), diversity_table(diagnosis)]
+    if diagnosis.connectivity:
+        tables.append(connectivity_table(diagnosis.connectivity, diagnosis.losses, *about))
+    for path in diagnosis.other_paths:
+        tables.append(
+            connectivity_table(path.connectivity, path.losses, *about, f"Is this path connected? {path.name}")
+        )
+    tables += [calibration_table(diagnosis), robustness_table(diagnosis), group_measures_table(diagnosis)]
+    tables += [layers_table(record) for record in diagnosis.layers]
+    tables += () if diagnosis.strong_edge is None else hard_edge_tables(diagnosis.strong_edge)
+    tables.append(movement_table(diagnosis.movement))
     return tuple(table for table in tables if table is not None)
 
 
-def diagnosis_figures(found: DiagnosisRecord) -> dict[str, Figure | None]:
-    """Every figure by its file's name; None where what it shows was not measured."""
+def diagnosis_figures(diagnosis: DiagnosisRecord) -> dict[str, Figure | None]:
+    """Returns all figures by the names of their files; a figure is None if its quantity was not measured."""
     return {
-        "overrides.png": override_figure(found),
-        "connectivity.png": connectivity_figure(found),
-        **{f"layers-{record.set}.png": layers_figure(record, "zero-shot", "fine-tuned") for record in found.layers},
-        **{f"plane-{record.set}.png": plane_figure(record, *HALVES) for record in found.planes},
+        "overrides.png": override_figure(diagnosis),
+        "connectivity.png": connectivity_figure(diagnosis),
+        **{f"layers-{record.set}.png": layers_figure(record, "zero-shot", "fine-tuned") for record in diagnosis.layers},
+        **{f"plane-{record.set}.png": plane_figure(record, *HALVES) for record in diagnosis.planes},
     }

@@ -1,4 +1,4 @@
-"""Every figure of the report: the alpha path against the reference, for the mean and for each shift."""
+"""Figures of the alpha path against the reference, for the mean of the shifts and for each shift."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shiftproof.report.comparisons import (
 )
 from shiftproof.storage import write_atomically
 
-# Okabe and Ito's colours; the markers differ as well, so that no reading rests on colour.
+# Okabe and Ito's colours. The markers differ too, so that the figures can be read without colour.
 CURVE = "#5f6b76"
 MARKS: dict[str, dict[str, Any]] = {
     "zero_shot": {"color": "#7b3294", "marker": "*", "markersize": 16},
@@ -49,12 +49,14 @@ STYLE: Any = {
 
 
 def path_figure(run: RunRecord) -> Figure:
-    """The alpha path as WiSE-FT draws it: the natural shifts' mean against the reference (test split).
+    """Draws the alpha path as in WiSE-FT: the mean of the natural shifts against the reference (test split).
 
-    Where no shift is natural, all shifts are averaged; where there is no shift, the reference is drawn
-    over alpha. Horizontal bars are the reference's interval. Vertical bars are the mean's: the sets are
-    taken as independent, so the distances to their bounds add in squares, divided by their number. The
-    dashed line is what mixing the two ends' accuracies, instead of their weights, would give.
+    If no shift is natural, all shifts are averaged. If there is no shift, the accuracy on the reference is drawn over
+    alpha. Horizontal bars are the reference's interval and vertical bars are the mean's. For the latter the sets are
+    taken as independent: the distances to their bounds are added in quadrature and divided by the number of sets. The
+    dashed line is what mixing the accuracies of the two ends, instead of their weights, would give.
+
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 1.
     """
     shifts = headline_shifts(run)
     with matplotlib.rc_context(STYLE):
@@ -71,7 +73,7 @@ def path_figure(run: RunRecord) -> Figure:
 
 
 def shift_figure(run: RunRecord) -> Figure | None:
-    """One panel a shift, drawn as ``path_figure``; None where the run has no shift."""
+    """Draws one panel per shift in the style of ``path_figure``, or returns None if the run has no shift."""
     if not run.shifts:
         return None
     columns = min(len(run.shifts), 3)
@@ -84,7 +86,7 @@ def shift_figure(run: RunRecord) -> Figure | None:
             axes.set_title(f"{name} ({run.kinds[name]})", parse_math=False)
         for axes in panels.flat[len(run.shifts) :]:
             axes.set_axis_off()
-        # The last panel of every column carries the ticks: it may stand a row above the figure's edge.
+        # The lowest panel of every column has the tick labels; it need not be in the last row.
         for column in range(columns):
             below = [axes for axes in panels[:, column] if axes.axison][-1]
             below.tick_params(labelbottom=True)
@@ -95,7 +97,7 @@ def shift_figure(run: RunRecord) -> Figure | None:
 
 
 def figure_bytes(figure: Figure, kind: str = "png") -> bytes:
-    """The figure as a file's content, the same bytes for the same figure: no date, no software's name."""
+    """Returns the figure as the bytes of a file, without a date or a software name, so that they are reproducible."""
     buffer = io.BytesIO()
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with matplotlib.rc_context(STYLE):
@@ -104,7 +106,7 @@ def figure_bytes(figure: Figure, kind: str = "png") -> bytes:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure atomically, in the format that the path's ending names."""
+    """Writes a figure atomically, in the format given by the suffix of the path, and returns the path."""
     path = Path(path)
     content = figure_bytes(figure, path.suffix.lstrip(".").lower() or "png")
     return write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -164,7 +166,7 @@ def _draw_path(
 
 
 def _draw_over_alpha(axes: Axes, run: RunRecord) -> None:
-    """A run without shifts: the reference's accuracy over alpha."""
+    """Draws the accuracy on the reference over alpha, for a run without shifts."""
     reference = (run.reference,)
     estimates = [point_estimate(point, reference) for point in run.path.points]
     heights = [100 * estimate.value for estimate in estimates]
@@ -189,21 +191,21 @@ def _centres(points: Sequence[tuple[Estimate, Estimate]]) -> tuple[list[float], 
 
 
 def _label_alphas(axes: Axes, run: RunRecord, points: Sequence[tuple[Estimate, Estimate]]) -> None:
-    """Writes alphas beside the curve, away from the dashed line, leaving out those that would crowd."""
+    """Writes alphas beside the curve, away from the dashed line, except those that would be too close to others."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     xs, ys = _centres(points)
     places = [((x - left) / (right - left), (y - low) / (high - low)) for x, y in zip(xs, ys, strict=True)]
     inner = [i for i, alpha in enumerate(run.path.alphas) if alpha not in (0.0, 1.0)]
-    # The chosen alpha comes first, then tenths of even number, so that these survive the crowding.
+    # The chosen alpha comes first, then even tenths, so that these are labelled before the others.
     inner.sort(key=lambda i: (not same_alpha(run.path.alphas[i], run.alpha), round(run.path.alphas[i] * 10, 6) % 2, i))
-    kept = [places[0], places[-1]]
+    labelled = [places[0], places[-1]]
     for i in inner:
-        if min(math.dist(places[i], place) for place in kept) < 0.085:
+        if min(math.dist(places[i], place) for place in labelled) < 0.085:
             continue
-        kept.append(places[i])
+        labelled.append(places[i])
         chosen = same_alpha(run.path.alphas[i], run.alpha)
         right, up = _outward(places, i)
-        # Into a corner between the two bars, which run along the axes.
+        # The label goes into a corner between the two bars, which are parallel to the axes.
         gap = 7 if chosen else 3.5
         axes.annotate(
             f"alpha {run.path.alphas[i]:g}" if chosen else f"{run.path.alphas[i]:g}",
@@ -220,7 +222,7 @@ def _label_alphas(axes: Axes, run: RunRecord, points: Sequence[tuple[Estimate, E
 
 
 def _outward(places: Sequence[tuple[float, float]], i: int) -> tuple[int, int]:
-    """The corner (right or left, up or down) across the curve at i, on the side away from the line of ends."""
+    """Returns the direction (right or left, up or down) of a label at i: off the curve, away from the dashed line."""
     (x0, y0), (x1, y1), (x, y) = places[0], places[-1], places[i]
     above = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) >= 0
     (xa, ya), (xb, yb) = places[i - 1], places[i + 1]

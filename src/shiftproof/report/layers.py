@@ -1,4 +1,4 @@
-"""Two classifiers compared layer by layer: a heat map of their CKA, and its diagonal in words."""
+"""Two classifiers compared layer by layer: a heat map of their CKA, and a table of the layers that both have."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from shiftproof.records.comparisons import LayersRecord
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table
 
-_COLOURS = "cividis"  # rises evenly in lightness, for every kind of colour vision
-_DARK = 0.45  # below it cividis is dark enough for white text
+_COLOURS = "cividis"  # its lightness increases evenly, for all kinds of colour vision
+_DARK = 0.45  # below this value, cividis is dark enough for white text
 
 
 def layers_figure(record: LayersRecord, first_name: str, second_name: str) -> Figure:
-    """The CKA of every two layers, the first's from bottom to top in depth; what has none is left white.
+    """Draws the CKA of every two layers, with the layers of the first classifier from bottom to top.
 
-    Negative debiased values have the colour of 0; the text in a cell is its value.
+    A pair without a value is left white. Negative debiased values have the colour of 0; the text in a cell is its
+    value.
     """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         rows, columns = len(record.first), len(record.second)
         figure = Figure(figsize=(3.4 + 0.42 * columns, 2.6 + 0.34 * rows), layout="constrained")
         axes = figure.subplots()
         values = np.array(record.values, dtype=np.float64)
-        drawn = axes.imshow(values, cmap=_COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
+        image = axes.imshow(values, cmap=_COLOURS, vmin=0, vmax=1, origin="lower", aspect="auto")
         _write_values(axes, record)
         axes.set_xticks(range(columns), short_names(record.second), rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(rows), short_names(record.first), fontsize=8)
@@ -34,12 +35,12 @@ def layers_figure(record: LayersRecord, first_name: str, second_name: str) -> Fi
         axes.set_xlabel(f"layers of {second_name}", parse_math=False)
         axes.set_ylabel(f"layers of {first_name}", parse_math=False)
         axes.set_title(f"{record.set}, {record.n:,} images", parse_math=False)
-        figure.colorbar(drawn, ax=axes, label=_measure(record))
+        figure.colorbar(image, ax=axes, label=_measure(record))
     return figure
 
 
 def layers_table(record: LayersRecord) -> Table:
-    """The layers that both classifiers have under one name, in the first's order, with their CKA."""
+    """Returns the CKA of the layers whose names both classifiers share, in the order of the first classifier."""
     rows = []
     for name, values in zip(record.first, record.values, strict=True):
         if name in record.second:
@@ -47,15 +48,15 @@ def layers_table(record: LayersRecord) -> Table:
             rows.append((name, ABSENT if value is None else f"{value:.3f}"))
     title = f"Layers of the same name, on {record.n:,} images of {record.set}"
     note = (
-        "1 says that the two layers tell images apart alike, up to a rotation, a scale and a shift; maps and tokens "
-        f"are averaged over their places first. {ABSENT} stands where a layer does not vary, or too little for so few "
-        "images."
+        "A value of 1 means that the two layers represent the images alike, up to rotation, scale and shift. "
+        f"Feature maps and tokens are averaged over their positions first. {ABSENT} marks a layer that does not vary, "
+        "or varies too little for so few images."
     )
     return Table(title, ("layer", _measure(record)), tuple(rows), note)
 
 
 def short_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Layer names without the path that all dotted ones begin with.
+    """Returns the layer names without the prefix that all dotted names share.
 
     >>> short_names(("encoder.trunk.stem", "encoder.trunk.blocks.0", "features"))
     ('stem', 'blocks.0', 'features')

@@ -1,4 +1,4 @@
-"""How far fine-tuning moved each layer, in a table."""
+"""A table of how far fine-tuning moved each layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _LAYERS_SHOWN = 10
 
 
 def movement_table(layers: Sequence[MovementRecord], shown: int | None = _LAYERS_SHOWN) -> Table:
-    """The ``shown`` layers that fine-tuning moved most, or all; cosines where another fine-tuning was compared."""
+    """Returns the ``shown`` layers that fine-tuning moved most, or all layers if ``shown`` is None.
+
+    There is a column of cosines if the movement was compared with that of another fine-tuning run.
+    """
     moved = sorted(layers, key=lambda layer: -layer.share)[:shown]
     compared = any(layer.cosine is not None for layer in layers)
     rows = tuple(
@@ -25,9 +28,10 @@ def movement_table(layers: Sequence[MovementRecord], shown: int | None = _LAYERS
         for m in moved
     )
     note = (
-        f"The {len(rows)} of {len(layers)} layers that moved most. Relative: distance over the start's norm, "
-        f"in per "
-        "cent; share: of all squared distances, in per cent. These are properties of the weights, not of a sample."
+        f"The table shows the {len(rows)} of {len(layers)} layers that moved most. The relative distance is the "
+        "distance divided by the norm of the start's weights, and the share is the layer's part of the sum of all "
+        "squared distances, both in per cent. These are properties of the weights and not of a sample, so they have no "
+        "intervals."
     )
     return Table(
         "Which layers moved", ("layer", "distance", "relative", "share", *(("cosine",) if compared else ())), rows, note

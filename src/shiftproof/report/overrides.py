@@ -1,4 +1,4 @@
-"""Whom the ensemble follows where two models disagree, as tables and as a figure."""
+"""Tables and a figure of which model the ensemble follows if two models disagree."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ ENDS = ("zero-shot", "fine-tuned")
 
 
 def _rate_note(clusters: Mapping[str, str]) -> str:
-    """What the intervals of shares of disagreements are: those of single images are exact."""
+    """Describes the intervals of the shares of disagreements, which are exact if they resample single images."""
     exact = f"{100 * LEVEL:g} % Clopper-Pearson intervals over images"
     kinds = set(clusters.values())
     if kinds == {"sample"}:
-        return f"In brackets {exact}."
-    return resampling_note(clusters) + (f" Where images stand for themselves, {exact}." if "sample" in kinds else "")
+        return f"The {exact} are given in brackets."
+    return resampling_note(clusters) + (
+        f" Sets whose images are independent have {exact}." if "sample" in kinds else ""
+    )
 
 
 def override_table(
@@ -32,23 +34,25 @@ def override_table(
     reference: str = "",
     names: Sequence[str] = ENDS,
 ) -> Table:
-    """Whom the ensemble follows where two models of these names disagree, a row for every set."""
+    """Returns which of two models the ensemble follows if they disagree (in per cent), with one row per set.
+
+    ``names`` are the names of the two models. ``clusters`` gives, for every set, what its intervals resample.
+    """
     first, second = names
     rows = tuple(
         (
             set_name(name, reference),
-            f"{own.disagreements:,} of {own.n:,}",
-            *map(with_interval, (own.zero_shot, own.fine_tuned, own.neither)),
-            with_interval(own.lead, signed_points),
-            with_interval(own.beyond_both),
+            f"{record.disagreements:,} of {record.n:,}",
+            *map(with_interval, (record.zero_shot, record.fine_tuned, record.neither)),
+            with_interval(record.lead, signed_points),
+            with_interval(record.beyond_both),
         )
-        for name, own in overrides.items()
+        for name, record in overrides.items()
     )
     note = (
-        f"In per cent of the images on which the two disagree; who is right plays no part. The lead is {first}'s share "
-        f"minus {second}'s, in points. The last column: of the "
-        "images that "
-        f"the ensemble wins over {second}, the share that {first} gets wrong, too. " + _rate_note(clusters)
+        "In per cent of the images on which the two models disagree, whichever of them is right. The lead is "
+        f"{first}'s share minus {second}'s, in points. The last column is, among the images that the ensemble gains "
+        f"over {second}, the share that {first} gets wrong too. " + _rate_note(clusters)
     )
     header = (
         "set",
@@ -59,7 +63,7 @@ def override_table(
         f"{first}'s lead",
         "gained beyond both",
     )
-    return Table("Whom the ensemble follows", header, rows, note)
+    return Table("Which model the ensemble follows", header, rows, note)
 
 
 def right_override_table(
@@ -68,27 +72,32 @@ def right_override_table(
     reference: str = "",
     names: Sequence[str] = ENDS,
 ) -> Table | None:
-    """Overrides apart by who of two models of these names was right; None without labels."""
+    """Returns the overrides by which of the two models was right, or None if there were no labels."""
     shown = dict(zip(("zero_shot", "fine_tuned"), names, strict=True))
     rows = tuple(
-        (set_name(name, reference), who, f"{own.disagreements:,}", *map(with_interval, (own.zero_shot, own.fine_tuned)))
-        for name, followed in overrides.items()
-        for who, own in ((shown.get(right, right), part) for right, part in followed.by_right.items())
+        (
+            set_name(name, reference),
+            shown.get(right, right),
+            f"{part.disagreements:,}",
+            *map(with_interval, (part.zero_shot, part.fine_tuned)),
+        )
+        for name, record in overrides.items()
+        for right, part in record.by_right.items()
     )
-    note = "In per cent of those disagreements. " + _rate_note(clusters)
-    header = ("set", "who was right", "disagreements", *(f"{name} prevails" for name in names))
-    return Table("Whom the ensemble follows, by who was right", header, rows, note) if rows else None
+    note = "In per cent of the disagreements in the row. " + _rate_note(clusters)
+    header = ("set", "correct model", "disagreements", *(f"{name} prevails" for name in names))
+    return Table("Which model the ensemble follows, by which model is correct", header, rows, note) if rows else None
 
 
-def override_figure(found: DiagnosisRecord) -> Figure:
-    """Stacked bars, one a set: whom the ensemble follows; the intervals are those of each part."""
-    names = [name for name in found.sets if found.overrides[name].disagreements]
+def override_figure(diagnosis: DiagnosisRecord) -> Figure:
+    """Draws a stacked bar for each set: the shares of the disagreements in which the ensemble follows each model."""
+    names = [name for name in diagnosis.sets if diagnosis.overrides[name].disagreements]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 1.1 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(names))
         for part, label in (("zero_shot", "zero-shot"), ("neither", "neither"), ("fine_tuned", "fine-tuned")):
-            widths = np.array([100 * _part(found.overrides[name], part) for name in names])
+            widths = np.array([100 * _part(diagnosis.overrides[name], part) for name in names])
             colour = "#c9cfd5" if part == "neither" else MARKS[part]["color"]
             axes.barh(range(len(names)), widths, left=left, color=colour, label=label, height=0.7)
             for row, (start, width) in enumerate(zip(left, widths, strict=True)):
@@ -96,15 +105,15 @@ def override_figure(found: DiagnosisRecord) -> Figure:
                     tint = "#1f262d" if part == "neither" else "white"
                     axes.text(start + width / 2, row, f"{width:.0f}", ha="center", va="center", color=tint, fontsize=9)
             left += widths
-        axes.set_yticks(range(len(names)), [set_name(name, found.reference) for name in names])
+        axes.set_yticks(range(len(names)), [set_name(name, diagnosis.reference) for name in names])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.grid(False)
-        axes.set_xlabel("whom the ensemble follows where the two disagree, in % of the disagreements")
+        axes.set_xlabel("model that the ensemble follows, in % of the disagreements")
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _part(own: FollowedRecord, part: str) -> float:
-    found: Measured | None = getattr(own, part)
-    return found.value if found is not None else 0.0
+def _part(record: FollowedRecord, part: str) -> float:
+    share: Measured | None = getattr(record, part)
+    return share.value if share is not None else 0.0

@@ -1,4 +1,4 @@
-"""The report: one HTML page that works offline, with every table, figure and thumbnail inside it."""
+"""The report: a single HTML page that works offline and contains all tables, figures and thumbnails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shiftproof.storage import read_json, write_atomically, write_text
 
 @dataclass(frozen=True)
 class _Section:
-    """One run as the template shows it."""
+    """One run, as the template shows it."""
 
     name: str
     run: RunRecord
@@ -41,7 +41,7 @@ class _Section:
     path: Table
     rules: Table | None
     images: dict[str, str]
-    explained: tuple[tuple[str, str, str], ...]  # (image, what it shows in its place, caption)
+    explained: tuple[tuple[str, str, str], ...]  # (image, alternative text, caption)
     diagnosis: tuple[Table, ...]
     samples: dict[str, list[Sample]]
     mapped: bool
@@ -50,38 +50,41 @@ class _Section:
 
 
 def render_report(run_directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the report of one run, or of several runs (seeds) of one suite; returns the page's path.
+    """Writes the report of one run, or of several runs (seeds) of one suite, and returns the path of the page.
 
-    One run: ``figures/path.png``, ``figures/shifts.png`` and ``report.html`` in its directory, or the page at
-    ``out``. Several runs: one page at ``out``, the run directories stay as they are. ``out`` is an ``.html``
-    file or a directory. Read are ``summary.json`` and, where they exist, ``rules.json``, ``diagnosis.json``,
-    ``results.jsonl`` and ``samples/samples.json``. The same runs give the same bytes.
+    For one run, the figures go to ``figures/`` in its directory, and the page to ``report.html`` there or to ``out``.
+    For several runs, one page is written to ``out`` and the run directories are not changed. ``out`` is an ``.html``
+    file or a directory. The report is made from each run's ``summary.json`` and, if they exist, ``rules.json``,
+    ``diagnosis.json``, ``results.jsonl`` and ``samples/samples.json``. The same runs give the same bytes.
+
+    Raises an InputError if there is no run, if a file is missing or damaged, if the runs are of different suites, or
+    if there are several runs and no ``out``.
     """
     directories = [Path(directory) for directory in run_directories]
     target = _target(directories, out)
     runs = [read_run(directory) for directory in directories]
-    found = [read_diagnosis(directory) for directory in directories]
-    seeds = seeds_table(runs, found) if len(runs) > 1 else None
-    figures = [_figures(run, own) for run, own in zip(runs, found, strict=True)]
+    diagnoses = [read_diagnosis(directory) for directory in directories]
+    seeds = seeds_table(runs, diagnoses) if len(runs) > 1 else None
+    figures = [_figures(run, diagnosis) for run, diagnosis in zip(runs, diagnoses, strict=True)]
     repeated = len({run.seed for run in runs}) < len(runs)
-    sections = [_section(*parts, repeated) for parts in zip(directories, runs, found, figures, strict=True)]
-    # Nothing is written before everything is read and drawn.
+    sections = [_section(*parts, repeated) for parts in zip(directories, runs, diagnoses, figures, strict=True)]
+    # Everything is read and drawn before anything is written.
     if len(runs) == 1:
         folder = directories[0] / "figures"
         for name, content in figures[0].items():
             write_atomically(folder / name, functools.partial(_fill, content=content))
         for path in folder.glob("*.png"):
-            if path.name not in figures[0] and explanation(path.stem):  # of an earlier diagnosis
+            if path.name not in figures[0] and explanation(path.stem):  # left by an earlier diagnosis
                 path.unlink()
     return write_text(target, _html(sections, seeds))
 
 
 def read_run(directory: Path) -> RunRecord:
-    """The record in a run directory's ``summary.json``; an InputError names the file and the way out."""
+    """Reads the record in a run directory's ``summary.json``. Raises an InputError if it is missing or damaged."""
     path = directory / "summary.json"
     if not path.exists():
         raise InputError(
-            f"{path} does not exist; a run writes it when it is done. Check the directory, or finish the run "
+            f"{path} does not exist; a run writes it when it is finished. Check the directory, or finish the run "
             "with `shiftproof run run.yaml`."
         )
     value = read_json(path)
@@ -90,12 +93,15 @@ def read_run(directory: Path) -> RunRecord:
         _require_whole(run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
-        raise InputError(f"{path} is damaged or of another version ({reason}). Run again to write it.") from error
+        raise InputError(f"{path} is damaged or was written by another version ({reason}). Repeat the run.") from error
     return run
 
 
 def read_diagnosis(directory: Path) -> DiagnosisRecord | None:
-    """The record in a run directory's ``diagnosis.json``, None where there is none; damage is an InputError."""
+    """Reads the record in a run directory's ``diagnosis.json``, or returns None if there is none.
+
+    Raises an InputError if the file is damaged.
+    """
     path = directory / "diagnosis.json"
     if not path.exists():
         return None
@@ -104,14 +110,13 @@ def read_diagnosis(directory: Path) -> DiagnosisRecord | None:
         return from_json(DiagnosisRecord, value, "the diagnosis")
     except (InputError, AttributeError) as error:
         raise InputError(
-            f"{path} is damaged or of another version ({error}). Write it anew with `shiftproof diagnose run "
-            f"{directory}`, "
-            "or delete it to report without the diagnoses."
+            f"{path} is damaged or was written by another version ({error}). Regenerate it with `shiftproof diagnose "
+            f"run {directory}`, or delete it to make the report without diagnoses."
         ) from error
 
 
 def earlier_diagnosis(directory: Path) -> DiagnosisRecord | None:
-    """The record in a run directory's ``diagnosis.json``, None where there is none that can be read."""
+    """Reads the record in a run directory's ``diagnosis.json``, or returns None if it is missing or damaged."""
     try:
         return read_diagnosis(directory)
     except InputError:
@@ -124,8 +129,8 @@ def _target(directories: Sequence[Path], out: Path | None) -> Path:
     if out is None:
         if len(directories) > 1:
             raise InputError(
-                f"{len(directories)} runs share one page, which belongs to none of them. "
-                "Say where to write it: `out=report.html`."
+                f"the report of {len(directories)} runs belongs to none of their directories. "
+                "Set the file to write, as in `out=report.html`."
             )
         return directories[0] / "report.html"
     out = Path(out)
@@ -133,7 +138,7 @@ def _target(directories: Sequence[Path], out: Path | None) -> Path:
 
 
 def _require_whole(run: RunRecord) -> None:
-    """Raises a KeyError, TypeError or InputError where a number that the page shows is absent or no fraction."""
+    """Raises a KeyError, TypeError or InputError if an accuracy that the page shows is missing or is not a fraction."""
     for name in run.sets:
         numbers: list[float] = []
         for record in (run.models[model][name] for model in MODEL_NAMES):
@@ -158,7 +163,8 @@ def _read_results(directory: Path) -> list[AccuracyRecord]:
         return [from_json(AccuracyRecord, json.loads(line), "a line") for line in lines if line.strip()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without class changes."
+            f"{path} is damaged ({error!r}). Repeat the run, or delete the file to make the report without the "
+            "table of classes."
         ) from error
 
 
@@ -171,20 +177,21 @@ def _read_rules(directory: Path) -> Table | None:
         return rules_table(from_json(RulesRecord, value, "the comparison of rules"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path} is damaged ({error!r}). Run again to write it, or delete it to report without the rules."
+            f"{path} is damaged ({error!r}). Repeat the run, or delete the file to make the report without the "
+            "table of rules."
         ) from error
 
 
-def _figures(run: RunRecord, found: DiagnosisRecord | None) -> dict[str, bytes]:
-    """The figures' files by name."""
+def _figures(run: RunRecord, diagnosis: DiagnosisRecord | None) -> dict[str, bytes]:
+    """Returns the content of the figures by the names of their files."""
     images = {"path.png": path_figure(run), "shifts.png": shift_figure(run)}
-    if found is not None:
-        images |= diagnosis_figures(found)
+    if diagnosis is not None:
+        images |= diagnosis_figures(diagnosis)
     return {name: figure_bytes(figure) for name, figure in images.items() if figure is not None}
 
 
 def _section(
-    directory: Path, run: RunRecord, found: DiagnosisRecord | None, images: dict[str, bytes], repeated: bool
+    directory: Path, run: RunRecord, diagnosis: DiagnosisRecord | None, images: dict[str, bytes], repeated: bool
 ) -> _Section:
     shifts, samples = headline_shifts(run), read_samples(directory)
     shown = {Path(name).stem: data_uri(content) or "" for name, content in images.items()}
@@ -193,14 +200,14 @@ def _section(
         name=f"Seed {run.seed}{where}",
         run=run,
         verdict=verdict(run),
-        accuracy=accuracy_table(run, found),
+        accuracy=accuracy_table(run, diagnosis),
         groups=group_table(run),
         classes=class_table(run, _read_results(directory)),
         path=path_table(run),
         rules=_read_rules(directory),
         images=shown,
-        explained=tuple((shown[stem], *told) for stem in shown if (told := explanation(stem)) is not None),
-        diagnosis=() if found is None else diagnosis_tables(found),
+        explained=tuple((shown[stem], *texts) for stem in shown if (texts := explanation(stem)) is not None),
+        diagnosis=() if diagnosis is None else diagnosis_tables(diagnosis),
         samples=_by_set(run, samples),
         mapped=any(sample.maps for sample in samples),
         headline=headline_name(run),
@@ -209,7 +216,7 @@ def _section(
 
 
 def _by_set(run: RunRecord, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """The samples by set, in the run's order of sets; sets that the run does not know come last."""
+    """Groups the samples by set in the run's order of sets; sets that the run does not have come last."""
     names = dict.fromkeys([*run.sets, *(sample.set for sample in samples)])
     groups = {name: [sample for sample in samples if sample.set == name] for name in names}
     return {name: group for name, group in groups.items() if group}

@@ -1,4 +1,4 @@
-"""The alpha path and the rules that choose alpha, in tables."""
+"""Tables of the alpha path and of the rules that choose alpha."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, ref
 
 
 def path_table(run: RunRecord) -> Table:
-    """Every alpha of the path, the chosen one marked, and last the oracle alphas, which read the shifts."""
+    """Returns the accuracies (in per cent) at every alpha of a run's path.
+
+    The chosen alpha is marked. The last row has the oracle alphas, each of which was chosen on the test set of its
+    column.
+    """
     shifts = headline_shifts(run)
     with_mean = len(shifts) > 1
     header = ("alpha", "validation", reference_name(run.reference), *run.shifts)
     rows = [_path_row(run, point, shifts if with_mean else ()) for point in run.path.points]
     oracle = run.path.oracle()
     best = (_oracle_cell(run.path.at(oracle[name]), name) for name in run.sets)
-    rows.append(("oracle (read the shift)", ABSENT, *best, *((ABSENT,) if with_mean else ())))
+    rows.append(("oracle (chosen on the test set)", ABSENT, *best, *((ABSENT,) if with_mean else ())))
     note = (
-        f"The rule “{run.alpha_rule}” chose alpha {run.alpha:g} and saw no shift. The oracle row says which "
-        "alpha would have been best on each test set; it looked at the very numbers it maximises, so it is "
-        f"for reading only and not a result. On the reference it read the test split. In brackets the "
-        f"{interval_name(run)}"
+        f"The rule “{run.alpha_rule}” chose alpha {run.alpha:g} without using any shift. The oracle row shows which "
+        "alpha would have been best on each test set (on the reference: on its test split). That alpha was chosen with "
+        "the very numbers that it maximises, so the row is for information only and is not a result. "
+        f"The {interval_name(run)} is given in brackets"
         f"{'; that of the mean is propagated from its sets, taken as independent' if with_mean else ''}."
     )
     mean = (f"mean of {run.kinds[shifts[0]]}",) if with_mean else ()
@@ -32,7 +36,7 @@ def path_table(run: RunRecord) -> Table:
 
 
 def sweep_table(path: PathRecord) -> Table:
-    """Every alpha of a path that belongs to no run: validation, reference and shifts with their intervals."""
+    """Returns the accuracies (in per cent) at every alpha of a path that does not belong to a run."""
     sets = (path.reference, *path.shifts)
     rows = tuple(
         (
@@ -43,11 +47,16 @@ def sweep_table(path: PathRecord) -> Table:
         for point in path.points
     )
     header = ("alpha", "validation", reference_name(path.reference), *path.shifts)
-    return Table("The alpha path: accuracy in per cent", header, rows, "In brackets the 95 % Clopper-Pearson interval.")
+    return Table(
+        "The alpha path: accuracy in per cent", header, rows, "The 95 % Clopper-Pearson interval is given in brackets."
+    )
 
 
 def rules_table(rules: RulesRecord) -> Table:
-    """The rules that choose alpha: what each gives and how far it is from alpha 0.5; last the oracles, marked."""
+    """Returns the alpha that each rule chooses, and its accuracy minus that of alpha 0.5 (in points).
+
+    The last row has the oracles.
+    """
     sets = (rules.reference, *rules.shifts)
     with_mean = len(rules.averaged) > 1
     rows = []
@@ -62,16 +71,14 @@ def rules_table(rules: RulesRecord) -> Table:
     if with_mean:
         of_mean = rules.rule("oracle", "mean")
         cells.append(_against_half(of_mean.mean_difference, f" at {of_mean.alpha:g}"))
-    rows.append(("oracle (reads the shift; for the report only)", ABSENT, *cells))
+    rows.append(("oracle (chosen on the test set)", ABSENT, *cells))
     header = ("rule", "alpha", reference_name(rules.reference), *rules.shifts)
     mean = (f"mean of {len(rules.averaged)} shifts",) if with_mean else ()
     note = (
-        f"In brackets the paired {100 * rules.level:g} % bootstrap interval. The rules read the validation split at "
-        f"most. "
-        "An oracle took the alpha that is best on the very column that it stands in (on the reference: on its test "
-        "split), "
-        "so it bounds what a rule could gain and is no result. The accuracies themselves stand in the table of every "
-        "alpha."
+        f"The paired {100 * rules.level:g} % bootstrap interval is given in brackets. The rules use at most the "
+        "validation split. The oracle of a column is the alpha that is best in that column (on the reference: on its "
+        "test split), so it bounds what a rule could gain and is not a result. The table of every alpha has the "
+        "accuracies themselves."
     )
     return Table("Choosing alpha: accuracy minus that of alpha 0.5, in points", (*header, *mean), tuple(rows), note)
 
@@ -86,7 +93,7 @@ def _against_half(difference: MeanRecord | None, at: str = "") -> str:
 
 
 def _validation_cell(point: PathPoint) -> str:
-    if point.validation_interval is None:  # a path of an older version
+    if point.validation_interval is None:  # a path written by an older version
         return f"{per_cent(point.validation)} (no interval)"
     return accuracy_cell(point.validation, point.validation_interval)
 

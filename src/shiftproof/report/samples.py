@@ -1,4 +1,4 @@
-"""The samples of a run: thumbnails with each model's answer, read from ``samples/samples.json``."""
+"""The samples of a run: thumbnails with the predictions of every model, read from ``samples/samples.json``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shiftproof.errors import InputError, require_between
 from shiftproof.records.runs import MODELS
 from shiftproof.storage import read_json
 
-# By content, not by ending: what a browser is told must be what the bytes are.
+# The type comes from the content and not from the suffix, because the browser is given the bytes.
 _SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 _SMALL = 112
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's prediction for one sample, its confidence, and whether it is the true class."""
+    """A model's prediction for one sample, its confidence (0 to 1), and whether it is the true class."""
 
     prediction: str
     confidence: float
@@ -33,9 +33,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Sample:
-    """One test image with its true class; ``image`` is a data URI, ``small`` asks for sharp enlarging.
+    """A test image with its true class and each model's answer.
 
-    ``maps`` are data URIs of the image with each model's class activation map over it, where the run made them.
+    ``image`` is a data URI, and ``small`` says that the image should be enlarged without smoothing. ``maps`` are data
+    URIs of the image with each model's class activation map over it; it is empty if the run has no maps.
     """
 
     set: str
@@ -48,7 +49,10 @@ class Sample:
 
 
 def read_samples(directory: Path) -> tuple[Sample, ...]:
-    """The samples of a run directory, none where it has no ``samples/samples.json``."""
+    """Reads the samples of a run directory; there are none if it has no ``samples/samples.json``.
+
+    Raises an InputError if the file, or an image that it names, is missing or damaged.
+    """
     path = directory / "samples" / "samples.json"
     if not path.exists():
         return ()
@@ -59,13 +63,13 @@ def read_samples(directory: Path) -> tuple[Sample, ...]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path} is damaged ({error!r}). Run again to write it anew, or delete the folder "
-            f"{path.parent} to report without samples."
+            f"{path} is damaged ({error!r}). Repeat the run, or delete the folder {path.parent} to make the report "
+            "without samples."
         ) from error
 
 
 def data_uri(content: bytes) -> str | None:
-    """An image's bytes as a data URI, or None where they are no PNG, JPEG or WebP.
+    """Returns the bytes of an image as a data URI, or None if they are not a PNG, JPEG or WebP image.
 
     >>> data_uri(b"GIF89a") is None
     True
@@ -81,16 +85,18 @@ def _sample(entry: Mapping[str, Any], folder: Path) -> Sample:
     content = _thumbnail(folder, str(entry["file"]))
     uri = data_uri(content)
     if uri is None:
-        raise InputError(f"{folder / entry['file']} is no PNG, JPEG or WebP image. Run again to write it anew.")
+        raise InputError(
+            f"{folder / entry['file']} is not a PNG, JPEG or WebP image. Repeat the run to write it again."
+        )
     answers = {model: _answer(entry["answers"][model], label) for model in MODELS}
-    # A PNG's width stands in its first chunk; only small images are enlarged, and only these stay sharp.
+    # The first chunk of a PNG has its width. Small images are enlarged without smoothing.
     small = uri.startswith("data:image/png") and int.from_bytes(content[16:20], "big") <= _SMALL
     maps = _maps(content, folder.parent / "maps", Path(str(entry["file"])).stem)
     return Sample(str(entry["set"]), str(entry["id"]), label, uri, small, answers, maps)
 
 
 def _maps(content: bytes, folder: Path, stem: str) -> dict[str, str]:
-    """The thumbnail under each model's map, none where the run has no maps of it."""
+    """Returns the thumbnail with each model's map over it; the result is empty if a map is missing."""
     files = {model: folder / f"{stem}-{model}.png" for model in MODELS}
     if not all(file.is_file() for file in files.values()):
         return {}
@@ -100,12 +106,13 @@ def _maps(content: bytes, folder: Path, stem: str) -> dict[str, str]:
 def _overlaid(content: bytes, file: Path) -> str:
     thumbnail = Image.open(io.BytesIO(content)).convert("RGB")
     try:
-        found = Image.open(file).convert("L").resize(thumbnail.size, Image.Resampling.BILINEAR)
+        heat = Image.open(file).convert("L").resize(thumbnail.size, Image.Resampling.BILINEAR)
     except OSError as error:
         raise InputError(
-            f"the map {file} cannot be read ({error}). Run again, or delete the folder {file.parent} to report without."
+            f"the map {file} cannot be read ({error}). Repeat the run, or delete the folder {file.parent} to make "
+            "the report without maps."
         ) from error
-    colours = Image.fromarray(matplotlib.colormaps["jet"](np.asarray(found), bytes=True)[..., :3])
+    colours = Image.fromarray(matplotlib.colormaps["jet"](np.asarray(heat), bytes=True)[..., :3])
     buffer = io.BytesIO()
     Image.blend(thumbnail, colours, 0.45).save(buffer, "JPEG", quality=80)
     return data_uri(buffer.getvalue()) or ""
@@ -118,13 +125,15 @@ def _answer(value: Mapping[str, Any], label: str) -> Answer:
 
 
 def _thumbnail(folder: Path, name: str) -> bytes:
-    # A name that leads out of the folder would put a foreign file into a page meant to be passed on.
+    # The page may be shared, so a name that points outside the folder must not put another file into it.
     if Path(name).name != name or not name:
-        raise InputError(f"{folder / 'samples.json'} names the file {name!r}; it must lie in {folder} itself.")
+        raise InputError(
+            f"{folder / 'samples.json'} names the file {name!r}; the file must lie in {folder} itself. Repeat the run."
+        )
     try:
         return (folder / name).read_bytes()
     except OSError as error:
         raise InputError(
             f"{folder / name}, which samples.json names, cannot be read ({error.strerror}). "
-            f"Run again, or delete the folder {folder} to report without samples."
+            f"Repeat the run, or delete the folder {folder} to make the report without samples."
         ) from error

@@ -1,4 +1,4 @@
-"""Several runs of one suite, seed by seed, in a table."""
+"""A table of several runs of one suite, seed by seed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_s
 from shiftproof.report.tables import ABSENT, Table, per_cent, signed_points, with_interval
 
 
-def seeds_table(runs: Sequence[RunRecord], found: Sequence[DiagnosisRecord | None] = ()) -> Table:
-    """Several runs of one suite: every seed of every model, and the range over the seeds.
+def seeds_table(runs: Sequence[RunRecord], diagnoses: Sequence[DiagnosisRecord | None] = ()) -> Table:
+    """Returns the accuracies (in per cent) of every seed of every model, and the range over the seeds.
 
-    All seeds are reported and none is picked. ``found`` are the runs' diagnoses: with all of them there, the paired
-    differences to the fine-tuned model of the same run are told as well.
+    All seeds are reported and none is selected. ``diagnoses`` are the diagnoses of the runs. If no run lacks one, the
+    paired differences (in points) to the fine-tuned model of the same run are shown as well.
+
+    Raises an InputError if there are no runs, or if they are of different suites.
     """
     first = _require_one_suite(runs)
-    known = [own for own in found if own is not None]
-    differing = len(known) == len(runs)
+    known = [diagnosis for diagnosis in diagnoses if diagnosis is not None]
+    all_diagnosed = len(known) == len(runs)
     rows: list[tuple[str, ...]] = []
     for model in MODEL_NAMES:
         numbers = [
-            _seed_numbers(run, model, own)
-            for run, own in zip(runs, known if differing else [None] * len(runs), strict=True)
+            _seed_numbers(run, model, diagnosis)
+            for run, diagnosis in zip(runs, known if all_diagnosed else [None] * len(runs), strict=True)
         ]
         for run, values in zip(runs, numbers, strict=True):
             rows.append((model_name(run, model), str(run.seed), *_seed_cells(values)))
@@ -35,13 +37,12 @@ def seeds_table(runs: Sequence[RunRecord], found: Sequence[DiagnosisRecord | Non
             rows.append((MODEL_NAMES[model], "range", *ranges))
     header = ("model", "seed", "reference", headline_name(first))
     note = (
-        f"All {len(runs)} seeds are shown, none is picked; the range is from the lowest to the highest seed. In "
-        f"brackets "
-        "95 % intervals."
+        f"All {len(runs)} seeds are shown and none is selected. The range is from the lowest to the highest seed. "
+        "95 % intervals are given in brackets."
     )
     if len({run.seed for run in runs}) < len(runs):
-        note += " Some seeds repeat: those runs differ in other settings, see their sections."
-    differences = ("to fine-tuned (reference, points)", "to fine-tuned (shifts, points)") if differing else ()
+        note += " Some runs have the same seed; they differ in other settings, which their sections show."
+    differences = ("to fine-tuned (reference, points)", "to fine-tuned (shifts, points)") if all_diagnosed else ()
     return Table("Every seed: accuracy in per cent", (*header, *differences), tuple(rows), note)
 
 
@@ -51,39 +52,39 @@ def _require_one_suite(runs: Sequence[RunRecord]) -> RunRecord:
     suites = {(run.suite, run.reference, run.shifts) for run in runs}
     if len(suites) > 1:
         listing = "; ".join(sorted(f"{suite} with {', '.join(shifts)}" for suite, _, shifts in suites))
-        raise InputError(f"the runs are of different suites ({listing}). Report each suite by itself.")
+        raise InputError(f"the runs are of different suites ({listing}). Make a separate report for each suite.")
     return runs[0]
 
 
 FORMATS: tuple[Callable[[float], str], ...] = (per_cent, per_cent, signed_points, signed_points)
 
 
-def _seed_numbers(run: RunRecord, model: str, found: DiagnosisRecord | None) -> tuple[Measured | None, ...]:
-    """Accuracy on the reference and on the headline shifts and, of a diagnosed run, their differences to fine-tuned."""
+def _seed_numbers(run: RunRecord, model: str, diagnosis: DiagnosisRecord | None) -> tuple[Measured | None, ...]:
+    """Returns the accuracies on the reference and the headline shifts, and with a diagnosis those minus fine-tuned."""
     sets = (run.reference,), headline_shifts(run)
-    own = [_seed_accuracy(run, model, names, found) for names in sets]
-    if found is None:
-        return tuple(own)
-    return (*own, *(_to_fine_tuned(model, names, found) for names in sets))
+    accuracies = [_seed_accuracy(run, model, names, diagnosis) for names in sets]
+    if diagnosis is None:
+        return tuple(accuracies)
+    return (*accuracies, *(_to_fine_tuned(model, names, diagnosis) for names in sets))
 
 
 def _seed_accuracy(
-    run: RunRecord, model: str, names: tuple[str, ...], found: DiagnosisRecord | None
+    run: RunRecord, model: str, names: tuple[str, ...], diagnosis: DiagnosisRecord | None
 ) -> Measured | None:
     if not names:
         return None
-    average = None if found is None else found.average(model, *names)
+    average = None if diagnosis is None else diagnosis.average(model, *names)
     if average is not None:
         return average.accuracy
     estimate = model_estimate(run, model, names)
     return Measured(estimate.value, (estimate.low, estimate.high))
 
 
-def _to_fine_tuned(model: str, names: tuple[str, ...], found: DiagnosisRecord) -> Measured | None:
+def _to_fine_tuned(model: str, names: tuple[str, ...], diagnosis: DiagnosisRecord) -> Measured | None:
     if model == "ensemble":
-        record = found.difference("ensemble", "fine_tuned", *names)
+        record = diagnosis.difference("ensemble", "fine_tuned", *names)
         return None if record is None else record.difference
-    record = found.difference("fine_tuned", "zero_shot", *names) if model == "zero_shot" else None
+    record = diagnosis.difference("fine_tuned", "zero_shot", *names) if model == "zero_shot" else None
     return None if record is None else record.difference.negative()
 
 
@@ -92,5 +93,5 @@ def _seed_cells(values: tuple[Measured | None, ...]) -> tuple[str, ...]:
 
 
 def _range(column: tuple[Measured | None, ...], form: Callable[[float], str]) -> str:
-    values = [found.value for found in column if found is not None]
+    values = [measured.value for measured in column if measured is not None]
     return f"{form(min(values))} to {form(max(values))}" if values else ABSENT

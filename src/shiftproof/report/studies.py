@@ -1,4 +1,4 @@
-"""A study in a table, a figure and sentences: every configuration's alpha path, and how far they lie apart."""
+"""A study in tables, a figure and sentences: the alpha path of every configuration, and how much they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STUDIED_NAMES = {
 
 
 def study_table(study: StudyRecord) -> Table:
-    """Every run, and every soup: reference and mean shift of the studied models, with intervals."""
+    """Returns the accuracies (in per cent) of every run and soup on the reference and on the mean of the shifts."""
     rows = [
         (
             member.configuration,
@@ -42,8 +42,8 @@ def study_table(study: StudyRecord) -> Table:
         for what in ("reference", *([mean_name(study)] if study.averaged else []))
     ]
     note = (
-        f"In per cent, in brackets {100 * study.interval_level:g} % intervals. The alpha was chosen by the rule "
-        f"“{study.rule}”, on the reference's validation split."
+        f"In per cent, with {100 * study.interval_level:g} % intervals in brackets. Alpha was chosen by the rule "
+        f"“{study.rule}” on the reference's validation split."
     )
     if study.failures:
         note += (
@@ -53,7 +53,7 @@ def study_table(study: StudyRecord) -> Table:
 
 
 def spread_table(study: StudyRecord) -> Table | None:
-    """How far configurations lie apart, by model; None where there are too few to say."""
+    """Returns the spread over the configurations for each model (in points), or None if there are too few of them."""
     if not study.spreads:
         return None
     rows = tuple(
@@ -67,19 +67,19 @@ def spread_table(study: StudyRecord) -> Table | None:
         for spread in study.spreads
     )
     note = (
-        f"The standard deviation over {len(study.configurations)} configurations, seeds averaged, in points, with "
-        f"{100 * study.interval_level:g} % bootstrap intervals over configurations, which cover too little where these "
-        "are few. Noise of seeds and test images is part of it. The last column is the fine-tuned models' deviation "
-        f"divided by this one.{_left_out(study)}"
+        f"The deviation is the standard deviation over {len(study.configurations)} configurations, each averaged over "
+        f"its seeds, in points. The {100 * study.interval_level:g} % bootstrap intervals resample the configurations; "
+        "they are too narrow if there are few. The deviation includes noise from the seeds and the test images. The "
+        f"last column is the deviation of the fine-tuned models divided by that of the row.{_left_out(study)}"
     )
     header = ("model", "accuracy on", "deviation", "lowest to highest", "times smaller")
     return Table("Spread over configurations", header, rows, note)
 
 
 def study_verdict(study: StudyRecord) -> str:
-    """Whether the settings matter less once weights are ensembled, in sentences with numbers."""
+    """Says, in sentences with numbers, whether the settings matter less if weights are ensembled."""
     if not study.spreads:
-        return "Fewer than three configurations ended: that is too few for a spread."
+        return "Fewer than three configurations finished, which is too few to measure a spread."
     return " ".join(
         _judged(study, model, sets)
         for sets in dict.fromkeys(spread.sets for spread in study.spreads)
@@ -89,21 +89,27 @@ def study_verdict(study: StudyRecord) -> str:
 
 
 def _left_out(study: StudyRecord) -> str:
-    return f" {counted(len(study.failures), 'part')} of the study failed and is left out." if study.failures else ""
+    count = len(study.failures)
+    return (
+        f" {counted(count, 'part')} of the study failed and {'is' if count == 1 else 'are'} left out." if count else ""
+    )
 
 
 def study_figure(study: StudyRecord) -> Figure:
-    """Reference against mean shift, one curve a configuration from zero-shot to fine-tuned (WiSE-FT, Fig. 3)."""
+    """Draws the mean of the shifts against the reference, with one curve per run from zero-shot to fine-tuned.
+
+    Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
+    """
     colours = matplotlib.colormaps["viridis"]
     names = study.configurations
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 6.2), layout="constrained")
         axes = figure.subplots()
-        drawn: set[str] = set()
+        labelled: set[str] = set()
         for member in study.members:
             place = names.index(member.configuration)
-            label = member.configuration if member.configuration not in drawn else None
-            drawn.add(member.configuration)
+            label = member.configuration if member.configuration not in labelled else None
+            labelled.add(member.configuration)
             _draw(axes, study, member, colours(0.92 * place / max(len(names) - 1, 1)), label)
         for number, soup in enumerate(study.soups):
             _draw(axes, study, soup, "#d62728", soup.name, style=("-", "--", ":")[number % 3], width=2.2)
@@ -124,7 +130,7 @@ def study_figure(study: StudyRecord) -> Figure:
 
 
 def mean_name(study: StudyRecord) -> str:
-    """What the averaged shifts are called; without a shift it is the reference that is shown."""
+    """Returns the name of the mean over the averaged shifts, or of the reference if there are no shifts."""
     if not study.averaged:
         return "accuracy on the reference"
     return f"mean of {counted(len(study.averaged), 'shift')}"
@@ -158,21 +164,21 @@ def _cell(member: StudyMember, model: str, sets: Sequence[str]) -> str:
 
 
 def _judged(study: StudyRecord, model: str, sets: str) -> str:
-    own, base = _spread(study, model, sets), _spread(study, "fine_tuned", sets)
+    spread, base = _spread(study, model, sets), _spread(study, "fine_tuned", sets)
     where = "On the reference" if sets == "reference" else f"On the {mean_name(study)}"
-    varies = f"{where}, {STUDIED_NAMES[model]} varies"
-    if own.ratio_interval is None:
-        return f"{varies} by nothing over the configurations, fine-tuned by {100 * base.deviation:.2f} points."
-    low, high = own.ratio_interval
-    relation = "less than" if low > 1 else "more than" if high < 1 else "not clearly less or more than"
+    name = f"{where}, {STUDIED_NAMES[model]}"
+    if spread.ratio_interval is None:
+        return f"{name} does not vary over the configurations; fine-tuned varies by {100 * base.deviation:.2f} points."
+    low, high = spread.ratio_interval
+    varies = "varies less" if low > 1 else "varies more" if high < 1 else "does not vary clearly less or more"
     return (
-        f"{varies} {relation} fine-tuned over the configurations: by {100 * own.deviation:.2f} against "
-        f"{100 * base.deviation:.2f} points, a factor of {_factor(own, '{} ({} to {})')}."
+        f"{name} {varies} than fine-tuned over the configurations: by {100 * spread.deviation:.2f} against "
+        f"{100 * base.deviation:.2f} points, a factor of {_factor(spread, '{} ({} to {})')}."
     )
 
 
 def _factor(spread: SpreadRecord, form: str) -> str:
-    """How many times smaller a deviation is, with its interval; no number where nothing varies."""
+    """Formats how many times smaller a deviation is, with its interval; says "no spread" if nothing varies."""
     if spread.ratio is None or spread.ratio_interval is None:
         return "no spread"
     return form.format(*(f"{x:.1f}" if x < 1000 else "over 1000" for x in (spread.ratio, *spread.ratio_interval)))
@@ -183,11 +189,14 @@ def _spread(study: StudyRecord, model: str, sets: str) -> SpreadRecord:
 
 
 def equal_reference_table(study: StudyRecord, base: str) -> Table:
-    """Each configuration against another's alpha path at equal reference accuracy, alone and at alpha 0.5.
+    """Compares every configuration with the alpha path of another at equal accuracy on the reference.
 
-    "Above" is the mean shift's distance to ``base``'s path where that, coming from zero-shot, first has the same
-    accuracy on the reference, in points, seeds averaged. Its interval holds the errors of both mean shifts and, by the
-    path's slope, those of both accuracies on the reference, all taken as independent (the delta method).
+    Each is compared by itself and at alpha 0.5. "Above" is the mean over the shifts minus that of ``base``'s path (in
+    points), at the first point from zero-shot at which the path has the same accuracy on the reference. Seeds are
+    averaged. The interval combines the errors of both means and, through the slope of the path, of both accuracies on
+    the reference. All are taken as independent (the delta method).
+
+    Raises an InputError if the study has no configuration ``base``.
     """
     curve = _curve(study, base)
     rows = []
@@ -200,18 +209,18 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     parts = ("reference", "mean shift", "above")
     header = ("configuration", *(f"alone: {p}" for p in parts), *(f"alpha 0.5: {p}" for p in parts))
     note = (
-        "In per cent and points, the mean of all seeds. “Above” compares the mean shift with the alpha path of "
-        f"{base!r} where that, coming from zero-shot, first has the same accuracy on the reference, whose own error is "
-        "part of the interval; – where that path has no such point."
+        "Accuracies are in per cent and averaged over the seeds. “Above” is the mean over the shifts minus that of the "
+        f"alpha path of {base!r}, in points, at the first point from zero-shot at which the path has the same accuracy "
+        "on the reference. Its interval includes the error of that accuracy. – means that the path has no such point."
     )
     return Table("At equal accuracy on the reference", header, tuple(rows), note)
 
 
 def _averaged(study: StudyRecord, configuration: str, alpha: float) -> tuple[Estimate, Estimate]:
-    """A configuration's accuracy on the reference and its mean shift, averaged over seeds.
+    """Returns a configuration's accuracies on the reference and on the mean of the shifts, averaged over seeds.
 
-    The test images are the same for all seeds, so that their mean is no surer than one of them: the interval is the
-    mean of the seeds' intervals.
+    All seeds use the same test images, so their mean is no more certain than one of them. Its interval is therefore
+    the mean of the intervals of the seeds.
     """
     members = [member for member in study.members if member.configuration == configuration]
     both = [
@@ -235,7 +244,7 @@ def _curve(study: StudyRecord, configuration: str) -> list[tuple[Estimate, Estim
 
 
 def _above(reference: Estimate, mean: Estimate, curve: Sequence[tuple[Estimate, Estimate]]) -> str:
-    """The distance of a mean shift to the first point of a curve that has the same reference accuracy."""
+    """Formats the distance of a mean over shifts to the first point of a curve with the same reference accuracy."""
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if min(x0.value, x1.value) <= reference.value <= max(x0.value, x1.value):
             run = x1.value - x0.value

@@ -1,4 +1,4 @@
-"""A table of text, and how numbers with intervals are written in one."""
+"""Tables of text, and the format of numbers with intervals in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows under one header; the first column names the row, the note explains what is read."""
+    """Rows of text under a header. The first column names the row, and the note explains the table."""
 
     title: str
     header: tuple[str, ...]
@@ -22,24 +22,24 @@ class Table:
 
 
 def transposed(table: Table) -> Table:
-    """Rows to columns, for a console that is narrower than a page."""
+    """Returns the table with rows and columns exchanged, for a console that is narrower than a page."""
     lines = [table.header, *table.rows]
     header, *rows = zip(*lines, strict=True)
     return Table(table.title, ("set", *header[1:]), tuple(rows), table.note)
 
 
 def per_cent(fraction: float) -> str:
-    """A fraction in per cent with one decimal.
+    """Formats a fraction in per cent with one decimal.
 
     >>> per_cent(0.9444)
     '94.4'
     """
-    # Rounded first, so that one difference reads the same however its last binary digits fell.
+    # Rounding first makes the text independent of the last binary digits.
     return f"{round(100 * fraction, 9):.1f}"
 
 
 def signed_points(difference: float) -> str:
-    """A difference of fractions in points, with its sign.
+    """Formats a difference of fractions in percentage points, with its sign.
 
     >>> signed_points(0.0123), signed_points(-0.0004)
     ('+1.2', '0.0')
@@ -49,7 +49,7 @@ def signed_points(difference: float) -> str:
 
 
 def reference_name(name: str) -> str:
-    """A reference's name with the word beside it, unless that is its name.
+    """Returns the name of a reference, marked as such unless it is called "reference".
 
     >>> reference_name("photo"), reference_name("reference")
     ('photo (reference)', 'reference')
@@ -57,28 +57,28 @@ def reference_name(name: str) -> str:
     return name if name == "reference" else f"{name} (reference)"
 
 
-def with_interval(found: Measured | None, form: Callable[[float], str] = per_cent) -> str:
-    """A number with its interval in brackets; a dash where there is none of it.
+def with_interval(measured: Measured | None, form: Callable[[float], str] = per_cent) -> str:
+    """Formats a number with its interval in brackets; None becomes a dash.
 
     >>> with_interval(Measured(0.5, (0.41, 0.58))), with_interval(None)
     ('50.0 (41.0–58.0)', '–')
     """
-    if found is None:
+    if measured is None:
         return ABSENT
-    if found.interval is None:
-        return f"{form(found.value)} (no interval)"
-    low, high = map(form, found.interval)
-    return f"{form(found.value)} ({low}{'–' if form is per_cent else ' to '}{high})"
+    if measured.interval is None:
+        return f"{form(measured.value)} (no interval)"
+    low, high = map(form, measured.interval)
+    return f"{form(measured.value)} ({low}{'–' if form is per_cent else ' to '}{high})"
 
 
 def accuracy_cell(accuracy: float, interval: tuple[float, float]) -> str:
-    """An accuracy in per cent with its interval in brackets; both are given as fractions."""
+    """Formats an accuracy in per cent with its interval in brackets; both arguments are fractions."""
     low, high = interval
     return f"{per_cent(accuracy)} ({per_cent(low)}–{per_cent(high)})"
 
 
 def plain(value: float) -> str:
-    """A number that is no share of anything, with two decimals.
+    """Formats a number that is not a fraction, with two decimals.
 
     >>> plain(-0.678)
     '−0.68'
@@ -87,12 +87,12 @@ def plain(value: float) -> str:
 
 
 def resampling_note(clusters: Mapping[str, str]) -> str:
-    """What the intervals are and what they resample; ``clusters`` names that for every set."""
-    what = {"drawing": "drawings, all views of one together", "group": "groups", "sample": "images"}
-    kinds = " or ".join(what[kind] for kind in sorted(set(clusters.values())))
-    return f"In brackets {100 * LEVEL:g} % bootstrap intervals over {kinds}."
+    """Describes the intervals and what they resample, which ``clusters`` gives for every set."""
+    units = {"drawing": "drawings (with all their views)", "group": "groups", "sample": "images"}
+    kinds = " or ".join(units[kind] for kind in sorted(set(clusters.values())))
+    return f"The {100 * LEVEL:g} % bootstrap intervals in brackets resample {kinds}."
 
 
 def set_name(name: str, reference: str) -> str:
-    """A set's name as tables show it: the reference is marked as such."""
+    """Returns the name of a set for tables, in which the reference is marked as such."""
     return reference_name(name) if name == reference else name

@@ -1,4 +1,4 @@
-"""The strong-edge study in tables, in words and in a figure like the paper's."""
+"""The strong-edge study in tables, in sentences and in figures like the paper's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shiftproof.records.backgrounds import BackgroundStudy
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample
 from shiftproof.report.comparisons import MODEL_NAMES
 from shiftproof.report.figures import STYLE
-from shiftproof.report.tables import ABSENT, Table, per_cent, signed_points
+from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, signed_points
 
 _WINDOWED = {
     "window_share": "map in window",
@@ -31,7 +31,7 @@ _CLEAN = {"correct": "accuracy", "score": "score of the true class", "object_sha
 
 
 def clean_table(study: StrongEdgeStudy) -> Table:
-    """Every model on the images without a window."""
+    """Returns the measures of every model on the images without a window (in per cent)."""
     shown = [name for name in _CLEAN if any(name in windows["clean"].means for windows in study.models.values())]
     rows = [
         (_name(model), study.kinds[model], *(_cell(windows["clean"].means.get(name)) for name in shown))
@@ -42,46 +42,50 @@ def clean_table(study: StrongEdgeStudy) -> Table:
 
 
 def window_table(study: StrongEdgeStudy, place: str, edge: float) -> Table:
-    """Every model under the windows of one place and edge, over contents and sizes."""
-    some = [s for s in study.summaries if (s.place, s.edge) == (place, edge)]
-    shown = ["area", *(name for name in _WINDOWED if name in some[0].means)]
-    rows = [(_name(s.model), *((_points if name in _SIGNED else _cell)(s.means[name]) for name in shown)) for s in some]
+    """Returns the measures of every model under the windows of one place and edge, over all contents and sizes."""
+    summaries = [s for s in study.summaries if (s.place, s.edge) == (place, edge)]
+    shown = ["area", *(name for name in _WINDOWED if name in summaries[0].means)]
+    rows = [
+        (_name(s.model), *((_points if name in _SIGNED else _cell)(s.means[name]) for name in shown)) for s in summaries
+    ]
     note = (
-        "Shares of the map's sum, drops in points. “Drawn there” is the map in the window minus the share of the clean "
-        "image's map in the same place, in points. " + _note(study)
+        "Map values are shares of the map's sum, and drops are in points. “Drawn there” is the share of the map in the "
+        "window minus the share of the clean image's map in the same place, in points. " + _note(study)
     )
     title = f"{edge_name(edge).capitalize()} windows {_PLACED[place]}, on {study.set}, in per cent"
     return Table(title, ("model", "area", *(_WINDOWED[name] for name in shown[1:])), tuple(rows), note)
 
 
 def window_kinds(study: StrongEdgeStudy) -> tuple[tuple[str, float], ...]:
-    """The places and edges that the study has, in order."""
+    """Returns the places and edges of the study's windows, in order."""
     return tuple(dict.fromkeys((s.place, s.edge) for s in study.summaries))
 
 
 def contrast_table(study: StrongEdgeStudy, place: str, edge: float) -> Table | None:
-    """Differences between pairs of models under the windows of one place and edge; None where none was asked for."""
-    some = [c for c in study.contrasts if (c.place, c.edge) == (place, edge)]
-    if not some:
+    """Returns the paired differences under the windows of one place and edge, or None if the study has no pairs."""
+    contrasts = [c for c in study.contrasts if (c.place, c.edge) == (place, edge)]
+    if not contrasts:
         return None
-    shown = [name for name in _WINDOWED if name in some[0].means]
-    rows = [(f"{_name(c.model)} − {_name(c.second or '')}", *(_points(c.means[name]) for name in shown)) for c in some]
+    shown = [name for name in _WINDOWED if name in contrasts[0].means]
+    rows = [
+        (f"{_name(c.model)} − {_name(c.second or '')}", *(_points(c.means[name]) for name in shown)) for c in contrasts
+    ]
     title = f"Paired differences under {edge_name(edge)} windows {_PLACED[place]}, in points"
     return Table(title, ("models", *(_WINDOWED[name] for name in shown)), tuple(rows), _note(study))
 
 
 def hard_edge_tables(study: StrongEdgeStudy) -> tuple[Table, ...]:
-    """The models' tables and their differences, under windows with hard edges that do not lie over the object."""
+    """Returns the tables of models and differences under hard-edged windows that are not over the object."""
     kinds = [(place, edge) for place, edge in window_kinds(study) if place != "over" and edge == 0]
     tables = [window_table(study, *kind) for kind in kinds] + [contrast_table(study, *kind) for kind in kinds]
     return tuple(table for table in tables if table is not None)
 
 
 def strong_edge_verdict(study: StrongEdgeStudy) -> str:
-    """Whether the first model of every pair attends hard windows more than the second, and by how much.
+    """Says whether the first model of every pair attends to hard windows more than the second, and by how much.
 
-    One sentence a pair, on windows with a hard edge away from the object (or anywhere); "more" and "less" where the
-    interval excludes 0.
+    The sentences are about windows with a hard edge away from the object (or anywhere). They say "more" or "less" only
+    if the interval excludes 0.
     """
     sentences = []
     for contrast in study.contrasts:
@@ -90,28 +94,32 @@ def strong_edge_verdict(study: StrongEdgeStudy) -> str:
             second = study.summary(contrast.second or "", contrast.place, 0).means
             sentences.append(
                 f"{contrast.model} puts {_percent(first['window_share'].value)} % of its map into a hard window "
-                f"{_PLACED[contrast.place]}, {contrast.second} {_percent(second['window_share'].value)} %: it attends "
-                f"the window {_judged(contrast.means['window_share'])}. Beyond what lay there before, it is drawn "
-                f"{_judged(contrast.means['share_drawn'])}."
+                f"{_PLACED[contrast.place]}, and {contrast.second} {_percent(second['window_share'].value)} %: it "
+                f"attends to the window {_judged(contrast.means['window_share'])}. Relative to the clean image, it "
+                f"is drawn there {_judged(contrast.means['share_drawn'])}."
             )
     return "\n".join(sentences)
 
 
 def background_table(study: BackgroundStudy) -> Table:
-    """Accuracy of every model in every variant, and the background gap."""
+    """Returns the accuracy of every model in every variant (in per cent), and the background gap (in points).
+
+    Xiao et al. 2021, "Noise or signal: the role of image backgrounds in object recognition" (arXiv 2006.09994).
+    """
     variants = list(next(iter(study.models.values())).variants)
     rows = []
     for model, record in study.models.items():
         cells = []
         for variant in variants:
-            found = record.variants[variant]
-            cells.append(f"{per_cent(found.accuracy)} ({per_cent(found.interval[0])}–{per_cent(found.interval[1])})")
+            entry = record.variants[variant]
+            cells.append(accuracy_cell(entry.accuracy, entry.interval))
         low, high = record.gap_interval
         cells.append(f"{signed_points(record.gap)} ({signed_points(low)} to {signed_points(high)})")
         rows.append((model, *cells))
     note = (
-        f"Only-background at chance is {per_cent(study.chance)} %. The gap is mixed-same minus mixed-random in points, "
-        f"paired: how much a background of the right class helps. In brackets {100 * study.level:g} % intervals."
+        f"On only-background, chance is {per_cent(study.chance)} %. The gap is mixed-same minus mixed-random, in "
+        "points and paired image by image: it shows how much a background of the right class helps. "
+        f"{100 * study.level:g} % intervals are given in brackets."
     )
     return Table(
         f"Objects and backgrounds apart, on {study.set}, in per cent", ("model", *variants, "gap"), tuple(rows), note
@@ -119,9 +127,9 @@ def background_table(study: BackgroundStudy) -> Table:
 
 
 def window_figure(examples: Sequence[WindowExample], models: Sequence[str]) -> Figure:
-    """One row an example: the image, the image with its window, and each model's map, named class and probability.
+    """Draws one row per example: the image, the image with its window, and each model's map and prediction.
 
-    The maps are scaled to their maximum; a right answer is written in green, a wrong one in red.
+    The maps are scaled to their maximum. A correct prediction is written in green and a wrong one in red.
     """
     columns = 2 + len(models)
     with matplotlib.rc_context(STYLE):
@@ -141,9 +149,9 @@ def window_figure(examples: Sequence[WindowExample], models: Sequence[str]) -> F
 
 
 def map_figure(examples: Sequence[MapExample]) -> Figure:
-    """One row an image: the image, and each model's map over it with the class that it names and its probability.
+    """Draws one row per image: the image, and each model's map over it with its prediction and probability.
 
-    A right answer is written in green, a wrong one in red, one that nobody can judge in grey.
+    A correct prediction is written in green, a wrong one in red, and one without a true class in grey.
     """
     models = tuple(examples[0].maps)
     colours = {True: "#1a7f37", False: "#b42318", None: "#5f6b76"}
@@ -162,7 +170,7 @@ def map_figure(examples: Sequence[MapExample]) -> Figure:
 
 
 def edge_name(edge: float) -> str:
-    """How tables call an edge.
+    """Returns the name of an edge for tables.
 
     >>> edge_name(0), edge_name(0.5)
     ('hard', 'soft 0.5')
@@ -191,14 +199,14 @@ def _judged(difference: MeanRecord) -> str:
     if difference.value is None or difference.interval is None:
         return "by an amount that could not be measured"
     low, high = difference.interval
-    told = f"{signed_points(difference.value)} points ({signed_points(low)} to {signed_points(high)})"
+    points = f"{signed_points(difference.value)} points ({signed_points(low)} to {signed_points(high)})"
     if low <= 0 <= high:
-        return f"neither more nor less beyond chance, {told}"
-    return f"{'more' if low > 0 else 'less'}, {told}"
+        return f"neither clearly more nor clearly less, {points}"
+    return f"{'more' if low > 0 else 'less'}, {points}"
 
 
 def _note(study: StrongEdgeStudy) -> str:
-    return f"In brackets {100 * study.level:g} % bootstrap intervals that resample whole classes."
+    return f"The {100 * study.level:g} % bootstrap intervals in brackets resample whole classes."
 
 
 def _cell(mean: MeanRecord | None) -> str:
