@@ -159,7 +159,7 @@ def test_verdict_says_that_fine_tuning_did_not_hurt_and_the_ensemble_did_not_hel
 
 def test_verdict_calls_a_gain_within_the_intervals_unclear() -> None:
     text = verdict(make_run(fine_tuned=(0.97, 0.79, 0.60), ensemble=(0.97, 0.80, 0.61)))
-    assert "did not clearly change" in text and "no clear gain" in text and "with overlapping intervals" in text
+    assert "did not clearly change" in text and "no clear gain" in text and "(the intervals overlap)" in text
 
 
 def test_verdict_falls_back_to_all_shifts_and_then_to_the_reference() -> None:

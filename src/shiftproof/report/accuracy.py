@@ -29,8 +29,8 @@ def accuracy_table(run: RunRecord, diagnosis: DiagnosisRecord | None = None) -> 
         "Accuracy of the three models, in per cent",
         ("model", *(name for name, _ in columns)),
         rows,
-        f"The {interval_name(run)} is given in brackets; that of a mean {_mean_note(diagnosis)}. "
-        f"Numbers for the reference are from its test split. {_sizes(run)}",
+        f"The {interval_name(run)} is given in brackets{_mean_note(run, diagnosis)}. Numbers for the "
+        f"reference are from its test split. {_sizes(run)}",
     )
 
 
@@ -128,11 +128,14 @@ def _mean_cell(run: RunRecord, sets: tuple[str, ...], diagnosis: DiagnosisRecord
     return cell
 
 
-def _mean_note(diagnosis: DiagnosisRecord | None) -> str:
+def _mean_note(run: RunRecord, diagnosis: DiagnosisRecord | None) -> str:
+    if all(len(run.shifts_of(kind)) < 2 for kind in ("natural", "synthetic")):
+        return ""
     if diagnosis is None:
-        return "is propagated from the intervals of its sets, which are taken as independent"
-    kinds = " or ".join(sorted(set(diagnosis.clusters.values())))
-    return f"is a bootstrap interval that resamples each {kinds} in all sets together"
+        return "; that of a mean is propagated from the intervals of its sets, which are taken as independent"
+    units = {"sample": "image"}
+    kinds = " or ".join(sorted(units.get(kind, kind) for kind in set(diagnosis.clusters.values())))
+    return f"; that of a mean is a bootstrap interval that resamples each {kinds} in all sets together"
 
 
 def _optional(value: float | None, form: Callable[[float], str]) -> str:

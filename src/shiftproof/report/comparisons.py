@@ -105,7 +105,7 @@ def _on_reference(run: RunRecord) -> str:
         finding = f"a difference of {signed_points(change)} points, which is uncertain because the intervals overlap"
     return (
         f"On the reference the ensemble (alpha {run.alpha:g}) has an accuracy of {per_cent(ensemble.value)} % and the "
-        f"fine-tuned model {per_cent(tuned.value)} %, {finding}; zero-shot has {per_cent(zero_shot.value)} %."
+        f"fine-tuned model one of {per_cent(tuned.value)} %, {finding}; zero-shot has {per_cent(zero_shot.value)} %."
     )
 
 
@@ -122,7 +122,7 @@ def _on_shifts(run: RunRecord) -> str:
         lead = "the ensemble reaches"
     return (
         f"{_fine_tuning(run)}; {lead} {per_cent(ensemble.value)} %, "
-        f"{_relation(ensemble, tuned)} fine-tuned and {_relation(ensemble, zero_shot)} zero-shot."
+        f"{_relation(ensemble, tuned, 'fine-tuned')} and {_relation(ensemble, zero_shot, 'zero-shot')}."
     )
 
 
@@ -144,10 +144,10 @@ def _fine_tuning(run: RunRecord) -> str:
     return f"On {where} fine-tuning alone cost {per_cent(-change)} points ({ends})"
 
 
-def _relation(first: Estimate, second: Estimate) -> str:
+def _relation(first: Estimate, second: Estimate, name: str) -> str:
     gap = per_cent(abs(first.value - second.value))
     if gap == "0.0":
-        return "level with"
+        return f"level with {name}"
     side = "above" if first.value > second.value else "below"
-    overlap = ", with overlapping intervals," if first.overlaps(second) else ""
-    return f"{gap} points {side}{overlap}"
+    overlap = " (the intervals overlap)" if first.overlaps(second) else ""
+    return f"{gap} points {side} {name}{overlap}"

@@ -49,7 +49,7 @@ def connectivity_table(
         "ends, and the alpha at which it occurs; a value below 0 is a barrier. The second column is how far the lowest "
         "point of the path lies below the mean of its ends. The third column is the gain of the best alpha over the "
         "better end; that alpha was chosen on the same set, so the gain is optimistic. Observation 1 (no alpha lies "
-        "below the line) fails at an alpha if its whole interval lies below 0. With many alphas, some do so by chance. "
+        "below the line) fails at an alpha if its whole interval lies below 0. With many alphas, some fail by chance. "
         + ("Losses are in nats. " if losses else "")
         + resampling_note(clusters)
     )

@@ -51,8 +51,8 @@ def override_table(
     )
     note = (
         "In per cent of the images on which the two models disagree, whichever of them is right. The lead is "
-        f"{first}'s share minus {second}'s, in points. The last column is, among the images that the ensemble gains "
-        f"over {second}, the share that {first} gets wrong too. " + _rate_note(clusters)
+        f"{first}'s share minus {second}'s, in points. Of the images that the ensemble gains over "
+        f"{second}, the last column gives the share that {first} gets wrong too. " + _rate_note(clusters)
     )
     header = (
         "set",
