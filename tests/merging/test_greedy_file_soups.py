@@ -170,5 +170,5 @@ def test_the_command_wants_validation_images_for_a_greedy_soup(call: Call, membe
     a, b = save_pair(tmp_path / "in")
     plain = call("merge", a, b, "--method", "greedy", "--suite", "emoji", "--out", "soup")
     assert plain.code == 2
-    assert "is no classifier directory" in plain.err
+    assert "is not a classifier directory" in plain.err
     assert not (tmp_path / "soup").exists()

@@ -311,7 +311,7 @@ def less_weights(folder: Path, part: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: shutil.rmtree(folder), ["no classifier directory", "zero_shot"]),
+        (lambda folder: shutil.rmtree(folder), ["not a classifier directory", "zero_shot"]),
         (lambda folder: (folder / "classifier.json").unlink(), ["no classifier.json", "zero_shot"]),
         (lambda folder: cut(folder / "classifier.json"), ["classifier.json is not valid JSON"]),
         (lambda folder: edited(folder, format=99), ["format 99", "zero_shot"]),

@@ -111,9 +111,9 @@ class SupervisedRecipe:
         if self._teacher is None:
             return loss
         with torch.no_grad():
-            taught = self._teacher(images)
+            teacher_logits = self._teacher(images)
         weight, temperature = self._settings.distillation, self._settings.distillation_temperature
-        return (1 - weight) * loss + weight * distillation_loss(logits, taught, temperature)
+        return (1 - weight) * loss + weight * distillation_loss(logits, teacher_logits, temperature)
 
     def after_step(self) -> None:
         """There is nothing to correct."""
@@ -190,16 +190,16 @@ def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) 
     return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(teacher || student) of (B, K) logits, averaged over the batch (Hinton et al. 2015, sec. 2).
 
-    ``taught`` are the logits of the teacher; ``temperature`` T is above 0.
+    ``logits`` are the student's, and ``temperature`` T is above 0.
 
     >>> distillation_loss(torch.zeros(1, 2), torch.zeros(1, 2)).item()
     0.0
     """
     student = functional.log_softmax(logits.float() / temperature, dim=1)
-    teacher = functional.log_softmax(taught.float() / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
     return temperature**2 * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 

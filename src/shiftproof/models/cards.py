@@ -13,7 +13,7 @@ _DESCRIPTIONS = {
 
 
 def merge_card(record: MergeRecord) -> str:
-    """The README.md of merged weights: their inputs, the method, and what was done with each kind of entry."""
+    """Returns the README.md of merged weights: inputs, method, and what was done with each kind of entry."""
     lines = [
         "---",
         f"tags: [merge, {record.method}]",

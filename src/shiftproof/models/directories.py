@@ -37,16 +37,17 @@ class Card:
 
 
 def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
-    """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is whole.
+    """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is complete.
 
-    ``text_tower.safetensors`` is there where the head was rebuilt: not to predict, but to interpolate both towers.
+    If the head was rebuilt, ``text_tower.safetensors`` is written too: predicting does not need it, but interpolating
+    both towers does.
     """
     directory = Path(directory)
     write_state_dict(classifier.state_dict(), directory / "model.safetensors")
     if classifier.text is not None:
         write_state_dict(classifier.text, directory / _TEXT)
-    told = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
-    write_card(Card(**told, fingerprint=fingerprint(classifier)), directory)
+    values = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
+    write_card(Card(**values, fingerprint=fingerprint(classifier)), directory)
     return directory
 
 
@@ -74,13 +75,13 @@ def write_card(card: Card, directory: Path) -> None:
 def load_classifier(directory: str | Path) -> Classifier:
     """Reads a classifier directory, in evaluation mode on the CPU.
 
-    Raises an InputError where a file is missing or damaged, also where the weights are not the ones that
-    ``classifier.json`` was written with.
+    Raises an InputError if a file is missing or damaged, or if the weights are not those that ``classifier.json`` was
+    written with.
     """
     directory = Path(directory)
     card = read_card(directory)
-    told = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
-    classifier = rebuild(told, read_state_dict(directory / "model.safetensors"))
+    values = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
+    classifier = rebuild(values, read_state_dict(directory / "model.safetensors"))
     if card.head == "rebuilt":
         classifier = replace(classifier, text=read_state_dict(directory / _TEXT))
     if not has_fingerprint(classifier, card.fingerprint):
@@ -92,11 +93,11 @@ def load_classifier(directory: str | Path) -> Classifier:
 
 
 def read_card(directory: str | Path) -> Card:
-    """Reads ``classifier.json``; an InputError names what is missing."""
+    """Reads ``classifier.json``; raises an InputError that names what is missing."""
     directory = Path(directory)
     if not (directory / "classifier.json").is_file():
         raise InputError(
-            f"{directory} is no classifier directory: it has no classifier.json. "
+            f"{directory} is not a classifier directory: it has no classifier.json. "
             "Name one that shiftproof wrote, e.g. RUN/ensemble."
         )
     stored = read_json(directory / "classifier.json")
@@ -105,7 +106,7 @@ def read_card(directory: str | Path) -> Card:
     try:
         return Card(**_fields(stored))
     except KeyError as error:
-        raise InputError(f"{directory}/classifier.json lacks {error}. Restore it or write it anew.") from error
+        raise InputError(f"{directory}/classifier.json lacks {error}. Restore or rewrite it.") from error
 
 
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
