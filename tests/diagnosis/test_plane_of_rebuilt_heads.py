@@ -78,7 +78,7 @@ def test_a_missing_text_tower_and_a_trained_head_are_refused(models: list[sp.Cla
     zero, first, second = models
     with pytest.raises(sp.InputError, match=r"missing \(`text` is None\).*text_tower\.safetensors"):
         sp.diagnosis.measure_plane(zero, first, replace(second, text=None), images)
-    with pytest.raises(sp.InputError, match="others have one that is trained"):
+    with pytest.raises(sp.InputError, match="others have a head that is trained"):
         sp.diagnosis.measure_plane(zero, first, replace(second, head="trained"), images)
 
 

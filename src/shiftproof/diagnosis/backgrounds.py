@@ -186,8 +186,8 @@ def measure_backgrounds(
         raise InputError(
             f"only one class of {images.name} has two images; the background gap needs two such classes. Add images."
         )
-    place = {sample: i for i, sample in enumerate(images.ids)}
-    paired = [place[sample] for sample in variants["mixed-same"].ids]
+    positions = {sample: i for i, sample in enumerate(images.ids)}
+    paired = [positions[sample] for sample in variants["mixed-same"].ids]
     correct = {variant: _correct(classifiers, data, device) for variant, data in variants.items()}
     models = {
         model: _record({variant: correct[variant][model] for variant in VARIANTS}, paired, images.labels)

@@ -69,10 +69,10 @@ def class_activation_map(
             f"the layer {layer!r} is for Grad-CAM, whereas CAM reads the last map. Give method='grad-cam'."
         )
     _require_fitting(classifier, images, classes)
-    place = resolve_device(device)
+    device = resolve_device(device)
     with _gradients_allowed(classifier, images):
-        network = _private(classifier.network, place)
-        images, classes = _moved(images, place), classes.to(place)
+        network = _private(classifier.network, device)
+        images, classes = _moved(images, device), classes.to(device)
         end = None if method == "grad-cam" or layer is not None else _linear_end(network, images[:1])
         if end is not None:
             maps = _evidence(network, end, images, classes).maps
@@ -98,10 +98,10 @@ def class_evidence(
     (2, 8, 8)
     """
     _require_fitting(classifier, images, classes)
-    place = resolve_device(device)
+    device = resolve_device(device)
     with _gradients_allowed(classifier, images):
-        network = _private(classifier.network, place)
-        images, classes = _moved(images, place), classes.to(place)
+        network = _private(classifier.network, device)
+        images, classes = _moved(images, device), classes.to(device)
         end = _linear_end(network, images[:1])
         if end is None:
             raise _not_exact(classifier)

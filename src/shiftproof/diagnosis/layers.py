@@ -84,11 +84,11 @@ def measure_layers(
     """
     names = _chosen(first, layers, "first")
     others = _chosen(second, layers if other_layers is None else other_layers, "second")
-    place, table = resolve_device(device), CkaTable()
+    device, table = resolve_device(device), CkaTable()
     with (
         torch.inference_mode(),
-        _reading(first, names, place) as read,
-        _reading(second, others, place) as read_other,
+        _reading(first, names, device) as read,
+        _reading(second, others, device) as read_other,
     ):
         for batch, other_batch in _batches(first, second, images, batch_size):
             table.add(read(batch), read_other(other_batch))

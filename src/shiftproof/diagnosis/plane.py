@@ -84,12 +84,20 @@ def measure_plane(
     for place in places:
         points.append(_point(place, *measure(plane.shares(*place)), len(images)))
         progress.report("plane", len(points), len(places))
-    rows = [points[start : start + steps] for start in range(len(models), len(points), steps)]
+    return _record(images, (axes[0], axes[1]), points)
+
+
+def _record(
+    images: ImageSet, axes: tuple[tuple[float, ...], tuple[float, ...]], points: Sequence[PlanePoint]
+) -> PlaneRecord:
+    """Returns the record of the three models' points, which come first, and of those of the grid, row by row."""
+    corners, steps = len(NAMES), len(axes[0])
+    rows = [points[start : start + steps] for start in range(corners, len(points), steps)]
     return PlaneRecord(
         set=images.name,
         n=len(images),
-        axes=(axes[0], axes[1]),
-        points=dict(zip(NAMES, points[: len(models)], strict=True)),
+        axes=axes,
+        points=dict(zip(NAMES, points[:corners], strict=True)),
         error=tuple(tuple(point.error for point in row) for row in rows),
         intervals=tuple(tuple(point.interval for point in row) for row in rows),
         loss=tuple(tuple(point.loss for point in row) for row in rows),

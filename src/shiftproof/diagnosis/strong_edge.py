@@ -79,13 +79,13 @@ def measure_windows(
     ``stage`` names the measurement in progress events. Raises an InputError where the settings need object masks that
     the images lack, where the images are of one class, and where maps need a layer (see ``map_kind``).
     """
-    scene, place = _Scene.of(classifier, images, seed), resolve_device(device)
+    scene, device = _Scene.of(classifier, images, seed), resolve_device(device)
     windows = settings.windows(with_masks=scene.masks is not None)
-    clean = _look(classifier, scene.images, scene.labels, place)
+    clean = _look(classifier, scene.images, scene.labels, device)
     values = {CLEAN: _measures(clean, None, None, scene.masks)}
     for number, window in enumerate(windows):
         pasted, weights = scene.with_window(window)
-        windowed = _look(classifier, pasted, scene.labels, place)
+        windowed = _look(classifier, pasted, scene.labels, device)
         values[window.name] = _measures(windowed, clean, weights, scene.masks)
         progress.report(stage, number + 1, len(windows))
     return WindowMeasurements(map_kind(classifier), images.labels, windows, values)
@@ -150,8 +150,8 @@ class _Scene:
 
     def with_window(self, window: Window) -> tuple[Tensor, Tensor]:
         size = self.images.shape[-1]
-        place = child_generator(self.seed, "window", f"{window.side:g}", window.place)
-        centres, halves = place_windows(len(self.images), size, window, place, self.masks)
+        positions = child_generator(self.seed, "window", f"{window.side:g}", window.place)
+        centres, halves = place_windows(len(self.images), size, window, positions, self.masks)
         noise = child_generator(self.seed, "window noise", f"{window.side:g}", window.place)
         return paste_windows(self.images, window, centres, halves, self.images[self.partners], noise)
 
@@ -295,11 +295,11 @@ def map_examples(
         top = probabilities.argmax(1)
         maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
         maps = functional.interpolate(maps[:, None], shown.shape[2:], mode="bilinear")[:, 0]
-        for place, part in enumerate(parts):
-            named, label = int(top[place]), int(images.labels[place])
+        for position, part in enumerate(parts):
+            named, label = int(top[position]), int(images.labels[position])
             right = None if label < 0 else named == label
-            part["maps"][model] = maps[place].numpy()
-            part["answers"][model] = (classifier.classes.names[named], float(probabilities[place, named]), right)
+            part["maps"][model] = maps[position].numpy()
+            part["answers"][model] = (classifier.classes.names[named], float(probabilities[position, named]), right)
     names = [images.ids[i] if k < 0 else images.classes.names[k] for i, k in enumerate(images.labels)]
     return tuple(
         MapExample(name, _to_bytes(image), **part) for name, image, part in zip(names, shown, parts, strict=True)
@@ -328,13 +328,13 @@ def window_examples(
             probabilities = classifier.network_on(device=device)(inputs.to(device)).softmax(1).cpu()
         top = probabilities.argmax(1)
         maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
-        for place, part in enumerate(parts):
-            part.setdefault("image", _to_bytes(scene.images[order[place]]))
-            part.setdefault("windowed", _to_bytes(pasted[order[place]]))
-            part["maps"][model] = maps[place].numpy()
-            named = int(top[place])
-            right = named == int(scene.labels[order[place]])
-            part["answers"][model] = (classifier.classes.names[named], float(probabilities[place, named]), right)
+        for position, part in enumerate(parts):
+            part.setdefault("image", _to_bytes(scene.images[order[position]]))
+            part.setdefault("windowed", _to_bytes(pasted[order[position]]))
+            part["maps"][model] = maps[position].numpy()
+            named = int(top[position])
+            right = named == int(scene.labels[order[position]])
+            part["answers"][model] = (classifier.classes.names[named], float(probabilities[position, named]), right)
     names = [images.classes.names[label] for label in images.labels[order]]
     return tuple(WindowExample(name, window.name, **part) for name, part in zip(names, parts, strict=True))
 
