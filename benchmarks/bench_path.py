@@ -73,7 +73,7 @@ def floor(models: list[Classifier], images: ImageSet) -> None:
 
 def loop(zero: Classifier, tuned: Classifier, images: ImageSet, alphas: tuple[float, ...]) -> list[float]:
     """Evaluates once per alpha; returns the accuracies."""
-    predictions = [predict(wise_ft(zero, tuned, alpha), images) for alpha in alphas]
+    predictions = [predict(wise_ft(zero, tuned, alpha), images, device="cpu") for alpha in alphas]
     return [accuracy(prediction.logits, prediction.labels) for prediction in predictions]
 
 
@@ -109,10 +109,10 @@ def main() -> None:
         models = [wise_ft(zero, tuned, alpha) for alpha in alphas]
         # A suite needs a validation split; one image costs nothing.
         suite = ShiftSuite("bench", images.classes, Reference("photo", images, images.subset([0]), images), ())
-        path = sweep_alpha(zero, tuned, suite, alphas)
+        path = sweep_alpha(zero, tuned, suite, alphas, device="cpu")
         equal = [point.accuracy["photo"] for point in path.points] == loop(zero, tuned, images, alphas)
         contenders = {
-            "path": lambda: sweep_alpha(zero, tuned, suite, alphas),
+            "path": lambda: sweep_alpha(zero, tuned, suite, alphas, device="cpu"),
             "floor": lambda: floor(models, images),
             "loop": lambda: loop(zero, tuned, images, alphas),
         }

@@ -62,7 +62,7 @@ def bench_evaluate(zero: Classifier, rounds: int) -> dict[str, float]:
             for start in range(0, len(images), 256):
                 zero.network(batch[: min(256, len(images) - start)])
 
-    timing = measure(lambda: predict(zero, images), bare, rounds)
+    timing = measure(lambda: predict(zero, images, device="cpu"), bare, rounds)
     return timing | {"images_per_second": round(len(images) / timing["ours_seconds"])}
 
 
