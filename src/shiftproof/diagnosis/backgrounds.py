@@ -116,9 +116,8 @@ def place_object(
         background = np.asarray(Image.fromarray(background).resize((width, height), Image.Resampling.BICUBIC))
     wide, share = pixels.astype(np.int32), 255 - mask[:, :, None].astype(np.int32)
     change = share * (background - _behind(wide, mask))
-    placed: NDArray[np.uint8] = (
-        (wide + (2 * change + 255) // 510).clip(0, 255).astype(np.uint8)
-    )  # halves are rounded up
+    rounded = wide + (2 * change + 255) // 510  # halves are rounded up
+    placed: NDArray[np.uint8] = rounded.clip(0, 255).astype(np.uint8)
     return placed
 
 

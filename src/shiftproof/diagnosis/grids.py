@@ -55,9 +55,8 @@ def _token_grid(count: int, hints: Any, image_size: torch.Size) -> tuple[int, in
         if (places := count - prefix) < 2:  # a class token alone does not make a map
             continue
         grids = [getattr(embed, "grid_size", None), _proportioned(places, image_size)]
-        if isinstance(
-            patch := getattr(embed, "patch_size", None), tuple
-        ):  # of this image size, which may not be the usual one
+        patch = getattr(embed, "patch_size", None)
+        if isinstance(patch, tuple):  # the image may have another size than the model's usual one
             grids.insert(0, (image_size[0] // patch[0], image_size[1] // patch[1]))
         for grid in grids:
             if grid and grid[0] * grid[1] == places:

@@ -44,7 +44,7 @@ def correct_predictions(named: NDArray[np.integer], labels: NDArray[np.integer])
     """
     require_equal_length("predictions and labels", named, labels)
     if len(labels) and labels.min() < 0:
-        raise InputError(f"a label is {labels.min()}, so the images are unlabelled. Call this without labels.")
+        raise InputError(f"a label is {labels.min()}, so the images are unlabelled. Omit the labels.")
     return np.asarray(named == labels)
 
 
