@@ -1,29 +1,47 @@
-# Every target sets up what it needs: a virtual environment in .venv, installed anew when pyproject.toml changes.
+# Every target sets up what it needs in a virtual environment in .venv, and installs again when pyproject.toml changes.
+#   make demo       the demo, with the core dependencies and the packages of the emoji suite only
+#   make test       all tests
+#   make test-fast  the tests that are quick, need no GPU and start neither processes, Ray nor a browser
+#   make check      the linter, the formatter and the type checker
+#   make bench      the benchmark of throughput
+# test, check and bench install every extra.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
+DEV_STAMP := $(VENV)/.installed-dev
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+FAST := not (slow or multiprocess or ray or gpu or browser)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-fast check bench clean
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/shiftproof demo --seed 0 --out runs/demo --overwrite
 
-test: $(STAMP)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+test: $(DEV_STAMP)
+	$(PYTEST)
 
-check: $(STAMP)
+test-fast: $(DEV_STAMP)
+	$(PYTEST) -m '$(FAST)'
+
+check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(DEV_STAMP)
 	$(BIN)/python benchmarks/bench_throughput.py --out benchmarks/results/throughput.json
 
-$(STAMP): pyproject.toml
+$(DEMO_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+# The dev extra includes what the demo needs, so that `make demo` after it installs nothing.
+$(DEV_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	touch $(DEMO_STAMP) $@
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

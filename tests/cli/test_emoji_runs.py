@@ -13,6 +13,8 @@ from support.commands import Call, assert_mistake
 import shiftproof as sp
 from shiftproof.runs.file import DEMO_FILE
 
+pytestmark = pytest.mark.slow
+
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from support.commands import Call, assert_mistake, own_data
+from support.commands import Call, assert_mistake, data_flags
 
 import shiftproof as sp
 
 
 def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.models.Clip) -> None:
     asked = {"suite": {"reference": {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}}}
-    quick = ["--set", "finetune.epochs=1", "--set", "finetune.batch_size=9", "--set", "alphas=2", "--out", "old"]
+    quick_training_flags = [
+        "--set",
+        "finetune.epochs=1",
+        "--set",
+        "finetune.batch_size=9",
+        "--set",
+        "alphas=2",
+        "--out",
+        "old",
+    ]
     Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
-    assert call("run", "run.yaml", *quick).code == 0
+    assert call("run", "run.yaml", *quick_training_flags).code == 0
     summary = Path("old/summary.json").read_bytes()
     missing = ["--set", "suite.reference.test=folder:nowhere"]
     for wrong, said in (
@@ -22,13 +31,13 @@ def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: 
         (["--set", "model=tinny"], "tiny"),
         (["--resume"], "Give one of the two"),
     ):
-        ended = call("run", "run.yaml", *quick, *wrong, "--overwrite")
+        ended = call("run", "run.yaml", *quick_training_flags, *wrong, "--overwrite")
         assert_mistake(ended, said)
         assert Path("old/summary.json").read_bytes() == summary
 
 
 def test_a_stage_overwrites_what_a_stage_wrote(folders: Path, call: Call) -> None:
-    data = own_data(folders, shift=False)
+    data = data_flags(folders, shift=False)
     assert call("zeroshot", "tiny", *data, "--out", "out").code == 0
     assert_mistake(call("zeroshot", "tiny", *data, "--out", "out"), "add --overwrite")
     assert call("zeroshot", "tiny", *data, "--prompts", "short", "--out", "out", "--overwrite").code == 0
@@ -39,9 +48,9 @@ def test_a_sweep_refuses_to_validate_on_images_that_were_trained_on(
     folders: Path, call: Call, tiny: sp.models.Clip
 ) -> None:
     data = ["--reference", f"folder:{folders}/train", "--test", f"folder:{folders}/test"]
-    quick = ["--set", "finetune.epochs=1", "--set", "finetune.batch_size=9"]
+    quick_training_flags = ["--set", "finetune.epochs=1", "--set", "finetune.batch_size=9"]
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])), "zero")
-    assert call("finetune", "zero", *data, *quick, "--seed", "1", "--out", "tuned").code == 0
+    assert call("finetune", "zero", *data, *quick_training_flags, "--seed", "1", "--out", "tuned").code == 0
     assert_mistake(call("sweep", "zero", "tuned", *data, "--alphas", "2", "--out", "swept"), "--seed 1")
     assert call("sweep", "zero", "tuned", *data, "--alphas", "2", "--seed", "1", "--out", "swept").code == 0
 

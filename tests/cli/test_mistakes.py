@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from support.commands import Call, assert_mistake, own_data
+from support.commands import Call, assert_mistake, data_flags
 
 import shiftproof as sp
 
@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "run-file key": (["--set", "finetune.epoch=3"], "key 'finetune.epoch'. Did you mean 'epochs'?"),
     "run-file value": (["--set", "finetune.lr=fast"], "'finetune.lr' is 'fast'"),
     "device": (["--device", "gpu"], "the device 'gpu' cannot be used here"),
-    "suite": (["--suite", "emojy"], "Omit it to give"),
+    "suite": (["--suite", "emojy"], "leave it out"),
 }
 
 
@@ -53,7 +53,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistake: str) -> None:
     broken_copies(folders)
     changes, said = MISTAKES[mistake]
-    flags = own_data(folders, shift=False)
+    flags = data_flags(folders, shift=False)
     for flag, value in zip(changes[::2], changes[1::2], strict=True):
         filled = value.replace("{folders}", str(folders))
         if flag in flags:
@@ -126,7 +126,7 @@ def test_an_occupied_folder_is_left_alone(folders: Path, call: Call, tiny: sp.mo
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
     sp.save_classifier(zero, "zero")
     operands = {"zeroshot": ["tiny"], "finetune": ["zero"], "sweep": ["zero", "zero"], "evaluate": ["zero"]}[command]
-    flags = own_data(folders, shift=False)
+    flags = data_flags(folders, shift=False)
     ended = call(command, *operands, *(flags[4:] if command == "evaluate" else flags), "--out", "out")
     assert_mistake(ended, "out already holds 'notes.txt'")
     assert [path.name for path in Path("out").iterdir() if path.name != ".lock"] == ["notes.txt"]
@@ -151,7 +151,7 @@ def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.models.Cl
 
 def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, call: Call) -> None:
     broken = ["--set", "finetune.lr=1e20", "--set", "finetune.batch_size=9"]
-    ended = call("finetune", "tiny", *own_data(folders), *broken, "--out", "out")
+    ended = call("finetune", "tiny", *data_flags(folders), *broken, "--out", "out")
     assert_mistake(ended, "fine-tuning stopped at step 2")
     assert "out/checkpoints/last_good" in ended.err
     assert call("predict", "out/checkpoints/last_good", folders / "test/pear/pear-0.png").code == 0
@@ -165,4 +165,4 @@ def test_a_fault_of_ours_is_not_passed_off_as_the_user_s(
 
     monkeypatch.setattr("shiftproof.runs.stages.run_zero_shot", faulty)
     with pytest.raises(RuntimeError, match="a bug"):
-        call("zeroshot", "tiny", *own_data(folders))
+        call("zeroshot", "tiny", *data_flags(folders))

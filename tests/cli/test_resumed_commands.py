@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.commands import Call, Steps, assert_mistake, logged_steps, own_data, quick
+from support.commands import Call, Steps, assert_mistake, data_flags, logged_steps, quick_training_flags
 
 import shiftproof as sp
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path, call: Call, steps: Steps) -> None:
-    asked = ["finetune", "tiny", *own_data(folders), *quick(), "--seed", "3"]
+    asked = ["finetune", "tiny", *data_flags(folders), *quick_training_flags(), "--seed", "3"]
     assert call(*asked, "--out", "whole").code == 0
     steps.again(stop=3)
     with pytest.raises(RuntimeError, match="the plug was pulled"):
@@ -26,7 +28,7 @@ def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path
     assert_mistake(call(*asked, "--out", "broken"), "broken already holds")
     assert_mistake(call(*asked, "--out", "broken", "--resume", "--overwrite"), "Give one of the two")
     for other in (["--set", "finetune.lr=2e-3"], ["--seed", "4"], ["--prompts", "short"]):
-        assert_mistake(call(*asked, *other, "--out", "broken", "--resume"), "has other settings")
+        assert_mistake(call(*asked, *other, "--out", "broken", "--resume"), "asks for other settings")
     steps.again()
     assert call(*asked, "--out", "broken", "--resume").code == 0
     assert steps.taken == [2, 3, 4, 5]
@@ -49,7 +51,7 @@ def test_a_run_goes_on_inside_its_fine_tuning(folders: Path, call: Call, steps: 
         "alphas": 2,
     }
     Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
-    command = ["run", "fruit.yaml", "--shots", "2", *quick(recipe="head-only"), "--out", "out"]
+    command = ["run", "fruit.yaml", "--shots", "2", *quick_training_flags(recipe="head-only"), "--out", "out"]
     steps.again(stop=5)
     with pytest.raises(RuntimeError, match="the plug was pulled"):
         call(*command)
@@ -66,7 +68,7 @@ def test_a_run_goes_on_inside_its_fine_tuning(folders: Path, call: Call, steps: 
 
 
 def test_a_fine_tuning_takes_few_shots_and_tells_a_tracker(folders: Path, call: Call, steps: Steps) -> None:
-    asked = [*own_data(folders, shift=False), *quick(recipe="head-only", epochs=1), "--shots", "1"]
+    asked = [*data_flags(folders, shift=False), *quick_training_flags(recipe="head-only", epochs=1), "--shots", "1"]
     ended = call("finetune", "tiny", *asked, "--report-to", "tensorboard", "--out", "out")
     assert ended.code == 0, ended.err
     assert (sp.RunFile.read("out/run.yaml").finetune.shots, steps.taken) == (1, [0])
@@ -76,7 +78,7 @@ def test_a_fine_tuning_takes_few_shots_and_tells_a_tracker(folders: Path, call: 
 
 def test_sigterm_ends_a_fine_tuning_politely(tmp_path: Path, call: Call) -> None:
     asked = ["finetune", "tiny", "--suite", "emoji", "--shots", "1", "--set", "limit=5"]
-    asked += quick(recipe="head-only", epochs=2, batch_size=16, shots=1, checkpoint_every=1)
+    asked += quick_training_flags(recipe="head-only", epochs=2, batch_size=16, shots=1, checkpoint_every=1)
     command = [sys.executable, "-m", "shiftproof", *asked, "--out", "out"]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 600

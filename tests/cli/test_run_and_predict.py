@@ -12,6 +12,8 @@ from support.commands import Call, CommandResult, run_in_process
 
 import shiftproof as sp
 
+pytestmark = pytest.mark.slow
+
 
 def softmax(logits: list[float]) -> list[float]:
     powers = np.exp(np.array(logits, dtype=np.float64) - max(logits))

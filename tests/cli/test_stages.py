@@ -6,18 +6,21 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 import yaml
-from support.commands import Call, CommandResult, assert_mistake, own_data
+from support.commands import Call, CommandResult, assert_mistake, data_flags
 
 import shiftproof as sp
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_stage_works_on_one_s_own_folders(folders: Path, tmp_path: Path, call: Call) -> None:
-    data, quick = own_data(folders), ["--set", "finetune.epochs=2", "--set", "finetune.batch_size=9"]
+    data, quick_training_flags = data_flags(folders), ["--set", "finetune.epochs=2", "--set", "finetune.batch_size=9"]
     zero = call("zeroshot", "tiny", *data, "--corrupt", "noise:3", "--out", "zero")
     assert (zero.code, zero.out.splitlines()[-1]) == (0, "the classifier is zero")
     assert all(name in zero.out for name in ("reference", "sketch", "noise-3"))
-    tuned = call("finetune", "zero", *data, *quick, "--out", "tuned")
+    tuned = call("finetune", "zero", *data, *quick_training_flags, "--out", "tuned")
     assert (tuned.code, tuned.out.splitlines()[-1]) == (0, "the classifier is tuned")
     swept = call("sweep", "zero", "tuned", *data, "--alphas", "0.25,0.5", "--rule", "reference", "--out", "swept")
     assert swept.code == 0, swept.err
@@ -52,9 +55,9 @@ def test_every_stage_works_on_one_s_own_folders(folders: Path, tmp_path: Path, c
 
 
 def test_a_model_is_fine_tuned_from_its_name_as_from_its_directory(folders: Path, tmp_path: Path, call: Call) -> None:
-    data = [*own_data(folders, shift=False), "--set", "finetune.epochs=1", "--set", "finetune.batch_size=18"]
+    data = [*data_flags(folders, shift=False), "--set", "finetune.epochs=1", "--set", "finetune.batch_size=18"]
     assert call("finetune", "tiny", *data, "--out", "a").code == 0
-    assert call("zeroshot", "tiny", *own_data(folders, shift=False), "--out", "zero").code == 0
+    assert call("zeroshot", "tiny", *data_flags(folders, shift=False), "--out", "zero").code == 0
     assert call("finetune", "zero", *data, "--out", "b").code == 0
     assert sp.models.fingerprint(sp.load_classifier("a")) == sp.models.fingerprint(sp.load_classifier("b"))
 
@@ -64,13 +67,13 @@ def test_classes_are_matched_by_name_where_a_classifier_has_its_own_order(
 ) -> None:
     order = ("red_apple", "lemon", "pear")  # folders come sorted
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(order)), "zero")
-    quick = ["--set", "finetune.epochs=6", "--set", "finetune.batch_size=9", "--set", "finetune.lr=1e-3"]
-    assert call("finetune", "zero", *own_data(folders), *quick, "--out", "tuned").code == 0
+    quick_training_flags = ["--set", "finetune.epochs=6", "--set", "finetune.batch_size=9", "--set", "finetune.lr=1e-3"]
+    assert call("finetune", "zero", *data_flags(folders), *quick_training_flags, "--out", "tuned").code == 0
     tuned = sp.load_classifier("tuned")
     assert tuned.classes.ids == order
     train = sp.data.load_set(f"folder:{folders}/train", tuned.classes)
     assert sp.evaluation.accuracy(sp.predict(tuned, train).logits, train.labels) > 0.9
-    assert call("sweep", "zero", "tuned", *own_data(folders), "--alphas", "2", "--out", "swept").code == 0
+    assert call("sweep", "zero", "tuned", *data_flags(folders), "--alphas", "2", "--out", "swept").code == 0
     path = json.loads(Path("swept/path.json").read_text(encoding="utf-8"))
     scored = [json.loads(line) for line in Path("tuned/results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert path[-1]["accuracy"] == {line["set"]: line["accuracy"] for line in scored}
@@ -112,7 +115,7 @@ def test_pretraining_makes_a_model_that_loads(folders: Path, tmp_path: Path, cal
         recalls = card["recall"][direction]
         assert 0 <= recalls["recall@1"] <= recalls["recall@5"] <= recalls["recall@10"] <= 1
         assert f"recall@1 {recalls['recall@1']:.3f}" in ended.out
-    assert call("zeroshot", "local-dir:pre/model", *own_data(folders), "--out", "zero").code == 0
+    assert call("zeroshot", "local-dir:pre/model", *data_flags(folders), "--out", "zero").code == 0
     trained = sp.load_classifier("zero").state_dict()
     start = sp.zero_shot_classifier(sp.load_clip("open_clip:shiftproof-tiny"), sp.load_classifier("zero").classes)
     assert any(not bool((trained[name] == tensor).all()) for name, tensor in start.state_dict().items())

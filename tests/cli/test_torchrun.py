@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.commands import Call, CommandResult, logged_steps, own_data, quick
+from support.commands import Call, CommandResult, data_flags, logged_steps, quick_training_flags
 
 import shiftproof as sp
+
+pytestmark = pytest.mark.multiprocess
 
 
 def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
@@ -25,7 +27,7 @@ def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
 
 
 def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Path, tmp_path: Path, call: Call) -> None:
-    asked = ["finetune", "tiny", *own_data(folders), *quick(batch_size=6)]
+    asked = ["finetune", "tiny", *data_flags(folders), *quick_training_flags(batch_size=6)]
     shared = torchrun(*asked, "--out", "two", cwd=tmp_path)
     assert shared.code == 0, shared.err
     assert call(*asked, "--out", "one").code == 0
@@ -56,7 +58,7 @@ def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: P
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     asked = {"suite": {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}, "alphas": 3}
     Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
-    shared = torchrun("run", "fruit.yaml", *quick(batch_size=6), "--out", "out", cwd=tmp_path)
+    shared = torchrun("run", "fruit.yaml", *quick_training_flags(batch_size=6), "--out", "out", cwd=tmp_path)
     assert shared.code == 0, shared.err
     assert shared.out.count("report: out/report.html") == 1
     assert shared.err.count("fine-tune: 3 done") == shared.err.count("sweep: 81 done") == 1

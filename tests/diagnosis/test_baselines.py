@@ -12,6 +12,8 @@ from support.windows import CLASSES
 import shiftproof as sp
 from shiftproof.diagnosis.baselines import train_from_scratch, untrained
 
+pytestmark = pytest.mark.slow
+
 # Networks that saw the reference only
 
 

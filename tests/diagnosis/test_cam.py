@@ -33,7 +33,7 @@ def classifier_of(encoder: nn.Module, features: int, size: int = 64, normalised:
     return sp.Classifier(network, SPACE, Preprocessing(size=size), {}, "one's own", (), "trained", 1.0)
 
 
-def own(name: str) -> sp.Classifier:
+def timm_classifier(name: str) -> sp.Classifier:
     return own_head_classifier(load_encoder(f"timm:{name}"))
 
 
@@ -53,7 +53,7 @@ def two_layers() -> sp.Classifier:
     return made
 
 
-def vit(**changes: Any) -> VisionTransformer:
+def small_transformer(**changes: Any) -> VisionTransformer:
     given = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 3, "heads": 2, "mlp_ratio": 2, "output_dim": 16}
     return VisionTransformer(**(given | changes))
 
@@ -76,7 +76,7 @@ def images_of(classifier: sp.Classifier, count: int = 2) -> Tensor:
     return torch.randn(count, 3, size, size)
 
 
-def logits_of(classifier: sp.Classifier, images: Tensor, classes: Tensor) -> Tensor:
+def class_logits(classifier: sp.Classifier, images: Tensor, classes: Tensor) -> Tensor:
     with torch.inference_mode():
         return classifier.network(images)[torch.arange(len(images)), classes]
 
@@ -140,12 +140,12 @@ def test_the_map_is_the_papers_formula(zero: sp.Classifier) -> None:
         lambda: tower(drop=0.5),
         lambda: tower(proj=""),
         lambda: two_layers(),
-        lambda: own("resnet18"),
-        lambda: own("swin_tiny_patch4_window7_224"),
-        lambda: own("test_efficientnet"),
-        lambda: own("test_nfnet"),
-        lambda: own("mixer_s32_224"),
-        lambda: own("regnetx_002"),
+        lambda: timm_classifier("resnet18"),
+        lambda: timm_classifier("swin_tiny_patch4_window7_224"),
+        lambda: timm_classifier("test_efficientnet"),
+        lambda: timm_classifier("test_nfnet"),
+        lambda: timm_classifier("mixer_s32_224"),
+        lambda: timm_classifier("regnetx_002"),
     ],
 )
 def test_the_mean_of_the_evidence_and_its_bias_are_the_logit(make: Callable[[], sp.Classifier]) -> None:
@@ -156,7 +156,7 @@ def test_the_mean_of_the_evidence_and_its_bias_are_the_logit(make: Callable[[], 
     assert map_kind(classifier) == "cam"
     evidence = class_evidence(classifier, images, CLASSES)
     assert evidence.maps.min() < 0 < evidence.maps.max()
-    expected = logits_of(classifier, images, CLASSES)
+    expected = class_logits(classifier, images, CLASSES)
     torch.testing.assert_close(evidence.maps.mean((1, 2)) + evidence.bias, expected, rtol=1e-4, atol=1e-4)
     maps = class_activation_map(classifier, images, CLASSES)
     torch.testing.assert_close(maps, enlarged(evidence.maps, images))
@@ -166,13 +166,13 @@ def test_the_mean_of_the_evidence_and_its_bias_are_the_logit(make: Callable[[], 
     "make",
     [
         lambda: tower(proj="mlp"),
-        lambda: own("test_convnext"),  # a norm behind the mean
-        lambda: own("mobilenetv3_small_050"),  # a convolution behind it
-        lambda: own("test_vit2"),  # tokens averaged, then a norm
-        lambda: own("test_vit"),
-        lambda: own("test_vit3"),  # attention pooling
+        lambda: timm_classifier("test_convnext"),  # a norm behind the mean
+        lambda: timm_classifier("mobilenetv3_small_050"),  # a convolution behind it
+        lambda: timm_classifier("test_vit2"),  # tokens averaged, then a norm
+        lambda: timm_classifier("test_vit"),
+        lambda: timm_classifier("test_vit3"),  # attention pooling
         lambda: classifier_of(timm.create_model("test_resnet", num_classes=0, global_pool="max"), 96, 160),
-        lambda: classifier_of(vit(), 16, 32),
+        lambda: classifier_of(small_transformer(), 16, 32),
         lambda: classifier_of(resnet(), 16),
     ],
 )
@@ -241,7 +241,7 @@ def test_evidence_is_found_where_it_was_planted(last: bool, channels: int, metho
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "test_efficientnet"])
 def test_grad_cam_is_exact_cam_where_the_head_is_linear_on_the_mean(name: str) -> None:
-    classifier = own(name)
+    classifier = timm_classifier(name)
     nn.init.normal_(classifier.network.head.weight)
     images = images_of(classifier)
     exact = class_activation_map(classifier, images, CLASSES, method="cam")
@@ -284,10 +284,10 @@ def with_trained_head(classifier: sp.Classifier) -> sp.Classifier:
 @pytest.mark.parametrize(
     ("encoder", "image_size", "module", "to_grid"),
     [
-        (lambda: vit(), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 4, 4)),
-        (lambda: vit(image_size=(32, 48)), (32, 48), "transformer.resblocks.2.ln_1", grid(1, 4, 6)),
-        (lambda: vit(patch_size=(4, 16)), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 8, 2)),
-        (lambda: vit(pool_type="avg"), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 4, 4)),
+        (lambda: small_transformer(), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 4, 4)),
+        (lambda: small_transformer(image_size=(32, 48)), (32, 48), "transformer.resblocks.2.ln_1", grid(1, 4, 6)),
+        (lambda: small_transformer(patch_size=(4, 16)), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 8, 2)),
+        (lambda: small_transformer(pool_type="avg"), (32, 32), "transformer.resblocks.2.ln_1", grid(1, 4, 4)),
         (lambda: timm_vit(img_size=32), (32, 32), "blocks.5.norm1", grid(1, 2, 2)),
         (lambda: timm_vit(img_size=(32, 48)), (32, 48), "blocks.5.norm1", grid(1, 2, 3)),
         (lambda: timm_vit(img_size=64, reg_tokens=4), (64, 64), "blocks.5.norm1", grid(5, 4, 4)),
@@ -328,7 +328,7 @@ def test_grad_cam_on_the_tiny_model_reads_its_last_map(zero: sp.Classifier) -> N
 
 
 def test_any_layer_with_a_map_can_be_named() -> None:
-    classifier = own("resnet18")
+    classifier = timm_classifier("resnet18")
     images = images_of(classifier)
     coarse = class_activation_map(classifier, images, CLASSES, layer="encoder.layer4")
     torch.testing.assert_close(coarse, class_activation_map(classifier, images, CLASSES, method="grad-cam"))
@@ -377,7 +377,7 @@ def same(first: Any, second: Any) -> bool:
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
 def test_nothing_is_left_behind(method: str) -> None:
-    classifier = own("test_resnet")  # batch norm, whose statistics move in training mode
+    classifier = timm_classifier("test_resnet")  # batch norm, whose statistics move in training mode
     images = images_of(classifier)
     expected = class_activation_map(classifier, images, CLASSES, method=method)
     network = classifier.network.train()
@@ -399,7 +399,7 @@ def test_nothing_is_left_behind(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
 def test_a_frozen_model_and_a_callers_inference_mode_make_no_difference(method: str) -> None:
-    classifier = own("test_resnet")
+    classifier = timm_classifier("test_resnet")
     images = images_of(classifier)
     expected = class_activation_map(classifier, images, CLASSES, method=method)
     classifier.network.requires_grad_(False)
@@ -407,14 +407,14 @@ def test_a_frozen_model_and_a_callers_inference_mode_make_no_difference(method: 
     with torch.no_grad():
         assert torch.equal(class_activation_map(classifier, images, CLASSES, method=method), expected)
     with torch.inference_mode():
-        inside = own("test_resnet")
+        inside = timm_classifier("test_resnet")
         assert torch.equal(class_activation_map(inside, images + 0, CLASSES + 0, method=method), expected)
         assert torch.is_inference_mode_enabled()
 
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
 def test_an_image_gets_its_map_whatever_stands_beside_it(method: str) -> None:
-    classifier = own("test_resnet")
+    classifier = timm_classifier("test_resnet")
     images = images_of(classifier, 3)
     together = class_activation_map(classifier, images, torch.tensor([2, 0, 7]), method=method)
     alone = class_activation_map(classifier, images[1:2], torch.tensor([0]), method=method)
@@ -424,7 +424,7 @@ def test_an_image_gets_its_map_whatever_stands_beside_it(method: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
 def test_other_dtypes_are_worked_out_in_float32(dtype: torch.dtype, method: str) -> None:
-    classifier = own("test_resnet")
+    classifier = timm_classifier("test_resnet")
     images = images_of(classifier)
     expected = class_activation_map(classifier, images, CLASSES, method=method)
     classifier.network.to(dtype)
@@ -436,7 +436,7 @@ def test_other_dtypes_are_worked_out_in_float32(dtype: torch.dtype, method: str)
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
 def test_evidence_against_a_class_is_an_empty_map(method: str) -> None:
-    classifier = own("test_resnet")  # its features are not negative
+    classifier = timm_classifier("test_resnet")  # its features are not negative
     nn.init.constant_(classifier.network.head.weight, -1)
     maps = class_activation_map(classifier, images_of(classifier), CLASSES, method=method)
     assert not maps.any()
@@ -485,7 +485,7 @@ def test_a_convolutional_model_takes_any_size(zero: sp.Classifier) -> None:
     assert class_activation_map(zero, images, CLASSES).shape == (2, 96, 48)
     evidence = class_evidence(zero, images, CLASSES)
     assert evidence.maps.shape == (2, 12, 6)
-    expected = logits_of(zero, images, CLASSES)
+    expected = class_logits(zero, images, CLASSES)
     torch.testing.assert_close(evidence.maps.mean((1, 2)) + evidence.bias, expected, rtol=1e-4, atol=1e-4)
 
 

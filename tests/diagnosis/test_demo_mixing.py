@@ -12,6 +12,8 @@ from support.commands import Call
 import shiftproof as sp
 from shiftproof.runs.file import DEMO_FILE, MIXED_SETTINGS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def demanded(monkeypatch: pytest.MonkeyPatch) -> list[sp.RunFile]:

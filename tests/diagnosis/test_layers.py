@@ -34,14 +34,14 @@ def classifier_of(encoder: nn.Module, features: int, size: int) -> sp.Classifier
     return sp.Classifier(network, SPACE, Preprocessing(size=size), {}, "one's own", (), "trained", 1.0)
 
 
-def vit(batch_first: bool = True) -> sp.Classifier:
+def small_transformer(batch_first: bool = True) -> sp.Classifier:
     """Of 17 tokens."""
     made = VisionTransformer(32, 8, width=24, layers=3, heads=2, mlp_ratio=2, output_dim=16)
     made.transformer = Transformer(24, 3, 2, mlp_ratio=2, batch_first=batch_first)
     return classifier_of(made, 16, 32)
 
 
-def own(name: str) -> sp.Classifier:
+def timm_classifier(name: str) -> sp.Classifier:
     made = own_head_classifier(load_encoder(f"timm:{name}"))
     nn.init.normal_(made.network.head.weight, std=0.1)  # some start at zero
     return made
@@ -68,11 +68,11 @@ def images() -> sp.ImageSet:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: vit(), [f"transformer.resblocks.{i}" for i in range(3)]),
-        (lambda: own("resnet18"), [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]),
-        (lambda: own("test_vit"), [f"blocks.{i}" for i in range(6)]),
-        (lambda: own("swin_tiny_patch4_window7_224"), [f"layers.{i}" for i in range(4)]),
-        (lambda: own("test_convnext"), [f"stages.{i}" for i in range(4)]),
+        (lambda: small_transformer(), [f"transformer.resblocks.{i}" for i in range(3)]),
+        (lambda: timm_classifier("resnet18"), [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]),
+        (lambda: timm_classifier("test_vit"), [f"blocks.{i}" for i in range(6)]),
+        (lambda: timm_classifier("swin_tiny_patch4_window7_224"), [f"layers.{i}" for i in range(4)]),
+        (lambda: timm_classifier("test_convnext"), [f"stages.{i}" for i in range(4)]),
         (lambda: classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)), 2, 2), "13"),
         (lambda: classifier_of(nn.Flatten(), 12, 2), []),
     ],
@@ -126,7 +126,9 @@ def by_hand(classifier: sp.Classifier, images: sp.ImageSet) -> dict[str, NDArray
 
 
 @pytest.mark.parametrize("debiased", [False, True])
-@pytest.mark.parametrize("make", [lambda: vit(), lambda: own("test_resnet"), lambda: own("test_vit")])
+@pytest.mark.parametrize(
+    "make", [lambda: small_transformer(), lambda: timm_classifier("test_resnet"), lambda: timm_classifier("test_vit")]
+)
 def test_every_cell_is_linear_cka_of_features_taken_by_hand(
     zero: sp.Classifier, images: sp.ImageSet, make: Callable[[], sp.Classifier], debiased: bool
 ) -> None:
@@ -141,7 +143,7 @@ def test_every_cell_is_linear_cka_of_features_taken_by_hand(
 
 
 def test_maps_with_channels_last_are_known(images: sp.ImageSet) -> None:
-    swin = own("swin_tiny_patch4_window7_224")
+    swin = timm_classifier("swin_tiny_patch4_window7_224")
     few = images.subset(range(5))
     found = measure_layers(swin, swin, few, layers=["encoder.layers.0", "encoder.layers.3", "features"])
     taken = by_hand(swin, few)
@@ -153,7 +155,7 @@ def test_maps_with_channels_last_are_known(images: sp.ImageSet) -> None:
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_the_batches_make_no_difference(zero: sp.Classifier, batch_size: int, batch_first: bool) -> None:
     torch.manual_seed(1)
-    network = vit(batch_first=batch_first)
+    network = small_transformer(batch_first=batch_first)
     noise = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
     images = array_set("noise", SPACE, [str(i) for i in range(21)], np.zeros(21, np.int64), lambda: noise)
     expected = measure_layers(zero, network, images, batch_size=8)
@@ -162,7 +164,7 @@ def test_the_batches_make_no_difference(zero: sp.Classifier, batch_size: int, ba
 
 
 def test_tokens_before_or_behind_the_images_are_the_same(images: sp.ImageSet) -> None:
-    first, second = vit(batch_first=True), vit(batch_first=False)
+    first, second = small_transformer(batch_first=True), small_transformer(batch_first=False)
     second.network.load_state_dict(first.network.state_dict())
     found = measure_layers(first, second, images)
     np.testing.assert_allclose(np.diag(np.array(found.values)), 1, rtol=1e-6)
@@ -251,7 +253,7 @@ def state_of(classifier: sp.Classifier) -> list[Any]:
 
 @pytest.mark.parametrize("fails_after", [None, 0, 1, 3])
 def test_nothing_is_left_behind(images: sp.ImageSet, fails_after: int | None) -> None:
-    first, second = vit(), own("test_resnet")
+    first, second = small_transformer(), timm_classifier("test_resnet")
     first.network.train()
     first.network.encoder.transformer.eval()
     before = state_of(first), state_of(second)
@@ -280,7 +282,7 @@ def test_hooks_go_also_where_a_network_fails_midway(images: sp.ImageSet) -> None
             raise RuntimeError("out of memory")
         return x
 
-    network, other = classifier_of(Steps(fail), 3, 8), vit()
+    network, other = classifier_of(Steps(fail), 3, 8), small_transformer()
     before = state_of(network), state_of(other)
     for pair in ((network, other), (other, network)):
         with pytest.raises(RuntimeError, match="out of memory"):

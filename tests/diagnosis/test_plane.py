@@ -12,6 +12,8 @@ import shiftproof as sp
 from shiftproof.models.classifier import Network
 from shiftproof.report.plane import plane_figure
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("lemon", "kiwifruit", "grapes", "red_apple")
 
 

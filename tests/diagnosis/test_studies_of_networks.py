@@ -22,6 +22,8 @@ from shiftproof.runs import interventions as diagnosing
 from shiftproof.runs.interventions import DiagnosisFile, run_strong_edge
 from shiftproof.storage import locked
 
+pytestmark = pytest.mark.slow
+
 # Which images
 
 

@@ -16,15 +16,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from support.classifiers import classifier_around, weight_bytes
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof.cli.app import main
 from shiftproof.data.batches import evaluation_batches
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
-from shiftproof.models.classifier import Network
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
 
@@ -51,24 +50,10 @@ def plain(count: int = 24, name: str = "colours") -> sp.ImageSet:
     return array_set(name, CLASSES, [str(i) for i in range(count)], labels, draw)
 
 
-def toy(*layers: nn.Module, **changes: Any) -> sp.Classifier:
+def pooled_classifier(*layers: nn.Module, **changes: Any) -> sp.Classifier:
     """Pooled colours through some layers; (B, 3) enter them."""
     encoder = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *layers)
-    made = sp.Classifier(
-        network=Network(encoder, nn.Linear(3, len(CLASSES))).eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source="toy",
-        prompts=(),
-        head="own",
-        logit_scale=1.0,
-    )
-    return replace(made, **changes)
-
-
-def bits(classifier: sp.Classifier) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
+    return classifier_around(encoder, nn.Linear(3, len(CLASSES)), CLASSES, **{"prompts": (), "head": "own", **changes})
 
 
 def norms(network: nn.Module) -> dict[str, nn.Module]:
@@ -123,10 +108,10 @@ def test_the_average_of_two_variances_is_another_one(own: sp.Classifier, train: 
     averaged, renewed = statistics(middle, first)[1], statistics(found, first)[1]
     np.testing.assert_allclose(averaged, sum(statistics(end, first)[1] for end in ends) / 2, rtol=1e-5)
     assert np.abs(renewed / averaged - 1).max() > 0.1
-    assert (logits_of(middle) - logits_of(found)).abs().max() > 1e-3
+    assert (logits_of_noise(middle) - logits_of_noise(found)).abs().max() > 1e-3
 
 
-def logits_of(classifier: sp.Classifier) -> Tensor:
+def logits_of_noise(classifier: sp.Classifier) -> Tensor:
     size = classifier.preprocessing.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -134,11 +119,11 @@ def logits_of(classifier: sp.Classifier) -> Tensor:
 
 
 def test_only_statistics_change_and_only_in_the_copy(own: sp.Classifier, train: sp.ImageSet) -> None:
-    before, state = bits(own), torch.random.get_rng_state()
+    before, state = weight_bytes(own), torch.random.get_rng_state()
     found = reestimate_batch_norm(own, train, batch_size=6)
-    assert bits(own) == before
+    assert weight_bytes(own) == before
     assert torch.equal(torch.random.get_rng_state(), state)
-    after = bits(found)
+    after = weight_bytes(found)
     kept = {name for name in before if before[name] == after[name]}
     assert {name for name in before if "running" not in name and "tracked" not in name} <= kept
     assert not any(module.training for module in [*own.network.modules(), *found.network.modules()])
@@ -148,12 +133,12 @@ def test_only_statistics_change_and_only_in_the_copy(own: sp.Classifier, train: 
 
 def test_a_second_time_and_a_broken_start_change_nothing(own: sp.Classifier, train: sp.ImageSet) -> None:
     once = reestimate_batch_norm(own, train, batch_size=6)
-    assert bits(reestimate_batch_norm(once, train, batch_size=6)) == bits(once)
+    assert weight_bytes(reestimate_batch_norm(once, train, batch_size=6)) == weight_bytes(once)
     broken = {
         name: torch.full_like(tensor, torch.nan) if "running" in name else tensor
         for name, tensor in own.state_dict().items()
     }
-    assert bits(reestimate_batch_norm(own.with_weights(broken), train, batch_size=6)) == bits(once)
+    assert weight_bytes(reestimate_batch_norm(own.with_weights(broken), train, batch_size=6)) == weight_bytes(once)
 
 
 def test_it_says_what_was_done(tiny: sp.models.Clip, own: sp.Classifier, train: sp.ImageSet, tmp_path: Path) -> None:
@@ -173,7 +158,7 @@ def test_it_says_what_was_done(tiny: sp.models.Clip, own: sp.Classifier, train: 
 )
 def test_batches_are_equally_large_and_never_of_one(count: int, batch_size: int, size: int, used: int) -> None:
     # Batch norm behind the pooling refuses a batch of one image.
-    classifier = toy(nn.BatchNorm1d(3))
+    classifier = pooled_classifier(nn.BatchNorm1d(3))
     images = plain(count)
     read = images.read
     seen: list[int] = []
@@ -194,16 +179,18 @@ def test_batches_are_equally_large_and_never_of_one(count: int, batch_size: int,
 def test_batches_mix_the_classes() -> None:
     # In the folders' order each batch would be of one colour, without any variance.
     images = plain(24)
-    whole = statistics(reestimate_batch_norm(toy(nn.BatchNorm1d(3)), images), "encoder.2")[1]
-    parts = statistics(reestimate_batch_norm(toy(nn.BatchNorm1d(3)), images, batch_size=8), "encoder.2")[1]
+    whole = statistics(reestimate_batch_norm(pooled_classifier(nn.BatchNorm1d(3)), images), "encoder.2")[1]
+    parts = statistics(reestimate_batch_norm(pooled_classifier(nn.BatchNorm1d(3)), images, batch_size=8), "encoder.2")[
+        1
+    ]
     assert (parts > 0.5 * whole).all()
 
 
 def test_the_seed_decides_the_batches() -> None:
-    images, classifier = plain(24), toy(nn.BatchNorm1d(3))
+    images, classifier = plain(24), pooled_classifier(nn.BatchNorm1d(3))
     first, again, other = (reestimate_batch_norm(classifier, images, batch_size=8, seed=s) for s in (0, 0, 1))
-    assert bits(first) == bits(again)
-    assert bits(first) != bits(other)
+    assert weight_bytes(first) == weight_bytes(again)
+    assert weight_bytes(first) != weight_bytes(other)
 
 
 class DroppingNorm(nn.BatchNorm1d):
@@ -219,20 +206,22 @@ class DroppingNorm(nn.BatchNorm1d):
 
 def test_dropout_stays_off() -> None:
     images = plain(24)
-    expected = reestimate_batch_norm(toy(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), images)
-    dropping = reestimate_batch_norm(toy(DroppingNorm(), nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(3))), images)
+    expected = reestimate_batch_norm(pooled_classifier(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), images)
+    dropping = reestimate_batch_norm(
+        pooled_classifier(DroppingNorm(), nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(3))), images
+    )
     for mine, theirs in (("encoder.2", "encoder.2"), ("encoder.3.1", "encoder.3")):
         np.testing.assert_array_equal(statistics(dropping, mine), statistics(expected, theirs))
 
 
 def test_networks_without_running_statistics_are_told_apart(tiny: sp.models.Clip, own: sp.Classifier) -> None:
     assert has_batch_norm(own)
-    assert has_batch_norm(toy(nn.BatchNorm1d(3)))
+    assert has_batch_norm(pooled_classifier(nn.BatchNorm1d(3)))
     without = [
         sp.zero_shot_classifier(tiny, CLASSES),
         sp.own_head_classifier(sp.load_encoder("timm:test_vit")),
-        toy(nn.GroupNorm(1, 3)),
-        toy(nn.BatchNorm1d(3, track_running_stats=False)),
+        pooled_classifier(nn.GroupNorm(1, 3)),
+        pooled_classifier(nn.BatchNorm1d(3, track_running_stats=False)),
     ]
     for classifier in without:
         assert not has_batch_norm(classifier)

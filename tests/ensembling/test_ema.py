@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.classifiers import accuracy_of, convolution_classifier, weight_bytes
 from torch import Tensor, nn
 
 import shiftproof as sp
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError
 from shiftproof.finetuning import loop, recipes
@@ -44,34 +44,8 @@ VALIDATION = tints("validation", 15, 1)
 SUITE = sp.ShiftSuite("tints", CLASSES, sp.data.Reference("photo", tints("train", 24, 0), VALIDATION, VALIDATION), ())
 
 
-def toy() -> sp.Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        network = Network(encoder, nn.Linear(32, len(CLASSES)))
-    return sp.Classifier(
-        network=network.eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
-
-
-def settings(**changes: Any) -> sp.FinetuneSettings:
+def three_epochs(**changes: Any) -> sp.FinetuneSettings:
     return sp.FinetuneSettings(**{"epochs": 3, "lr": 1e-2, "batch_size": 8, "warmup_steps": 0, **changes})
-
-
-def bits(classifier: sp.Classifier) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
-
-
-def right(classifier: sp.Classifier, images: sp.ImageSet) -> float:
-    found = sp.predict(classifier, images)
-    return float(np.mean(found.logits.argmax(1) == found.labels))
 
 
 @pytest.fixture
@@ -104,8 +78,8 @@ def moving_average(start: NDArray[np.float64], steps: Steps, name: str, decay: f
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
 @pytest.mark.parametrize("decay", [1e-9, 0.5, 0.9, 0.9999])
 def test_the_debiased_average_is_an_end_of_the_alpha_path(steps: Steps, decay: float, recipe: str) -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings(ema_decay=decay, recipe=recipe))
+    start = convolution_classifier(CLASSES, relu=False)
+    tuned = sp.finetune(start, SUITE, three_epochs(ema_decay=decay, recipe=recipe))
     alpha = 1 - decay ** len(steps)
     begun, debiased = parameters_of(start, recipe), parameters_of(tuned, recipe)
     path = parameters_of(sp.wise_ft(start, tuned, alpha), recipe)
@@ -131,14 +105,14 @@ def test_the_recursion_is_the_weighted_mean_of_the_steps(decay: float, count: in
 
 
 def test_training_goes_on_as_if_nothing_was_averaged(steps: Steps) -> None:
-    plain = sp.finetune(toy(), SUITE, settings())
+    plain = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs())
     undisturbed = list(steps)
     steps.clear()
-    averaged = sp.finetune(toy(), SUITE, settings(ema_decay=0.9))
+    averaged = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.9))
     for one, other in zip(undisturbed, steps, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in one)
     # Statistics and counters are the last ones; every parameter is another.
-    before, after = bits(plain), bits(averaged)
+    before, after = weight_bytes(plain), weight_bytes(averaged)
     same = {name for name in before if before[name] == after[name]}
     assert same == {f"encoder.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     losses = [[entry["loss"] for entry in tuned.training["history"]] for tuned in (plain, averaged)]
@@ -146,33 +120,35 @@ def test_training_goes_on_as_if_nothing_was_averaged(steps: Steps) -> None:
 
 
 def test_without_a_decay_nothing_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = sp.finetune(toy(), SUITE, settings())
+    expected = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs())
     monkeypatch.delattr(loop, "debiased_ema")
-    found = sp.finetune(toy(), SUITE, settings(ema_decay=0.0))
-    assert bits(found) == bits(expected)
+    found = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.0))
+    assert weight_bytes(found) == weight_bytes(expected)
     assert found.training == expected.training
 
 
 def test_the_history_scores_the_averaged_weights() -> None:
-    tuned = sp.finetune(toy(), SUITE, settings(ema_decay=0.99))
+    tuned = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.99))
     history = tuned.training["history"]
-    assert history[-1]["validation"] == right(tuned, VALIDATION)
-    shorter = [sp.finetune(toy(), SUITE, settings(ema_decay=0.99)) for _ in range(2)]
-    assert bits(shorter[0]) == bits(shorter[1]) == bits(tuned)
+    assert history[-1]["validation"] == accuracy_of(tuned, VALIDATION)
+    shorter = [
+        sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.99)) for _ in range(2)
+    ]
+    assert weight_bytes(shorter[0]) == weight_bytes(shorter[1]) == weight_bytes(tuned)
     assert tuned.training["settings"]["ema_decay"] == 0.99
 
 
 def test_head_only_keeps_every_bit_of_the_encoder() -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings(ema_decay=0.9, recipe="head-only"))
-    before, after = bits(start), bits(tuned)
+    start = convolution_classifier(CLASSES, relu=False)
+    tuned = sp.finetune(start, SUITE, three_epochs(ema_decay=0.9, recipe="head-only"))
+    before, after = weight_bytes(start), weight_bytes(tuned)
     assert {name for name in before if before[name] != after[name]} == {"head.weight", "head.bias"}
 
 
 def test_the_last_good_epoch_that_is_kept_is_the_average(
     tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(ema_decay=0.8, lr=1e-3, batch_size=12)
+    start, asked = sp.zero_shot_classifier(tiny, CLASSES), three_epochs(ema_decay=0.8, lr=1e-3, batch_size=12)
     reached: list[str] = []
     lossless, calls = recipes.classification_loss, 0
 
@@ -196,12 +172,12 @@ def test_the_last_good_epoch_that_is_kept_is_the_average(
 
 
 def test_a_soup_and_an_ensemble_take_it_as_any_other() -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings(ema_decay=0.9))
+    start = convolution_classifier(CLASSES, relu=False)
+    tuned = sp.finetune(start, SUITE, three_epochs(ema_decay=0.9))
     assert (tuned.head, tuned.alpha) == ("trained", None)
     assert not any(module.training for module in tuned.network.modules())
     assert type(tuned.network) is Network
-    assert bits(sp.wise_ft(start, replace(tuned), 1.0)) == bits(tuned)
+    assert weight_bytes(sp.wise_ft(start, replace(tuned), 1.0)) == weight_bytes(tuned)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, math.nan])

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.classifiers import classifier_around, weight_bytes
 from torch import nn
 
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.path import alpha_grid
-from shiftproof.models.classifier import Network
 from shiftproof.records.paths import PathPoint
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
@@ -50,33 +49,19 @@ SUITE = sp.ShiftSuite(
 )
 
 
-def toy(seed: int, *, width: int = 8, classes: sp.ClassSpace = CLASSES, **changes: Any) -> sp.Classifier:
+def seeded_classifier(seed: int, *, width: int = 8, classes: sp.ClassSpace = CLASSES, **changes: Any) -> sp.Classifier:
     """A small network whose batch norm has float and integer buffers, with weights and statistics from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         norm = nn.BatchNorm2d(width)
         encoder = nn.Sequential(nn.Conv2d(3, width, 3, 2), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        network = Network(encoder, nn.Linear(4 * width, len(classes)))
+        head = nn.Linear(4 * width, len(classes))
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.fill_(seed)
         for tensor in (norm.running_mean, norm.running_var):
             assert tensor is not None
             tensor.uniform_(0.1, 1)
-    made = sp.Classifier(
-        network=network.eval(),
-        classes=classes,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": f"toy-{width}"},
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
-    return replace(made, **changes)
-
-
-def bits(classifier: sp.Classifier) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
+    return classifier_around(encoder, head, classes, **{"architecture": {"name": f"toy-{width}"}, **changes})
 
 
 # The ensemble.
@@ -84,13 +69,13 @@ def bits(classifier: sp.Classifier) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("alpha", [0, 1, 0.0, 1.0])
 def test_the_ends_are_the_parents_bit_for_bit(alpha: float) -> None:
-    zero, tuned = toy(1), toy(2)
-    assert bits(sp.wise_ft(zero, tuned, alpha)) == bits(tuned if alpha else zero)
+    zero, tuned = seeded_classifier(1), seeded_classifier(2)
+    assert weight_bytes(sp.wise_ft(zero, tuned, alpha)) == weight_bytes(tuned if alpha else zero)
 
 
 @given(st.floats(0.01, 0.99))
 def test_between_the_ends_every_weight_is_interpolated(alpha: float) -> None:
-    zero, tuned = toy(1), toy(2)
+    zero, tuned = seeded_classifier(1), seeded_classifier(2)
     found = sp.wise_ft(zero, tuned, alpha).state_dict()
     assert found.keys() == zero.state_dict().keys()
     for name, theta_0 in zero.state_dict().items():
@@ -106,19 +91,19 @@ def test_between_the_ends_every_weight_is_interpolated(alpha: float) -> None:
 
 @pytest.mark.parametrize(("alpha", "nearer"), [(0.3, 1), (0.49, 1), (0.51, 2), (0.9, 2)])
 def test_counters_are_copied_from_the_nearer_end(alpha: float, nearer: int) -> None:
-    found = sp.wise_ft(toy(1), toy(2), alpha).state_dict()["encoder.1.num_batches_tracked"]
+    found = sp.wise_ft(seeded_classifier(1), seeded_classifier(2), alpha).state_dict()["encoder.1.num_batches_tracked"]
     assert found.dtype == torch.int64
     assert found.item() == nearer
 
 
 def test_the_parents_stay_as_they_were() -> None:
-    zero, tuned = toy(1), toy(2)
-    before = bits(zero), bits(tuned)
+    zero, tuned = seeded_classifier(1), seeded_classifier(2)
+    before = weight_bytes(zero), weight_bytes(tuned)
     ensemble = sp.wise_ft(zero, tuned, 0.5)
     with torch.no_grad():
         for parameter in ensemble.network.parameters():
             parameter.zero_()
-    assert (bits(zero), bits(tuned)) == before
+    assert (weight_bytes(zero), weight_bytes(tuned)) == before
 
 
 def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> None:
@@ -143,15 +128,15 @@ def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (toy(2, classes=sp.ClassSpace.from_ids(["lemon", "pear", "plum"])), "'plum', 'red_apple'"),
-        (toy(2, classes=sp.ClassSpace.from_ids(["pear", "lemon", "red_apple"])), "a different order"),
-        (toy(2, preprocessing=Preprocessing(size=16, interpolation="bilinear")), "bilinear"),
-        (toy(2, width=16), "encoder.0.weight"),
+        (seeded_classifier(2, classes=sp.ClassSpace.from_ids(["lemon", "pear", "plum"])), "'plum', 'red_apple'"),
+        (seeded_classifier(2, classes=sp.ClassSpace.from_ids(["pear", "lemon", "red_apple"])), "a different order"),
+        (seeded_classifier(2, preprocessing=Preprocessing(size=16, interpolation="bilinear")), "bilinear"),
+        (seeded_classifier(2, width=16), "encoder.0.weight"),
     ],
     ids=["classes", "order", "preprocessing", "architecture"],
 )
 def test_classifiers_that_do_not_fit_are_refused(other: sp.Classifier, said: str) -> None:
-    for pair in ((toy(1), other), (other, toy(1))):
+    for pair in ((seeded_classifier(1), other), (other, seeded_classifier(1))):
         with pytest.raises(sp.IncompatibleWeightsError, match=said):
             sp.wise_ft(*pair, 0.5)
 
@@ -159,7 +144,7 @@ def test_classifiers_that_do_not_fit_are_refused(other: sp.Classifier, said: str
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan, math.inf])
 def test_alpha_outside_0_to_1_is_refused(alpha: float) -> None:
     with pytest.raises(sp.InputError, match="alpha"):
-        sp.wise_ft(toy(1), toy(2), alpha)
+        sp.wise_ft(seeded_classifier(1), seeded_classifier(2), alpha)
 
 
 # For a linear head on a frozen encoder, ensembling in weight space and in output space are one (WiSE-FT, sec. 4).
@@ -176,7 +161,7 @@ def interpolated_logits(zero: sp.Classifier, tuned: sp.Classifier, images: sp.Im
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.73, 1.0])
 def test_head_only_weights_and_outputs_interpolate_alike(alpha: float) -> None:
-    zero = toy(1)
+    zero = seeded_classifier(1)
     tuned = sp.finetune(zero, SUITE, sp.FinetuneSettings(recipe="head-only", epochs=20, lr=0.1, batch_size=6))
     for images in SUITE.test_sets.values():
         found = sp.predict(sp.wise_ft(zero, tuned, alpha), images).logits
@@ -187,7 +172,7 @@ def test_head_only_weights_and_outputs_interpolate_alike(alpha: float) -> None:
 
 
 def test_end_to_end_weights_and_outputs_interpolate_differently() -> None:
-    zero = toy(1)
+    zero = seeded_classifier(1)
     tuned = sp.finetune(zero, SUITE, sp.FinetuneSettings(epochs=20, lr=0.05, batch_size=6))
     found = sp.predict(sp.wise_ft(zero, tuned, 0.5), SUITE.reference.test).logits
     assert abs(found - interpolated_logits(zero, tuned, SUITE.reference.test, 0.5)).max() > 0.01
@@ -205,7 +190,7 @@ def hits(classifier: sp.Classifier, images: sp.ImageSet) -> int:
 
 
 def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
-    zero, tuned = toy(1), toy(2)
+    zero, tuned = seeded_classifier(1), seeded_classifier(2)
     kept: dict[tuple[float, str], np.ndarray] = {}
 
     @contextlib.contextmanager
@@ -234,7 +219,7 @@ def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
 
 
 def test_the_sweep_gives_the_same_path_in_any_order_of_alphas() -> None:
-    zero, tuned = toy(1), toy(2)
+    zero, tuned = seeded_classifier(1), seeded_classifier(2)
     rising = sp.sweep_alpha(zero, tuned, SUITE, [0.0, 0.5, 1.0])
     assert sp.sweep_alpha(zero, tuned, SUITE, [1.0, 0.0, 0.5, 0.5]) == rising
     assert sp.sweep_alpha(zero, tuned, SUITE, 3) == rising

@@ -17,36 +17,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from support.classifiers import accuracy_of, convolution_classifier, weight_bytes
+from torch import Tensor
 
 import shiftproof as sp
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.soups import SoupRecord, greedy_members, greedy_soup, model_stock_soup, uniform_soup
-from shiftproof.models.classifier import Network
 from shiftproof.weights.arithmetic import average_weights, model_stock, weight_distance
 from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
 
 
-def toy(seed: int = 0, **changes: Any) -> sp.Classifier:
-    """A small network with batch norm, so with float and integer buffers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        network = Network(encoder, nn.Linear(32, len(CLASSES)))
-    made = sp.Classifier(
-        network=network.eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source=f"toy-{seed}",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
-    return replace(made, **changes)
+def seeded_classifier(seed: int = 0, **changes: Any) -> sp.Classifier:
+    return convolution_classifier(CLASSES, seed, relu=False, **{"source": f"toy-{seed}", **changes})
 
 
 def pictures(count: int = 30, seed: int = 0) -> sp.ImageSet:
@@ -73,17 +57,8 @@ def tuned(start: sp.Classifier, seed: int, **changes: Any) -> sp.Classifier:
     return start.with_weights(weights, parents=(parent,), head="trained", **changes)
 
 
-def bits(classifier: sp.Classifier) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
-
-
 def wide(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.double().numpy()
-
-
-def right(classifier: sp.Classifier, images: sp.ImageSet) -> float:
-    found = sp.predict(classifier, images)
-    return float(np.mean(found.logits.argmax(1) == found.labels))
 
 
 # The arithmetic.
@@ -309,27 +284,27 @@ def test_scores_that_rank_nothing_are_refused(alone: list[float], said: str) -> 
 
 
 def test_a_greedy_soup_is_the_average_of_what_it_took() -> None:
-    start, images = toy(), pictures()
+    start, images = seeded_classifier(), pictures()
     members = [tuned(start, seed) for seed in range(1, 6)]
-    before = [bits(member) for member in members]
+    before = [weight_bytes(member) for member in members]
     greedy = greedy_soup(members, images)
     soup, record = greedy.classifier, greedy.record
-    assert [bits(member) for member in members] == before
+    assert [weight_bytes(member) for member in members] == before
     assert record.candidates == tuple(sp.models.fingerprint(member) for member in members)
     reached: list[int] = []
     for trial in record.trials:
         tried = uniform_soup([members[i] for i in sorted((*reached, trial.candidate))])
-        assert trial.alone == right(members[trial.candidate], images)
-        assert trial.soup == right(tried, images)
+        assert trial.alone == accuracy_of(members[trial.candidate], images)
+        assert trial.soup == accuracy_of(tried, images)
         reached += [trial.candidate] if trial.taken else []
     reached.sort()  # a soup does not depend on the order in which its members were tried
-    assert bits(soup) == bits(uniform_soup([members[i] for i in reached]))
+    assert weight_bytes(soup) == weight_bytes(uniform_soup([members[i] for i in reached]))
     assert [parent["fingerprint"] for parent in soup.parents] == [record.candidates[i] for i in reached]
-    assert record.accuracy == right(soup, images)
+    assert record.accuracy == accuracy_of(soup, images)
 
 
 def test_the_best_single_is_an_ordinary_outcome() -> None:
-    start, images = toy(), pictures()
+    start, images = seeded_classifier(), pictures()
     good = sp.finetune(start, suite(images), sp.FinetuneSettings(epochs=6, lr=1e-2, batch_size=15, warmup_steps=0))
     head = {name: -tensor if "head" in name else tensor for name, tensor in good.state_dict().items()}
     greedy = greedy_soup([good.with_weights(head), good], images)
@@ -337,8 +312,8 @@ def test_the_best_single_is_an_ordinary_outcome() -> None:
     assert record.is_best_single
     assert record.members == (1,)
     assert [trial.taken for trial in record.trials] == [True, False]
-    assert record.trials[1].soup < record.accuracy == right(good, images)
-    assert bits(soup) == bits(good)
+    assert record.trials[1].soup < record.accuracy == accuracy_of(good, images)
+    assert weight_bytes(soup) == weight_bytes(good)
 
 
 def suite(images: sp.ImageSet) -> sp.ShiftSuite:
@@ -349,7 +324,7 @@ def suite(images: sp.ImageSet) -> sp.ShiftSuite:
 
 
 def test_a_uniform_soup_is_the_mean_and_says_of_whom(tmp_path: Path) -> None:
-    start = toy()
+    start = seeded_classifier()
     members = [tuned(start, seed, alpha=0.5, training={"seed": seed}) for seed in (1, 2, 3)]
     soup = uniform_soup(members)
     for name, tensor in soup.state_dict().items():
@@ -373,7 +348,7 @@ def test_a_model_stock_soup_names_its_start_and_members(tiny: sp.models.Clip, tm
 
 
 def test_members_from_other_starts_are_warned_of() -> None:
-    start, other = toy(0), toy(1)
+    start, other = seeded_classifier(0), seeded_classifier(1)
     strangers = [tuned(start, 1), tuned(other, 2)]
     with pytest.warns(UserWarning, match=r"fine-tuned from 2 different starts(.|\n)*use one start"):
         uniform_soup(strangers)
@@ -386,7 +361,7 @@ def test_members_from_other_starts_are_warned_of() -> None:
 
 
 def test_one_start_or_an_unknown_one_is_no_reason_to_warn() -> None:
-    start = toy()
+    start = seeded_classifier()
     members = [tuned(start, 1), tuned(start, 2)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -394,12 +369,12 @@ def test_one_start_or_an_unknown_one_is_no_reason_to_warn() -> None:
         greedy_soup(members, pictures(6))
         model_stock_soup(start, members)
         uniform_soup([*members, sp.wise_ft(start, members[0])])
-        uniform_soup([*members, replace(tuned(toy(1), 3), parents=())])
+        uniform_soup([*members, replace(tuned(seeded_classifier(1), 3), parents=())])
         model_stock_soup(start, [replace(member, parents=()) for member in members])
 
 
 def test_soups_of_what_does_not_fit_are_refused() -> None:
-    start = toy()
+    start = seeded_classifier()
     with pytest.raises(sp.InputError, match="classifiers in a soup is 0; it must be at least 1"):
         uniform_soup([])
     with pytest.raises(sp.InputError, match="classifiers in a soup is 1; it must be at least 2"):

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 
 import pytest
-from support.recipes import PROMPTS, Seen, Trained, settings, some, watch
+from support.recipes import PROMPTS, Seen, Trained, some, two_steps, watch
 
 import shiftproof as sp
 from shiftproof.models import text_towers
@@ -34,7 +34,7 @@ def zero(tiny: sp.models.Clip, few: sp.ShiftSuite) -> sp.Classifier:
 @pytest.fixture(scope="session")
 def tuned_by(zero: sp.Classifier, few: sp.ShiftSuite) -> Trained:
     """What a recipe makes in two steps with the seed 0; trained once for all that look at it."""
-    return functools.cache(lambda recipe: sp.finetune(zero, few, settings(recipe=recipe)))
+    return functools.cache(lambda recipe: sp.finetune(zero, few, two_steps(recipe=recipe)))
 
 
 @pytest.fixture
@@ -52,4 +52,4 @@ def _loaded_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def flyp(zero: sp.Classifier, few: sp.ShiftSuite) -> sp.Classifier:
-    return sp.finetune(zero, few, settings(recipe="flyp", lr=3e-3, epochs=2))
+    return sp.finetune(zero, few, two_steps(recipe="flyp", lr=3e-3, epochs=2))

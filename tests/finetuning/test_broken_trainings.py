@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.squares import CLASSES, SUITE, bits, settings, toy
+from support.classifiers import weight_bytes
+from support.squares import CLASSES, SUITE, square_classifier, two_epochs
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -24,7 +25,7 @@ from shiftproof.training.engine import optimisation_step, parameter_groups
 def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.models.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
-        sp.finetune(start, SUITE, settings(lr=1e20), checkpoints=tmp_path / "kept")
+        sp.finetune(start, SUITE, two_epochs(lr=1e20), checkpoints=tmp_path / "kept")
     assert str(tmp_path / "kept" / "last_good") in str(caught.value)
     kept = sp.load_classifier(tmp_path / "kept" / "last_good")
     assert sp.models.fingerprint(kept) == sp.models.fingerprint(start)
@@ -34,12 +35,12 @@ def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.models.Cl
     # One step in all: no later loss could tell.
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match="step 1"):
-        sp.finetune(start, SUITE, settings(lr=1e20, epochs=1, batch_size=24), checkpoints=tmp_path / "kept")
+        sp.finetune(start, SUITE, two_epochs(lr=1e20, epochs=1, batch_size=24), checkpoints=tmp_path / "kept")
     assert sp.models.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == sp.models.fingerprint(start)
 
 
 def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, asked = sp.zero_shot_classifier(tiny, CLASSES), settings(epochs=3, lr=1e-3)
+    start, asked = sp.zero_shot_classifier(tiny, CLASSES), two_epochs(epochs=3, lr=1e-3)
     reached: list[str] = []
 
     def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.evaluation.Predictions:
@@ -66,9 +67,9 @@ def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monke
 
 
 def test_inputs_that_are_not_finite_stop_the_first_step(tmp_path: Path) -> None:
-    broken = toy(preprocessing=Preprocessing(size=16, std=(0.0, 1.0, 1.0)))
+    broken = square_classifier(preprocessing=Preprocessing(size=16, std=(0.0, 1.0, 1.0)))
     with pytest.raises(TrainingError, match="stopped at step 1") as caught:
-        sp.finetune(broken, SUITE, settings())
+        sp.finetune(broken, SUITE, two_epochs())
     assert "kept" not in str(caught.value)
 
 
@@ -112,7 +113,7 @@ def test_float16_leaves_a_step_out_but_not_all_of_them() -> None:
 
 def test_a_step_that_is_left_out_draws_to_no_start_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.Trainer, "skipped", True)
-    free, drawn = (sp.finetune(toy(), SUITE, settings(l2_to_start=pull)) for pull in (0.0, 1e9))
+    free, drawn = (sp.finetune(square_classifier(), SUITE, two_epochs(l2_to_start=pull)) for pull in (0.0, 1e9))
     assert all(torch.equal(tensor, drawn.state_dict()[name]) for name, tensor in free.state_dict().items())
 
 
@@ -141,7 +142,7 @@ def test_gradients_are_clipped_to_their_global_norm() -> None:
 def test_other_classes_are_refused() -> None:
     other = sp.ClassSpace.from_ids(["lemon", "red_apple", "plum", "pear"])
     with pytest.raises(sp.InputError, match="classes"):
-        sp.finetune(toy(classes=other), SUITE, settings())
+        sp.finetune(square_classifier(classes=other), SUITE, two_epochs())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_settings_out_of_range_are_refused_by_name(key: str, value: Any) -> None
 
 
 def test_layers_that_draw_at_random_are_seeded_and_leave_the_caller_s_state_alone() -> None:
-    start = toy()
+    start = square_classifier()
     dropping = Network(nn.Sequential(start.network.encoder, nn.Dropout(0.5)), start.network.head)
     start = replace(start, network=dropping.eval())
     found = []
@@ -179,6 +180,6 @@ def test_layers_that_draw_at_random_are_seeded_and_leave_the_caller_s_state_alon
         torch.manual_seed(state)
         expected = torch.rand(1)
         torch.manual_seed(state)
-        found.append(bits(sp.finetune(start, SUITE, settings())))
+        found.append(weight_bytes(sp.finetune(start, SUITE, two_epochs())))
         assert torch.equal(torch.rand(1), expected)
     assert found[0] == found[1]

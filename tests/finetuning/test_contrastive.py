@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recipes import PROMPTS, Seen, close, differing, moved, parameters, settings, text_of
+from support.recipes import PROMPTS, Seen, close, differing, moved, parameters, text_of, two_steps
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +25,8 @@ from shiftproof.finetuning.recipes import Recipe, class_targets, recipe_of
 from shiftproof.mixing.methods import MixUp
 from shiftproof.mixing.targets import mix_targets
 from shiftproof.pretraining.loss import contrastive_loss
+
+pytestmark = pytest.mark.slow
 
 
 def slow_contrastive(
@@ -65,7 +67,7 @@ def test_captions_of_one_class_are_no_negatives_of_each_other(seed: int, labels:
 
 
 def contrastive(zero: sp.Classifier, batch_size: int) -> Recipe:
-    return recipe_of(zero, settings(recipe="flyp", batch_size=batch_size), zero, seed=3, device="cpu")
+    return recipe_of(zero, two_steps(recipe="flyp", batch_size=batch_size), zero, seed=3, device="cpu")
 
 
 def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Tensor]:
@@ -211,18 +213,18 @@ def test_a_start_whose_text_tower_is_not_known_is_refused(zero: sp.Classifier, f
     name = "encoder.head.proj.weight"
     other = zero.with_weights({**weights, name: weights[name] * 1.001})
     with pytest.raises(sp.InputError, match=r"encoder is not that of 'tiny'.*Start from the zero-shot classifier"):
-        sp.finetune(other, few, settings(recipe="flyp"))
+        sp.finetune(other, few, two_steps(recipe="flyp"))
     with pytest.raises(sp.InputError, match=r"no text tower.*another finetune\.recipe"):
-        sp.finetune(replace(zero, prompts=(), source="timm:resnet18"), few, settings(recipe="flyp"))
+        sp.finetune(replace(zero, prompts=(), source="timm:resnet18"), few, two_steps(recipe="flyp"))
     with pytest.raises(sp.InputError, match="unknown model 'elsewhere'"):
-        sp.finetune(replace(zero, source="elsewhere"), few, settings(recipe="flyp"))
+        sp.finetune(replace(zero, source="elsewhere"), few, two_steps(recipe="flyp"))
 
 
 def test_an_average_of_both_towers_writes_the_head(
     zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.models.Clip, seen: Seen
 ) -> None:
     decay = 0.7
-    tuned = sp.finetune(zero, few, settings(recipe="flyp", lr=3e-3, epochs=2, ema_decay=decay))
+    tuned = sp.finetune(zero, few, two_steps(recipe="flyp", lr=3e-3, epochs=2, ema_decay=decay))
     steps = len(seen.after)
     assert steps == 4
     expected = {}

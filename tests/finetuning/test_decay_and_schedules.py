@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.squares import CLASSES, SUITE, fraction_right, load_run_suite, settings, squares, toy
+from support.squares import CLASSES, SUITE, fraction_right, load_run_suite, square_classifier, squares, two_epochs
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -40,14 +40,14 @@ def test_only_matrices_decay(tiny: sp.models.Clip) -> None:
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
-    network = toy().network
+    network = square_classifier().network
     network.encoder.requires_grad_(False)
     groups = parameter_groups(network, 0.1)
     assert [id(p) for group in groups for p in group["params"]] == [id(network.head.weight), id(network.head.bias)]
 
 
 def test_decay_shrinks_matrices_and_nothing_else() -> None:
-    network = toy().network
+    network = square_classifier().network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.5), lr=0.0)
     loss = sum(0 * p.sum() for p in network.parameters())
@@ -91,7 +91,7 @@ def test_the_first_loss_is_that_of_the_start(tiny: sp.models.Clip, smoothing: fl
     # Images of one colour look the same under every crop, and the first step is taken from the start's weights.
     train = squares("train", 3, 0, noise=0)
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    asked = settings(epochs=1, batch_size=len(train), label_smoothing=smoothing)
+    asked = two_epochs(epochs=1, batch_size=len(train), label_smoothing=smoothing)
     tuned = sp.finetune(start, load_run_suite(train, SUITE.reference.validation), asked)
     found = sp.predict(start, train)
     expected = smoothed_loss(found.logits.tolist(), found.labels.tolist(), smoothing)
@@ -104,7 +104,7 @@ def test_the_first_loss_is_that_of_the_start(tiny: sp.models.Clip, smoothing: fl
 @pytest.mark.parametrize("batch_size", [5, 7, 12, 24, 40])
 def test_validation_is_scored_after_every_epoch(batch_size: int) -> None:
     epochs, images = 3, len(SUITE.reference.train)
-    tuned = sp.finetune(toy(), SUITE, settings(epochs=epochs, batch_size=batch_size))
+    tuned = sp.finetune(square_classifier(), SUITE, two_epochs(epochs=epochs, batch_size=batch_size))
     # An epoch ends with the step at which every image has been drawn once more on average.
     ends, seen, step = [], 0, 0
     while seen < epochs * images:
@@ -119,7 +119,7 @@ def test_validation_is_scored_after_every_epoch(batch_size: int) -> None:
 def test_progress_is_reported_for_every_step() -> None:
     seen: list[progress.Event] = []
     with progress.listening(seen.append):
-        tuned = sp.finetune(toy(), SUITE, settings())
+        tuned = sp.finetune(square_classifier(), SUITE, two_epochs())
     steps = [event for event in seen if event.stage == "fine-tune"]
     assert [(event.done, event.total) for event in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     losses = [event.values["loss"] for event in steps]
@@ -159,7 +159,7 @@ def test_a_long_warm_up_is_capped_in_the_training_itself(monkeypatch: pytest.Mon
         return optimisation_step(losses, parameters, optimizer, lr, *rest)
 
     monkeypatch.setattr(training, "optimisation_step", recorded)
-    sp.finetune(toy(), SUITE, settings(epochs=10, warmup_steps=500))
+    sp.finetune(square_classifier(), SUITE, two_epochs(epochs=10, warmup_steps=500))
     assert len(rates) == 20
     assert rates[:3] == pytest.approx([0.005, 0.01, 0.01])
     assert rates[2:] == sorted(rates[2:], reverse=True)

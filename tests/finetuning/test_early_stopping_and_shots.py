@@ -13,12 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recipes import Seen, close, settings, toy, vit
+from support.recipes import Seen, close, small_transformer, two_convolutions, two_steps
 
 import shiftproof as sp
 from shiftproof.finetuning import loop
 from shiftproof.finetuning.loop import few_shot
 from shiftproof.training.engine import cosine_with_warmup
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -58,7 +60,9 @@ def test_early_stopping_returns_the_best_epoch(
     ema_decay: float,
 ) -> None:
     scores[0].extend(planned)
-    tuned = sp.finetune(toy(few.classes), few, settings(epochs=6, early_stopping=patience, ema_decay=ema_decay))
+    tuned = sp.finetune(
+        two_convolutions(few.classes), few, two_steps(epochs=6, early_stopping=patience, ema_decay=ema_decay)
+    )
     assert [entry["validation"] for entry in tuned.training["history"]] == planned[:epochs]
     assert len(set(scores[1])) == len(scores[1]) == epochs
     assert sp.models.fingerprint(tuned) == scores[1][best]
@@ -66,7 +70,7 @@ def test_early_stopping_returns_the_best_epoch(
 
 def test_without_it_the_last_epoch_is_returned(few: sp.ShiftSuite, scores: tuple[list[float], list[str]]) -> None:
     scores[0].extend([0.9, 0.1, 0.0])
-    tuned = sp.finetune(toy(few.classes), few, settings(epochs=3))
+    tuned = sp.finetune(two_convolutions(few.classes), few, two_steps(epochs=3))
     assert len(scores[1]) == 3
     assert sp.models.fingerprint(tuned) == scores[1][-1]
 
@@ -100,15 +104,17 @@ def test_only_the_shots_are_read(few: sp.ShiftSuite, recipe: str) -> None:
         return train.read(i)
 
     reference = replace(few.reference, train=replace(train, read=watched))
-    tuned = sp.finetune(toy(few.classes), replace(few, reference=reference), settings(recipe=recipe, shots=1), seed=4)
+    tuned = sp.finetune(
+        two_convolutions(few.classes), replace(few, reference=reference), two_steps(recipe=recipe, shots=1), seed=4
+    )
     assert read == set(few_shot(train, 1, seed=4).ids)
     assert tuned.training["settings"]["shots"] == 1
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_the_textbook_s(few: sp.ShiftSuite, seen: Seen, momentum: float) -> None:
-    lr, decay, start = 0.1, 0.2, vit(few.classes)
-    asked = settings(optimizer="sgd", momentum=momentum, lr=lr, weight_decay=decay, batch_size=8, clip_norm=0.5)
+    lr, decay, start = 0.1, 0.2, small_transformer(few.classes)
+    asked = two_steps(optimizer="sgd", momentum=momentum, lr=lr, weight_decay=decay, batch_size=8, clip_norm=0.5)
     tuned = sp.finetune(start, few, asked)
     weights = {name: tensor.double() for name, tensor in start.state_dict().items()}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}

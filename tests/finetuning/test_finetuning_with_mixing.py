@@ -13,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.squares import CLASSES, SUITE, bits, settings, toy
+from support.classifiers import weight_bytes
+from support.squares import CLASSES, SUITE, square_classifier, two_epochs
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,48 +54,55 @@ def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing |
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_mixing_it_is_the_bare_loop_bit_for_bit(smoothing: float) -> None:
-    asked = settings(label_smoothing=smoothing, batch_size=7)
-    assert bits(sp.finetune(toy(), SUITE, asked)) == bits(bare_loop(toy(), asked, None))
-    assert bits(sp.finetune(toy(), SUITE, replace(asked, mixing="none"))) == bits(sp.finetune(toy(), SUITE, asked))
+    asked = two_epochs(label_smoothing=smoothing, batch_size=7)
+    assert weight_bytes(sp.finetune(square_classifier(), SUITE, asked)) == weight_bytes(
+        bare_loop(square_classifier(), asked, None)
+    )
+    assert weight_bytes(sp.finetune(square_classifier(), SUITE, replace(asked, mixing="none"))) == weight_bytes(
+        sp.finetune(square_classifier(), SUITE, asked)
+    )
 
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_with_mixing_it_is_the_bare_loop_on_mixed_images_and_labels(name: str, smoothing: float) -> None:
-    asked = settings(label_smoothing=smoothing, mixing=name, mixing_probability=0.75, mixing_off_epochs=1)
-    found = sp.finetune(toy(), SUITE, asked).state_dict()
+    asked = two_epochs(label_smoothing=smoothing, mixing=name, mixing_probability=0.75, mixing_off_epochs=1)
+    found = sp.finetune(square_classifier(), SUITE, asked).state_dict()
     mixing = replace(MIXINGS[name], probability=0.75)
-    expected = bare_loop(toy(), asked, mixing, off=2).state_dict()
+    expected = bare_loop(square_classifier(), asked, mixing, off=2).state_dict()
     for key, tensor in found.items():
         if key not in UNDETERMINED:
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4, msg=key)
     # A wrong twin would not pass: without mixing the weights are elsewhere.
-    plain = bare_loop(toy(), asked, None).state_dict()
+    plain = bare_loop(square_classifier(), asked, None).state_dict()
     assert (plain["head.weight"] - found["head.weight"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
 @pytest.mark.parametrize("mixing", [*MIXINGS, {"mixup": 1, "cutmix": 3}])
 def test_mixing_changes_the_weights_and_the_seed_repeats_them(recipe: str, mixing: Any) -> None:
-    asked = settings(recipe=recipe, mixing=mixing)
+    asked = two_epochs(recipe=recipe, mixing=mixing)
     torch.manual_seed(1)
-    first = sp.finetune(toy(), SUITE, asked)
+    first = sp.finetune(square_classifier(), SUITE, asked)
     torch.manual_seed(2)
     state = torch.random.get_rng_state()
-    again, other = (sp.finetune(toy(), SUITE, asked, seed=seed) for seed in (0, 1))
-    plain = sp.finetune(toy(), SUITE, settings(recipe=recipe))
+    again, other = (sp.finetune(square_classifier(), SUITE, asked, seed=seed) for seed in (0, 1))
+    plain = sp.finetune(square_classifier(), SUITE, two_epochs(recipe=recipe))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert bits(first) == bits(again)
-    assert bits(first)["head.weight"] not in (bits(plain)["head.weight"], bits(other)["head.weight"])
+    assert weight_bytes(first) == weight_bytes(again)
+    assert weight_bytes(first)["head.weight"] not in (
+        weight_bytes(plain)["head.weight"],
+        weight_bytes(other)["head.weight"],
+    )
 
 
 @pytest.mark.parametrize("name", MIXINGS)
 def test_mixing_that_is_off_in_all_epochs_is_none(name: str) -> None:
-    plain = bits(sp.finetune(toy(), SUITE, settings()))
-    off = sp.finetune(toy(), SUITE, settings(mixing=name, mixing_off_epochs=2))
-    assert bits(off) == plain
-    never = sp.finetune(toy(), SUITE, settings(mixing=name, mixing_probability=0.0)).state_dict()
-    for key, tensor in sp.finetune(toy(), SUITE, settings()).state_dict().items():
+    plain = weight_bytes(sp.finetune(square_classifier(), SUITE, two_epochs()))
+    off = sp.finetune(square_classifier(), SUITE, two_epochs(mixing=name, mixing_off_epochs=2))
+    assert weight_bytes(off) == plain
+    never = sp.finetune(square_classifier(), SUITE, two_epochs(mixing=name, mixing_probability=0.0)).state_dict()
+    for key, tensor in sp.finetune(square_classifier(), SUITE, two_epochs()).state_dict().items():
         if key not in UNDETERMINED:
             torch.testing.assert_close(never[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
@@ -108,7 +116,7 @@ def test_the_last_epochs_do_not_mix(monkeypatch: pytest.MonkeyPatch, off: int, m
         return mix_images(images, plan)
 
     monkeypatch.setattr(loop, "mix_images", recorded)
-    sp.finetune(toy(), SUITE, settings(epochs=3, mixing="mixup", mixing_off_epochs=off))
+    sp.finetune(square_classifier(), SUITE, two_epochs(epochs=3, mixing="mixup", mixing_off_epochs=off))
     expected = [MixUp().plan(12, (16, 16), child_generator(0, "mixing", step)) for step in mixed]
     assert [plan.weights.tolist() for plan in plans] == [plan.weights.tolist() for plan in expected]
 
@@ -246,8 +254,8 @@ def test_a_mixing_survives_the_way_to_disk(
 
 @pytest.mark.parametrize("mixing", ["cutmix", {"cutmix": 2, "mixup": 1}, SmoothMix(kind="square", edge=0.5)])
 def test_a_classifier_tells_how_it_was_mixed(tmp_path: Path, mixing: Any) -> None:
-    asked = settings(mixing=mixing, mixing_probability=0.5, mixing_off_epochs=1)
-    saved = sp.save_classifier(sp.finetune(toy(), SUITE, asked), tmp_path / "tuned")
+    asked = two_epochs(mixing=mixing, mixing_probability=0.5, mixing_off_epochs=1)
+    saved = sp.save_classifier(sp.finetune(square_classifier(), SUITE, asked), tmp_path / "tuned")
     told = json.loads((saved / "classifier.json").read_text(encoding="utf-8"))["training"]["settings"]
     assert {key: told[key] for key in ("mixing", "mixing_probability", "mixing_off_epochs")} == {
         "mixing": asked.mixing,

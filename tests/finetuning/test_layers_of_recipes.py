@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import timm
 import torch
-from support.recipes import Seen, moved, parameters, settings, toy, vit
+from support.recipes import Seen, moved, parameters, small_transformer, two_convolutions, two_steps
 from timm.layers import BatchNormAct2d, LayerNorm2d, RmsNorm
 from torch import nn
 
@@ -17,6 +17,8 @@ from shiftproof.finetuning import recipes
 from shiftproof.finetuning.depths import decayed_groups, lock_layers
 from shiftproof.models.classifier import Network
 from shiftproof.training.engine import cosine_with_warmup
+
+pytestmark = pytest.mark.slow
 
 TINY_DEPTHS = {
     "encoder.trunk.stem.0": 6,
@@ -52,8 +54,8 @@ def below(names: set[str], places: Mapping[str, int]) -> dict[str, int]:
 def test_the_rate_falls_from_layer_to_layer(
     zero: sp.Classifier, few: sp.ShiftSuite, seen: Seen, tower: str, places: dict[str, int]
 ) -> None:
-    start = zero if tower == "tiny" else vit(few.classes)
-    sp.finetune(start, few, settings(layer_decay=0.5, lr=1e-3, weight_decay=0.3))
+    start = zero if tower == "tiny" else small_transformer(few.classes)
+    sp.finetune(start, few, two_steps(layer_decay=0.5, lr=1e-3, weight_decay=0.3))
     depth = below(parameters(start), places)
     for step, (rates, decays) in enumerate(zip(seen.rates, seen.decays, strict=True)):
         peak = 1e-3 * cosine_with_warmup(step, 2, 0)
@@ -77,8 +79,8 @@ def test_layers_fall_within_a_timm_transformer_too(few: sp.ShiftSuite) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_locked_layers_of_a_transformer_keep_their_bits(few: sp.ShiftSuite, count: int) -> None:
-    start = vit(few.classes)
-    tuned = sp.finetune(start, few, settings(locked_layers=count))
+    start = small_transformer(few.classes)
+    tuned = sp.finetune(start, few, two_steps(locked_layers=count))
     depth = below(parameters(start), VIT_DEPTHS)
     assert moved(start, tuned) == {name for name in depth if 4 - depth[name] >= count}
 
@@ -86,13 +88,13 @@ def test_locked_layers_of_a_transformer_keep_their_bits(few: sp.ShiftSuite, coun
 @pytest.mark.parametrize("recipe", ["end-to-end", "frozen-head", "norms-and-biases"])
 def test_so_many_locked_layers_stay_and_no_more(few: sp.ShiftSuite, recipe: str) -> None:
     # Of an encoder that begins with a numbered layer, that layer is the lowest.
-    start = toy(few.classes)
-    free = sp.finetune(start, few, settings(recipe=recipe))
-    locked = sp.finetune(start, few, settings(recipe=recipe, locked_layers=1))
+    start = two_convolutions(few.classes)
+    free = sp.finetune(start, few, two_steps(recipe=recipe))
+    locked = sp.finetune(start, few, two_steps(recipe=recipe, locked_layers=1))
     assert moved(start, free) - moved(start, locked) == {
         name for name in moved(start, free) if name.startswith("encoder.0.")
     }
-    both = sp.finetune(start, few, settings(recipe=recipe, locked_layers=2))
+    both = sp.finetune(start, few, two_steps(recipe=recipe, locked_layers=2))
     # Its statistics are locked, too.
     assert not {name for name in moved(start, both) if name.startswith(("encoder.0.", "encoder.1."))}
     assert {"encoder.4.weight", "encoder.4.running_mean"} <= moved(start, both)
@@ -129,11 +131,11 @@ def test_norms_of_every_name_move() -> None:
 
 def test_more_locked_layers_than_there_are_is_an_error(few: sp.ShiftSuite) -> None:
     with pytest.raises(sp.InputError, match=r"finetune\.locked_layers is 9; the encoder has 4 layers"):
-        sp.finetune(vit(few.classes), few, settings(locked_layers=9))
-    tuned = sp.finetune(vit(few.classes), few, settings(locked_layers=4))
-    assert moved(vit(few.classes), tuned) == {"head.weight", "head.bias"}
+        sp.finetune(small_transformer(few.classes), few, two_steps(locked_layers=9))
+    tuned = sp.finetune(small_transformer(few.classes), few, two_steps(locked_layers=4))
+    assert moved(small_transformer(few.classes), tuned) == {"head.weight", "head.bias"}
 
 
 def test_a_network_without_anything_to_train_is_refused(few: sp.ShiftSuite) -> None:
     with pytest.raises(sp.InputError, match=r"finetune\.locked_layers"):
-        sp.finetune(vit(few.classes), few, settings(recipe="frozen-head", locked_layers=4))
+        sp.finetune(small_transformer(few.classes), few, two_steps(recipe="frozen-head", locked_layers=4))

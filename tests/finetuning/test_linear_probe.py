@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
-from support.recipes import Seen, close, differing, moved, settings, toy, vit
+from support.recipes import Seen, close, differing, moved, small_transformer, two_convolutions, two_steps
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +23,8 @@ from shiftproof.data.loading import crop_draws, normalise, resized_crop, to_unit
 from shiftproof.finetuning import probe
 from shiftproof.finetuning.probe import PENALTIES, Head, logistic_head
 from shiftproof.seeding import child_generator, child_seed
+
+pytestmark = pytest.mark.slow
 
 
 def slow_head(features: np.ndarray, labels: Sequence[int], start: np.ndarray, penalty: float) -> np.ndarray:
@@ -125,7 +127,7 @@ def closed(images: sp.ImageSet) -> sp.ImageSet:
 def test_the_penalty_is_the_largest_that_is_best_on_the_validation_split(
     few: sp.ShiftSuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, suite = toy(few.classes), few
+    start, suite = two_convolutions(few.classes), few
     counts = [2, 4, 4, 1, 1]  # images of the first classes in the validation split
     validation = suite.reference.train.subset([2 * k + i % 2 for k, count in enumerate(counts) for i in range(count)])
     closed_test, closed_shift = closed(suite.reference.test), closed(suite.shifts[0].data)
@@ -140,7 +142,7 @@ def test_the_penalty_is_the_largest_that_is_best_on_the_validation_split(
         return Head(torch.zeros(12, 8), 1.0 * (torch.arange(12) == len(asked) - 1))
 
     monkeypatch.setattr(probe, "logistic_head", favours)
-    tuned = sp.finetune(start, suite, settings(recipe="linear-probe"))
+    tuned = sp.finetune(start, suite, two_steps(recipe="linear-probe"))
     assert asked == sorted(PENALTIES, reverse=True)
     assert tuned.network.head.bias.tolist() == [0.0, 1.0, *[0.0] * 10]
     trials = tuned.training["probe"]
@@ -151,7 +153,7 @@ def test_the_penalty_is_the_largest_that_is_best_on_the_validation_split(
 
 
 def test_the_probe_sees_the_features_of_random_crops(few: sp.ShiftSuite, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, train = vit(few.classes), few.reference.train
+    start, train = small_transformer(few.classes), few.reference.train
     given_ones: list[tuple[Tensor, Tensor]] = []
 
     def watched(features: Tensor, labels: Tensor, origin: Head, penalty: float, **_: Any) -> Head:
@@ -159,7 +161,7 @@ def test_the_probe_sees_the_features_of_random_crops(few: sp.ShiftSuite, monkeyp
         return origin
 
     monkeypatch.setattr(probe, "logistic_head", watched)
-    sp.finetune(start, few, settings(recipe="linear-probe", crop_scale=(0.3, 0.6)), seed=5)
+    sp.finetune(start, few, two_steps(recipe="linear-probe", crop_scale=(0.3, 0.6)), seed=5)
     features, labels = given_ones[0]
     count, views = len(train), len(features) // len(train)
     assert views >= 2
@@ -178,8 +180,8 @@ def test_the_probe_sees_the_features_of_random_crops(few: sp.ShiftSuite, monkeyp
 
 
 def test_lp_ft_begins_with_the_probe_s_head(zero: sp.Classifier, few: sp.ShiftSuite, seen: Seen) -> None:
-    probed = sp.finetune(zero, few, settings(recipe="linear-probe"), seed=2)
-    tuned = sp.finetune(zero, few, settings(recipe="lp-ft", l2_to_start=1e12, batch_size=24), seed=2)
+    probed = sp.finetune(zero, few, two_steps(recipe="linear-probe"), seed=2)
+    tuned = sp.finetune(zero, few, two_steps(recipe="lp-ft", l2_to_start=1e12, batch_size=24), seed=2)
     assert moved(zero, probed) == {"head.weight", "head.bias"}
     assert differing(seen.before[0], probed.state_dict()) == set()
     assert tuned.training["probe"] == probed.training["probe"]

@@ -8,11 +8,25 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from support.recipes import Seen, Trained, built, differing, moved, parameters, settings, smaller, toy, vit, watch
+from support.recipes import (
+    Seen,
+    Trained,
+    differing,
+    moved,
+    parameters,
+    seeded_classifier,
+    small_transformer,
+    smaller,
+    two_convolutions,
+    two_steps,
+    watch,
+)
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof.finetuning.recipes import recipe_of
+
+pytestmark = pytest.mark.slow
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 VIT = "open_clip:ViT-S-32-alt"  # random weights: nothing is downloaded
@@ -52,7 +66,7 @@ def adapted(request: pytest.FixtureRequest, zero: sp.Classifier, few: sp.ShiftSu
     start = zero if tiny_one else sp.zero_shot_classifier(sp.load_clip(request.param), few.classes)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     suite = few if tiny_one else smaller(few, 4)
-    asked = settings(
+    asked = two_steps(
         recipe="lora", lora_rank=RANK, lora_scale=SCALE, lr=1e-2, batch_size=len(suite.reference.train) // 2
     )
     with pytest.MonkeyPatch.context() as patched:
@@ -99,7 +113,7 @@ def test_lora_s_adapters_are_merged_by_the_formula(adapted: Adapted) -> None:
 
 
 def test_lora_goes_on_after_an_epoch_was_scored(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
-    tuned = sp.finetune(zero, few, settings(recipe="lora", epochs=3, lr=1e-2))
+    tuned = sp.finetune(zero, few, two_steps(recipe="lora", epochs=3, lr=1e-2))
     scores = [entry["validation"] for entry in tuned.training["history"]]
     assert len(scores) == 3
     found = sp.predict(tuned, few.reference.validation)
@@ -111,7 +125,7 @@ def test_lora_is_drawn_by_the_seed_and_leaves_the_global_state_alone(zero: sp.Cl
     for state, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(state)
         kept = torch.random.get_rng_state()
-        recipe = recipe_of(zero, settings(recipe="lora"), zero, seed=seed, device="cpu")
+        recipe = recipe_of(zero, two_steps(recipe="lora"), zero, seed=seed, device="cpu")
         assert torch.equal(kept, torch.random.get_rng_state())
         found.append({name: p.detach() for name, p in recipe.module.named_parameters() if "lora_A" in name})
     assert differing(found[0], found[1]) == set()
@@ -120,15 +134,17 @@ def test_lora_is_drawn_by_the_seed_and_leaves_the_global_state_alone(zero: sp.Cl
 
 def test_lora_leaves_the_statistics_of_batch_norm(few: sp.ShiftSuite) -> None:
     # Nothing but adapters moves: what they are merged into must be what they were trained beside.
-    start = toy(few.classes)
-    tuned = sp.finetune(start, few, settings(recipe="lora", lr=1e-2))
+    start = two_convolutions(few.classes)
+    tuned = sp.finetune(start, few, two_steps(recipe="lora", lr=1e-2))
     assert moved(start, tuned) == {"encoder.3.weight"}
 
 
 def test_lora_says_where_there_is_nothing_to_adapt(few: sp.ShiftSuite) -> None:
-    start = built(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4, few.classes)
+    start = seeded_classifier(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), 4, few.classes
+    )
     with pytest.raises(sp.InputError, match=r"no layer that LoRA could adapt.*finetune\.recipe"):
-        sp.finetune(start, few, settings(recipe="lora"))
+        sp.finetune(start, few, two_steps(recipe="lora"))
 
 
 def test_head_only_and_a_frozen_head_share_the_network_between_them(zero: sp.Classifier, tuned_by: Trained) -> None:
@@ -140,8 +156,8 @@ def test_head_only_and_a_frozen_head_share_the_network_between_them(zero: sp.Cla
 
 @pytest.mark.parametrize("tower", ["tiny", "vit", "toy"])
 def test_norms_and_biases_moves_only_these(zero: sp.Classifier, few: sp.ShiftSuite, tower: str) -> None:
-    start = {"tiny": lambda _: zero, "vit": vit, "toy": toy}[tower](few.classes)
-    tuned = sp.finetune(start, few, settings(recipe="norms-and-biases"))
+    start = {"tiny": lambda _: zero, "vit": small_transformer, "toy": two_convolutions}[tower](few.classes)
+    tuned = sp.finetune(start, few, two_steps(recipe="norms-and-biases"))
     expected = {"head.bias"}
     for place, module in start.network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

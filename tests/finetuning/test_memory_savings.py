@@ -11,12 +11,14 @@ import pytest
 import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from support.recipes import Seen, Trained, close, moved, settings, smaller, toy, vit
+from support.recipes import Seen, Trained, close, moved, small_transformer, smaller, two_convolutions, two_steps
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof.finetuning import recipes
 from shiftproof.training.hardware import checkpoint_gradients
+
+pytestmark = pytest.mark.slow
 
 # A rate at which the weights move by about a thousandth, and no adaptive step that would magnify rounding.
 STEADY = {"optimizer": "sgd", "lr": 0.1, "clip_norm": 1.0}
@@ -25,8 +27,8 @@ STEADY = {"optimizer": "sgd", "lr": 0.1, "clip_norm": 1.0}
 @pytest.mark.parametrize("accumulate", [2, 5, 30])
 @pytest.mark.parametrize("mixing", ["none", "mixup"])
 def test_parts_of_a_batch_add_up_to_the_batch(few: sp.ShiftSuite, accumulate: int, mixing: str) -> None:
-    asked = settings(**STEADY, mixing=mixing, label_smoothing=0.1, distillation=0.2)
-    start = vit(few.classes)
+    asked = two_steps(**STEADY, mixing=mixing, label_smoothing=0.1, distillation=0.2)
+    start = small_transformer(few.classes)
     whole, parts = (sp.finetune(start, few, replace(asked, accumulate=count)) for count in (1, accumulate))
     close(parts.state_dict(), whole.state_dict(), atol=2e-6)
     assert (whole.network.head.weight - start.network.head.weight).abs().max() > 1e-4
@@ -43,7 +45,7 @@ def test_parts_of_a_batch_run_one_after_the_other(few: sp.ShiftSuite, monkeypatc
         return loss(logits, *rest)
 
     monkeypatch.setattr(recipes, "classification_loss", watched)
-    sp.finetune(toy(few.classes), few, settings(accumulate=5))
+    sp.finetune(two_convolutions(few.classes), few, two_steps(accumulate=5))
     assert sizes == [3, 3, 2, 2, 2] * 2
 
 
@@ -60,16 +62,16 @@ def test_gradient_checkpointing_changes_no_weight(
         return forward(self, x)
 
     monkeypatch.setattr(block, "forward", watched)
-    saving = sp.finetune(zero, few, settings(recipe=recipe, gradient_checkpointing=True))
+    saving = sp.finetune(zero, few, two_steps(recipe=recipe, gradient_checkpointing=True))
     assert ran[True] == 2 * 3 * 2  # in two steps three blocks ran twice
     close(saving.state_dict(), plain.state_dict(), atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "lora", "norms-and-biases"])
 def test_gradient_checkpointing_changes_no_weight_of_a_transformer(few: sp.ShiftSuite, recipe: str) -> None:
-    start = vit(few.classes)
+    start = small_transformer(few.classes)
     plain, saving = (
-        sp.finetune(start, few, settings(recipe=recipe, gradient_checkpointing=given_one))
+        sp.finetune(start, few, two_steps(recipe=recipe, gradient_checkpointing=given_one))
         for given_one in (False, True)
     )
     close(saving.state_dict(), plain.state_dict(), atol=1e-6)
@@ -81,7 +83,7 @@ def test_a_tower_that_knows_no_checkpointing_says_so(few: sp.ShiftSuite) -> None
         sp.InputError,
         match=r"Sequential does not support gradient checkpointing.*twice.*gradient_checkpointing to false",
     ):
-        sp.finetune(toy(few.classes), few, settings(gradient_checkpointing=True))
+        sp.finetune(two_convolutions(few.classes), few, two_steps(gradient_checkpointing=True))
 
 
 class Reluctant(nn.Module):
@@ -122,7 +124,7 @@ def test_batch_norm_moves_once_a_step_where_gradients_are_checkpointed() -> None
 def test_channels_last_changes_the_last_bits_only(
     zero: sp.Classifier, few: sp.ShiftSuite, recipe: str, tmp_path: Path
 ) -> None:
-    asked = settings(**STEADY, recipe=recipe)
+    asked = two_steps(**STEADY, recipe=recipe)
     plain = sp.finetune(zero, few, asked)
     found = sp.finetune(zero, few, replace(asked, channels_last=True), checkpoints=tmp_path)
     close(found.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
@@ -133,7 +135,7 @@ def test_channels_last_changes_the_last_bits_only(
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "flyp", "lora"])
 def test_bfloat16_trains_float32_weights(zero: sp.Classifier, few: sp.ShiftSuite, seen: Seen, recipe: str) -> None:
-    asked, suite = settings(recipe=recipe, batch_size=8), smaller(few, 8)
+    asked, suite = two_steps(recipe=recipe, batch_size=8), smaller(few, 8)
     plain, rough = (sp.finetune(zero, suite, replace(asked, precision=name)) for name in ("float32", "bfloat16"))
     for weights in (*seen.after, rough.state_dict()):
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.squares import CLASSES, SUITE, bits, fraction_right, load_run_suite, settings, squares, toy
+from support.classifiers import weight_bytes
+from support.squares import CLASSES, SUITE, fraction_right, load_run_suite, square_classifier, squares, two_epochs
 
 import shiftproof as sp
 
 
 def test_head_only_keeps_every_bit_of_the_encoder() -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings(recipe="head-only"))
-    before, after = bits(start), bits(tuned)
+    start = square_classifier()
+    tuned = sp.finetune(start, SUITE, two_epochs(recipe="head-only"))
+    before, after = weight_bytes(start), weight_bytes(tuned)
     moved = {name for name in before if before[name] != after[name]}
     assert moved == {"head.weight", "head.bias"}
 
 
 def test_end_to_end_moves_the_encoder_and_its_statistics() -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings())
-    before, after = bits(start), bits(tuned)
+    start = square_classifier()
+    tuned = sp.finetune(start, SUITE, two_epochs())
+    before, after = weight_bytes(start), weight_bytes(tuned)
     assert {name for name in before if before[name] == after[name]} == set()
 
 
 def test_end_to_end_learns_the_reference(tiny: sp.models.Clip) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    tuned = sp.finetune(start, SUITE, settings(epochs=6, lr=1e-3))
+    tuned = sp.finetune(start, SUITE, two_epochs(epochs=6, lr=1e-3))
     train, validation = SUITE.reference.train, SUITE.reference.validation
     assert fraction_right(tuned, train) >= fraction_right(start, train) + 0.2
     assert fraction_right(tuned, validation) >= 0.9
@@ -34,11 +35,11 @@ def test_end_to_end_learns_the_reference(tiny: sp.models.Clip) -> None:
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
 def test_the_start_stays_as_it_was(recipe: str) -> None:
-    start = toy()
-    before, network = bits(start), start.network
+    start = square_classifier()
+    before, network = weight_bytes(start), start.network
     trainable = [p.requires_grad for p in network.parameters()]
-    sp.finetune(start, SUITE, settings(recipe=recipe))
-    assert bits(start) == before
+    sp.finetune(start, SUITE, two_epochs(recipe=recipe))
+    assert weight_bytes(start) == before
     assert start.network is network
     assert [p.requires_grad for p in network.parameters()] == trainable
     assert all(p.grad is None for p in network.parameters())
@@ -49,33 +50,33 @@ def test_the_start_stays_as_it_was(recipe: str) -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    first, again, other = (sp.finetune(toy(), SUITE, settings(), seed=seed) for seed in (0, 0, 1))
-    assert bits(first) == bits(again)
+    first, again, other = (sp.finetune(square_classifier(), SUITE, two_epochs(), seed=seed) for seed in (0, 0, 1))
+    assert weight_bytes(first) == weight_bytes(again)
     assert first.training == again.training
-    assert bits(first)["head.weight"] != bits(other)["head.weight"]
+    assert weight_bytes(first)["head.weight"] != weight_bytes(other)["head.weight"]
 
 
 def test_the_seed_decides_the_order() -> None:
     # Crops of an image of one colour are all alike, so that nothing but the order is left to differ.
     suite = load_run_suite(squares("train", 6, 0, noise=0), SUITE.reference.validation)
-    first, other = (sp.finetune(toy(), suite, settings(batch_size=5), seed=seed) for seed in (0, 1))
+    first, other = (sp.finetune(square_classifier(), suite, two_epochs(batch_size=5), seed=seed) for seed in (0, 1))
     moved = first.state_dict()["head.weight"] - other.state_dict()["head.weight"]
     assert moved.abs().max() > 1e-4
 
 
 def test_the_global_random_state_is_neither_read_nor_moved() -> None:
     torch.manual_seed(1)
-    first = sp.finetune(toy(), SUITE, settings())
+    first = sp.finetune(square_classifier(), SUITE, two_epochs())
     torch.manual_seed(2)
     state = torch.random.get_rng_state()
-    second = sp.finetune(toy(), SUITE, settings())
-    assert bits(first) == bits(second)
+    second = sp.finetune(square_classifier(), SUITE, two_epochs())
+    assert weight_bytes(first) == weight_bytes(second)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_it_is_returned_ready_to_predict_and_says_where_it_comes_from() -> None:
-    start = toy()
-    tuned = sp.finetune(start, SUITE, settings(), seed=3)
+    start = square_classifier()
+    tuned = sp.finetune(start, SUITE, two_epochs(), seed=3)
     assert not any(module.training for module in tuned.network.modules())
     assert tuned.head == "trained"
     assert tuned.alpha is None
@@ -87,5 +88,5 @@ def test_it_is_returned_ready_to_predict_and_says_where_it_comes_from() -> None:
 def test_neither_a_shift_nor_the_test_split_is_read() -> None:
     for images in SUITE.test_sets.values():
         with pytest.raises(AssertionError, match="was read"):
-            sp.predict(toy(), images)
-    sp.finetune(toy(), SUITE, settings())
+            sp.predict(square_classifier(), images)
+    sp.finetune(square_classifier(), SUITE, two_epochs())

@@ -11,34 +11,36 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recipes import Seen, close, differing, moved, parameters, settings, text_of, vit
+from support.recipes import Seen, close, differing, moved, parameters, small_transformer, text_of, two_steps
 
 import shiftproof as sp
 from shiftproof.finetuning.recipes import distillation_loss, recipe_of
 from shiftproof.training.engine import cosine_with_warmup
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only", "frozen-head", "norms-and-biases"])
 def test_a_huge_pull_stays_at_the_start(few: sp.ShiftSuite, recipe: str) -> None:
-    start = vit(few.classes)
-    tuned = sp.finetune(start, few, settings(recipe=recipe, lr=1e-2, l2_to_start=1e15))
+    start = small_transformer(few.classes)
+    tuned = sp.finetune(start, few, two_steps(recipe=recipe, lr=1e-2, l2_to_start=1e15))
     close(tuned.state_dict(), start.state_dict(), atol=1e-9, rtol=1e-7)
-    free = sp.finetune(start, few, settings(recipe=recipe, lr=1e-2))
+    free = sp.finetune(start, few, two_steps(recipe=recipe, lr=1e-2))
     assert moved(start, free)
 
 
 def test_a_huge_pull_stays_at_the_start_with_both_towers(
     zero: sp.Classifier, few: sp.ShiftSuite, tiny: sp.models.Clip
 ) -> None:
-    tuned = sp.finetune(zero, few, settings(recipe="flyp", lr=1e-2, l2_to_start=1e15))
+    tuned = sp.finetune(zero, few, two_steps(recipe="flyp", lr=1e-2, l2_to_start=1e15))
     assert tuned.text is not None
     close(dict(tuned.text), text_of(tiny), atol=1e-9, rtol=1e-6)
     close(tuned.state_dict(), zero.state_dict(), atol=1e-4)
 
 
 def test_a_pull_is_the_proximal_step_after_every_other(few: sp.ShiftSuite, seen: Seen) -> None:
-    start, pull, lr = vit(few.classes), 30.0, 1e-2
-    tuned = sp.finetune(start, few, settings(lr=lr, l2_to_start=pull, batch_size=8))
+    start, pull, lr = small_transformer(few.classes), 30.0, 1e-2
+    tuned = sp.finetune(start, few, two_steps(lr=lr, l2_to_start=pull, batch_size=8))
     theta_0, ends = start.state_dict(), [*seen.before[1:], tuned.state_dict()]
     assert len(ends) == 3
     for step, (stepped, drawn) in enumerate(zip(seen.after, ends, strict=True)):
@@ -51,8 +53,8 @@ def test_a_pull_is_the_proximal_step_after_every_other(few: sp.ShiftSuite, seen:
 
 def test_layers_that_learn_slowly_are_drawn_slowly(few: sp.ShiftSuite, seen: Seen) -> None:
     # As weight decay is, whose step is of a layer's own rate.
-    start, pull = vit(few.classes), 30.0
-    tuned = sp.finetune(start, few, settings(lr=1e-2, l2_to_start=pull, layer_decay=0.5, batch_size=24))
+    start, pull = small_transformer(few.classes), 30.0
+    tuned = sp.finetune(start, few, two_steps(lr=1e-2, l2_to_start=pull, layer_decay=0.5, batch_size=24))
     (stepped,), (rates,), theta_0 = seen.after, seen.rates, start.state_dict()
     expected = {n: (stepped[n] + rates[n] * pull * theta_0[n]) / (1 + rates[n] * pull) for n in theta_0}
     close(tuned.state_dict(), expected, atol=1e-7, rtol=1e-5)
@@ -92,7 +94,7 @@ def test_the_loss_is_shared_between_labels_and_teacher(zero: sp.Classifier, few:
     weight, temperature, smoothing = 0.3, 2.0, 0.1
     weights = zero.state_dict()
     begun = zero.with_weights({**weights, "head.bias": torch.linspace(-2, 2, 12)})
-    asked = settings(
+    asked = two_steps(
         distillation=weight, distillation_temperature=temperature, label_smoothing=smoothing, batch_size=6, accumulate=2
     )
     recipe = recipe_of(begun, asked, zero, seed=0, device="cpu")
@@ -110,7 +112,7 @@ def test_the_loss_is_shared_between_labels_and_teacher(zero: sp.Classifier, few:
 
 
 def test_full_distillation_keeps_what_the_start_says(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
-    asked = settings(optimizer="sgd", momentum=0.0, lr=0.03, weight_decay=0.0, epochs=2)
+    asked = two_steps(optimizer="sgd", momentum=0.0, lr=0.03, weight_decay=0.0, epochs=2)
     images = few.reference.test
     first, kept, free = (
         sp.predict(classifier, images).logits

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.recipes import Trained, differing, moved, settings
+from support.recipes import Trained, differing, moved, two_steps
 
 import shiftproof as sp
 from shiftproof.finetuning.settings import RECIPES
 from shiftproof.models.classifier import Network
+
+pytestmark = pytest.mark.slow
 
 HEADS = {"frozen-head": "frozen", "lora": "frozen", "flyp": "rebuilt"}
 
@@ -22,7 +24,7 @@ def test_every_recipe_goes_all_the_way(
 ) -> None:
     before = {name: tensor.clone() for name, tensor in zero.state_dict().items()}
     trainable = [p.requires_grad for p in zero.network.parameters()]
-    tuned = sp.finetune(zero, few, settings(recipe=recipe))
+    tuned = sp.finetune(zero, few, two_steps(recipe=recipe))
     assert tuned.head == HEADS.get(recipe, "trained")
     assert tuned.training["settings"]["recipe"] == recipe
     assert type(tuned.network) is Network

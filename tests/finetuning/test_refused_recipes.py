@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from support.recipes import settings, toy
+from support.recipes import two_convolutions, two_steps
 
 import shiftproof as sp
 from shiftproof.finetuning.settings import RECIPES
@@ -79,4 +79,4 @@ def test_a_key_that_is_misspelt_is_told(zero: sp.Classifier) -> None:
 
 def test_float16_needs_a_gpu(few: sp.ShiftSuite) -> None:
     with pytest.raises(sp.InputError, match=r"float16 needs a GPU. Use bfloat16"):
-        sp.finetune(toy(few.classes), few, settings(precision="float16"))
+        sp.finetune(two_convolutions(few.classes), few, two_steps(precision="float16"))

@@ -21,6 +21,8 @@ import shiftproof as sp
 from shiftproof.merging.files import merge_files
 from shiftproof.merging.methods import MergeSettings
 
+pytestmark = pytest.mark.slow
+
 SMALL_OPEN_CLIP = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2},

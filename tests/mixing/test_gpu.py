@@ -11,6 +11,8 @@ from torch import Generator
 
 from shiftproof.mixing.named import MIXINGS
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", MIXINGS)

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.classifiers import logits_of
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -22,6 +23,8 @@ from shiftproof.data.loading import Preprocessing, normalise, resize, to_unit_ra
 from shiftproof.models import encoders
 from shiftproof.models.classifier import own_head_classifier, require_same_task
 from shiftproof.models.encoders import Encoder, build_encoder, load_encoder, own_class_space, split_head
+
+pytestmark = pytest.mark.slow
 
 FAMILIES = [
     "resnet18",
@@ -67,11 +70,6 @@ def timms_own(name: str, seed: int = 0) -> Any:
 def pictures(classifier: sp.Classifier, count: int = 2) -> Tensor:
     size = classifier.preprocessing.size
     return torch.randn(count, 3, size, size)
-
-
-def logits_of(classifier: sp.Classifier, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return classifier.network(images)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

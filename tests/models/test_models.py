@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from support.classifiers import logits_of
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -59,11 +60,6 @@ def small_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(config))
         open_clip.add_model_config(path)
-
-
-def logits_of(classifier: sp.Classifier, images: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return classifier.network(images)
 
 
 def unit(vector: list[float]) -> list[float]:

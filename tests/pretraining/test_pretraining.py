@@ -50,6 +50,8 @@ from shiftproof.training.engine import (
 )
 from shiftproof.training.hardware import LoopSettings
 
+pytestmark = pytest.mark.slow
+
 RANDOM = "open_clip:shiftproof-tiny"
 SHORT = sp.PretrainSettings(steps=6, batch_size=8, warmup_steps=2, checkpoint_every=3)
 

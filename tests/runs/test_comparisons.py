@@ -19,6 +19,8 @@ from shiftproof.report.agreement import pair_tables
 from shiftproof.runs.comparisons import PairFile, compare_agreement, compare_path, compare_weights
 from shiftproof.runs.interventions import DiagnosisFile
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("lemon", "pear", "red_apple")
 
 
@@ -82,9 +84,9 @@ def test_what_needs_no_labels_is_the_same_without_them(models: dict[str, Path], 
     with pytest.raises(sp.InputError, match=r"`data` and `unlabelled`"):
         asked(models, folders, data="emoji", unlabelled=folders / "met")
     for others in ({"data": "emoji"}, {"unlabelled": folders / "met"}):
-        with pytest.raises(sp.InputError, match=r"`shift` names images of `suite`"):
+        with pytest.raises(sp.InputError, match=r"`shift` is of `suite`"):
             asked(models, folders, shift="sketch", **{"data": None, **others})
-    with pytest.raises(sp.InputError, match=r"`shift` names images of a suite"):
+    with pytest.raises(sp.InputError, match=r"`shift` is of an embedded suite"):
         DiagnosisFile(shift="sketch", data="emoji")
     with pytest.raises(sp.InputError, match=r"zer holds no classifier\.json"):
         compare_agreement(replace(asked(models, folders), models=(f"{models['zero']}/../zer", str(models["zero"]))))

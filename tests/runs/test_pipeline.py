@@ -18,6 +18,8 @@ from shiftproof.records.summaries import run_from_summary, summary_json
 from shiftproof.runs import pipeline, predictions
 from shiftproof.storage import locked
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("zero_shot", "fine_tuned", "ensemble")
 SETS = ("photos", "sketch", "noise")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

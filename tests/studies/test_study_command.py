@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import in_yaml, own, read_record
+from support.studies import fruit_study, in_yaml, read_record
 
 import shiftproof as sp
 from shiftproof.records.studies import StudyRecord
@@ -26,6 +26,8 @@ from shiftproof.report.studies import (
 from shiftproof.runs.pipeline import build_start, load_run_suite
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.spreads import measure_spreads
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def killed_within(folder: Path, launched: subprocess.Popen[str]) -> None:
@@ -98,7 +100,7 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     }
     settings = {"epochs": 1, "batch_size": 3, "lr": 5e-4, "checkpoint_every": 1, "shots": 2}
     run = {"finetune": settings, "limit": 6}
-    file = in_yaml(tmp_path, own(folders, run=run, configurations=configurations, soups=["uniform", "greedy"]))
+    file = in_yaml(tmp_path, fruit_study(folders, run=run, configurations=configurations, soups=["uniform", "greedy"]))
     command = [sys.executable, "-m", "shiftproof", "study", "grid.yaml", "--set", "cpus_per_run=1", "--out", "out"]
     launched = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out = (tmp_path / "out").resolve()

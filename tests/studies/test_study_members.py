@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.studies import own
+from support.studies import fruit_study
 
 import shiftproof as sp
 from shiftproof.runs.directory import MemberDirectory
@@ -18,6 +18,8 @@ from shiftproof.storage import locked
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.members import run_member
 from shiftproof.training.engine import Trainer
+
+pytestmark = pytest.mark.slow
 
 
 def the_member(asked: Mapping[str, Any]) -> MemberRun:
@@ -45,7 +47,7 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
     folders: Path, tmp_path: Path, steps: SimpleNamespace
 ) -> None:
     settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "checkpoint_every": 2, "shots": 2}
-    run = the_member(own(folders, run={"finetune": settings}, seeds=[4]))
+    run = the_member(fruit_study(folders, run={"finetune": settings}, seeds=[4]))
     run_member(run, MemberDirectory(tmp_path / "whole"), "reference")
     assert steps.taken == [0, 1, 2, 3, 4, 5]
     steps.taken, steps.stop = [], 3
@@ -71,13 +73,15 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
 
 def test_a_run_whose_directory_is_in_use_is_refused(folders: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "run"), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
-        run_member(the_member(own(folders)), MemberDirectory(tmp_path / "run"), "reference")
+        run_member(the_member(fruit_study(folders)), MemberDirectory(tmp_path / "run"), "reference")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_what_a_run_told_its_trackers_outlasts_it(folders: Path, tmp_path: Path) -> None:
     run_member(
-        the_member(own(folders, run={"report_to": "tensorboard"})), MemberDirectory(tmp_path / "run"), "reference"
+        the_member(fruit_study(folders, run={"report_to": "tensorboard"})),
+        MemberDirectory(tmp_path / "run"),
+        "reference",
     )
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     assert not list((tmp_path / "run").rglob("step-*"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.studies import own, read_record
+from support.studies import fruit_study, read_record
 
 import shiftproof as sp
 from shiftproof import progress
@@ -100,7 +100,9 @@ def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> S
 
 
 def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, played: Played) -> None:
-    asked = StudyFile.resolve(own(folders, cpus_per_run=2, configurations={"a": {}, "b": {"finetune.epochs": 2}}))
+    asked = StudyFile.resolve(
+        fruit_study(folders, cpus_per_run=2, configurations={"a": {}, "b": {"finetune.epochs": 2}})
+    )
     found = run_study(asked, tmp_path / "out")
     assert played.options == [{"num_cpus": 2, "num_gpus": 0.0, "max_retries": 0}]
     assert played.threads == [2, 2]
@@ -120,7 +122,7 @@ def test_runs_are_given_a_gpu_where_there_are_any(
         stub(tiny)(run, *rest)
 
     monkeypatch.setattr(study, "run_member", noted)
-    told = own(folders)
+    told = fruit_study(folders)
     for number, (device, gpus, found) in enumerate(
         [("auto", 2, (1, "auto")), ("auto", 0, (0, "cpu")), ("cpu", 2, (0, "cpu"))]
     ):
@@ -138,7 +140,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The study file is silent on the rate; what silence means may change from one version to the next.
-    told = own(folders, configurations={"a": {}})
+    told = fruit_study(folders, configurations={"a": {}})
     del told["run"]["finetune"]["lr"]
     asked = StudyFile.resolve(told)
     monkeypatch.setattr(study, "run_member", stub(tiny))
@@ -153,9 +155,9 @@ def test_a_study_that_could_not_begin_may_be_asked_for_anew(
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
     with pytest.raises(sp.InputError, match="cpus_per_run is 64"):
-        run_study(StudyFile.resolve(own(folders, cpus_per_run=64)), tmp_path / "out")
+        run_study(StudyFile.resolve(fruit_study(folders, cpus_per_run=64)), tmp_path / "out")
     (tmp_path / "out" / ".study.tmp.json").write_text("what a killed process leaves", encoding="utf-8")
-    assert run_study(StudyFile.resolve(own(folders)), tmp_path / "out").failures == ()
+    assert run_study(StudyFile.resolve(fruit_study(folders)), tmp_path / "out").failures == ()
 
 
 def test_soups_that_fail_cost_no_result(
@@ -166,7 +168,7 @@ def test_soups_that_fail_cost_no_result(
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
     monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", full)
-    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
+    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
     with pytest.raises(MemoryError):
         run_study(asked, tmp_path / "out")
     assert [member.name for member in read_record(tmp_path / "out").members] == ["a-seed-0", "b-seed-0"]
@@ -179,7 +181,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(
     monkeypatch.setattr(study, "run_member", stub(tiny))
     for wish in ({"cpus_per_run": 3}, {"gpus_per_run": 1}):
         with pytest.raises(sp.InputError, match=next(iter(wish))):
-            run_study(StudyFile.resolve(own(folders, **wish)), tmp_path / next(iter(wish)))
+            run_study(StudyFile.resolve(fruit_study(folders, **wish)), tmp_path / next(iter(wish)))
 
 
 def test_progress_counts_failures_too(
@@ -187,7 +189,7 @@ def test_progress_counts_failures_too(
 ) -> None:
     failing = {"b-seed-0": sp.InputError("it is so\nand so"), "c-seed-0": KeyError("")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
-    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}, "c": {}, "d": {}}))
+    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}, "c": {}, "d": {}}))
     events: list[progress.Event] = []
     with progress.listening(events.append):
         found = run_study(asked, tmp_path / "out")
@@ -214,7 +216,7 @@ def test_a_study_of_which_all_runs_fail_says_why(
 ) -> None:
     failing = {"a-seed-0": sp.InputError("the one reason"), "b-seed-0": ValueError("the other")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
-    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}))
+    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}))
     with pytest.raises(sp.ShiftproofError, match=r"a-seed-0: the one reason\n  b-seed-0: ValueError: the other"):
         run_study(asked, tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
@@ -223,7 +225,7 @@ def test_a_study_of_which_all_runs_fail_says_why(
 def test_data_that_are_missing_are_told_before_anything_is_written(
     folders: Path, tmp_path: Path, played: Played
 ) -> None:
-    asked = own(folders, configurations={"a": {}, "b": {}})
+    asked = fruit_study(folders, configurations={"a": {}, "b": {}})
     asked["run"]["suite"]["reference"]["test"] = "folder:fotos"
     with pytest.raises(sp.InputError, match="the folder fotos does not exist"):
         run_study(StudyFile.resolve(asked), tmp_path / "out")
@@ -235,14 +237,14 @@ def test_a_directory_belongs_to_one_study(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = StudyFile.resolve(own(folders, configurations={"a": {}}))
-    other = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}))
+    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}}))
+    other = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}))
     out = tmp_path / "out"
     run_study(asked, out)
     before = (out / "study.json").read_bytes()
     with pytest.raises(sp.InputError, match="already holds a study"):
         run_study(asked, out)
-    with pytest.raises(sp.InputError, match="has other settings than this study"):
+    with pytest.raises(sp.InputError, match="asks for other settings than this study"):
         run_study(other, out, resume=True)
     with pytest.raises(sp.InputError, match="Give one of the two"):
         run_study(asked, out, resume=True, overwrite=True)
@@ -263,7 +265,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = own(folders, configurations={"a": {}, "b": {}})
+    asked = fruit_study(folders, configurations={"a": {}, "b": {}})
     before = run_study(StudyFile.resolve(asked), tmp_path / "out")
     changed = ["soups=[uniform]", "cpus_per_run=2", "run.finetune.accumulate=2", "run.finetune.checkpoint_every=1"]
     after = run_study(StudyFile.resolve(asked, changed), tmp_path / "out", resume=True)
@@ -271,7 +273,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
     assert [soup.name for soup in after.soups] == ["uniform soup"]
     assert StudyFile.read(tmp_path / "out" / "study.yaml") == StudyFile.resolve(asked, changed)
     for other in ("rule=tolerance", "run.finetune.lr=0.5", "run.limit=2", "configurations.b.finetune.epochs=9"):
-        with pytest.raises(sp.InputError, match="has other settings than this study"):
+        with pytest.raises(sp.InputError, match="asks for other settings than this study"):
             run_study(StudyFile.resolve(asked, [other]), tmp_path / "out", resume=True)
 
 
@@ -283,7 +285,7 @@ def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
     monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", refused)
-    asked = StudyFile.resolve(own(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
+    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
     found = run_study(asked, tmp_path / "out")
     assert found.failures == (StudyFailure("uniform soup", "they are of two architectures"),)
     assert [soup.name for soup in found.soups] == ["greedy soup"]
@@ -294,7 +296,7 @@ def test_a_soup_takes_in_what_a_resumed_study_adds(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configurations = {"a": {}, "bcd": {}, "efghij": {}}
-    asked = StudyFile.resolve(own(folders, configurations=configurations, soups=["uniform"]))
+    asked = StudyFile.resolve(fruit_study(folders, configurations=configurations, soups=["uniform"]))
     monkeypatch.setattr(study, "run_member", stub(tiny, {"bcd-seed-0": RuntimeError("not yet")}))
     (soup,) = run_study(asked, tmp_path / "out").soups
     assert soup.members == ("a-seed-0", "efghij-seed-0")
@@ -316,7 +318,7 @@ def test_soups_are_never_validated_on_images_that_a_member_was_trained_on(
 ) -> None:
     # Without validation data every seed holds out a fifth of its own, which the other seeds' runs train on.
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = own(folders, seeds=[0, 1], soups=["greedy"])
+    asked = fruit_study(folders, seeds=[0, 1], soups=["greedy"])
     del asked["run"]["suite"]["reference"]["validation"]
     with pytest.raises(sp.InputError, match="validation"):
         run_study(StudyFile.resolve(asked), tmp_path / "out")
@@ -329,7 +331,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(folders: Path, tmp_path:
         for address in (place, f"ray://{place}"):
             begun = time.monotonic()
             with pytest.raises(sp.InputError, match=f"no Ray cluster answers at '{address}'.*`address`"):
-                run_study(StudyFile.resolve(own(folders)), tmp_path / "out", address=address)
+                run_study(StudyFile.resolve(fruit_study(folders)), tmp_path / "out", address=address)
             assert time.monotonic() - begun < 30
     assert not (tmp_path / "out").exists()
 
@@ -339,4 +341,4 @@ def test_without_ray_the_way_to_install_it_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(sp.InputError, match=r"pip install 'shiftproof\[study\]'"):
-        run_study(StudyFile.resolve(own(folders)), tmp_path / "out")
+        run_study(StudyFile.resolve(fruit_study(folders)), tmp_path / "out")

@@ -30,13 +30,13 @@ def run_in_process(*arguments: str | Path, cwd: Path) -> CommandResult:
     return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
-def own_data(folders: Path, *, shift: bool = True) -> list[str]:
+def data_flags(folders: Path, *, shift: bool = True) -> list[str]:
     flags = ["--reference", f"folder:{folders}/train", "--validation", f"folder:{folders}/validation"]
     flags += ["--test", f"folder:{folders}/test"]
     return [*flags, "--shift", f"sketch=folder:{folders}/sketch"] if shift else flags
 
 
-def quick(**changes: Any) -> list[str]:
+def quick_training_flags(**changes: Any) -> list[str]:
     """Six steps of three images each, with a checkpoint after every second."""
     settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "shots": 2, "checkpoint_every": 2, **changes}
     return [part for key, value in settings.items() for part in ("--set", f"finetune.{key}={value}")]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from support.resumed_trainings import CLASSES, SUITE, settings, toy
+from support.resumed_trainings import CLASSES, SUITE, dropout_classifier, eight_steps
 from torch import Tensor
 
 import shiftproof as sp
@@ -74,10 +74,10 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def finetuned(folder: Path, start: Callable[[], sp.Classifier] = toy, **changes: Any) -> Outcome:
+def finetuned(folder: Path, start: Callable[[], sp.Classifier] = dropout_classifier, **changes: Any) -> Outcome:
     """A fine-tuning with checkpoints in ``folder/checkpoints``."""
     seed = changes.pop("seed", 3)
-    return outcome(sp.finetune(start(), SUITE, settings(**changes), seed=seed, checkpoints=folder / "checkpoints"))
+    return outcome(sp.finetune(start(), SUITE, eight_steps(**changes), seed=seed, checkpoints=folder / "checkpoints"))
 
 
 def pretrained(folder: Path, **changes: Any) -> Outcome:
@@ -102,7 +102,7 @@ def two_towers() -> sp.Classifier:
 
 
 def tracked_by_wandb(folder: Path) -> Outcome:
-    start, asked = toy(), settings(epochs=1, batch_size=12)
+    start, asked = dropout_classifier(), eight_steps(epochs=1, batch_size=12)
     return outcome(sp.finetune(start, SUITE, asked, seed=3, checkpoints=folder, trackers=("wandb",)))
 
 

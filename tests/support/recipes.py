@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.classifiers import classifier_around
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing
 from shiftproof.finetuning import loop
 from shiftproof.finetuning.recipes import Recipe, recipe_of
-from shiftproof.models.classifier import Network
 from shiftproof.models.clip import build_encoder
 from shiftproof.training import engine as training
 from shiftproof.training.engine import optimisation_step
@@ -38,39 +38,33 @@ def smaller(suite: sp.ShiftSuite, images: int) -> sp.ShiftSuite:
     return replace(suite, reference=replace(reference, train=train, validation=validation))
 
 
-def built(make: Callable[[], nn.Module], width: int, classes: sp.ClassSpace, **told: Any) -> sp.Classifier:
+def seeded_classifier(
+    make: Callable[[], nn.Module], width: int, classes: sp.ClassSpace, **changes: Any
+) -> sp.Classifier:
+    """A classifier around the encoder that ``make`` builds, with weights from the seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Network(make(), nn.Linear(width, len(classes)))
-    about: dict[str, Any] = {"architecture": {"name": "toy"}, "preprocessing": Preprocessing(size=16), **told}
-    return sp.Classifier(
-        network=network.eval(),
-        classes=classes,
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-        **about,
-    )
+        encoder, head = make(), nn.Linear(width, len(classes))
+    return classifier_around(encoder, head, classes, **changes)
 
 
-def toy(classes: sp.ClassSpace) -> sp.Classifier:
+def two_convolutions(classes: sp.ClassSpace) -> sp.Classifier:
     """Two convolutions with batch norm: fast, and with statistics that could move."""
 
     def encoder() -> nn.Module:
         first = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
         return nn.Sequential(*first, nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    return built(encoder, 8, classes)
+    return seeded_classifier(encoder, 8, classes)
 
 
-def vit(classes: sp.ClassSpace) -> sp.Classifier:
+def small_transformer(classes: sp.ClassSpace) -> sp.Classifier:
     """open_clip's transformer with two small blocks."""
     told = {"architecture": SMALL_VIT, "preprocessing": Preprocessing(size=64)}
-    return built(lambda: build_encoder(SMALL_VIT), 16, classes, **told)
+    return seeded_classifier(lambda: build_encoder(SMALL_VIT), 16, classes, **told)
 
 
-def settings(**changes: Any) -> sp.FinetuneSettings:
+def two_steps(**changes: Any) -> sp.FinetuneSettings:
     """Two steps in all, unless asked for otherwise."""
     return sp.FinetuneSettings(**{"epochs": 1, "lr": 1e-3, "batch_size": 12, "warmup_steps": 0, **changes})
 

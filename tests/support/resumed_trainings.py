@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.classifiers import classifier_around, tensor_bytes
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof import progress
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
-from shiftproof.models.classifier import Network
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
 COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
@@ -60,45 +59,32 @@ class Mouth(nn.Module):
         return x
 
 
-def toy(seed: int = 0) -> sp.Classifier:
+def dropout_classifier(seed: int = 0) -> sp.Classifier:
     """Two convolutions with statistics that move and a layer that draws at random, under a linear head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), Mouth()]
         encoder = nn.Sequential(*layers, nn.Dropout(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten())
         head = nn.Linear(32, len(CLASSES))
-    return sp.Classifier(
-        network=Network(encoder, head).eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
+    return classifier_around(encoder, head, CLASSES)
 
 
-def settings(**changes: Any) -> sp.FinetuneSettings:
+def eight_steps(**changes: Any) -> sp.FinetuneSettings:
     """Eight steps in four epochs, with a checkpoint after each."""
     given = {"epochs": 4, "lr": 1e-2, "batch_size": 12, "warmup_steps": 0, "checkpoint_every": 1, **changes}
     return sp.FinetuneSettings(**given)
 
 
-def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    return {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()}
-
-
 def trained(folder: Path | None = None, start: sp.Classifier | None = None, **changes: Any) -> sp.Classifier:
     seed, trackers = changes.pop("seed", 0), changes.pop("trackers", ())
-    start = start or toy()
-    return sp.finetune(start, SUITE, settings(**changes), seed=seed, checkpoints=folder, trackers=trackers)
+    start = start or dropout_classifier()
+    return sp.finetune(start, SUITE, eight_steps(**changes), seed=seed, checkpoints=folder, trackers=trackers)
 
 
 @functools.cache
 def unbroken(**changes: Any) -> dict[str, bytes]:
     """The bits of a training without checkpoints."""
-    return bits(trained(**changes).state_dict())
+    return tensor_bytes(trained(**changes).state_dict())
 
 
 @contextlib.contextmanager

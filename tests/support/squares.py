@@ -6,13 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from support.classifiers import convolution_classifier
 
 import shiftproof as sp
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
-from shiftproof.models.classifier import Network
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
 COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
@@ -53,34 +50,13 @@ def load_run_suite(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite
 SUITE = load_run_suite(squares("train", 6, 0), squares("validation", 4, 1))
 
 
-def toy(seed: int = 0, **changes: Any) -> sp.Classifier:
-    """A convolution with batch norm under a linear head: fast, and with statistics that could move."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
-        )
-        head = nn.Linear(32, len(CLASSES))
-    made = sp.Classifier(
-        network=Network(encoder, head).eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
-    return replace(made, **changes)
+def square_classifier(seed: int = 0, **changes: Any) -> sp.Classifier:
+    return convolution_classifier(CLASSES, seed, **changes)
 
 
-def settings(**changes: Any) -> sp.FinetuneSettings:
+def two_epochs(**changes: Any) -> sp.FinetuneSettings:
     given_ones = {"epochs": 2, "lr": 1e-2, "batch_size": 12, "warmup_steps": 0, **changes}
     return sp.FinetuneSettings(**given_ones)
-
-
-def bits(classifier: sp.Classifier) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in classifier.state_dict().items()}
 
 
 def fraction_right(classifier: sp.Classifier, images: sp.ImageSet) -> float:

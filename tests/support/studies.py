@@ -16,7 +16,7 @@ from shiftproof.records.summaries import study_from_json
 from shiftproof.studies.spreads import measure_spreads
 
 
-def own(folders: Path, **sections: Any) -> dict[str, Any]:
+def fruit_study(folders: Path, **sections: Any) -> dict[str, Any]:
     """A study of one's own data, as quick as can be; ``sections`` add to its run, or stand beside it."""
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     run = {

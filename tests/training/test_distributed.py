@@ -24,16 +24,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.classifiers import classifier_around
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof import progress
 from shiftproof.data.captions import load_captioned_set
-from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import array_set
 from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import recipes
-from shiftproof.models.classifier import Network
 from shiftproof.records.codec import to_json
 from shiftproof.training.distributed import (
     broadcast_from_main,
@@ -43,6 +42,8 @@ from shiftproof.training.distributed import (
     process_index,
     summed,
 )
+
+pytestmark = pytest.mark.multiprocess
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
 COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
@@ -78,7 +79,7 @@ SUITE = sp.ShiftSuite(
 )
 
 
-def toy(norm: Callable[[], nn.Module]) -> sp.Classifier:
+def normed_classifier(norm: Callable[[], nn.Module]) -> sp.Classifier:
     """A convolution under a linear head: fast, and loaded without a text tower."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -86,20 +87,11 @@ def toy(norm: Callable[[], nn.Module]) -> sp.Classifier:
             nn.Conv2d(3, 8, 3, 2, bias=False), norm(), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
         )
         head = nn.Linear(32, len(CLASSES))
-    return sp.Classifier(
-        network=Network(encoder, head).eval(),
-        classes=CLASSES,
-        preprocessing=Preprocessing(size=16),
-        architecture={"name": "toy"},
-        source="toy",
-        prompts=("a {}.",),
-        head="zero-shot",
-        logit_scale=1.0,
-    )
+    return classifier_around(encoder, head, CLASSES)
 
 
 def grouped() -> sp.Classifier:
-    return toy(lambda: nn.GroupNorm(2, 8))
+    return normed_classifier(lambda: nn.GroupNorm(2, 8))
 
 
 @functools.cache
@@ -126,7 +118,7 @@ def tuned(start: sp.Classifier, folder: Path | None = None, **changes: Any) -> s
     return sp.finetune(start, SUITE, sp.FinetuneSettings(**{**given, **changes}), seed=3, checkpoints=folder)
 
 
-def own(folder: Path) -> Path:
+def process_folder(folder: Path) -> Path:
     """A folder that no other process is given, to see who writes."""
     return folder / f"of-{process_index()}"
 
@@ -134,7 +126,7 @@ def own(folder: Path) -> Path:
 def with_tiny(*prompts: str, **changes: Any) -> Callable[[Path], Outcome]:
     def run(folder: Path) -> Outcome:
         start = sp.zero_shot_classifier(loaded("tiny"), CLASSES, prompts or ("a photo of a {}.",))
-        return outcome(tuned(start, own(folder), **changes))
+        return outcome(tuned(start, process_folder(folder), **changes))
 
     return run
 
@@ -142,7 +134,7 @@ def with_tiny(*prompts: str, **changes: Any) -> Callable[[Path], Outcome]:
 def pretrained(folder: Path) -> Outcome:
     asked = sp.PretrainSettings(steps=3, batch_size=8, lr=1e-4, warmup_steps=0)
     data = load_captioned_set(f"folder:{folder.parent.parent / 'drawings'}")
-    record = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, asked, seed=3, out=own(folder))
+    record = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, asked, seed=3, out=process_folder(folder))
     written = folder / "of-0" / "model" / "open_clip_model.safetensors"
     tensors = load_file(written) if is_main_process() else {}
     return Outcome(tensors, {"history": to_json(record.history), "recall": record.recall})
@@ -202,7 +194,7 @@ def poisoned(folder: Path) -> str:
 
     recipes.classification_loss = broken
     try:
-        tuned(grouped(), own(folder))
+        tuned(grouped(), process_folder(folder))
     except TrainingError as error:
         return str(error)
     finally:
@@ -251,7 +243,7 @@ def play(role: str, folder: Path) -> None:
             "interrupted": interrupted(results / "interrupted"),
             "poisoned": poisoned(results / "poisoned"),
         }
-        keep(results, "batch norm", outcome(tuned(toy(lambda: nn.BatchNorm2d(8)))))
+        keep(results, "batch norm", outcome(tuned(normed_classifier(lambda: nn.BatchNorm2d(8)))))
         keep(results, "immortal", outcome(mortal(results / "immortal")))
         keep(results, "resumed", outcome(mortal(folder / "mortal")))
         told["strangers"] = strangers(results / "immortal")

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.classifiers import tensor_bytes
 from support.killed_trainings import digests, log_of
-from support.resumed_trainings import Mouth, after_step, bits, raises, stopped_after, toy, trained, unbroken
+from support.resumed_trainings import Mouth, after_step, dropout_classifier, raises, stopped_after, trained, unbroken
 
 import shiftproof as sp
 from shiftproof.errors import TrainingError
@@ -67,7 +68,7 @@ def test_a_disk_that_is_full_keeps_the_older_checkpoints(small_disk: Path, left:
     with pytest.raises(TrainingError, match="disk is full"):
         trained(folder, checkpoints_kept=3)
     (small_disk / "filler").unlink()
-    assert bits(trained(folder, checkpoints_kept=3).state_dict()) == unbroken()
+    assert tensor_bytes(trained(folder, checkpoints_kept=3).state_dict()) == unbroken()
     assert [line["step"] for line in log_of(folder)] == list(range(1, 9))
 
 
@@ -99,7 +100,7 @@ def test_a_disk_that_fills_anywhere_in_a_checkpoint_says_so(
     assert digests(tmp_path) == kept
     monkeypatch.undo()
     assert not list(tmp_path.glob(".step-*"))
-    assert bits(trained(tmp_path).state_dict()) == unbroken()
+    assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()
 
 
 def test_a_disk_that_is_full_from_the_first_says_that_there_is_nothing(
@@ -120,7 +121,7 @@ def test_a_log_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         trained(tmp_path)
     assert digests(tmp_path) == before
     (tmp_path / "training.jsonl").unlink()
-    assert bits(trained(tmp_path).state_dict()) == unbroken()
+    assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()
 
 
 # A loss that is not finite.
@@ -158,17 +159,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
         assert "memory" not in str(caught.value)
         assert "Lower finetune.lr" in str(caught.value)
         assert str(tmp_path / "last_good") in str(caught.value)
-        return bits(load_file(tmp_path / "last_good" / "model.safetensors"))
+        return tensor_bytes(load_file(tmp_path / "last_good" / "model.safetensors"))
 
     told = "nan" if math.isnan(factor) else "inf"
-    start = bits(toy().state_dict())
+    start = tensor_bytes(dropout_classifier().state_dict())
     assert kept_after_failing(1, f"stopped at step 1: the loss is {told}.*weights of the start") == start
     # Now it fails in its sixth step, goes on after the fifth, and fails in the eighth.
     first = kept_after_failing(6, f"stopped at step 6: the loss is {told}.*weights of step 4")
-    assert first == bits(ends[1].state_dict())
+    assert first == tensor_bytes(ends[1].state_dict())
     second = kept_after_failing(3, f"stopped at step 8: the loss is {told}.*weights of step 6")
-    assert second == bits(ends[2].state_dict())
-    assert bits(trained(tmp_path, ema_decay=ema).state_dict()) == bits(whole.state_dict())
+    assert second == tensor_bytes(ends[2].state_dict())
+    assert tensor_bytes(trained(tmp_path, ema_decay=ema).state_dict()) == tensor_bytes(whole.state_dict())
 
 
 def test_what_was_good_before_a_resume_is_good_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_what_was_good_before_a_resume_is_good_after_it(tmp_path: Path, monkeypa
     broken_at(monkeypatch, 1, math.nan)
     with pytest.raises(TrainingError, match="stopped at step 4.*weights of step 3 are in"):
         trained(tmp_path)
-    assert bits(load_file(tmp_path / "last_good" / "model.safetensors")) == bits(reached)
+    assert tensor_bytes(load_file(tmp_path / "last_good" / "model.safetensors")) == tensor_bytes(reached)
 
 
 # Full memory.
@@ -208,7 +209,7 @@ def test_full_memory_is_explained_and_can_be_resumed_from(
     assert "More advice" not in said
     assert max(file.name for file in tmp_path.glob("step-*")) == "step-00000003"
     monkeypatch.undo()
-    assert bits(trained(tmp_path).state_dict()) == unbroken()
+    assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()
 
 
 def test_another_error_is_not_taken_for_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,4 +226,4 @@ def test_memory_that_fills_in_validation_is_explained_too(tmp_path: Path, monkey
         patched.setattr(loop, "predict", hungry)
         with pytest.raises(TrainingError, match="stopped at step 2: out of memory"):
             trained(tmp_path)
-    assert bits(trained(tmp_path).state_dict()) == unbroken()
+    assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from support.classifiers import tensor_bytes
 from support.killed_trainings import CASES, DEATHS, digests, log_of
-from support.resumed_trainings import bits
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def run_script(work: Path) -> None:
 
 def result_in(folder: Path) -> tuple[dict[str, bytes], Any]:
     told = json.loads((folder / "end.json").read_text(encoding="utf-8"))
-    return bits(load_file(folder / "end.safetensors")), told
+    return tensor_bytes(load_file(folder / "end.safetensors")), told
 
 
 RANDOM_TOO = [
@@ -84,7 +86,7 @@ def test_the_killed_trainings_had_state_to_lose(died: Path) -> None:
 def test_one_that_has_ended_gives_its_result_again(died: Path, case: str) -> None:
     ends = json.loads((died / case / "ends.json").read_text(encoding="utf-8"))
     assert ends["over"] == [["none", "the end"], ["refused", "failed"], ["unchanged", "True"]]
-    assert bits(load_file(died / case / "first.safetensors")) == bits(
+    assert tensor_bytes(load_file(died / case / "first.safetensors")) == tensor_bytes(
         load_file(died / case / "planned/end.safetensors")
     )
 

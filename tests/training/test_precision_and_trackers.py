@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.classifiers import tensor_bytes
 from support.killed_trainings import log_of
-from support.resumed_trainings import Mouth, bits, raises, stopped_after, trained, unbroken
+from support.resumed_trainings import Mouth, raises, stopped_after, trained, unbroken
 
 import shiftproof as sp
 from shiftproof.errors import TrainingError
@@ -38,9 +39,9 @@ def test_one_process_trains_in_one_precision_after_the_other() -> None:
     before = accelerate_state()
     first, half, again, other = (trained(precision=p) for p in ("float32", "bfloat16", "float32", "bfloat16"))
     assert accelerate_state() == before
-    assert bits(first.state_dict()) == bits(again.state_dict())
-    assert bits(half.state_dict()) == bits(other.state_dict())
-    assert bits(first.state_dict()) != bits(half.state_dict())
+    assert tensor_bytes(first.state_dict()) == tensor_bytes(again.state_dict())
+    assert tensor_bytes(half.state_dict()) == tensor_bytes(other.state_dict())
+    assert tensor_bytes(first.state_dict()) != tensor_bytes(half.state_dict())
     assert {t.dtype for t in half.state_dict().values() if t.is_floating_point()} == {torch.float32}
 
 
@@ -65,7 +66,7 @@ def test_accelerate_is_left_as_the_caller_had_it(tmp_path: Path, monkeypatch: py
     finally:
         for state in (AcceleratorState, GradientState, PartialState):
             state._shared_state.clear()
-    assert bits(tuned.state_dict()) == bits(plain.state_dict())
+    assert tensor_bytes(tuned.state_dict()) == tensor_bytes(plain.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_accelerate_s_environment_changes_nothing(monkeypatch: pytest.MonkeyPatc
     plain = trained()
     monkeypatch.setenv(name, value)
     tuned = trained()
-    assert bits(tuned.state_dict()) == bits(plain.state_dict())
+    assert tensor_bytes(tuned.state_dict()) == tensor_bytes(plain.state_dict())
     assert tuned.training == plain.training
 
 
@@ -87,7 +88,7 @@ def test_tensorboard_is_told_of_every_step(tmp_path: Path) -> None:
 
     stopped_after(tmp_path, 5, trackers=("tensorboard",), checkpoint_every=3)
     tuned = trained(tmp_path, trackers=("tensorboard",), checkpoint_every=3)
-    assert bits(tuned.state_dict()) == unbroken(checkpoint_every=3)
+    assert tensor_bytes(tuned.state_dict()) == unbroken(checkpoint_every=3)
     told: dict[str, dict[int, float]] = {}
     for file in sorted(tmp_path.glob("tensorboard/**/events.*")):
         events = EventAccumulator(str(file)).Reload()

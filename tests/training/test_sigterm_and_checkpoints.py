@@ -13,8 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.classifiers import tensor_bytes
 from support.killed_trainings import digests, log_of
-from support.resumed_trainings import SUITE, after_step, bits, settings, stopped_after, toy, trained, unbroken
+from support.resumed_trainings import (
+    SUITE,
+    after_step,
+    dropout_classifier,
+    eight_steps,
+    stopped_after,
+    trained,
+    unbroken,
+)
 
 import shiftproof as sp
 from shiftproof.errors import TrainingInterruptedError
@@ -47,7 +56,7 @@ def test_sigterm_writes_a_checkpoint_and_the_caller_s_handler_comes_back(
     assert signal.getsignal(signal.SIGTERM) is own_handler
     assert [file.name for file in tmp_path.glob("step-*")] == ["step-00000003"]
     resumed = trained(tmp_path, ema_decay=0.5, checkpoint_every=100)
-    assert bits(resumed.state_dict()) == bits(whole.state_dict())
+    assert tensor_bytes(resumed.state_dict()) == tensor_bytes(whole.state_dict())
     assert resumed.training == whole.training
     assert signal.getsignal(signal.SIGTERM) is own_handler
 
@@ -55,7 +64,7 @@ def test_sigterm_writes_a_checkpoint_and_the_caller_s_handler_comes_back(
 def test_sigterm_in_the_last_step_is_an_ordinary_end(tmp_path: Path, own_handler: Callable[..., None]) -> None:
     with after_step(8, lambda: signal.raise_signal(signal.SIGTERM)):
         tuned = trained(tmp_path)
-    assert bits(tuned.state_dict()) == unbroken()
+    assert tensor_bytes(tuned.state_dict()) == unbroken()
     assert signal.getsignal(signal.SIGTERM) is own_handler
 
 
@@ -75,7 +84,7 @@ def test_the_handler_comes_back_after_a_failure_too(tmp_path: Path, own_handler:
 def test_a_thread_that_cannot_take_signals_trains_too(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         tuned = pool.submit(trained, tmp_path).result()
-    assert bits(tuned.state_dict()) == unbroken()
+    assert tensor_bytes(tuned.state_dict()) == unbroken()
 
 
 # The checkpoints.
@@ -109,14 +118,14 @@ def test_other_images_of_the_same_number_are_refused(tmp_path: Path, change: str
         SUITE, reference=dataclasses.replace(SUITE.reference, train=dataclasses.replace(train, **told))
     )
     with pytest.raises(sp.InputError, match="are of another training; these differ: 'images'"):
-        sp.finetune(toy(), other, settings(), checkpoints=tmp_path)
+        sp.finetune(dropout_classifier(), other, eight_steps(), checkpoints=tmp_path)
 
 
 def test_a_probe_that_came_first_is_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PENALTIES", (1e-1, 1e-2))
     asked = {"recipe": "lp-ft", "shots": 3, "distillation": 0.5}
     stopped_after(tmp_path, 2, **asked)
-    assert bits(trained(tmp_path, **asked).state_dict()) == bits(trained(**asked).state_dict())
+    assert tensor_bytes(trained(tmp_path, **asked).state_dict()) == tensor_bytes(trained(**asked).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_good(tmp_path: Path
     with pytest.raises(sp.InputError, match=r"step-00000005 is damaged(.|\n)*Delete it to resume from the one before"):
         trained(tmp_path, ema_decay=0.5)
     shutil.rmtree(damaged)
-    assert bits(trained(tmp_path, ema_decay=0.5).state_dict()) == unbroken(ema_decay=0.5)
+    assert tensor_bytes(trained(tmp_path, ema_decay=0.5).state_dict()) == unbroken(ema_decay=0.5)
     steps = [line["step"] for line in log_of(tmp_path)]
     assert steps == list(range(1, 9))
 
@@ -154,7 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_good(tmp_path: Path
     [
         ({"lr": 2e-2}, ["lr"]),
         ({"seed": 1}, ["seed"]),
-        ({"start": toy(1)}, ["start"]),
+        ({"start": dropout_classifier(1)}, ["start"]),
         ({"mixing": "cutmix", "ema_decay": 0.5}, ["ema_decay", "mixing"]),
         ({"crop_scale": (0.5, 1.0)}, ["crop_scale"]),
         ({"recipe": "head-only"}, ["recipe"]),

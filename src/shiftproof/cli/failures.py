@@ -1,4 +1,4 @@
-"""Error messages with options in place of arguments, and the exit codes of errors."""
+"""Failures in the terms of the command line: options in place of arguments, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parsers of options that are given as text: pairs such as ``NAME=DATA``, numbers and file sizes."""
+"""Values of options that are written as text: pairs such as ``NAME=DATA``, numbers and sizes of files."""
 
 from __future__ import annotations
 
@@ -10,30 +10,24 @@ from shiftproof.errors import InputError
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # bytes
 
 
-def parse_pair(option: str, text: str, separator: str, example: str) -> tuple[str, str]:
-    """Splits a text at its last ``separator``, such as an equals sign.
-
-    Raises an InputError that gives an example if the separator is missing or one of the two parts is empty.
-    """
-    first, _, last = text.rpartition(separator)
-    if not first or not last:
+def parse_pair(option: str, text: str, between: str, example: str) -> tuple[str, str]:
+    """The two parts of a text around its last ``between``, such as an equals sign; neither is empty."""
+    first, separator, last = text.rpartition(between)
+    if not separator or not first or not last:
         raise InputError(f"{option} {text!r} must look like {example}.")
     return first, last
 
 
 def parse_number(option: str, text: str) -> float:
-    """Parses a number; raises an InputError that names the option if the text is not one."""
+    """The number that a text stands for."""
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"{option}: {text!r} is not a number.") from error
+        raise InputError(f"{option}: {text!r} is no number.") from error
 
 
 def parse_size(option: str, text: str | None) -> int | None:
-    """The number of bytes of a size such as 2GB or 500MB, in powers of 1000, or None without a text.
-
-    Raises an InputError that names the option if the text is not a size.
-    """
+    """The bytes of a size such as 2GB or 500MB, in units of 1000; None where no size is given."""
     if text is None:
         return None
     number, unit = text[:-2], text[-2:].upper()
@@ -41,15 +35,14 @@ def parse_size(option: str, text: str | None) -> int | None:
         raise InputError(f"{option} {text!r} must look like 2GB or 500MB.")
     size = parse_number(option, number) * _UNITS[unit]
     if not math.isfinite(size):
-        raise InputError(f"{option} {text!r} is not a size. Give one such as 2GB or 500MB.")
+        raise InputError(f"{option} {text!r} is no size.")
     return int(size)
 
 
 def parse_shifts(natural: Iterable[str], corruptions: Iterable[str], test: str | None) -> dict[str, dict[str, str]]:
-    """The shifts of a suite by name, in the form of a run file.
+    """The shifts of a suite by name, as a run file holds them.
 
-    ``natural`` are texts such as sketch=folder:PATH; ``corruptions`` are texts such as noise:3 and apply to the
-    ``test`` data. Raises an InputError for a text of another form, and for two shifts of one name.
+    ``natural`` are texts such as sketch=folder:PATH, and ``corruptions`` such as noise:3 of the ``test`` data.
     """
     shifts: dict[str, dict[str, str]] = {}
     for text in natural:
@@ -69,7 +62,7 @@ def parse_shifts(natural: Iterable[str], corruptions: Iterable[str], test: str |
 
 
 def require_new(name: str, taken: Collection[str]) -> str:
-    """Returns the name of a set, or raises an InputError if another set has it."""
+    """The name of a set, which no other set may have."""
     if name in taken:
-        raise InputError(f"two sets are named {name!r}. Give every set a different name.")
+        raise InputError(f"two sets are named {name!r}. Give every set a name of its own.")
     return name
