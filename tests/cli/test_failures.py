@@ -55,7 +55,7 @@ def test_arguments_become_the_options_of_the_command(message: str, shown: str) -
         (["report", "a", "b"], "Set the file to write, as in --out report.html."),
         (["evaluate", "absent"], "Name some, e.g. --suite emoji or --test folder:PATH."),
         (["diagnose", "backgrounds"], "Name classifiers, or models with --model."),
-        (["diagnose", "strong-edge", "--data", "folder:x"], "--data and --shift need a model to look at it."),
+        (["diagnose", "strong-edge", "--data", "folder:x"], "--data and --shift need a model to diagnose."),
         (["diagnose", "cka", "tiny", "tiny", "--data", "d", "--unlabelled", "u"], "--data and --unlabelled both name"),
     ],
 )

@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "run-file key": (["--set", "finetune.epoch=3"], "key 'finetune.epoch'. Did you mean 'epochs'?"),
     "run-file value": (["--set", "finetune.lr=fast"], "'finetune.lr' is 'fast'"),
     "device": (["--device", "gpu"], "the device 'gpu' cannot be used here"),
-    "suite": (["--suite", "emojy"], "leave it out"),
+    "suite": (["--suite", "emojy"], "Omit it to give"),
 }
 
 

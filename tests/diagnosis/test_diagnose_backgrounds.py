@@ -74,7 +74,7 @@ def test_backgrounds_on_emoji(tiny: sp.models.Clip, call: Call, monkeypatch: pyt
 def test_backgrounds_need_a_model_and_masks(folders: Path, call: Call) -> None:
     ended = call("diagnose", "backgrounds", "--out", "found")
     assert ended == CommandResult(
-        2, "", "shiftproof: no model to diagnose. Name classifiers, or models with --model.\n"
+        2, "", "shiftproof: there is no model to diagnose. Name classifiers, or models with --model.\n"
     )
     ended = call("diagnose", "backgrounds", "--model", "tiny", "--data", f"folder:{folders}/test", "--out", "found")
     assert (ended.code, ended.out) == (2, "")

@@ -100,7 +100,7 @@ def test_directories_are_told_apart_by_name_or_refused(
         ("zero", "x/b/zero", "y/b/zero"),
     ):
         assert call("diagnose", "strong-edge", *models, *data, "--out", "found") == CommandResult(
-            2, "", "shiftproof: two of the models have one name. Name every model once, or rename a directory.\n"
+            2, "", "shiftproof: two of the models have the same name. Name every model once, or rename a directory.\n"
         )
     assert not Path("found").exists()
     asked = DiagnosisFile(classifiers=(Path("zero"), Path("x/b/zero")), data=data[1])
@@ -169,6 +169,6 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
     assert call("diagnose", "strong-edge", *data, "--out", "new") == CommandResult(
         2,
         "",
-        "shiftproof: --data and --shift need a model to look at it. Name classifiers, or models with --model.\n",
+        "shiftproof: --data and --shift need a model to diagnose. Name classifiers, or models with --model.\n",
     )
     assert not Path("new").exists()

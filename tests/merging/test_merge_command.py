@@ -53,7 +53,7 @@ def test_the_command_hands_every_option_on(call: Call, tmp_path: Path) -> None:
     assert stored["alphas"]["visual.blocks.1.weight"] == 0.25
     assert stored["missing"] == ["more"]
     assert len(stored["files"]) > 1
-    assert "1 kept, missing elsewhere" in ended.out
+    assert "1 retained though missing from an input" in ended.out
     assert "alpha 1.000  head.weight" in ended.out
     ended = call("merge", a, a, "--depth", "0.2:0.8", "--integers", "equal", "--out", "deep")
     assert json.loads((tmp_path / "deep" / "merge.json").read_text())["alphas"]["head.weight"] == 0.8
@@ -84,22 +84,22 @@ def test_the_command_wants_overwrite_to_replace(call: Call, tmp_path: Path) -> N
 
 
 WRONG: list[tuple[list[str], str]] = [
-    (["--alpha", "half"], "--alpha: 'half' is no number"),
-    (["--alpha", ""], "--alpha: '' is no number"),
-    (["--alpha", "0.3,"], "--alpha: '' is no number"),
-    (["--alpha", "0.3;0.5"], "is no number"),
+    (["--alpha", "half"], "--alpha: 'half' is not a number"),
+    (["--alpha", ""], "--alpha: '' is not a number"),
+    (["--alpha", "0.3,"], "--alpha: '' is not a number"),
+    (["--alpha", "0.3;0.5"], "is not a number"),
     (["--alpha", "1.2"], "alpha is 1.2; it must lie between 0 and 1"),
     (["--alpha", "-0.1"], "alpha is -0.1; it must lie between 0 and 1"),
     (["--alpha", "nan"], "alpha is nan; it must lie between 0 and 1"),
     (["--alpha", "0.5,inf"], "alpha is inf; it must lie between 0 and 1"),
     (["--layer", "head.*"], "--layer 'head.*' must look like head.*=1.0"),
     (["--layer", "=0.5"], "must look like"),
-    (["--layer", "head.*=most"], "--layer: 'most' is no number"),
+    (["--layer", "head.*=most"], "--layer: 'most' is not a number"),
     (["--layer", "head.*=2"], "alpha of 'head.*' is 2.0; it must lie between 0 and 1"),
     (["--layer", "haed.*=1"], "no entry matches the pattern 'haed.*'. There are 'head.weight'"),
     (["--depth", "0.5"], "--depth '0.5' must look like 0.2:0.8"),
     (["--depth", "0.1:2"], "the last alpha is 2.0; it must lie between 0 and 1"),
-    (["--depth", "low:0.2"], "--depth: 'low' is no number"),
+    (["--depth", "low:0.2"], "--depth: 'low' is not a number"),
     (["--depth", "0.1:0.9", "--alpha", "0.1,0.2"], "Leave out --layer, and give at most one alpha"),
     (["--depth", "0.1:0.9", "--layer", "head.*=1"], "Leave out --layer, and give at most one alpha"),
     (["--method", "unifrom"], "unknown method 'unifrom'. Did you mean 'uniform'?"),
@@ -109,7 +109,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--missing", "drop"], "unknown rule for missing entries 'drop'"),
     (["--shard-size", "2"], "--shard-size '2' must look like 2GB or 500MB"),
     (["--shard-size", "2TB"], "must look like 2GB or 500MB"),
-    (["--shard-size", "manyGB"], "--shard-size: 'many' is no number"),
+    (["--shard-size", "manyGB"], "--shard-size: 'many' is not a number"),
     (["--shard-size", "0MB"], "shard_size is 0; it must be at least 1"),
     (["--shard-size", "-1GB"], "it must be at least 1"),
     (["--shard-size", "nanGB"], "--shard-size"),

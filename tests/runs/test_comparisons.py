@@ -84,9 +84,9 @@ def test_what_needs_no_labels_is_the_same_without_them(models: dict[str, Path], 
     with pytest.raises(sp.InputError, match=r"`data` and `unlabelled`"):
         asked(models, folders, data="emoji", unlabelled=folders / "met")
     for others in ({"data": "emoji"}, {"unlabelled": folders / "met"}):
-        with pytest.raises(sp.InputError, match=r"`shift` is of `suite`"):
+        with pytest.raises(sp.InputError, match=r"`shift` names images of `suite`"):
             asked(models, folders, shift="sketch", **{"data": None, **others})
-    with pytest.raises(sp.InputError, match=r"`shift` is of an embedded suite"):
+    with pytest.raises(sp.InputError, match=r"`shift` names images of a suite"):
         DiagnosisFile(shift="sketch", data="emoji")
     with pytest.raises(sp.InputError, match=r"zer holds no classifier\.json"):
         compare_agreement(replace(asked(models, folders), models=(f"{models['zero']}/../zer", str(models["zero"]))))

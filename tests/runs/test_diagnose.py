@@ -161,7 +161,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_run(run: Path, monkey
     def never(*_: object, **__: object) -> None:
         raise AssertionError("something was run")
 
-    monkeypatch.setattr(run_diagnosis, "diagnose_kept", never)
+    monkeypatch.setattr(run_diagnosis, "diagnose_predictions", never)
     with pytest.raises(sp.InputError, match="is no classifier|does not exist|no classifier"):
         sp.diagnose_run(run, (), others=[run / "nothing"])
     fruit = sp.zero_shot_classifier(sp.load_clip("tiny"), sp.ClassSpace.from_ids(["lemon", "plum"]))

@@ -204,8 +204,8 @@ def test_an_unknown_key_on_the_command_line_is_answered_alike(override: str) -> 
         ({"seed": -1}, r"'seed' is -1"),
         ({"seed": "one"}, r"'seed' is 'one'.*integer"),
         ({"model": None}, r"'model' is None"),
-        ({"alphas": 1}, r"alphas is 1.*two at least"),
-        ({"alphas": []}, r"alphas is empty"),
+        ({"alphas": 1}, r"`alphas` is 1.*at least two"),
+        ({"alphas": []}, r"`alphas` is empty"),
         ({"alphas": [0.5, 1.5]}, r"alpha is 1\.5.*between 0 and 1"),
         ({"alphas": "many"}, r"'alphas' is 'many'"),
         ({"alpha_rule": "oracle"}, r"'alpha_rule' is 'oracle'.*'fixed', 'reference' or 'tolerance'"),
@@ -236,9 +236,9 @@ def test_a_bad_value_is_told_once_with_its_key_and_its_rule(asked: dict[str, Any
     ("text", "said"),
     [
         ("finetune: {lr: 1", "not valid YAML"),
-        ("- model\n- suite", "must hold keys and values"),
-        ("", "must hold keys and values"),
-        ("tiny", "must hold keys and values"),
+        ("- model\n- suite", "must consist of keys and values"),
+        ("", "must consist of keys and values"),
+        ("tiny", "must consist of keys and values"),
     ],
 )
 def test_a_file_that_is_no_run_file_is_named(tmp_path: Path, text: str, said: str) -> None:

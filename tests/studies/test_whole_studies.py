@@ -244,7 +244,7 @@ def test_a_directory_belongs_to_one_study(
     before = (out / "study.json").read_bytes()
     with pytest.raises(sp.InputError, match="already holds a study"):
         run_study(asked, out)
-    with pytest.raises(sp.InputError, match="asks for other settings than this study"):
+    with pytest.raises(sp.InputError, match="has other settings than this study"):
         run_study(other, out, resume=True)
     with pytest.raises(sp.InputError, match="Give one of the two"):
         run_study(asked, out, resume=True, overwrite=True)
@@ -273,7 +273,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
     assert [soup.name for soup in after.soups] == ["uniform soup"]
     assert StudyFile.read(tmp_path / "out" / "study.yaml") == StudyFile.resolve(asked, changed)
     for other in ("rule=tolerance", "run.finetune.lr=0.5", "run.limit=2", "configurations.b.finetune.epochs=9"):
-        with pytest.raises(sp.InputError, match="asks for other settings than this study"):
+        with pytest.raises(sp.InputError, match="has other settings than this study"):
             run_study(StudyFile.resolve(asked, [other]), tmp_path / "out", resume=True)
 
 

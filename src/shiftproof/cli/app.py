@@ -1,4 +1,7 @@
-"""The command line: parse, call one function, print, exit code (0 done, 2 the user's mistake, 1 ours)."""
+"""The command line: every command parses its arguments, calls one function and prints the result.
+
+The exit code is 0 for success, 2 for a mistake of the user and 1 for a defect of the program.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from shiftproof.cli.start import demo, run
 from shiftproof.cli.studies import report, study
 from shiftproof.cli.weights import merge
 
-# Everything heavy is imported inside the commands, and help is plain text, so that --help answers at once.
+# Heavy modules are imported inside the commands and help is plain text, so that --help is fast.
 app = typer.Typer(
     name="shiftproof",
     cls=CommandGroup,

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: tables, and a live line for every stage that reports progress."""
+"""Output on the terminal: tables, and a live line for every stage that reports progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shiftproof.report.tables import Table
 
 _WIDTH_IN_FILES = 150
 _INTERVAL = 30.0  # seconds between two lines of one stage
-_INNER_STAGES = ("predict", "validate")  # which run within other stages
+_INNER_STAGES = ("predict", "validate")  # these run within other stages and print no lines
 
 
 def output_console() -> Console:
@@ -73,23 +73,23 @@ def _bars(console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lines() -> Iterator[None]:
-    begun: dict[str, float] = {}
+    started: dict[str, float] = {}
     printed: dict[str, float] = {}
 
     def show(event: progress.Event) -> None:
         now = time.monotonic()
-        begun.setdefault(event.stage, now)
+        started.setdefault(event.stage, now)
         if event.stage in _INNER_STAGES:
             return
         if event.done == event.total:
             # A stage of the same name may follow, such as the second of two fine-tunings; its clock starts again.
-            del begun[event.stage]
+            del started[event.stage]
             printed.pop(event.stage, None)
             print(f"{event.stage}: {event.total} done  {_values_of(event)}".rstrip(), file=sys.stderr)
         elif now - printed.setdefault(event.stage, now) >= _INTERVAL:
             printed[event.stage] = now
-            left = (now - begun[event.stage]) / event.done * (event.total - event.done)
-            line = f"{event.stage}: {event.done} of {event.total}  {_values_of(event)}  {_clock(left)} left"
+            remaining = (now - started[event.stage]) / event.done * (event.total - event.done)
+            line = f"{event.stage}: {event.done} of {event.total}  {_values_of(event)}  {_clock(remaining)} left"
             print(line, file=sys.stderr, flush=True)
 
     with progress.listening(show):
@@ -106,10 +106,10 @@ def _values_of(event: progress.Event) -> str:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Prints warnings without the source line that raised them, which means nothing to a user."""
-    shown = warnings.showwarning
+    """Prints warnings without the source line that raised them, which does not help a user."""
+    original = warnings.showwarning
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         yield
     finally:
-        warnings.showwarning = shown
+        warnings.showwarning = original

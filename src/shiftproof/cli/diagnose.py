@@ -30,7 +30,7 @@ Written = Annotated[
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """The images that a diagnosis looks at, which are labelled, and how it looks at them."""
+    """The labelled images of a diagnosis, and the settings with which models are applied to them."""
 
     suite: Annotated[str, Option("--suite", help="Use the test images of this embedded suite.")] = "emoji"
     shift: Annotated[str | None, Option("--shift", help="Use only this shift of the suite, e.g. clutter.")] = None
@@ -52,7 +52,7 @@ class ImageOptions:
     device: ResolvedDevice = "auto"
 
     def pair(self, *models: str | None) -> PairFile:
-        """The request to compare some models, of which the third may be left out, on these images."""
+        """The request to compare two models, or three if the last one is given, on these images."""
         from shiftproof.runs.comparisons import PairFile
 
         return PairFile(tuple(model for model in models if model), **vars(self))
@@ -296,7 +296,7 @@ def strong_edge(
         study = run_strong_edge(request, out, overwrite=overwrite)
     print_table(clean_table(study))
     for place, edge in window_kinds(study):
-        if edge == 0:  # the question is about hard edges; the file holds the soft ones, too
+        if edge == 0:  # the question is about hard edges; the file has the soft ones, too
             print_table(window_table(study, place, edge))
     print(strong_edge_verdict(study))
     print(f"numbers: {out / 'strong_edge.json'}; figures: {out / 'figures'}")

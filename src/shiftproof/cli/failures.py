@@ -1,4 +1,4 @@
-"""Failures in the terms of the command line: options in place of arguments, and exit codes."""
+"""Error messages with options in place of arguments, and the exit codes of errors."""
 
 from __future__ import annotations
 

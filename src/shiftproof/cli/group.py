@@ -19,8 +19,8 @@ from shiftproof.errors import ShiftproofError
 class CommandGroup(TyperGroup):
     """A group of commands that lists them by subject and reports the errors of the library as a message.
 
-    A mistake of the user's ends with exit code 2, and an interrupted training run that can be resumed with 143. Any
-    other exception is a defect of the program and passes through.
+    A mistake of the user ends with exit code 2, and an interrupted training run that can be resumed with 143. Any other
+    exception is a defect of the program and is not caught.
     """
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -35,7 +35,7 @@ class CommandGroup(TyperGroup):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command; the message of a failure names the options of the command in place of arguments."""
+        """Runs the command; the message of an error names the options of the command in place of arguments."""
         try:
             return super().invoke(ctx)
         except ShiftproofError as error:
@@ -73,7 +73,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         function(**values)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    # Examples stand on one line, to be copied; the mark keeps the help from filling paragraphs.
+    # An example must be on one line, so that it can be copied; the mark \b prevents click from wrapping it.
     command.__doc__ = re.sub(r"\n\n(.*: shiftproof )", "\n\n\b\n\\1", inspect.getdoc(function) or "")
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -56,16 +56,16 @@ class ScoringOptions:
     ] = None
 
     def shifts(self) -> dict[str, dict[str, str]]:
-        """The natural and synthetic shifts by name, as a run file holds them."""
+        """The natural and synthetic shifts by name, in the form of a run file."""
         return parse_shifts(self.shift or (), self.corrupt or (), self.test)
 
     def named_sets(self) -> dict[str, str]:
-        """The data name of every set beside the suite's, by the name of the set."""
+        """The data names of the sets that are given in addition to the suite, by the names of the sets."""
         sets = {name: entry["data"] for name, entry in self.shifts().items()}
         if self.test:
             sets = {require_new("test", sets): self.test, **sets}
         if not self.suite and not sets:
-            raise InputError("no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
+            raise InputError("there is no data to evaluate on. Name some, e.g. --suite emoji or --test folder:PATH.")
         return sets
 
 
@@ -79,15 +79,15 @@ class SuiteOptions(ScoringOptions):
     validation: Validation = None
 
     def section(self) -> str | dict[str, Any]:
-        """What stands under ``suite`` in a run file."""
+        """The section ``suite`` of a run file."""
         given = self.reference or self.validation or self.test or self.shift or self.corrupt
         if self.suite and given:
-            raise InputError("--suite names all data; leave it out to give --reference, --test, --shift or --corrupt.")
+            raise InputError("--suite names all data. Omit it to give --reference, --test, --shift or --corrupt.")
         if self.suite:
             return self.suite
         if not self.reference or not self.test:
             raise InputError(
-                "no data. Give --suite emoji, or your own data: --reference folder:PATH --test folder:PATH."
+                "there is no data. Give --suite emoji, or your own data: --reference folder:PATH --test folder:PATH."
             )
         reference = {"train": self.reference, "validation": self.validation, "test": self.test}
         return {"reference": reference, "shifts": self.shifts()}
@@ -95,7 +95,7 @@ class SuiteOptions(ScoringOptions):
 
 @dataclass(frozen=True)
 class SettingOptions:
-    """Keys of a run file: those with an option, and any of them by ``--set``."""
+    """Keys of a run file: some have an option, and ``--set`` sets any of them."""
 
     seed: Seed = None
     device: Device = None
@@ -105,19 +105,19 @@ class SettingOptions:
     ] = None
 
     def values(self) -> dict[str, Any]:
-        """The run-file keys that have an option and are given, by their dotted names."""
+        """The values of the options that were given, by the dotted names of the run-file keys."""
         keys = {"seed": "seed", "device": "device", "report_to": "report_to", "shots": "finetune.shots"}
         given = vars(self)
         return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
 
     def read(self, path: Path) -> RunFile:
-        """A run file with these settings."""
+        """Reads a run file and applies these settings."""
         from shiftproof.runs.file import RunFile
 
         return RunFile.read(path, self.overrides or (), self.values())
 
     def resolve(self, **keys: Any) -> RunFile:
-        """A run file of some keys with these settings."""
+        """Makes a run file from some keys and applies these settings."""
         from shiftproof.runs.file import RunFile
 
         return RunFile.resolve(keys, self.overrides or (), self.values())

@@ -1,4 +1,4 @@
-"""Values of options that are written as text: pairs such as ``NAME=DATA``, numbers and sizes of files."""
+"""Parsers of options that are given as text: pairs such as ``NAME=DATA``, numbers and file sizes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from shiftproof.errors import InputError
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # bytes
 
 
-def parse_pair(option: str, text: str, between: str, example: str) -> tuple[str, str]:
-    """The two parts of a text around its last ``between``, such as an equals sign; neither is empty."""
-    first, separator, last = text.rpartition(between)
-    if not separator or not first or not last:
+def parse_pair(option: str, text: str, separator: str, example: str) -> tuple[str, str]:
+    """Splits a text at its last ``separator``, such as an equals sign.
+
+    Raises an InputError that gives an example if the separator is missing or one of the two parts is empty.
+    """
+    first, _, last = text.rpartition(separator)
+    if not first or not last:
         raise InputError(f"{option} {text!r} must look like {example}.")
     return first, last
 
 
 def parse_number(option: str, text: str) -> float:
-    """The number that a text stands for."""
+    """Parses a number; raises an InputError that names the option if the text is not one."""
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"{option}: {text!r} is no number.") from error
+        raise InputError(f"{option}: {text!r} is not a number.") from error
 
 
 def parse_size(option: str, text: str | None) -> int | None:
-    """The bytes of a size such as 2GB or 500MB, in units of 1000; None where no size is given."""
+    """The number of bytes of a size such as 2GB or 500MB, in powers of 1000, or None without a text.
+
+    Raises an InputError that names the option if the text is not a size.
+    """
     if text is None:
         return None
     number, unit = text[:-2], text[-2:].upper()
@@ -35,14 +41,15 @@ def parse_size(option: str, text: str | None) -> int | None:
         raise InputError(f"{option} {text!r} must look like 2GB or 500MB.")
     size = parse_number(option, number) * _UNITS[unit]
     if not math.isfinite(size):
-        raise InputError(f"{option} {text!r} is no size.")
+        raise InputError(f"{option} {text!r} is not a size. Give one such as 2GB or 500MB.")
     return int(size)
 
 
 def parse_shifts(natural: Iterable[str], corruptions: Iterable[str], test: str | None) -> dict[str, dict[str, str]]:
-    """The shifts of a suite by name, as a run file holds them.
+    """The shifts of a suite by name, in the form of a run file.
 
-    ``natural`` are texts such as sketch=folder:PATH, and ``corruptions`` such as noise:3 of the ``test`` data.
+    ``natural`` are texts such as sketch=folder:PATH; ``corruptions`` are texts such as noise:3 and apply to the
+    ``test`` data. Raises an InputError for a text of another form, and for two shifts of one name.
     """
     shifts: dict[str, dict[str, str]] = {}
     for text in natural:
@@ -62,7 +69,7 @@ def parse_shifts(natural: Iterable[str], corruptions: Iterable[str], test: str |
 
 
 def require_new(name: str, taken: Collection[str]) -> str:
-    """The name of a set, which no other set may have."""
+    """Returns the name of a set, or raises an InputError if another set has it."""
     if name in taken:
-        raise InputError(f"two sets are named {name!r}. Give every set a name of its own.")
+        raise InputError(f"two sets are named {name!r}. Give every set a different name.")
     return name

@@ -145,8 +145,8 @@ def sweep(
             run_file, zero_shot, fine_tuned, out, space=space, batch_norm=batch_norm, resume=resume, overwrite=overwrite
         )
     _print_sweep(measured)
-    where = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "in this space it is two models, not saved"
-    print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {where}")
+    result = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "an output ensemble is not saved"
+    print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {result}")
 
 
 def _print_sweep(measured: Sweep) -> None:
@@ -158,7 +158,7 @@ def _print_sweep(measured: Sweep) -> None:
     if measured.rules:
         print_table(rules_table(measured.rules))
     else:
-        print("alpha 0.5 is not on the path, so the rules are not compared to it; add it to --alphas")
+        print("alpha 0.5 is not on the path, so the rules are not compared with it; add it to --alphas")
     for model in dict.fromkeys(record.model for record in measured.batch_norm):
         records = [record for record in measured.batch_norm if record.model == model]
         print_table(records_table(records, f"The ensemble's accuracy, batch-norm {model}"))

@@ -34,7 +34,7 @@ def demo(
     """
     from shiftproof.runs.file import DEMO_FILE
 
-    if mixing:  # first, so that --set can change what the mixing brings along
+    if mixing:  # this comes first, so that --set can change the settings that the mixing brings along
         settings = replace(settings, overrides=[f"finetune.mixing={mixing}", *(settings.overrides or ())])
     run_file = settings.read(DEMO_FILE)
     _run(run_file, out or Path(f"runs/demo-{run_file.seed}"), resume=resume, overwrite=overwrite)

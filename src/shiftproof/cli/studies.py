@@ -1,4 +1,4 @@
-"""The commands that look at many runs: ``report`` and ``study``."""
+"""The commands that evaluate many runs: ``report`` and ``study``."""
 
 from __future__ import annotations
 

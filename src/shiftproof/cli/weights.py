@@ -92,12 +92,16 @@ def _print_merge(record: MergeRecord, *, dry_run: bool) -> None:
     print(f"{record.method}{alpha}: {record.out} {state}, {record.bytes / 1e9:.3f} GB in {len(record.files)} file(s)")
     for entry in record.inputs:
         print(f"  {entry.role.replace('_', '-')}: {entry.path} ({entry.kind})")
-    counts = [("combined", record.interpolated), ("copied", record.copied), ("kept, missing elsewhere", record.missing)]
+    counts = [
+        ("combined", record.interpolated),
+        ("copied", record.copied),
+        ("retained though missing from an input", record.missing),
+    ]
     print("  entries: " + ", ".join(f"{len(names)} {what}" for what, names in counts if names))
     if record.tied:
         print(f"  tied: {', '.join(f'{name} = {of}' for name, of in record.tied.items())}")
     if record.batch_norm:
-        print(f"  {len(record.batch_norm)} batch-norm statistics averaged: re-estimate them on training images")
+        print(f"  {len(record.batch_norm)} batch-norm statistics were averaged; re-estimate them on training images")
     for trial in record.scores:
         verdict = "taken" if trial["taken"] else "left out"
         print(
@@ -108,11 +112,11 @@ def _print_merge(record: MergeRecord, *, dry_run: bool) -> None:
         for name, alpha_of in sorted(record.alphas.items()):
             print(f"  alpha {alpha_of:.3f}  {name}")
     if record.copied_files:
-        print(f"  beside them: {', '.join(record.copied_files)}")
+        print(f"  other files copied: {', '.join(record.copied_files)}")
 
 
 def _validation_accuracy(first: str, suite: str | None, validation: str | None) -> Callable[[Path], float]:
-    """Accuracy on the reference's validation images of what a classifier directory holds."""
+    """A function that returns the accuracy of a classifier directory on the reference's validation images."""
     from shiftproof.data.suites import load_data, load_suite
     from shiftproof.errors import InputError
     from shiftproof.evaluation.inference import predict

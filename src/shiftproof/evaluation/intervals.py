@@ -36,7 +36,7 @@ def accuracy_interval(correct: int, n: int, *, level: float = LEVEL) -> tuple[fl
 
 
 def alike_interval(value: float, n: int, bounds: tuple[float, float], *, level: float = LEVEL) -> tuple[float, float]:
-    """The interval of a mean whose ``n`` known values all equal ``value``, while any value may lie in ``bounds``.
+    """The interval of a mean with ``n`` known values, all equal to ``value``; others may lie anywhere in ``bounds``.
 
     Resampling equal values shows no spread, however few they are. The Clopper-Pearson interval bounds the share of
     different values that would not have occurred among ``n``; at worst, these lie at a bound. Raises an InputError if

@@ -1,4 +1,4 @@
-"""Two classifiers compared by one diagnosis at a time, on any data: what ``shiftproof diagnose PART A B`` asks for."""
+"""Comparisons of two classifiers by one diagnosis, on any data, for the commands ``shiftproof diagnose PART A B``."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from shiftproof.records.comparisons import (
 from shiftproof.records.diagnosis import PairRecord
 from shiftproof.records.windows import MapExample
 from shiftproof.runs.evidence import find_path, resampled_of
-from shiftproof.runs.predictions import kept_logits
+from shiftproof.runs.predictions import temporary_logits
 
 
 @dataclass(frozen=True)
 class PairFile:
-    """Which classifiers to compare on which images.
+    """The request to compare some classifiers on some images.
 
     ``models`` are classifier directories or model names; a named model gets the zero-shot head for the classes of the
     first directory or, without one, of the data. The images are those of ``data`` (a data name), of ``unlabelled`` (a
@@ -57,12 +57,14 @@ class PairFile:
         if self.data is not None and self.unlabelled is not None:
             raise InputError("`data` and `unlabelled` both name images. Give one of the two.")
         if self.shift is not None and (self.data is not None or self.unlabelled is not None):
-            raise InputError("`shift` is of `suite`, beside which other images are named. Give one of the two.")
+            raise InputError(
+                "`shift` names images of `suite`, but other images are named as well. Give one of the two."
+            )
 
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """The result of ``compare_agreement``: every two models on every set, and whom a third one follows."""
+    """The result of ``compare_agreement``: every two models on every set, and which of the two a third one follows."""
 
     pairs: tuple[PairRecord, ...]
     overrides: Mapping[str, FollowedRecord]
@@ -70,7 +72,10 @@ class PairAgreement:
 
 
 def compare_agreement(pair: PairFile) -> PairAgreement:
-    """Measures how much two classifiers differ on every set and, with a third, whom it follows; needs no labels."""
+    """Measures how much two classifiers differ on every set and which of them a third one, if given, follows.
+
+    Labels are not needed. Raises an InputError for a model or data that cannot be loaded.
+    """
     device, models = resolve_device(pair.device), _models(pair)
     pairs: list[PairRecord] = []
     overrides, kinds = {}, {}
@@ -78,7 +83,7 @@ def compare_agreement(pair: PairFile) -> PairAgreement:
         labels = None if images.labels.min() < 0 else images.labels
         resampled = resampled_of(images)
         kinds[name], clusters = resampled.kind, resampled.names
-        with kept_logits(models, images, device=device) as logits:
+        with temporary_logits(models, images, device=device) as logits:
             pairs += pairs_of(logits, name, labels, clusters)
             if len(logits) == 3:
                 first, second, third = logits.values()
@@ -89,7 +94,10 @@ def compare_agreement(pair: PairFile) -> PairAgreement:
 def compare_layers(
     pair: PairFile, layers: tuple[str, ...] | None = None, *, debiased: bool = False
 ) -> tuple[LayersRecord, ...]:
-    """Measures the CKA between the layers of two classifiers on every set; needs no labels."""
+    """Measures the CKA between the layers of two classifiers on every set; labels are not needed.
+
+    Raises an InputError for a model or data that cannot be loaded, and for unknown ``layers``.
+    """
     device, models = resolve_device(pair.device), _models(pair)
     first, second = models.values()
     return tuple(
@@ -99,7 +107,10 @@ def compare_layers(
 
 
 def compare_maps(pair: PairFile) -> dict[str, tuple[MapExample, ...]]:
-    """Computes where two classifiers look: maps of the class that each predicts, for every image of every set."""
+    """Computes the activation maps of the class that each classifier predicts, for every image of every set.
+
+    Raises an InputError for a model or data that cannot be loaded, and for an encoder without maps.
+    """
     models = _models(pair)
     sets = _sets(pair, next(iter(models.values())).classes)
     return {name: map_examples(models, images, device=resolve_device(pair.device)) for name, images in sets.items()}
@@ -115,7 +126,10 @@ class PairPath:
 
 
 def compare_path(pair: PairFile, alphas: int = 11) -> PairPath:
-    """Measures whether the line between two classifiers' weights has a barrier on every set; needs labels."""
+    """Measures, on every set, whether the line between two classifiers' weights has an error barrier.
+
+    Raises an InputError for images without labels, and for a model or data that cannot be loaded.
+    """
     if pair.unlabelled is not None:
         raise InputError("the path's accuracy needs labels. Name labelled `data` in place of `unlabelled`.")
     first, second = _models(pair).values()
@@ -124,7 +138,10 @@ def compare_path(pair: PairFile, alphas: int = 11) -> PairPath:
 
 
 def compare_weights(pair: PairFile) -> tuple[MovementRecord, ...]:
-    """Measures how far each layer moved between two classifiers, and the cosine with the move to a third."""
+    """Measures how far each layer moved between two classifiers, and the cosine with the move to a third one.
+
+    Raises an InputError for a model that cannot be loaded.
+    """
     return measure_movement(*(model.state_dict() for model in _models(pair).values()))
 
 

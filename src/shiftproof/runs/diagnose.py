@@ -1,4 +1,4 @@
-"""The diagnosis of a finished run: what its predictions tell, and the parts that run or train models."""
+"""The diagnosis of a finished run: measurements of its predictions, and the parts that run or train models."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from shiftproof.records.diagnosis import DiagnosisRecord, PairRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
 from shiftproof.runs.directory import RunDirectory
-from shiftproof.runs.evidence import diagnose_kept, resampled_of
+from shiftproof.runs.evidence import diagnose_predictions, resampled_of
 from shiftproof.runs.finished import FinishedRun
 from shiftproof.runs.parts import require_parts
-from shiftproof.runs.predictions import kept_logits
+from shiftproof.runs.predictions import temporary_logits
 from shiftproof.storage import locked, write_json
 
 
@@ -41,8 +41,8 @@ def diagnose_run(
     Agreement, overrides, connectivity, calibration, robustness and movement are always measured, from the predictions
     and weights in the directory. ``parts`` are measured as well and run or train models (``shiftproof.runs.parts``
     lists them): "layers" is CKA layer by layer on the reference and on every natural shift; "strong-edge" pastes
-    windows into images of the reference and measures how much the models' maps look at them; "halves" fine-tunes on
-    two halves of the reference, compares the two (the paper's baseline pair) and walks the path between them;
+    windows into images of the reference and measures the share of the models' maps on them; "halves" fine-tunes on
+    two halves of the reference, compares the two models (the paper's baseline pair) and measures the path between them;
     "plane" is the error in the plane through these two and zero-shot; "scratch" trains two networks from random
     weights, between which there is no path without a barrier; "baselines" trains networks of several sizes on the
     reference alone, for effective robustness. Trained networks are saved in ``RUN/diagnosis`` and not trained again.
@@ -57,7 +57,7 @@ def diagnose_run(
     """
     chosen = require_parts(parts)
     if baselines is not None and "baselines" in parts:
-        raise InputError("the part 'baselines' trains what the CSV of baselines holds. Give one of the two.")
+        raise InputError("the part 'baselines' measures the accuracies that `baselines` names. Give one of the two.")
     record = read_run(run)
     with locked(run):
         finished = FinishedRun.load(RunDirectory(run), resolve_device(device))
@@ -83,9 +83,9 @@ def diagnose_run(
 def _from_predictions(
     run: FinishedRun, record: RunRecord, baselines: Mapping[str, Sequence[float]] | None
 ) -> DiagnosisRecord:
-    """Returns what the predictions tell, together with the parts of an earlier diagnosis of the same models."""
+    """Returns the measurements of the predictions, with the parts of an earlier diagnosis of the same models."""
     earlier = earlier_diagnosis(run.directory.root)
-    return diagnose_kept(
+    return diagnose_predictions(
         record, run.suite, run.predictions(), run.models, run.scores.read, baselines=baselines, earlier=earlier
     )
 
@@ -97,7 +97,7 @@ def _compare(run: FinishedRun, others: Mapping[str, Classifier], record: Diagnos
     for other, classifier in others.items():
         for name, images in run.suite.test_sets.items():
             clusters = resampled_of(images).names
-            with kept_logits({other: classifier}, images, device=run.device) as logits:
+            with temporary_logits({other: classifier}, images, device=run.device) as logits:
                 for model in ("zero_shot", "fine_tuned"):
                     both = {model: predictions[model][name], other: logits[other]}
                     pairs += pairs_of(both, name, images.labels, clusters)
@@ -105,14 +105,14 @@ def _compare(run: FinishedRun, others: Mapping[str, Classifier], record: Diagnos
 
 
 def _timed(name: str, measure: Callable[[], DiagnosisRecord]) -> DiagnosisRecord:
-    """Measures one part and notes in the record how many seconds it took."""
+    """Measures one part and records how many seconds it took."""
     started = time.perf_counter()
     record = measure()
     return replace(record, seconds={**record.seconds, name: round(time.perf_counter() - started, 3)})
 
 
 def _load_by_name(directories: Sequence[Path]) -> dict[str, Classifier]:
-    """Loads classifiers and names each by its directory, or by that and its parent where the name is taken."""
+    """Loads classifiers and names each by its directory, preceded by the parent directory if the name is taken."""
     classifiers: dict[str, Classifier] = {}
     for directory in (path.absolute() for path in directories):
         taken = directory.name in (*MODELS, *classifiers)

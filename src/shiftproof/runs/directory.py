@@ -1,4 +1,4 @@
-"""The one owner of output directories: what stands where, what a command may delete, and who may write."""
+"""The one owner of output directories: their paths, the files that a command may delete, and the lock on writing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shiftproof.storage import locked, write_text
 
 @dataclass(frozen=True)
 class Layout:
-    """What one kind of job writes into its output directory.
+    """The files that one kind of job writes into its output directory.
 
-    ``noun`` names the job in messages, and ``content`` says what an occupied directory holds. ``request`` is the file
-    that records the request, if there is one. ``artefacts`` are the names that the job writes and that
-    ``overwrite`` may delete. ``results`` are those among them that would be lost by starting again; a directory without
-    any of them is as good as new.
+    ``noun`` names the job in messages, and ``content`` describes the content of an occupied directory. ``request`` is
+    the file that records the request, if there is one. ``artefacts`` are the names that the job writes and that
+    ``overwrite`` may delete. ``results`` are those of them that starting again would lose; a directory without any of
+    them counts as new.
     """
 
     noun: str
@@ -38,7 +38,7 @@ _RUN_FILES = {
     *("diagnosis.json", "diagnosis"),
     *("checkpoints", "predictions", "samples", "maps", "figures"),
 }
-# The single stages share their names, so that any of them may replace what another one left.
+# The single stages share one list of names, so that any of them may replace the output of another.
 _STAGE_FILES = frozenset(
     {
         *_CLASSIFIER,
@@ -55,7 +55,7 @@ STAGE = Layout("stage", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES)
 TRAINING = Layout("training run", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "run.yaml")
 SWEEP = Layout("sweep", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "sweep.json")
 STUDY = Layout("study", "a study", frozenset(_STUDY_FILES), frozenset({"members"}), "study.yaml")
-# An interrupted study of windows keeps its networks: they are not trained again.
+# The networks of an interrupted study of windows are no results, so that the study continues without training them.
 INTERVENTION = Layout(
     "diagnosis", "a diagnosis", frozenset(_INTERVENTION_FILES), frozenset({"strong_edge.json", "backgrounds.json"})
 )
@@ -63,10 +63,10 @@ INTERVENTION = Layout(
 
 @dataclass(frozen=True)
 class Request:
-    """What a job was asked to do: the text of its request file, and how that compares with one written earlier.
+    """The request for a job: the text of its request file, and its comparison with one that was written earlier.
 
-    ``differences`` returns what differs from an earlier request file, by name; empty where both ask for the same.
-    ``is_request`` tells a request file from a file of the same name that a user wrote.
+    ``differences`` returns the names of what differs from an earlier request file, none if both request the same.
+    ``is_request`` distinguishes a request file from a file of the same name that a user wrote.
     """
 
     text: str
@@ -80,11 +80,11 @@ def claim(
 ) -> Iterator[bool]:
     """Makes ``out`` the directory of one job and holds its lock; yields whether earlier work is continued.
 
-    A new or empty directory is taken as it is. A directory that holds files which no such job writes is refused, and
-    so is one that holds results, unless ``resume`` continues the same request or ``overwrite`` deletes them.
+    A new or empty directory is accepted. A directory with files which no such job writes is refused, and so is one with
+    results, unless ``resume`` continues the same request or ``overwrite`` deletes them.
 
-    Raises an InputError that names what stands in the way: both switches at once, foreign files, results of an earlier
-    job, another request, or another process that holds the lock.
+    Raises an InputError that names the obstacle: both switches at once, foreign files, results of an earlier job,
+    another request, or another process that holds the lock.
     """
     if resume and overwrite:
         raise InputError(f"`resume` continues the {layout.noun} that `overwrite` deletes. Give one of the two.")
@@ -105,7 +105,7 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
             raise InputError(_occupied(out, layout))
     elif record is not None and request is not None and (differing := request.differences(record)):
         raise InputError(
-            f"{record} asks for other settings than this {layout.noun} (these differ: {listed(differing)}). Repeat the "
+            f"{record} has other settings than this {layout.noun} (these differ: {listed(differing)}). Repeat the "
             "earlier request, choose another `out`, or replace `resume=True` by `overwrite=True` to delete it."
         )
     if overwrite:
@@ -116,7 +116,7 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
 
 
 def _require_no_foreign_files(out: Path, layout: Layout, names: Sequence[str], *, written_by_user: str | None) -> None:
-    """Raises an InputError for files that no such job writes, among them a request file that a user wrote."""
+    """Raises an InputError for files that no such job writes, including a request file that a user wrote."""
     foreign = [name for name in names if name not in layout.artefacts or name == written_by_user]
     if foreign:
         raise InputError(
@@ -131,7 +131,7 @@ def _occupied(out: Path, layout: Layout) -> str:
 
 
 def _delete(out: Path, names: Sequence[str], *, last: str | None) -> None:
-    # The request goes last: an interrupted deletion still leaves a directory that can be overwritten.
+    # The request is deleted last, so that a directory can still be overwritten after an interrupted deletion.
     for path in sorted((out / name for name in names), key=lambda path: path.name == last):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -144,12 +144,12 @@ class OutputDirectory:
 
     @property
     def run_file(self) -> Path:
-        """All settings as resolved, seed and versions."""
+        """The run file with all settings as resolved, the seed and the versions."""
         return self.root / "run.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """The checkpoints and the log of the training run."""
+        """The folder with the checkpoints and the log of the training run."""
         return self.root / "checkpoints"
 
     @property
@@ -183,12 +183,12 @@ class RunDirectory(OutputDirectory):
 
     @property
     def stages(self) -> Path:
-        """The finished stages and how many seconds each took."""
+        """The file with the finished stages and the seconds that each took."""
         return self.root / "stages.json"
 
     @property
     def summary(self) -> Path:
-        """What the run measured."""
+        """The file with the measurements of the run."""
         return self.root / "summary.json"
 
     @property
@@ -278,7 +278,7 @@ class StudyDirectory:
 
     @property
     def study(self) -> Path:
-        """What the study measured."""
+        """The file with the measurements of the study."""
         return self.root / "study.json"
 
     @property

@@ -52,7 +52,10 @@ def find_path(
 
 @dataclass(frozen=True)
 class Resampled:
-    """What the intervals of a set resample: its drawings, its groups, or every sample by itself."""
+    """What the intervals of a set resample: its drawings, its groups, or single samples.
+
+    ``names`` (N,) has the drawing or the group of every sample; it is None for single samples.
+    """
 
     kind: str
     names: NDArray[np.str_] | None
@@ -67,7 +70,7 @@ def resampled_of(images: ImageSet) -> Resampled:
     return Resampled("sample", None)
 
 
-def diagnose_kept(
+def diagnose_predictions(
     run: RunRecord,
     suite: ShiftSuite,
     predictions: Mapping[str, Mapping[str, StoredPredictions]],
@@ -80,14 +83,14 @@ def diagnose_kept(
     """Measures everything that follows from a run's predictions and weights, without running a model.
 
     ``predictions[model][set]`` are the logits on every set, validation included; ``read_scores`` returns the compact
-    scores of an alpha on a set. ``baselines`` are the accuracies by set of models trained on the reference only. From
-    an ``earlier`` diagnosis of the same models on the same sets, everything else that it holds is carried over.
+    scores of an alpha on a set. ``baselines`` are the accuracies by set of models trained on the reference only. All
+    other parts of an ``earlier`` diagnosis of the same models on the same sets are carried over.
     """
     if earlier is not None and not _is_of(earlier, classifiers, run):
         earlier = None
     if earlier is not None and baselines is None:
         baselines = earlier.baselines
-    evidence = kept_evidence(suite, predictions, run.path.alphas, read_scores)
+    evidence = collect_evidence(suite, predictions, run.path.alphas, read_scores)
     validation = _evidence(VALIDATION, suite.reference.validation, predictions, {})
     measures = _path_measures(run, evidence) | _prediction_measures(run, evidence, validation, baselines)
     ends = (classifiers[model].state_dict() for model in ("zero_shot", "fine_tuned"))
@@ -124,7 +127,7 @@ def _is_of(earlier: DiagnosisRecord, classifiers: Mapping[str, Classifier], run:
 
 
 def _path_measures(run: RunRecord, evidence: Sequence[SetEvidence]) -> dict[str, Callable[[], Any]]:
-    """How each field about the alpha path is measured; a path without its ends has no line between them."""
+    """The functions that measure the fields about the alpha path; a path without its ends has no line between them."""
     right = {a: {each.name: each.along[a].prediction == each.labels for each in evidence} for a in run.path.alphas}
     losses = {a: {each.name: -each.along[a].log_probability for each in evidence} for a in run.path.alphas}
     clusters = {each.name: each.clusters for each in evidence if each.clusters is not None}
@@ -142,7 +145,7 @@ def _prediction_measures(
     validation: SetEvidence,
     baselines: Mapping[str, Sequence[float]] | None,
 ) -> dict[str, Callable[[], Any]]:
-    """How each field about the three models' predictions is measured."""
+    """The functions that measure the fields about the three models' predictions."""
     correctness = Correctness.of(evidence)
     averaged = tuple(sets for kind in SHIFT_KINDS if len(sets := run.shifts_of(kind)) > 1)
     return {
@@ -161,7 +164,7 @@ def _unit_count(images: ImageSet, units: Resampled) -> int:
     return len(images if units.names is None else np.unique(units.names))
 
 
-def kept_evidence(
+def collect_evidence(
     suite: ShiftSuite,
     predictions: Mapping[str, Mapping[str, StoredPredictions]],
     alphas: Sequence[float] = (),
@@ -180,5 +183,5 @@ def _evidence(
     predictions: Mapping[str, Mapping[str, StoredPredictions]],
     along: Mapping[float, Scores],
 ) -> SetEvidence:
-    logits = {model: of_sets[name] for model, of_sets in predictions.items()}
+    logits = {model: by_set[name] for model, by_set in predictions.items()}
     return SetEvidence(name, images.labels, logits, along, images.groups, resampled_of(images).names)

@@ -1,4 +1,4 @@
-"""The run file: the YAML that asks for a run, checked and resolved into one frozen object."""
+"""The run file: the YAML file that requests a run, checked and resolved into one frozen object."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.storage import packaged_path, read_json
 from shiftproof.training.log import trackers_from
 
-# Fine-tuning settings where the run file is silent: tuned on the development suite for the tiny model; every other
-# model takes the paper's.
+# Fine-tuning settings for keys that the run file omits. Those of the tiny model were tuned on the development suite;
+# every other model uses the paper's.
 MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"epochs": 20, "lr": 2e-3, "batch_size": 128, "warmup_steps": 20, "checkpoint_every": 50},
 }
-# The settings with which mixing helps this small network most, tuned on the development suite (docs/mixing.md).
+# The settings with which mixing improves this small network most, tuned on the development suite (docs/mixing.md).
 MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
 
 DEMO_FILE = packaged_path("shiftproof", "assets", "demo.yaml")
@@ -36,7 +36,7 @@ class Frozen(BaseModel):
 
 
 class ReferenceFile(Frozen):
-    """Data names of your own reference; without ``validation``, a seeded fifth of ``train`` is held out."""
+    """The data names of your own reference; without ``validation``, a fifth of ``train`` is held out, by the seed."""
 
     name: str = "reference"
     train: str
@@ -68,7 +68,7 @@ class PretrainFile(PretrainSettings):
 
 
 class RunFile(Frozen):
-    """All that a run needs to know; the same run file and seed give the same results.
+    """All settings of a run; the same run file and seed give the same results.
 
     ``limit`` is the largest number of images that any held-out set may have, the same ones in every run; ``report_to``
     names trackers, such as tensorboard,wandb.
@@ -98,7 +98,7 @@ class RunFile(Frozen):
 
         ``values`` are further overrides, by ``key.path``, whose values need not be parsed. They are applied last.
 
-        Raises an InputError that names the key, offers the nearest known one, or states the rule it breaks.
+        Raises an InputError that names an unknown key and suggests the nearest known one, or states the broken rule.
         """
         plain = copied(settings)
         for override in overrides:
@@ -127,7 +127,7 @@ class RunFile(Frozen):
         return cls.resolve({key: value for key, value in settings.items() if key != "versions"}, overrides, values)
 
     def asks_the_same(self, other: RunFile) -> bool:
-        """Whether both give the same results: they may differ in the use of the machine and in trackers alone."""
+        """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
         return not self.differences(other)
 
     def differences(self, other: RunFile) -> list[str]:
@@ -136,8 +136,8 @@ class RunFile(Frozen):
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
     def _deciding(self) -> RunFile:
-        silent = {"device": "auto", "report_to": "none", "finetune": self.finetune.deciding()}
-        return self.model_copy(update={**silent, "pretrain": self.pretrain and self.pretrain.deciding()})
+        fixed = {"device": "auto", "report_to": "none", "finetune": self.finetune.deciding()}
+        return self.model_copy(update={**fixed, "pretrain": self.pretrain and self.pretrain.deciding()})
 
     def to_yaml(self) -> str:
         """Returns all settings as resolved, in the order of the fields."""
@@ -147,9 +147,9 @@ class RunFile(Frozen):
 def _mixed_settings(source: str, finetune: Mapping[str, Any]) -> dict[str, Any]:
     mixing = finetune.get("mixing", "none")
     settings = {} if mixing == "none" else dict(MIXED_SETTINGS.get(source, {}))
-    if isinstance(mixing, Mapping) and "probability" in mixing:  # the same setting by its other name
+    if isinstance(mixing, Mapping) and "probability" in mixing:  # it is the same setting under another name
         settings.pop("mixing_probability", None)
-    if finetune.get("recipe") == "flyp":  # its loss smooths no labels
+    if finetune.get("recipe") == "flyp":  # its loss has no label smoothing
         settings.pop("label_smoothing", None)
     return settings
 
@@ -163,7 +163,7 @@ def _source(model: str) -> str:
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """Reads the keys and values of a YAML file.
 
-    Raises an InputError if the file is missing, is not YAML or holds something else; ``what`` names it there.
+    Raises an InputError, which refers to the file as ``what``, if it is missing, is not YAML or is not a mapping.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -172,17 +172,20 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"the {what} {path} must hold keys and values, such as 'model: tiny'.")
+        raise InputError(f"the {what} {path} must consist of keys and values, such as 'model: tiny'.")
     return content
 
 
 def copied(value: Any) -> Any:
-    """Copies a mapping and its sections, so that keys can be set without changing the caller's."""
+    """Copies a mapping and its sections, so that keys can be set without modifying the caller's mapping."""
     return {key: copied(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
 
 
 def override_key(plain: dict[str, Any], override: str) -> None:
-    """Sets ``a.b.c=value``; the value is read as YAML, so that lists and numbers work."""
+    """Sets the dotted key of a text ``a.b.c=value``; the value is parsed as YAML, so that lists and numbers work.
+
+    Raises an InputError if the text has another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"`overrides` {override!r} must look like finetune.lr=1e-5.")
@@ -194,7 +197,7 @@ def override_key(plain: dict[str, Any], override: str) -> None:
 
 
 def parse_alphas(text: str) -> list[float]:
-    """Parses a list of alphas such as 0.3,0.5; an InputError names the part that is not a number.
+    """Parses a list of alphas such as 0.3,0.5; raises an InputError that names a part which is not a number.
 
     >>> parse_alphas("0.3, 0.5")
     [0.3, 0.5]
@@ -204,19 +207,19 @@ def parse_alphas(text: str) -> list[float]:
         try:
             alphas.append(float(part))
         except ValueError as error:
-            raise InputError(f"`alphas`: {part!r} is no number.") from error
+            raise InputError(f"`alphas`: {part!r} is not a number.") from error
     return alphas
 
 
 def place_key(plain: dict[str, Any], key: str, value: Any) -> None:
-    """Sets the value of a dotted key."""
+    """Sets the value of a dotted key; raises an InputError if one of its parents is not a section."""
     *parents, last = key.split(".")
-    place = plain
+    section = plain
     for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise InputError(f"the key {key!r} cannot be set: {parent} is {place!r}, not a section.")
-    place[last] = value
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise InputError(f"the key {key!r} cannot be set: {parent} is {section!r}, not a section.")
+    section[last] = value
 
 
 _SECTIONS: Mapping[str, Any] = {
@@ -237,10 +240,10 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
     sentences = []
     for problem in error.errors():
         # The location names the branch of a union by its type, which is not a key. An error about a branch that the
-        # input was clearly not meant for (a section where a name is allowed as well) is left out.
+        # input was clearly not meant for (a section where a name is allowed as well) is ignored.
         location = [str(part) for part in problem["loc"]]
-        place = 3 if location[:2] == ["sample", "keys"] else 1
-        branch = location.pop(place) if location[place:] and location[place] in _BRANCHES else ""
+        index = 3 if location[:2] == ["sample", "keys"] else 1
+        branch = location.pop(index) if location[index:] and location[index] in _BRANCHES else ""
         if (branch in ("str", "int") and isinstance(problem["input"], (dict, list))) or (
             branch == "list[any]" and isinstance(problem["input"], dict)
         ):
@@ -262,6 +265,6 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
 
 
 def _known(section: str, sections: Mapping[str, Any]) -> Iterable[str]:
-    """Returns the keys of a section; one that a user names, such as a shift, has those of its parent's entries."""
+    """Returns the keys of a section; one with a name chosen by the user, such as a shift, has those of its parent."""
     within = [name for name in sections if section == name or section.startswith(f"{name}.")]
     return sections[max(within, key=len)] if within else ()

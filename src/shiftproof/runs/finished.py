@@ -15,9 +15,9 @@ from shiftproof.records.runs import MODELS
 from shiftproof.runs.directory import RunDirectory
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.pipeline import load_run_suite
-from shiftproof.runs.predictions import PathFiles, keep_predictions, require_same_samples
+from shiftproof.runs.predictions import PathFiles, predict_to_file, require_same_samples
 
-# Images per set where many models or layers see each of them: two views of every drawing of the emoji suite.
+# The number of images per set for measurements with many models or layers: two views of every emoji drawing.
 _SAMPLE_SIZE = 534
 
 
@@ -35,7 +35,7 @@ class FinishedRun:
     def load(cls, directory: RunDirectory, device: str) -> FinishedRun:
         """Loads the three classifiers and the suite, in the class space of the zero-shot classifier.
 
-        Raises an InputError where a file of the run is missing or damaged.
+        Raises an InputError if a file of the run is missing or damaged.
         """
         models = {model: load_classifier(directory.classifier(model)) for model in MODELS}
         run_file = RunFile.read(directory.run_file)
@@ -50,8 +50,8 @@ class FinishedRun:
     def predictions(self) -> dict[str, dict[str, StoredPredictions]]:
         """Returns the logits of the three models by model and set, validation set included.
 
-        Logits that an earlier version did not write are computed and written now. Raises an InputError where a file
-        holds the predictions of other images than the suite's.
+        Logits that an earlier version did not write are computed and written now. Raises an InputError if a file
+        has the predictions of other images than the suite's.
         """
         sets = path_sets(self.suite)
         predictions = {model: {name: self._open(model, name, sets[name]) for name in sets} for model in MODELS}
@@ -63,7 +63,7 @@ class FinishedRun:
     def _open(self, model: str, set_name: str, images: ImageSet) -> StoredPredictions:
         file = self.directory.logits(model, set_name)
         if not file.is_file():
-            keep_predictions(self.models[model], images, file, device=self.device)
+            predict_to_file(self.models[model], images, file, device=self.device)
         return open_predictions(file)
 
     def natural_sets(self) -> dict[str, ImageSet]:

@@ -33,27 +33,28 @@ from shiftproof.runs.directory import INTERVENTION, InterventionDirectory, claim
 from shiftproof.storage import write_atomically, write_json
 
 HEADS = ("zero-shot", "own")
-# What the study trains: plainly, with hard edges, with soft edges.
+# The study trains networks without mixing, with hard edges and with soft edges.
 STUDY_MIXINGS = ("none", "cutmix", "smoothmix-square", "smoothmix-circle")
 STUDY_STARTS = ("scratch", "tuned")
-# From scratch, five views of a class teach nothing: an eighth of the classes is seen in eight draws of views each.
+# Training from scratch needs more than five views of a class, so it has an eighth of the classes, in eight draws each.
 STUDY_CLASSES, STUDY_DRAWS = 8, 8
 SCRATCH_SETTINGS = FinetuneSettings(epochs=22, lr=1e-3, batch_size=32, warmup_steps=100, weight_decay=0.05)
-STUDY_PROBABILITY = 0.5  # of a sample to be mixed
+STUDY_PROBABILITY = 0.5  # the probability that a sample is mixed
 TUNED_SETTINGS = FinetuneSettings(epochs=12, lr=2e-3, batch_size=128, warmup_steps=20)
 _EXAMPLES = 4
 _EXAMPLE_WINDOW = Window("noise", 0.0, 0.35, "away")
-_OTHER_OUT = "Choose another `out`, or add `overwrite=True` to train anew."
+_OTHER_OUT = "Choose another `out`, or add `overwrite=True` to train it again."
 
 
 @dataclass(frozen=True)
 class DiagnosisFile:
-    """Which models to diagnose on which images.
+    """The request to diagnose some models on some images.
 
     ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
-    its text tower writes for the data's classes, or keeps its published head. With neither, the study trains networks
-    on ``suite``. ``data`` is a data name, else the suite's ``shift`` or, without one, its reference's test split;
-    ``masks`` is a folder of object masks parallel to it. ``images`` is how many, spread over the classes.
+    its text tower gives for the data's classes ("zero-shot"), or its published head ("own"). Without models, the study
+    trains networks on ``suite``. The images are those of ``data`` (a data name) or else those of the suite's ``shift``
+    or, without one, of the test split of its reference; ``masks`` is a parallel folder of object masks. ``images`` is
+    the number of images, spread over the classes.
     """
 
     classifiers: tuple[Path, ...] = ()
@@ -72,7 +73,7 @@ class DiagnosisFile:
         require_choice("head", self.head, HEADS)
         require_at_least("the number of images", self.images, 2)
         if self.data is not None and self.shift is not None:
-            raise InputError("`shift` is of an embedded suite, and `data` names other images. Give one of the two.")
+            raise InputError("`shift` names images of a suite, and `data` names other images. Give one of the two.")
 
 
 def run_strong_edge(
@@ -81,12 +82,12 @@ def run_strong_edge(
     """Measures models under pasted windows; writes ``strong_edge.json``, ``measurements.npz`` and ``figures/``.
 
     Without models, networks are trained first and saved in ``networks/``; those that an interrupted study saved there
-    are not trained again.
+    are not trained again. Raises an InputError if the request is inconsistent or ``out`` cannot be claimed.
     """
     device = resolve_device(request.device)
     trains_networks = not (request.classifiers or request.models)
     if trains_networks and (request.data or request.shift):
-        raise InputError("`data` and `shift` need a model to look at it. Name classifiers, or models with `models`.")
+        raise InputError("`data` and `shift` need a model to diagnose. Name classifiers, or models with `models`.")
     suite = _study_suite(request.suite, request.seed) if trains_networks else None
     images = _images(request, suite)
     models = {} if trains_networks else _models(request, images)
@@ -117,9 +118,12 @@ def run_strong_edge(
 
 
 def run_backgrounds(request: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
-    """Measures models on objects pasted onto other backgrounds; writes ``backgrounds.json``."""
+    """Measures models on objects pasted onto other backgrounds; writes ``backgrounds.json``.
+
+    Raises an InputError if there is no model, if the images have no masks, or if ``out`` cannot be claimed.
+    """
     if not (request.classifiers or request.models):
-        raise InputError("no model to diagnose. Name classifiers, or models with `models`.")
+        raise InputError("there is no model to diagnose. Name classifiers, or models with `models`.")
     images, device = _images(request), resolve_device(request.device)
     models = _models(request, images)
     images = images.relabelled(next(iter(models.values())).classes)
@@ -145,7 +149,7 @@ def _images(request: DiagnosisFile, suite: ShiftSuite | None = None) -> ImageSet
 
 
 def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
-    """Loads the named models and classifier directories by a short name each; they must know the images' classes."""
+    """Loads the models and classifier directories by short names; raises an InputError if one lacks a class."""
     models: dict[str, Classifier] = {}
     for directory in (path.absolute() for path in request.classifiers):  # "." has no name
         name = directory.name if directory.name not in models else f"{directory.parent.name}-{directory.name}"
@@ -156,7 +160,7 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
         else:
             models[name] = zero_shot_classifier(load_clip(name, seed=request.seed), images.classes, request.prompts)
     if len(models) < len(request.classifiers) + len(request.models):
-        raise InputError("two of the models have one name. Name every model once, or rename a directory.")
+        raise InputError("two of the models have the same name. Name every model once, or rename a directory.")
     for model in models.values():
         images.relabelled(model.classes)
     return models
@@ -165,8 +169,8 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
 def _study_suite(name: str, seed: int) -> ShiftSuite:
     """Loads every eighth class of an embedded suite, with the training views of eight seeds."""
     draws = [load_suite(name, seed=STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
-    every = draws[0].classes
-    classes = ClassSpace(every.ids[::STUDY_CLASSES], every.names[::STUDY_CLASSES])
+    all_classes = draws[0].classes
+    classes = ClassSpace(all_classes.ids[::STUDY_CLASSES], all_classes.names[::STUDY_CLASSES])
     reference = draws[0].reference
     train = joined([draw.reference.train.of_classes(classes) for draw in draws], "train")
     parts = Reference(
@@ -185,9 +189,9 @@ def _study_networks(
         "tuned": lambda settings: finetune(start, suite, settings, seed=request.seed, device=device),
     }
     networks = {}
-    for (begun, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
+    for (origin, train), settings in zip(trainings.items(), (SCRATCH_SETTINGS, TUNED_SETTINGS), strict=True):
         for mixing in STUDY_MIXINGS:
-            folder = directory.network(f"{begun}-{mixing}")
+            folder = directory.network(f"{origin}-{mixing}")
             probability = None if mixing == "none" else STUDY_PROBABILITY
             mixed = replace(settings, mixing=mixing, mixing_probability=probability)
             if not (folder / "classifier.json").is_file():
@@ -198,7 +202,7 @@ def _study_networks(
 
 
 def _study_pairs() -> list[tuple[str, str]]:
-    """Pairs hard edges with soft ones and with none, for each start."""
+    """Pairs the networks with hard edges with those with soft edges and without mixing, for each start."""
     return [
         (f"{start}-cutmix", f"{start}-{other}")
         for start in STUDY_STARTS

@@ -25,7 +25,7 @@ from shiftproof.training.hardware import LoopSettings
 
 # Networks from random weights are trained end to end, whatever recipe the run used.
 _SCRATCH = FinetuneSettings(epochs=8, lr=2e-3, batch_size=128, warmup_steps=20)
-# An embedded suite shows them the training views of this many seeds.
+# They are trained on an embedded suite's training views of this many seeds.
 _VIEW_SEEDS = 8
 
 
@@ -61,7 +61,7 @@ def _trained(run: FinishedRun, name: str, training: _Training) -> Classifier:
     if not (folder / "classifier.json").is_file():
         save_classifier(training.train(), folder)
     network = load_classifier(folder)
-    remedy = "Delete that folder to train it anew."
+    remedy = "Delete that folder to train it again."
     require_same_training(network, run.suite.classes, training.settings, training.seed, folder, remedy)
     return network
 
@@ -77,7 +77,7 @@ def _half(run: FinishedRun, index: int) -> _Training:
 
 def _scratch(run: FinishedRun, index: int) -> _Training:
     start, seed, run_settings = run.models["zero_shot"], run.run_file.seed + 1000 * (index + 1), run.run_file.finetune
-    # The run's use of the machine carries over, and so does a smaller batch, which the memory may require.
+    # The run's use of the machine applies, and so does a smaller batch, which the memory may require.
     machine = {field.name: getattr(run_settings, field.name) for field in fields(LoopSettings)}
     settings = replace(_SCRATCH, **machine, batch_size=min(run_settings.batch_size, _SCRATCH.batch_size))
     return _Training(
@@ -97,7 +97,7 @@ def _baseline(run: FinishedRun, entry: BaselineSettings) -> _Training:
 
 
 def _with_many_views(run: FinishedRun) -> ShiftSuite:
-    """The suite, with the training views of several seeds if it is embedded: few views teach random weights nothing."""
+    """The suite, with the training views of several seeds if it is embedded, since random weights need many views."""
     suite, name, seed = run.suite, run.run_file.suite, run.run_file.seed
     if not isinstance(name, str):
         return suite

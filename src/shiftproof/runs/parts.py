@@ -1,7 +1,7 @@
-"""The parts of a diagnosis that run or train models, in the order in which they are done.
+"""The parts of a diagnosis that run or train models, in the order in which they are measured.
 
-``PARTS`` is the one list of them: the choices, the help and the refusals of ``shiftproof diagnose run`` are made from
-it. A part imports what it needs when it is measured, so that listing the parts loads no torch.
+``PARTS`` is the only list of them, from which the choices, the help and the errors of ``shiftproof diagnose run`` are
+made. A part imports the modules that it needs when it is measured, so that listing the parts does not load torch.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from shiftproof.models.classifier import Classifier
     from shiftproof.runs.finished import FinishedRun
 
-_LEAST_IMAGES = 4  # which a debiased CKA needs
+_MIN_IMAGES = 4  # a debiased CKA is undefined for fewer
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: its name, one line of help, and the function that extends a run's diagnosis by it.
+    """One part: its name, one line of help, and the function that adds it to the diagnosis of a run.
 
-    ``needs`` names the parts that are measured before it. ``check`` raises an InputError where the part cannot be
-    measured for a run; it is called before anything takes long.
+    ``needs`` names the parts that are measured before it. ``check`` raises an InputError if the part cannot be measured
+    for a run; it is called before anything that takes long.
     """
 
     name: str
@@ -65,7 +65,7 @@ def _measure_layers(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
     layers = tuple(
         replace(measure_layers(*ends, images, device=run.device, debiased=True), set=name)
         for name, images in run.sampled_sets().items()
-        if len(images) >= _LEAST_IMAGES
+        if len(images) >= _MIN_IMAGES
     )
     return replace(record, layers=layers)
 
@@ -78,7 +78,7 @@ def _check_strong_edge(run: FinishedRun) -> None:
 
 
 def _measure_strong_edge(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecord:
-    """Adds how much of their maps the three models put into windows pasted into images of the reference."""
+    """Adds the share of the three models' maps that falls on windows pasted into images of the reference."""
     from shiftproof.diagnosis.strong_edge import measure_windows, strong_edge_study
     from shiftproof.diagnosis.windows import WindowSettings
 
@@ -93,12 +93,12 @@ def _measure_strong_edge(run: FinishedRun, record: DiagnosisRecord) -> Diagnosis
 
 
 def _measure_halves(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecord:
-    """Adds how fine-tunings of two halves of the reference differ, the paper's baseline pair, and the path between."""
+    """Adds how models fine-tuned on two halves of the reference differ, the paper's baseline pair, and their path."""
     from shiftproof.diagnosis.agreement import diversity_contrast
     from shiftproof.diagnosis.evidence import pairs_of
     from shiftproof.runs.evidence import resampled_of
     from shiftproof.runs.networks import half_networks
-    from shiftproof.runs.predictions import kept_logits
+    from shiftproof.runs.predictions import temporary_logits
 
     first, second = half_networks(run)
     predictions, ends = run.predictions(), ("zero_shot", "fine_tuned")
@@ -106,7 +106,7 @@ def _measure_halves(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
     diversity: list[DiversityRecord] = []
     for name, images in run.suite.test_sets.items():
         clusters = resampled_of(images).names
-        with kept_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=run.device) as logits:
+        with temporary_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=run.device) as logits:
             pairs += pairs_of(logits, name, images.labels, clusters)
             apart = predictions[ends[0]][name], predictions[ends[1]][name]
             close = logits[HALVES[0]], logits[HALVES[1]]
@@ -155,7 +155,7 @@ def _measure_baselines(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRe
     from shiftproof.evaluation.inference import predict
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.evaluation.robustness import read_baselines
-    from shiftproof.runs.evidence import kept_evidence
+    from shiftproof.runs.evidence import collect_evidence
     from shiftproof.runs.networks import baseline_networks
 
     sets = run.natural_sets()
@@ -167,7 +167,7 @@ def _measure_baselines(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRe
         lines.append(",".join([name, *(f"{value:.6f}" for value in accuracies)]))
     table = write_text(run.directory.baselines, "\n".join(lines) + "\n")
     baselines = read_baselines(table, tuple(sets))
-    correctness = Correctness.of(kept_evidence(run.suite, run.predictions()))
+    correctness = Correctness.of(collect_evidence(run.suite, run.predictions()))
     robustness = find_robustness(correctness, record.reference, baselines)
     return replace(record, robustness=robustness, baselines=baselines)
 

@@ -1,6 +1,6 @@
-"""The whole method from top to bottom: zero-shot, fine-tune, sweep alpha, ensemble, measure, report.
+"""The whole method from start to end: zero-shot, fine-tune, sweep alpha, ensemble, measure, report.
 
-``STAGES`` is the story. Each stage writes what it makes into the run directory and is skipped when a run is resumed.
+``STAGES`` lists the stages. Each writes its results into the run directory and is skipped when a run is resumed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, Request, RunDirectory, claim
-from shiftproof.runs.evidence import diagnose_kept
+from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.predictions import (
     PathFiles,
-    keep_predictions,
     measure_accuracy,
+    predict_to_file,
     require_same_samples,
     writing_logits,
 )
@@ -72,10 +72,10 @@ class Stage:
 def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
     """Runs all stages of a run file and returns the record that ``summary.json`` is written from.
 
-    A directory that holds another run is refused unless ``resume`` (finished stages are skipped; the run file must be
-    the same) or ``overwrite`` (the earlier run is deleted).
+    ``resume`` continues an earlier run of the same run file and skips its finished stages, ``overwrite`` deletes it
+    first. Raises an InputError if data or model cannot be loaded, or if ``out`` cannot be claimed.
     """
-    # Data and model are loaded before anything is written, so that a misspelt name costs no earlier run.
+    # Data and model are loaded before anything is written, so that a misspelt name does not delete an earlier run.
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = None if resume else build_start(run_file, suite)
     with (
@@ -86,7 +86,7 @@ def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
         if continued:
             run.seconds.update(read_json(run.directory.stages))
         else:
-            # A sweep trusts predictions that are there already; these would be of classifiers that do not exist yet.
+            # A sweep reuses existing predictions; those of classifiers that are yet to be trained would be wrong.
             shutil.rmtree(run.directory.predictions, ignore_errors=True)
         for stage in STAGES:
             pending = stage.name not in run.seconds
@@ -195,22 +195,22 @@ def save_path(run: Run) -> None:
     Predictions that an interrupted sweep saved are not made again.
     """
     models = {0.0: "zero_shot", 1.0: "fine_tuned"}
-    if run.run_file.alpha_rule == "fixed":  # the one rule that knows the ensemble before the sweep
+    if run.run_file.alpha_rule == "fixed":  # only this rule determines the ensemble before the sweep
         models[FIXED_ALPHA] = "ensemble"
     files = run.scores
 
     @contextlib.contextmanager
-    def keep(alpha: float, name: str) -> Iterator[Add]:
+    def collect(alpha: float, name: str) -> Iterator[Add]:
         with contextlib.ExitStack() as opened:
-            adds = [opened.enter_context(files.keep(alpha, name))]
+            adds = [opened.enter_context(files.collect(alpha, name))]
             if alpha in models:
                 file = run.directory.logits(models[alpha], name)
                 adds.append(opened.enter_context(writing_logits(files.sets[name], file)))
             yield lambda logits: [add(logits) for add in adds]
 
     def correct_so_far(alpha: float, name: str) -> int | None:
-        whole = alpha not in models or has_logits(run.directory.logits(models[alpha], name), files.sets[name])
-        return files.kept(alpha, name) if whole else None
+        complete = alpha not in models or has_logits(run.directory.logits(models[alpha], name), files.sets[name])
+        return files.count(alpha, name) if complete else None
 
     path = sweep_alpha(
         run.zero_shot,
@@ -218,7 +218,7 @@ def save_path(run: Run) -> None:
         run.suite,
         run.run_file.alphas,
         device=run.device,
-        keep=keep,
+        keep=collect,
         known=correct_so_far,
     )
     write_json(run.directory.path, path_json(path))
@@ -235,7 +235,7 @@ def save_logits(run: Run) -> None:
         for name, images in path_sets(run.suite).items():
             file = run.directory.logits(model, name)
             if not file.is_file():
-                keep_predictions(classifier, images, file, device=run.device)
+                predict_to_file(classifier, images, file, device=run.device)
 
 
 STAGES = (
@@ -251,14 +251,14 @@ def conclude(run: Run) -> RunRecord:
     """Writes results, summary, rules, diagnosis, samples, maps and report from the output of the stages."""
     directory, suite, predictions = run.directory, run.suite, open_logits(run)
     record = summarise(run, predictions)
-    lines = [entry for of_sets in record.models.values() for entry in of_sets.values()]
+    lines = [entry for by_set in record.models.values() for entry in by_set.values()]
     lines += accuracies_along_path(run)
     write_text(directory.results, "".join(json.dumps(to_json(line)) + "\n" for line in lines))
     write_json(directory.summary, summary_json(record))
     if rules := run.scores.rules(run.path, suite, run.run_file.alpha_tolerance):
         write_json(directory.rules, document(rules))
     earlier = earlier_diagnosis(directory.root)
-    diagnosis = diagnose_kept(record, suite, predictions, run.classifiers, run.scores.read, earlier=earlier)
+    diagnosis = diagnose_predictions(record, suite, predictions, run.classifiers, run.scores.read, earlier=earlier)
     write_json(directory.diagnosis, document(diagnosis))
     write_samples(suite, predictions, directory.samples, seed=run.run_file.seed)
     write_maps(suite, run.classifiers, directory.maps, seed=run.run_file.seed, device=run.device)
@@ -272,9 +272,9 @@ def open_logits(run: Run) -> dict[str, dict[str, StoredPredictions]]:
     predictions = {
         model: {name: open_predictions(run.directory.logits(model, name)) for name in sets} for model in MODELS
     }
-    for of_sets in predictions.values():
+    for by_set in predictions.values():
         for name, images in sets.items():
-            require_same_samples(of_sets[name].ids, images)
+            require_same_samples(by_set[name].ids, images)
     return predictions
 
 
@@ -283,8 +283,8 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
     suite = run.suite
     alphas = dict(zip(MODELS, (0.0, 1.0, run.alpha), strict=True))
     models = {
-        model: {name: measure_accuracy(suite, of_sets[name], model, alphas[model], name) for name in suite.test_sets}
-        for model, of_sets in predictions.items()
+        model: {name: measure_accuracy(suite, by_set[name], model, alphas[model], name) for name in suite.test_sets}
+        for model, by_set in predictions.items()
     }
     return RunRecord(
         suite=suite.name,
@@ -322,7 +322,7 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
 
 
 def has_logits(file: Path, images: ImageSet) -> bool:
-    """Whether a file holds undamaged logits of a set's images."""
+    """Whether a file exists and has undamaged logits of a set's images."""
     try:
         return file.is_file() and open_predictions(file).require_whole().ids == images.ids
     except InputError:

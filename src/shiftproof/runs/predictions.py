@@ -35,7 +35,7 @@ from shiftproof.runs.evidence import resampled_of
 
 @dataclass(frozen=True)
 class PathFiles:
-    """The compact predictions along an alpha path: ``alpha-0.10/SET.npz`` under a folder, each whole or absent."""
+    """The compact predictions along an alpha path: ``alpha-0.10/SET.npz`` under a folder, each complete or absent."""
 
     folder: Path
     sets: Mapping[str, ImageSet]
@@ -45,13 +45,13 @@ class PathFiles:
         return scores_file(self.folder, alpha, name)
 
     @contextlib.contextmanager
-    def keep(self, alpha: float, name: str) -> Iterator[Add]:
-        """Takes the logits of an alpha on a set batch by batch, and writes one file once all are there."""
+    def collect(self, alpha: float, name: str) -> Iterator[Add]:
+        """Collects the logits of an alpha on a set batch by batch, and writes one file when all have been added."""
         collector = ScoreCollector(self.sets[name].labels)
         yield collector.add
         save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
 
-    def kept(self, alpha: float, name: str) -> int | None:
+    def count(self, alpha: float, name: str) -> int | None:
         """Counts the correct predictions in a file; None if it is absent, damaged or of other images."""
         try:
             return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
@@ -77,11 +77,11 @@ class PathFiles:
         correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
         natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
         sources = {name: resampled_of(self.sets[name]).names for name in names}
-        clusters = {name: of_set for name, of_set in sources.items() if of_set is not None}
+        clusters = {name: units for name, units in sources.items() if units is not None}
         return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
 
 
-def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
+def predict_to_file(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
     """Runs a classifier over a set and writes its logits, batch by batch."""
     with writing_logits(images, file) as add:
         for logits in predict_batches(classifier, images, device=device):
@@ -89,19 +89,19 @@ def keep_predictions(classifier: Classifier, images: ImageSet, file: Path, *, de
 
 
 @contextlib.contextmanager
-def kept_logits(
+def temporary_logits(
     classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
 ) -> Iterator[dict[str, StoredPredictions]]:
-    """Yields several classifiers' logits on a set, in temporary files, so that none is held in memory."""
+    """Yields several classifiers' logits on a set in temporary files, so that they are not held in memory."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
         for name, classifier in classifiers.items():
-            keep_predictions(classifier, images, files[name], device=device)
+            predict_to_file(classifier, images, files[name], device=device)
         yield {name: open_predictions(file) for name, file in files.items()}
 
 
 def writing_logits(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
-    """Opens a file that takes the logits of a set batch by batch, and appears whole or not at all."""
+    """Opens a file for the logits of a set, which are added batch by batch; it appears complete or not at all."""
     return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
 
 
@@ -109,7 +109,7 @@ def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
     """Raises an InputError unless predictions are of a set's images, in the same order."""
     if ids != images.ids:
         raise InputError(
-            f"the images of {images.name} are not those that this run predicted. Restore the data, or start anew "
+            f"the images of {images.name} are not those that this run predicted. Restore the data, or start again "
             "with `overwrite=True`."
         )
 

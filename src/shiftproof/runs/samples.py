@@ -27,7 +27,7 @@ _MAPPED = 4  # samples of a set that get maps
 def write_samples(
     suite: ShiftSuite, predictions: Mapping[str, Mapping[str, StoredPredictions]], folder: Path, *, seed: int
 ) -> None:
-    """Writes thumbnails and ``samples.json`` with the answers of ``predictions[model][set]``.
+    """Writes thumbnails, and ``samples.json`` with the answers from ``predictions[model][set]``.
 
     The samples are drawn at random from each set, not selected by what a model predicts.
     """
@@ -35,7 +35,7 @@ def write_samples(
     for name, images in suite.test_sets.items():
         positions = sample_positions(name, len(images), seed)
         answers = {
-            model: _answers(of_sets[name], positions, suite.classes.names) for model, of_sets in predictions.items()
+            model: _answers(by_set[name], positions, suite.classes.names) for model, by_set in predictions.items()
         }
         for number, position in enumerate(positions):
             file = f"{name}-{number:02d}.png"
@@ -48,7 +48,7 @@ def write_samples(
                     "id": images.ids[position],
                     "label": suite.classes.names[images.labels[position]],
                     "file": file,
-                    "answers": {model: of_model[number] for model, of_model in answers.items()},
+                    "answers": {model: model_answers[number] for model, model_answers in answers.items()},
                 }
             )
     write_json(folder / "samples.json", {"samples": entries})
@@ -57,14 +57,14 @@ def write_samples(
 def write_maps(
     suite: ShiftSuite, classifiers: Mapping[str, Classifier], folder: Path, *, seed: int, device: str = "cpu"
 ) -> None:
-    """Writes where each model looks in some of the samples as grey ``SET-NUMBER-MODEL.png``; white is most.
+    """Writes each model's activation maps of some samples as grey images ``SET-NUMBER-MODEL.png``; white is highest.
 
     Writes nothing for models whose maps cannot be computed (CAM does not fit the encoder and the extra cam is absent).
     """
     for name, images in suite.test_sets.items():
-        some = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
+        samples = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
         try:
-            examples = map_examples(classifiers, some, device=device)
+            examples = map_examples(classifiers, samples, device=device)
         except InputError:
             return
         for number, example in enumerate(examples):
@@ -86,8 +86,8 @@ def _answers(predictions: StoredPredictions, positions: list[int], names: tuple[
     for block in predictions.blocks():
         rows |= {position: block[position - start] for position in positions if 0 <= position - start < len(block)}
         start += len(block)
-    of_samples = scores(np.stack([rows[position] for position in positions]), predictions.labels[positions])
+    sample_scores = scores(np.stack([rows[position] for position in positions]), predictions.labels[positions])
     return [
         {"prediction": names[int(prediction)], "confidence": round(float(np.float64(confidence)), 4)}
-        for prediction, confidence in zip(of_samples.prediction, of_samples.confidence, strict=True)
+        for prediction, confidence in zip(sample_scores.prediction, sample_scores.confidence, strict=True)
     ]

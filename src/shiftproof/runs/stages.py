@@ -1,4 +1,4 @@
-"""One stage of the method at a time, for the commands that do one: zero-shot, fine-tune, sweep, evaluate, predict."""
+"""Single stages of the method, which the commands for one stage run: zero-shot, fine-tune, sweep, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -168,31 +168,33 @@ def run_sweep(
     with claim(out, SWEEP, _sweep_request(run_file, *ends, space), resume=resume, overwrite=overwrite):
         directory = OutputDirectory(out)
         files = PathFiles(directory.predictions, path_sets(suite))
-        path = sweep_alpha(*ends, suite, run_file.alphas, space=space, device=device, keep=files.keep, known=files.kept)
+        path = sweep_alpha(
+            *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.count
+        )
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         write_json(directory.path, path_json(path))
         if rules := files.rules(path, suite, run_file.alpha_tolerance):
             write_json(directory.rules, document(rules))
         else:
-            directory.rules.unlink(missing_ok=True)  # of the alphas that the sweep had before it was resumed
+            directory.rules.unlink(missing_ok=True)  # the file is about the alphas before the sweep was resumed
         if space == "weights":
             save_classifier(wise_ft(*ends, alpha), directory.classifier("ensemble"))
-        renewed = _renew_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
-        return Sweep(path, alpha, rules, renewed)
+        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
+        return Sweep(path, alpha, rules, scored)
 
 
-def _renew_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
+def _score_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
     """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
-    renewed = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
-    save_classifier(renewed, OutputDirectory(out).classifier("ensemble_batch_norm"))
-    models = {"statistics averaged": ensemble, "statistics re-estimated": renewed}
+    reestimated = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
+    save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"))
+    models = {"statistics averaged": ensemble, "statistics re-estimated": reestimated}
     records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
     _write_results(records, out)
     return tuple(records)
 
 
 def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classifier, space: str) -> Request:
-    """The request of a sweep: what its saved predictions depend on, which excludes the alphas and the rule."""
+    """The request of a sweep: everything that its saved predictions depend on, without the alphas and the rule."""
     ends = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
     settings = {
         "suite": run_file.model_dump(mode="json")["suite"],
@@ -230,7 +232,7 @@ def run_evaluate(
     images: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     images |= {name: load_data(data, classifier.classes, partial=True) for name, data in (sets or {}).items()}
     if not images:
-        raise InputError("no data to evaluate on. Name a `suite`, or data in `sets`.")
+        raise InputError("there is no data to evaluate on. Name a `suite`, or data in `sets`.")
     for name, image_set in images.items():
         _warn_of_missing_classes(name, image_set, classifier.classes)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
@@ -240,7 +242,9 @@ def run_evaluate(
 def _warn_of_missing_classes(name: str, images: ImageSet, classes: ClassSpace) -> None:
     present = set(images.labels.tolist())
     if missing := [label for i, label in enumerate(classes.ids) if i not in present]:
-        warnings.warn(f"{name} has no image of {listed(missing, 5)}; its accuracy is over the others.", stacklevel=3)
+        warnings.warn(
+            f"{name} has no image of {listed(missing, 5)}; its accuracy is over the other classes.", stacklevel=3
+        )
 
 
 def score(
