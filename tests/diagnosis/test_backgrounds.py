@@ -481,7 +481,7 @@ def test_the_bootstrap_does_not_depend_on_how_much_is_drawn_at_once(monkeypatch:
     values = np.random.default_rng(0).normal(size=37)
     whole = bootstrap_interval(values, np.arange(37) // 3)
     for at_once in (1, 13, 130):
-        monkeypatch.setattr("shiftproof.evaluation.intervals._AT_ONCE", at_once)
+        monkeypatch.setattr("shiftproof.evaluation.intervals._DRAWS_AT_ONCE", at_once)
         assert bootstrap_interval(values, np.arange(37) // 3) == whole
     assert bootstrap_interval(values, np.arange(37) // 3, seed=1) != whole
 
