@@ -21,9 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import shiftproof as sp
-from shiftproof.finetuning.recipes import Recipe, class_targets, recipe_of
-from shiftproof.mixing.methods import MixUp
-from shiftproof.mixing.targets import mix_targets
+from shiftproof.finetuning.recipes import Batch, Recipe, class_targets, recipe_of
 from shiftproof.pretraining.loss import contrastive_loss
 
 pytestmark = pytest.mark.slow
@@ -70,9 +68,9 @@ def contrastive(zero: sp.Classifier, batch_size: int) -> Recipe:
     return recipe_of(zero, two_steps(recipe="flyp", batch_size=batch_size), zero, seed=3, device="cpu")
 
 
-def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Tensor]:
+def captioned(recipe: Recipe, labels: Tensor, step: int = 0) -> tuple[float, Tensor]:
     """The loss of a batch whose features are drawn, and the captions that were to be read."""
-    images, texts = features_of(1, len(targets))
+    images, texts = features_of(1, len(labels))
     read: list[Tensor] = []
 
     def model(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +78,7 @@ def captioned(recipe: Recipe, targets: Tensor, step: int = 0) -> tuple[float, Te
         read.append(tokens)
         return images, texts, torch.tensor(7.0)
 
-    (loss,) = recipe.losses(model, torch.zeros(len(targets), 3, 64, 64), targets, step)  # type: ignore[arg-type]
+    (loss,) = recipe.losses(model, Batch(torch.zeros(len(labels), 3, 64, 64), labels), step)  # type: ignore[arg-type]
     return loss.item(), read[0]
 
 
@@ -106,19 +104,6 @@ def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
         assert torch.equal(tokens, captioned(recipe, torch.tensor(labels), step)[1])
     assert drawn[PROMPTS[0]] + drawn[PROMPTS[1]] == 320
     assert min(drawn.values()) > 120  # 160 +- 4 standard deviations
-
-
-def test_mixed_images_are_what_their_shares_say(zero: sp.Classifier, tiny: sp.models.Clip) -> None:
-    plan = MixUp().plan(6, (64, 64), torch.Generator().manual_seed(2))
-    soft = mix_targets(torch.tensor([0, 0, 1, 2, 3, 3]), plan, 12)
-    loss, tokens = captioned(contrastive(zero, 6), soft)
-    images, texts = (features.tolist() for features in features_of(1, 6))
-    leading = [max(range(12), key=row.__getitem__) for row in soft.tolist()]
-    for label, row in zip(leading, tokens, strict=True):
-        said = [prompt.format(zero.classes.names[label]) for prompt in PROMPTS]
-        assert any(torch.equal(tiny.tokenizer([text])[0], row) for text in said)
-    shares = [[row[label] for label in leading] for row in soft.tolist()]
-    assert loss == pytest.approx(slow_contrastive(images, texts, 7.0, shares), rel=1e-5)
 
 
 def written_head(clip: sp.models.Clip, text: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.recipes import Seen, close, differing, moved, parameters, small_transformer, text_of, two_steps
 
 import shiftproof as sp
-from shiftproof.finetuning.recipes import distillation_loss, recipe_of
+from shiftproof.finetuning.recipes import Batch, distillation_loss, recipe_of
 from shiftproof.training.engine import cosine_with_warmup
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_the_loss_is_shared_between_labels_and_teacher(zero: sp.Classifier, few:
     )
     recipe = recipe_of(begun, asked, zero, seed=0, device="cpu")
     images, labels = torch.randn(6, 3, 64, 64), [0, 3, 3, 5, 11, 7]
-    losses = list(recipe.losses(recipe.module, images, torch.tensor(labels), 0))
+    losses = list(recipe.losses(recipe.module, Batch(images, torch.tensor(labels)), 0))
     assert len(losses) == 2
     with torch.no_grad():
         student, teacher = begun.network(images).tolist(), zero.network(images).tolist()

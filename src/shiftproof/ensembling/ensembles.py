@@ -51,7 +51,6 @@ def wise_ft(zero_shot: Classifier, fine_tuned: Classifier, alpha: Alpha = 0.5) -
         weights,
         towers.between(alpha_of_head) if towers else None,
         head="interpolated",
-        logit_scale=_between_scales(zero_shot.logit_scale, fine_tuned.logit_scale, alpha_of_head),
         alpha=None if isinstance(alpha, Mapping) else alpha,
         parents=parents,
         training={},
@@ -126,11 +125,6 @@ def interpolate_clip(clip_0: Clip, clip_1: Clip, alpha: Alpha = 0.5) -> Clip:
     model = deepcopy(clip_0.model)
     model.load_state_dict(interpolate_weights(clip_0.model.state_dict(), clip_1.model.state_dict(), alpha))
     return replace(clip_0, name=f"{clip_0.name} + {clip_1.name}", model=model.eval())
-
-
-def _between_scales(first: float, second: float, alpha: float) -> float:
-    # Scales are trained as logarithms, so this is the geometric mean. Equal scales stay equal to the last bit.
-    return first if first == second else first ** (1 - alpha) * second**alpha
 
 
 def _warn_of_another_start(zero_shot: Classifier, fine_tuned: Classifier) -> None:

@@ -20,10 +20,9 @@ from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.finetuning.depths import has_timm_layers
 from shiftproof.finetuning.probe import probed
-from shiftproof.finetuning.recipes import Recipe, recipe_of
+from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
-from shiftproof.mixing.targets import mix_targets
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import save_classifier
@@ -163,9 +162,9 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
     """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
     patience = job.settings.early_stopping
     last = trainer.first if progress.is_over(patience) else trainer.course.steps
-    for step, (images, targets) in enumerate(_inputs(job, trainer.first, last), trainer.first):
+    for step, batch in enumerate(_batches(job, trainer.first, last), trainer.first):
         try:
-            loss = trainer.take(step, recipe.losses(trainer.model, images, targets, step))
+            loss = trainer.take(step, recipe.losses(trainer.model, batch, step))
             recipe.after_step()
             if not trainer.skipped:
                 _pull_to(anchor, trainer.course.lr_at(step) * job.settings.l2_to_start)
@@ -316,8 +315,8 @@ def _optimizer(recipe: Recipe, settings: FinetuneSettings) -> torch.optim.Optimi
     return torch.optim.AdamW(recipe.groups(), lr=0.0)
 
 
-def _inputs(job: _Job, first: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of every batch from step ``first`` on: images and targets, mixed if the settings say so."""
+def _batches(job: _Job, first: int, steps: int) -> Iterator[Batch]:
+    """This process's share of every batch from step ``first`` on, mixed if the settings say so."""
     train, settings, seed, device = job.train, job.settings, job.seed, job.device
     order, share, mixer = child_seed(seed, "finetune"), process_share(settings.batch_size), settings.mixer
 
@@ -333,12 +332,12 @@ def _inputs(job: _Job, first: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
             device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
         )
         labels = torch.as_tensor(train.labels[positions(step)[share]], device=device)
+        plan = None
         if mixer and settings.mixes_at(step, len(train)):
             generator = child_generator(seed, "mixing", step, *rank_seed_path(0))
             plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), generator)
             inputs = mix_images(inputs, plan)
-            labels = mix_targets(labels, plan, len(train.classes))
-        yield inputs, labels
+        yield Batch(inputs, labels, plan)
 
 
 def _anchor(

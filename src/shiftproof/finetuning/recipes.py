@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,31 @@ from torch.nn.utils import parametrize
 from shiftproof.errors import InputError
 from shiftproof.finetuning.depths import decayed_groups, keep_in_evaluation, lock_layers
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.mixing.targets import one_hot
+from shiftproof.mixing.plans import MixPlan
+from shiftproof.mixing.targets import caption_shares, mix_targets, one_hot
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
 from shiftproof.pretraining.loss import contrastive_loss
 from shiftproof.pretraining.towers import TwoTowers
 from shiftproof.seeding import child_generator, global_draws
-from shiftproof.training.distributed import gathered, process_count
+from shiftproof.training.distributed import gathered, process_count, process_index
 from shiftproof.training.engine import parameter_groups, parts_of, process_share, rank_seed_path, require_equal_shares
 from shiftproof.training.hardware import checkpoint_gradients
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
 _NORMS = re.compile("norm", re.IGNORECASE)  # LayerNorm, BatchNormAct2d, RmsNorm, EvoNorm ...
+
+
+class Batch(NamedTuple):
+    """One process's share of a batch: (B, 3, size, size) inputs, their (B,) class positions, and how they are mixed.
+
+    ``images`` are mixed already, as ``plan`` says, and ``labels`` are those of the images before that. Without a plan,
+    nothing was mixed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    plan: MixPlan | None = None
 
 
 class Recipe(Protocol):
@@ -43,11 +56,10 @@ class Recipe(Protocol):
         """The optimiser's parameter groups."""
         ...
 
-    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Tensor]:
         """The losses of this process's share of a batch, part by part; they add up to the loss of the batch.
 
-        ``images`` are (B, 3, size, size), ``targets`` (B,) class positions or (B, K) soft targets; ``model`` is the
-        wrapped module that must be called.
+        ``model`` is the wrapped module that must be called.
         """
         ...
 
@@ -91,11 +103,12 @@ class SupervisedRecipe:
             return decayed_groups(self.module, self._settings.weight_decay, self._settings.layer_decay)
         return parameter_groups(self.module, self._settings.weight_decay)
 
-    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Tensor]:
         """The mean over the batch, in ``accumulate`` parts; processes exchange gradients in the last part."""
+        images, targets = batch.images, batch.labels
+        if batch.plan is not None:
+            targets = mix_targets(targets, batch.plan, len(self._start.classes))
         parts = parts_of(len(images), self._settings.accumulate)
-        # The processes average their gradients, so each multiplies its share by their number.
-        batch = self._settings.batch_size
         for number, part in enumerate(parts):
             unsynced = number + 1 < len(parts) and isinstance(model, nn.parallel.DistributedDataParallel)
             with (
@@ -103,8 +116,9 @@ class SupervisedRecipe:
                 global_draws(self._seed, "stochastic layers", step, *rank_seed_path(number), device=self._device),
             ):
                 logits = model(images[part])
-            size = part.stop - part.start
-            yield self._loss(logits, images[part], targets[part]) * (size * process_count() / batch)
+            # The processes average their gradients, so each multiplies its share by their number.
+            share = (part.stop - part.start) * process_count() / self._settings.batch_size
+            yield self._loss(logits, images[part], targets[part]) * share
 
     def _loss(self, logits: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         loss = classification_loss(logits, targets, self._settings.label_smoothing)
@@ -148,22 +162,28 @@ class ContrastiveRecipe:
         """Two groups over both towers."""
         return parameter_groups(self.module, self._settings.weight_decay)
 
-    def losses(self, model: nn.Module, images: Tensor, targets: Tensor, step: int) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Tensor]:
         """One loss over all pairs of all processes, each of which has run its share through the towers."""
-        soft = one_hot(targets, len(self._start.classes)) if targets.ndim == 1 else targets
-        captioned = soft.argmax(1)
-        generator, batch = child_generator(self._seed, "captions", step), self._settings.batch_size
-        templates = torch.randint(len(self._start.prompts), (batch,), generator=generator)[process_share(batch)]
-        tokens = self._tokens[captioned.cpu(), templates].to(images.device)
+        generator, size = child_generator(self._seed, "captions", step), self._settings.batch_size
+        templates = torch.randint(len(self._start.prompts), (size,), generator=generator)[process_share(size)]
+        tokens = self._tokens[batch.labels.cpu(), templates].to(batch.images.device)
         with global_draws(self._seed, "stochastic layers", step, *rank_seed_path(0), device=self._device):
-            image_features, text_features, scale = model(images, tokens)
-        everyone = gathered(soft.float()), gathered(captioned)
+            image_features, text_features, scale = model(batch.images, tokens)
         yield contrastive_loss(
             gathered(image_features.float()),
             gathered(text_features.float()),
             scale,
-            class_targets(*everyone),
+            self._targets(batch),
         )
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """How much of each caption is in each image, over all processes; an image's caption names its own class."""
+        classes = gathered(batch.labels)
+        if batch.plan is None:
+            return class_targets(one_hot(classes, len(self._start.classes)), classes)
+        place = process_index() * len(batch.labels)  # the partners are positions in this process's share
+        weights, partners = batch.plan.weights.to(classes.device), batch.plan.partners.to(classes.device)
+        return caption_shares(gathered(weights), gathered(partners + place), classes)
 
     def after_step(self) -> None:
         """Keeps the logit scale within CLIP's bounds."""
@@ -207,10 +227,11 @@ def class_targets(soft: Tensor, captioned: Tensor) -> Tensor:
     """The (B, B) targets for ``contrastive_loss``: how much of caption j's class is in image i.
 
     ``soft`` are the (B, K) targets of the images, ``captioned`` the (B,) classes of the captions. All captions of the
-    class of an image match it, and those of both classes match a mixed image, in proportion to their shares.
+    class of an image match it equally. For mixed images, use ``mixing.contrastive_targets``: there, a class's share
+    must be divided among its captions, of which the two classes may have different numbers.
 
-    >>> class_targets(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), torch.tensor([0, 1])).tolist()
-    [[1.0, 0.0], [0.25, 0.75]]
+    >>> class_targets(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
     """
     return soft[:, captioned]
 

@@ -92,21 +92,22 @@ class Merge:
 
     def card(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Card:
         """Returns the card of the merged classifier."""
+        from shiftproof.models.classifier import head_scale
         from shiftproof.models.identity import fingerprint_of
 
-        shares = plan.coefficients["head.weight"]
-        logs = [share * math.log(card.logit_scale) for share, card in zip(shares, self.cards, strict=True)]
+        first, scale = self.cards[0], self.cards[0].logit_scale
+        scaled = first.architecture.get("normalised", True)
         return replace(
-            self.cards[0],
+            first,
             head="interpolated" if self.settings.method == "linear" else "averaged",
-            logit_scale=math.exp(sum(logs)),
+            logit_scale=head_scale(tensors["head.weight"], otherwise=scale) if scaled else scale,
             alpha=None if plan.layered else plan.alpha,
             parents=tuple(
                 {"role": role, "fingerprint": card.fingerprint, "source": card.source}
                 for role, card in zip(self._roles(), self.cards, strict=True)
             ),
             training={},
-            fingerprint=fingerprint_of(self.cards[0], tensors),
+            fingerprint=fingerprint_of(first, tensors),
         )
 
     def passed_over(self, name: str) -> list[int]:

@@ -89,14 +89,26 @@ def contrastive_targets(plan: MixPlan, classes: Tensor | None = None) -> Tensor:
     >>> contrastive_targets(plan).sum(1)
     tensor([1., 1.])
     """
-    positives = torch.eye(len(plan))
-    if classes is not None:
-        if classes.shape != (len(plan),):
-            raise InputError(f"classes have the shape {tuple(classes.shape)}; they must be ({len(plan)},).")
-        positives = (classes[:, None] == classes[None]).float().cpu()
-        positives /= positives.sum(1, keepdim=True)
-    weights = plan.weights[:, None]
-    return weights * positives + (1 - weights) * positives[plan.partners]
+    if classes is None:
+        classes = torch.arange(len(plan))
+    elif classes.shape != (len(plan),):
+        raise InputError(f"classes have the shape {tuple(classes.shape)}; they must be ({len(plan)},).")
+    return caption_shares(plan.weights, plan.partners, classes)
+
+
+def caption_shares(weights: Tensor, partners: Tensor, classes: Tensor) -> Tensor:
+    """The targets of ``contrastive_targets`` from the three things that they depend on, each of shape (B,).
+
+    ``weights`` are the shares of the images' own labels, ``partners`` the positions that the remainders come from, and
+    ``classes`` the classes of the captions. Processes that share a batch gather these rather than their plans.
+
+    >>> caption_shares(torch.tensor([0.75, 1.0]), torch.tensor([1, 0]), torch.tensor([3, 5])).tolist()
+    [[0.75, 0.25], [0.0, 1.0]]
+    """
+    positives = (classes[:, None] == classes[None]).float().cpu()
+    positives /= positives.sum(1, keepdim=True)
+    own_shares = weights[:, None].cpu()
+    return own_shares * positives + (1 - own_shares) * positives[partners.cpu()]
 
 
 def _are_positions(labels: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -61,8 +62,10 @@ class Classifier:
     ``architecture`` describes how to rebuild the encoder. ``head`` says what the head's rows are: "zero-shot" (text
     embeddings), "own" (the pretrained head of the encoder), "trained", "frozen" (the start's, with a trained encoder),
     "rebuilt" (by a fine-tuned text tower, whose weights are ``text``), "interpolated" or "averaged". ``logit_scale``
-    is the factor already folded into the head. ``alpha`` (0 is the start, 1 is fine-tuned) and ``parents`` state what
-    an ensemble was made from, and ``training`` how the classifier was fine-tuned.
+    is the factor already folded into the head: the scale of the text tower that wrote it, and for other heads on
+    features of length 1 the mean length of the rows (``head_scale``). It is 1 where features are not scaled to length
+    1. ``alpha`` (0 is the start, 1 is fine-tuned) and ``parents`` state what an ensemble was made from, and
+    ``training`` how the classifier was fine-tuned.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -89,10 +92,16 @@ class Classifier:
         return self.network.eval() if here else deepcopy(self.network).to(place).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
-        """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped."""
+        """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped.
+
+        Unless it is given, ``logit_scale`` is that of the new head, or the old one where the head stays the same.
+        """
         network = deepcopy(self.network)
         network.load_state_dict(dict(tensors))
-        return replace(self, network=network.eval(), **{"text": None, **changes})
+        new, old = network.head.weight.detach(), self.network.head.weight.detach()
+        same_scale = not network.normalised or torch.equal(new, old)
+        scale = self.logit_scale if same_scale else head_scale(new, otherwise=self.logit_scale)
+        return replace(self, network=network.eval(), **{"text": None, "logit_scale": scale, **changes})
 
     def in_order_of(self, classes: ClassSpace) -> Classifier:
         """The classifier with its classes in the order of another space; raises an InputError if the classes differ."""
@@ -101,7 +110,7 @@ class Classifier:
         rows = _rows_of(self.classes, classes)
         tensors = self.state_dict()
         head = {name: entry[rows] for name, entry in tensors.items() if name in ("head.weight", "head.bias")}
-        return self.with_weights(tensors | head, classes=classes, text=self.text)
+        return self.with_weights(tensors | head, classes=classes, text=self.text, logit_scale=self.logit_scale)
 
 
 def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
@@ -174,6 +183,18 @@ def own_head_classifier(encoder: Encoder) -> Classifier:
         head="own",
         logit_scale=1.0,
     )
+
+
+def head_scale(weight: Tensor, *, otherwise: float = 1.0) -> float:
+    """The mean length of the (K, D) rows of a head, which is the scale of its logits on features of length 1.
+
+    The result is ``otherwise`` where the rows are not finite, since no file can hold that.
+
+    >>> head_scale(torch.tensor([[3.0, 4.0], [0.0, 7.0]]))
+    6.0
+    """
+    length = float(weight.double().norm(dim=1).mean())
+    return length if math.isfinite(length) else otherwise
 
 
 def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
