@@ -1,4 +1,4 @@
-"""Progress events of a long job, which are discarded unless a listener is registered."""
+"""Progress events of a long job, which are discarded unless a listener is registered, and the file being read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Event:
 
 Listener = Callable[[Event], None]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
+_file: ContextVar[Path | None] = ContextVar("file", default=None)
 
 
 @contextlib.contextmanager
@@ -49,3 +51,23 @@ def report(stage: str, done: int, total: int, **values: float) -> None:
     """Sends every listener an Event: the stage has finished ``done`` of ``total`` units and measured ``values``."""
     for listener in _listeners.get():
         listener(Event(stage, done, total, values))
+
+
+@contextlib.contextmanager
+def reading(file: str | Path) -> Iterator[None]:
+    """A context in which a file is read, so that a warning of the library that decodes it can name the file."""
+    token = _file.set(Path(file))
+    try:
+        yield
+    finally:
+        _file.reset(token)
+
+
+def file_being_read() -> Path | None:
+    """The file that this thread is reading, or None.
+
+    >>> with reading("photo.jpg"):
+    ...     str(file_being_read())
+    'photo.jpg'
+    """
+    return _file.get()

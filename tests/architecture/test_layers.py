@@ -20,6 +20,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *(
             "labels",
             "loading",
+            "decoding",
+            "pictures",
             "formats.entries",
             "formats.folder",
             "formats.csv",

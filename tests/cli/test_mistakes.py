@@ -140,6 +140,7 @@ def test_an_image_that_cannot_be_predicted_is_named(folders: Path, call: Call, t
     assert_mistake(call("predict", "zero", good, "absent.png"), "the image absent.png does not exist")
 
 
+@pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
 def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.models.Clip, mode: str) -> None:
     sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"])), "zero")
@@ -147,6 +148,7 @@ def test_an_image_of_any_colour_mode_is_predicted(call: Call, tiny: sp.models.Cl
     ended = call("predict", "zero", "image.tif", "--json")
     assert ended.code == 0, ended.err
     assert len(json.loads(ended.out)[0]["top"]) == 2
+    assert ("1 of 1 picture read had to be converted" in ended.err) == (mode == "CMYK")
 
 
 def test_a_training_that_breaks_says_where_the_good_weights_are(folders: Path, call: Call) -> None:

@@ -46,7 +46,7 @@ def live_progress() -> Iterator[None]:
         yield
         return
     console = Console(stderr=True)
-    with _bars(console) if console.is_terminal else _lines(), _plain_warnings():
+    with _bars(console) if console.is_terminal else _lines(), plain_warnings():
         yield
 
 
@@ -105,10 +105,18 @@ def _values_of(event: progress.Event) -> str:
 
 
 @contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Prints warnings without the source line that raised them, which does not help a user."""
+def plain_warnings() -> Iterator[None]:
+    """Prints warnings without the source line that raised them, which does not help a user.
+
+    A warning that a library raises while it decodes a file begins with the name of the file.
+    """
     original = warnings.showwarning
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        file = progress.file_being_read()
+        print(f"warning: {file}: {message}" if file else f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
     try:
         yield
     finally:

@@ -191,7 +191,7 @@ def evaluate(
 
 def predict(
     classifier: Annotated[Path, Argument(help="A classifier directory.")],
-    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files.")],
+    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files, or folders of images.")],
     top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,
     device: ResolvedDevice = "auto",
@@ -200,9 +200,11 @@ def predict(
 
     Example: shiftproof predict runs/demo/ensemble lemon.png --json
     """
+    from shiftproof.cli.console import plain_warnings
     from shiftproof.runs.stages import predict_images
 
-    answers = predict_images(classifier, images, top=top, device=device)
+    with plain_warnings():
+        answers = predict_images(classifier, images, top=top, device=device)
     if as_json:
         rows = [{"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers]
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -40,6 +40,7 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
     starts = range(0, len(images), batch_size)
     for pixels in _results(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
         yield normalise(to_unit_range(pixels), preprocessing)
+    _warn_of_conversions(images)
 
 
 def training_batches(
@@ -67,6 +68,7 @@ def training_batches(
 
     for pixels in _results(images, make, enumerate(batches, first)):
         yield normalise(to_unit_range(pixels), preprocessing)
+    _warn_of_conversions(images)
 
 
 def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
@@ -85,6 +87,7 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
         return read_resized_mask(images, i, preprocessing)
 
     pixels = list(_ahead(make, range(len(images))))
+    _warn_of_conversions(images)
     return replace(
         images,
         read=lambda i: pixels[i],
@@ -108,6 +111,11 @@ def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) ->
     """
     cover = require_masks(images)(i)
     return cover if images.resized_for == preprocessing else resize_mask(cover, preprocessing)
+
+
+def _warn_of_conversions(images: ImageSet) -> None:
+    for conversions in images.conversions:
+        conversions.warn()
 
 
 def _results(images: ImageSet, make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:

@@ -10,16 +10,11 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from shiftproof.data.decoding import Conversions
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
-from shiftproof.data.loading import (
-    IMAGE_SUFFIXES,
-    Preprocessing,
-    decode,
-    random_resized_crop,
-    resize,
-    to_unit_range,
-)
+from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, to_unit_range
+from shiftproof.data.pictures import SkippedFiles, find_pictures
 from shiftproof.errors import InputError, require_choice
 from shiftproof.storage import read_rows
 
@@ -83,6 +78,8 @@ class CaptionedFiles(CaptionedSet):
         self.held_out = "the training files themselves, uncropped, each with its first caption"
         self.paths = tuple(entries)
         self.captions = tuple(tuple(captions) for captions in entries.values())
+        self._conversions = Conversions(name)
+        self._read = self._conversions.reader(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,13 +95,15 @@ class CaptionedFiles(CaptionedSet):
     ) -> tuple[Tensor, list[str]]:
         pixels, captions = [], []
         for position in positions:
-            image, choices = decode(self.paths[position]), self.captions[position]
+            image, choices = self._read(position), self.captions[position]
             if train:
                 pixels.append(random_resized_crop(image, preprocessing, _CROP_SCALE, generator))
                 captions.append(choices[int(torch.randint(len(choices), (), generator=generator))])
             else:
                 pixels.append(resize(image, preprocessing))
                 captions.append(choices[0])
+        if not train:  # training reads the files in random order; the measurement at its end, all of them
+            self._conversions.warn()
         return to_unit_range(pixels), captions
 
 
@@ -184,7 +183,10 @@ def _from_folder(path: Path) -> dict[Path, list[str]]:
     if not path.is_dir():
         raise InputError(f"the folder {path} does not exist. Check the path after 'folder:'.")
     entries: dict[Path, list[str]] = {}
-    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+    skipped = SkippedFiles()
+    images = find_pictures(path, skipped, companions=frozenset({".txt"}))
+    skipped.warn(f"folder:{path}")
+    for image in images:
         text = image.with_suffix(".txt")
         if not text.is_file():
             raise InputError(f"{image} has no captions. Write them to {text}, one per line.")

@@ -1,11 +1,10 @@
-"""From stored images to model inputs: images are decoded, resized, cropped, normalised and stacked into batches."""
+"""From pixels to model inputs: images are resized, cropped, normalised and stacked into batches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from shiftproof.errors import InputError, require_at_least, require_between, require_choice
+from shiftproof.errors import require_at_least, require_between, require_choice
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_OBJECT = 128  # a mask's pixel of at least this value is more object than background
 _RESIZE_MODES = ("shortest", "squash", "longest")
 
 
@@ -46,39 +43,6 @@ class Preprocessing:
         require_choice("preprocessing.interpolation", self.interpolation, _FILTERS)
         require_choice("preprocessing.resize_mode", self.resize_mode, _RESIZE_MODES)
         require_between("preprocessing.crop_share", self.crop_share, 0.1, 2)  # timm has a few above 1: they pad
-
-
-def decode(path: str | Path) -> NDArray[np.uint8]:
-    """The (H, W, 3) uint8 RGB pixels of an image file.
-
-    Raises an InputError that names the file if it does not exist or cannot be decoded.
-    """
-    return _decoded(path, "image", "RGB")
-
-
-def decode_mask(path: str | Path) -> NDArray[np.uint8]:
-    """The (H, W) uint8 coverage of the object, 0 to 255, from a grey image file in which the object is white.
-
-    Raises an InputError that names the file if it does not exist, if it cannot be decoded, or if no pixel is bright:
-    most such masks contain class numbers, or zeros and ones.
-    """
-    mask = _decoded(path, "mask", "L")
-    if (brightest := int(mask.max())) < _OBJECT:
-        raise InputError(
-            f"the brightest pixel of the mask {path} is {brightest}; an object must be white, 255, on black, 0. "
-            "Multiply a mask of 0 and 1 by 255; leave out an image that shows no object."
-        )
-    return mask
-
-
-def _decoded(path: str | Path, what: str, mode: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert(mode))
-    except FileNotFoundError as error:
-        raise InputError(f"the {what} {path} does not exist. Check the path.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the {what} {path} cannot be decoded ({error}). Fix or remove it.") from error
 
 
 def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shiftproof.data.decoding import Conversions, decode_mask
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.loading import IMAGE_SUFFIXES, Preprocessing, decode, decode_mask
+from shiftproof.data.loading import Preprocessing
+from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.seeding import child_generator
 
@@ -32,6 +34,7 @@ class ImageSet:
     the (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 is object. ``resized_for`` is the
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
     where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
+    ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
 
     Raises an InputError if there is no image, or if ids and labels differ in number.
     """
@@ -46,6 +49,7 @@ class ImageSet:
     mask: Callable[[int], NDArray[np.uint8]] | None = field(default=None, repr=False, compare=False)
     resized_for: Preprocessing | None = field(default=None, repr=False, compare=False)
     sources: tuple[str, ...] | None = field(default=None, repr=False)
+    conversions: tuple[Conversions, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -112,6 +116,7 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         in_memory=all(part.in_memory for part in sets),
         mask=mask if all(part.mask for part in sets) else None,
         sources=_concatenated([part.sources for part in sets]),
+        conversions=tuple(dict.fromkeys(conversions for part in sets for conversions in part.conversions)),
     )
 
 
@@ -199,12 +204,20 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     labels = classes.labels_of(class_ids, spec)
     if not partial:
         classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
-    paths = [entry.path for entry in entries]
-    ids = tuple(entry.sample for entry in entries)
+    ids = [entry.sample for entry in entries]
     groups = tuple(entry.group for entry in entries if entry.group is not None)
-    images = ImageSet(spec, classes, ids, labels, lambda i: decode(paths[i]), groups or None)
+    images = replace(picture_set(spec, classes, ids, labels, [entry.path for entry in entries]), groups=groups or None)
     masks = [entry.mask for entry in entries if entry.mask is not None]
     return _masked(images, masks) if masks else images
+
+
+def picture_set(
+    name: str, classes: ClassSpace, ids: Sequence[str], labels: NDArray[np.int64], paths: Sequence[Path]
+) -> ImageSet:
+    """A set of N picture files, which are decoded as ``read_picture`` does; ``labels`` are (N,) positions in classes."""
+    conversions = Conversions(name)
+    read = conversions.reader(tuple(paths))
+    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,))
 
 
 def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:
@@ -228,12 +241,11 @@ def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
     """
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. It must hold the images.")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"the folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)}). Check the path.")
-    ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    labels = np.full(len(paths), -1, dtype=np.int64)
-    return ImageSet(str(root), classes, ids, labels, lambda i: decode(paths[i]))
+    skipped = SkippedFiles()
+    paths = require_pictures(find_pictures(root, skipped), f"the folder {root}", skipped)
+    skipped.warn(str(root))
+    ids = [path.relative_to(root).as_posix() for path in paths]
+    return picture_set(str(root), classes, ids, np.full(len(paths), -1, dtype=np.int64), paths)
 
 
 def with_masks(images: ImageSet, root: Path) -> ImageSet:
@@ -246,11 +258,13 @@ def with_masks(images: ImageSet, root: Path) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. It must hold the masks, as root/CLASS/NAME.png.")
     masks: dict[PurePosixPath, Path] = {}
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
+    skipped = SkippedFiles()
+    for path in find_pictures(root, skipped):
         sample = _without_suffix(path.relative_to(root).as_posix())
         if sample in masks:
             raise InputError(f"{masks[sample]} and {path} are masks of the same image. Remove one of them.")
         masks[sample] = path
+    skipped.warn(str(root))
     if lacking := [name for name in images.ids if _without_suffix(name) not in masks]:
         missing = root / f"{_without_suffix(lacking[0])}.png"
         raise InputError(f"the mask {missing} does not exist. These samples lack theirs: {listed(lacking, 5)}.")

@@ -14,8 +14,8 @@ import torch
 
 from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.loading import decode
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.pictures import SkippedFiles, named_pictures
+from shiftproof.data.sets import ImageSet, picture_set
 from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
@@ -295,18 +295,16 @@ def run_export(suite: str, out: Path, *, seed: int = 0) -> int:
 def predict_images(
     directory: Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
 ) -> list[Answer]:
-    """The ``top`` most probable classes of each image file, by the classifier in a directory.
+    """The ``top`` most probable classes of each image, by the classifier in a directory; a folder is all its images.
 
-    Raises an InputError that names a file which is missing or cannot be decoded.
+    Raises an InputError that names a file which is missing or cannot be decoded, or a folder without images.
     """
+    skipped = SkippedFiles()
+    images = named_pictures(images, skipped)
+    skipped.warn("images")
     classifier = load_classifier(directory)
-    unlabelled = ImageSet(
-        "images",
-        classifier.classes,
-        tuple(str(image) for image in images),
-        np.zeros(len(images), dtype=np.int64),
-        lambda i: decode(images[i]),
-    )
+    names, labels = [str(image) for image in images], np.zeros(len(images), dtype=np.int64)
+    unlabelled = picture_set("images", classifier.classes, names, labels, images)
     probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=resolve_device(device)).logits))
     return [
         Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)

@@ -5,25 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
-from shiftproof.data.loading import IMAGE_SUFFIXES
+from shiftproof.data.pictures import SkippedFiles, find_pictures, picture_suffixes, require_pictures, skip_reason
 from shiftproof.errors import InputError
 
 
 def read_folder(root: Path) -> list[Entry]:
-    """One entry per image under ``root/class/``, sorted.
+    """One entry per image under ``root/class/``, at any depth, sorted; a warning counts the files that were skipped.
 
     Raises an InputError if the folder does not exist, has no class folders, or has one without images.
     """
     if not root.is_dir():
         raise InputError(f"the folder {root} does not exist. Check the path after 'folder:'.")
-    entries = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise InputError(
-                f"the class folder {folder} contains no image ({', '.join(IMAGE_SUFFIXES)}). Fill it or remove it."
-            )
-        entries += [Entry(image, folder.name, image.relative_to(root).as_posix()) for image in images]
+    entries: list[Entry] = []
+    skipped = SkippedFiles()
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir():
+            if reason := skip_reason(folder.name):
+                skipped.add(reason, folder.name)
+                continue
+            images = _of_class(folder, skipped)
+            entries += [Entry(image, folder.name, image.relative_to(root).as_posix()) for image in images]
+        elif folder.suffix.lower() in picture_suffixes() and not skip_reason(folder.name):
+            skipped.add("beside the class folders", folder.name)
     if not entries:
         raise InputError(f"the folder {root} has no class folders with images. It must look like class/image.jpg.")
+    skipped.warn(f"folder:{root}")
     return entries
+
+
+def _of_class(folder: Path, skipped: SkippedFiles) -> list[Path]:
+    skipped_here = SkippedFiles()
+    images = require_pictures(find_pictures(folder, skipped_here), f"the class folder {folder}", skipped_here)
+    skipped.update(skipped_here)
+    return images
