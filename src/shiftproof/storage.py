@@ -1,18 +1,20 @@
-"""Files that are complete or absent: atomic writes, the lock of a run directory, the cache directory."""
+"""Files that are complete or absent: atomic writes, readers of JSON and CSV, the lock of a run directory, the cache."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shiftproof.errors import InputError
 
@@ -23,7 +25,7 @@ def cache_directory() -> Path:
     Without either variable, it is ``~/.cache/shiftproof`` on Linux and the system's default elsewhere.
     """
     if directory := os.environ.get("SHIFTPROOF_CACHE"):
-        return Path(directory)
+        return expanded(directory)
     import platformdirs
 
     return platformdirs.user_cache_path("shiftproof", appauthor=False)
@@ -121,6 +123,15 @@ def _replaced(out: Path) -> Path:
     return out.with_name(f".{out.name}.replaced")
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ``~`` replaced by the home directory.
+
+    >>> expanded("~/photos") == Path.home() / "photos"
+    True
+    """
+    return Path(os.path.expanduser(path))
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Writes UTF-8 text atomically."""
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -146,36 +157,77 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}). Regenerate or restore it.") from error
 
 
+class Row(NamedTuple):
+    """One row of a CSV file: the number of its first line, counted from 1, and its fields by column."""
+
+    line: int
+    fields: Mapping[str, str]
+
+
 def read_header(path: Path) -> tuple[str, ...]:
-    """The column names of a CSV file, none if it is empty; raises an InputError if the file does not exist."""
-    if not path.is_file():
-        raise InputError(f"the file {path} does not exist. Check the path.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return tuple(next(csv.reader(file), ()))
+    """The column names of a CSV file, none if it is empty; raises an InputError as ``read_rows`` does."""
+    return next((fields for _, fields in _records(path)), ())
 
 
-def read_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The fields of the given columns of a CSV file with a header, one tuple per row.
+def read_rows(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = (), *, multiline: tuple[str, ...] = ()
+) -> list[Row]:
+    """The given columns of a CSV file with a header, and those of the ``optional`` columns that it has, row by row.
 
-    Those of the ``optional`` columns that the file has follow the others in every row. Raises an InputError if the file
-    does not exist, is not UTF-8 text, lacks a column or has an empty field.
+    Only fields of the ``multiline`` columns may contain line breaks. Raises an InputError, which names the file and the
+    line, if the file does not exist, is not UTF-8 text, has a stray quotation mark, lacks a column, or has a row with
+    an empty field or with more fields than the header.
     """
+    records = _records(path)
+    header = next((fields for _, fields in records), ())
+    if not set(columns) <= set(header):
+        raise InputError(f"{path} has the columns {list(header)}; it needs {' and '.join(map(repr, columns))}.")
+    wanted = (*columns, *(name for name in optional if name in header))
+    rows = []
+    for line, fields in records:
+        if any(fields[len(header) :]):
+            raise InputError(
+                f"line {line} of {path} has {len(fields)} fields, its header {len(header)}. Put a field that contains "
+                "a comma into quotation marks."
+            )
+        row = dict(zip(header, fields, strict=False))
+        if lacking := [name for name in wanted if not row.get(name)]:
+            raise InputError(f"line {line} of {path} lacks its {' and its '.join(lacking)}. Fill it in or remove it.")
+        if broken := [name for name in wanted if name not in multiline and len(row[name].splitlines()) > 1]:
+            raise InputError(f"the {broken[0]} on line {line} of {path} runs over several lines. {_STRAY_QUOTE}")
+        rows.append(Row(line, {name: row[name] for name in wanted}))
+    return rows
+
+
+_STRAY_QUOTE = (
+    "Most likely, a quotation mark there is never closed. Remove it, or write a mark that belongs to the text twice."
+)
+
+
+def _records(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yields the first line and the fields of every record of a CSV file, the header included; skips blank lines."""
+    reader = csv.reader(io.StringIO(_utf8_text(path), newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"the row on line {line} of {path} is not valid CSV ({error}). {_STRAY_QUOTE}") from error
+        if fields:
+            yield line, tuple(fields)
+
+
+def _utf8_text(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"the file {path} does not exist. Check the path.")
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if not set(columns) <= set(rows.fieldnames or ()):
-                raise InputError(
-                    f"{path} has the columns {rows.fieldnames}; it needs {' and '.join(map(repr, columns))}."
-                )
-            columns = (*columns, *(name for name in optional if name in (rows.fieldnames or ())))
-            fields = [tuple(row[name] for name in columns) for row in rows]
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-    if unfilled := [number for number, row in enumerate(fields, 2) if not all(row)]:
-        raise InputError(f"row {unfilled[0]} of {path} lacks its {' or its '.join(columns)}. Fill it in or remove it.")
-    return fields
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"line {line} of {path} is not UTF-8 text ({error}). Save the file as UTF-8.") from error
 
 
 @contextlib.contextmanager

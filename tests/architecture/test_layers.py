@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("samples", "studies", "page"),
     ),
     "runs": (
-        *("directory", "file", "samples", "evidence", "predictions", "pipeline"),
+        *("directory", "yaml_text", "locations", "file", "samples", "evidence", "predictions", "pipeline"),
         *("finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),

@@ -323,7 +323,7 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
         ("csv:{}/pairs.csv", None, "does not exist"),
         ("csv:{}/pairs.csv", "filepath,label\na.png,x", "needs 'filepath' and 'caption'"),
         ("csv:{}/pairs.csv", "filepath,caption\n", "contains no image with a caption"),
-        ("csv:{}/pairs.csv", "filepath,caption\na.png,a pear\nb.png", "row 3 .*lacks"),
+        ("csv:{}/pairs.csv", "filepath,caption\na.png,a pear\nb.png", "line 3 of .*pairs.csv lacks its caption"),
         ("folder:{}/none", None, "does not exist"),
         ("folder:{}", None, "contains no image with a caption"),
         ("cvs:{}", None, "Did you mean 'csv'"),

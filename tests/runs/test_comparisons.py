@@ -90,7 +90,7 @@ def test_what_needs_no_labels_is_the_same_without_them(models: dict[str, Path], 
         DiagnosisFile(shift="sketch", data="emoji")
     with pytest.raises(sp.InputError, match=r"zer holds no classifier\.json"):
         compare_agreement(replace(asked(models, folders), models=(f"{models['zero']}/../zer", str(models["zero"]))))
-    with pytest.raises(sp.InputError, match="holds no image"):
+    with pytest.raises(sp.InputError, match="contains no image"):
         compare_agreement(asked(models, folders, unlabelled=models["zero"]))
     with pytest.raises(sp.InputError, match="do not name the classes"):
         compare_agreement(PairFile(("tiny", "tiny"), unlabelled=folders / "met"))

@@ -93,13 +93,17 @@ device: cpu
     assert asked.suite.name == "fruit"
     assert asked.suite.reference.model_dump() == {
         "name": "photos",
-        "train": "folder:a",
+        "train": f"folder:{tmp_path / 'a'}",
         "validation": None,
-        "test": "csv:c.csv",
+        "test": f"csv:{tmp_path / 'c.csv'}",
     }
-    assert asked.suite.shifts["sketch"].model_dump() == {"data": "folder:d", "kind": "natural", "partial": False}
+    assert asked.suite.shifts["sketch"].model_dump() == {
+        "data": f"folder:{tmp_path / 'd'}",
+        "kind": "natural",
+        "partial": False,
+    }
     assert asked.suite.shifts["noise"].model_dump() == {
-        "data": "corrupted:noise:3:folder:c",
+        "data": f"corrupted:noise:3:folder:{tmp_path / 'c'}",
         "kind": "synthetic",
         "partial": True,
     }
@@ -283,9 +287,11 @@ def test_overrides_reach_every_depth_and_kind_of_value(tmp_path: Path) -> None:
     assert (asked.alphas, asked.prompts, asked.seed) == ([0.3, 0.5], ["a {}.", "the {}."], 4)
     assert isinstance(asked.suite, SuiteFile)
     assert (asked.suite.name, asked.suite.reference.validation) == ("fruit", None)
-    assert (asked.suite.reference.train, asked.suite.reference.test) == ("folder:a", "folder:c")
+    # Paths in the file are relative to its folder, and those of overrides to the working directory.
+    reference = asked.suite.reference
+    assert (reference.train, reference.test) == (f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'c'}")
     assert {name: (entry.data, entry.kind) for name, entry in asked.suite.shifts.items()} == {
-        "sketch": ("folder:d", "synthetic"),
+        "sketch": (f"folder:{tmp_path / 'd'}", "synthetic"),
         "painting": ("folder:e", "natural"),
     }
     assert asked.pretrain is not None
@@ -366,7 +372,7 @@ ASKED = st.fixed_dictionaries(
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> None:
     resolved = sp.RunFile.resolve(asked)
     folder = tmp_path_factory.mktemp("round", numbered=True)
-    assert read(folder, resolved.to_yaml()) == resolved
+    assert read(folder, resolved.to_yaml() + "versions: {}\n") == resolved
     # Also where a run directory has noted with which versions it was made.
     assert read(folder, resolved.to_yaml() + yaml.safe_dump({"versions": {"torch": "2"}})) == resolved
 

@@ -8,12 +8,14 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from typer.core import TyperGroup
 
 from shiftproof.cli.failures import PATH_ERRORS, USER_ERROR, exit_code_of, name_options, options_of
 from shiftproof.errors import ShiftproofError
+from shiftproof.storage import expanded
 
 
 class CommandGroup(TyperGroup):
@@ -68,6 +70,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
+        values = {name: _with_home(value) for name, value in values.items()}
         for name, group in groups.items():
             values[name] = group(**{entry.name: values.pop(entry.name) for entry in fields(group)})
         function(**values)
@@ -77,6 +80,13 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     command.__doc__ = re.sub(r"\n\n(.*: shiftproof )", "\n\n\b\n\\1", inspect.getdoc(function) or "")
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _with_home(value: Any) -> Any:
+    """A path, or a list of paths, with ~ replaced; a shell does not replace it in --out=~/runs."""
+    if isinstance(value, list):
+        return [_with_home(entry) for entry in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _parameters_of(group: Any) -> list[inspect.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from shiftproof.data.decoding import Conversions
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, to_unit_range
-from shiftproof.data.pictures import SkippedFiles, find_pictures
+from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.errors import InputError, require_choice
-from shiftproof.storage import read_rows
+from shiftproof.storage import expanded, read_rows
 
 _CROP_SCALE = (0.5, 1.0)
 _GENERIC_CAPTIONS = (
@@ -167,14 +168,20 @@ def load_captioned_set(spec: str) -> CaptionedSet:
         return EmojiCaptions()
     kind, _, path = spec.partition(":")
     require_choice("captioned data", kind, ["csv", "folder", EmojiCaptions.name])
-    return CaptionedFiles(spec, _from_csv(Path(path)) if kind == "csv" else _from_folder(Path(path)))
+    return CaptionedFiles(spec, _from_csv(expanded(path)) if kind == "csv" else _from_folder(expanded(path)))
 
 
 def _from_csv(path: Path) -> dict[Path, list[str]]:
     """Reads one caption from every row; rows with the same file give one image several captions."""
     entries: dict[Path, list[str]] = {}
-    for file, caption in read_rows(path, ("filepath", "caption")):
-        entries.setdefault(path.parent / file, []).append(caption)
+    skipped = SkippedFiles()
+    for _, fields in read_rows(path, ("filepath", "caption"), multiline=("caption",)):
+        if is_leftover(fields["filepath"]):
+            skipped.add(LEFTOVER, fields["filepath"])
+        else:
+            image = Path(os.path.normpath(path.parent / expanded(fields["filepath"])))
+            entries.setdefault(image, []).append(fields["caption"])
+    skipped.warn(f"csv:{path}")
     return entries
 
 

@@ -20,6 +20,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.seeding import child_generator
+from shiftproof.storage import expanded
 
 Result = TypeVar("Result")
 
@@ -197,7 +198,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     """
     kind, _, path = spec.partition(":")
     require_choice("data name", kind, FORMATS)
-    entries = FORMATS[kind](Path(path))
+    entries = FORMATS[kind](expanded(path))
     class_ids = [entry.class_id for entry in entries]
     if classes is None:
         classes = ClassSpace.from_ids(sorted(set(class_ids)))
@@ -214,7 +215,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
 def picture_set(
     name: str, classes: ClassSpace, ids: Sequence[str], labels: NDArray[np.int64], paths: Sequence[Path]
 ) -> ImageSet:
-    """A set of N picture files, which are decoded as ``read_picture`` does; ``labels`` are (N,) positions in classes."""
+    """A set of N picture files, decoded as ``read_picture`` does; ``labels`` are (N,) positions in ``classes``."""
     conversions = Conversions(name)
     read = conversions.reader(tuple(paths))
     return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,))

@@ -140,7 +140,7 @@ def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ..
     sets = [sets[0], *measured]
     rows = read_rows(path, ("model", *sets))
     try:
-        numbers = np.array([[float(cell) for cell in cells] for _, *cells in rows])
+        numbers = np.array([[float(row.fields[name]) for name in sets] for row in rows])
     except ValueError as error:
         raise InputError(f"{path} has an accuracy that is not a number ({error}). Write 0.763 or 76.3.") from error
     if len(rows) < 2:

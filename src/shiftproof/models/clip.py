@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
-from shiftproof.storage import read_json
+from shiftproof.storage import expanded, read_json
 
-SCHEMES = ("open_clip:", "hf-hub:", "local-dir:")
+_LOCAL = "local-dir:"
+SCHEMES = ("open_clip:", "hf-hub:", _LOCAL)
 Tokenizer = Callable[[Sequence[str]], Tensor]
 # A classifier has no text tower. open_clip builds one anyway, so it gets the smallest possible one.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
@@ -58,6 +59,8 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
     import open_clip
 
     open_clip.add_model_config(TINY_CONFIG)
+    if name.startswith(_LOCAL):
+        name = f"{_LOCAL}{expanded(name.removeprefix(_LOCAL))}"
     if name == "tiny":
         return _build(name, TINY_ARCHITECTURE, str(TINY_WEIGHTS), seed)
     if name.startswith("timm:"):
@@ -139,8 +142,8 @@ def model_config(architecture: str) -> dict[str, Any]:
     """open_clip's config of an architecture, built in or from ``local-dir:`` or ``hf-hub:``."""
     import open_clip
 
-    if architecture.startswith("local-dir:"):
-        return dict(read_json(Path(architecture.removeprefix("local-dir:")) / "open_clip_config.json")["model_cfg"])
+    if architecture.startswith(_LOCAL):
+        return dict(read_json(Path(architecture.removeprefix(_LOCAL)) / "open_clip_config.json")["model_cfg"])
     if architecture.startswith("hf-hub:"):
         from huggingface_hub import hf_hub_download
 

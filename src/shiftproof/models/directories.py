@@ -12,7 +12,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
 from shiftproof.models.classifier import Classifier, rebuild
 from shiftproof.models.identity import fingerprint, has_fingerprint
-from shiftproof.storage import read_json, write_json
+from shiftproof.storage import expanded, read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 FORMAT = 1
@@ -42,7 +42,7 @@ def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
     If the head was rebuilt, ``text_tower.safetensors`` is written too: predicting does not need it, but interpolating
     both towers does.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     write_state_dict(classifier.state_dict(), directory / "model.safetensors")
     if classifier.text is not None:
         write_state_dict(classifier.text, directory / _TEXT)
@@ -78,7 +78,7 @@ def load_classifier(directory: str | Path) -> Classifier:
     Raises an InputError if a file is missing or damaged, or if the weights are not those that ``classifier.json`` was
     written with.
     """
-    directory = Path(directory)
+    directory = expanded(directory)
     card = read_card(directory)
     values = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
     classifier = rebuild(values, read_state_dict(directory / "model.safetensors"))
@@ -94,7 +94,7 @@ def load_classifier(directory: str | Path) -> Classifier:
 
 def read_card(directory: str | Path) -> Card:
     """Reads ``classifier.json``; raises an InputError that names what is missing."""
-    directory = Path(directory)
+    directory = expanded(directory)
     if not (directory / "classifier.json").is_file():
         raise InputError(
             f"{directory} is not a classifier directory: it has no classifier.json. "

@@ -31,6 +31,7 @@ from shiftproof.records.diagnosis import PairRecord
 from shiftproof.records.windows import MapExample
 from shiftproof.runs.evidence import find_path, resampled_of
 from shiftproof.runs.predictions import temporary_logits
+from shiftproof.storage import expanded
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def compare_weights(pair: PairFile) -> tuple[MovementRecord, ...]:
 
 def _models(pair: PairFile) -> dict[str, Classifier]:
     """Loads the classifiers by a short name each, with their classes in the order of the first."""
-    loaded = {name: load_classifier(name) for name in pair.models if (Path(name) / "classifier.json").is_file()}
+    loaded = {name: load_classifier(name) for name in pair.models if (expanded(name) / "classifier.json").is_file()}
     classes = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(pair)
     models: dict[str, Classifier] = {}
     for number, name in enumerate(pair.models, 1):

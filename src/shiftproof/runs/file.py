@@ -15,6 +15,8 @@ from shiftproof.errors import InputError, nearest
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
+from shiftproof.runs.locations import with_paths
+from shiftproof.runs.yaml_text import parse_yaml
 from shiftproof.storage import packaged_path, read_json
 from shiftproof.training.log import trackers_from
 
@@ -105,6 +107,7 @@ class RunFile(Frozen):
             override_key(plain, override)
         for key, value in (values or {}).items():
             place_key(plain, key, value)
+        plain = with_paths(plain, None)
         if isinstance(finetune := plain.get("finetune", {}), dict):
             source = _source(str(plain.get("model", "tiny")))
             plain["finetune"] = {**MODEL_SETTINGS.get(source, {}), **_mixed_settings(source, finetune), **finetune}
@@ -121,10 +124,16 @@ class RunFile(Frozen):
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunFile:
-        """Reads and checks a run file in YAML; arguments and errors are those of ``resolve``."""
+        """Reads and checks a run file in YAML; arguments and errors are those of ``resolve``.
+
+        Paths in it are relative to its folder. A path that exists only relative to the working directory is read from
+        there; one that exists in both places raises an InputError. Overrides are relative to the working directory.
+        """
         settings = read_yaml(path, "run file")
-        # The run.yaml of a run directory also records versions, which are not settings.
-        return cls.resolve({key: value for key, value in settings.items() if key != "versions"}, overrides, values)
+        # The run.yaml of a run directory also records versions, which are not settings; its paths are resolved already.
+        if settings.pop("versions", None) is None:
+            settings = with_paths(settings, Path(path).parent)
+        return cls.resolve(settings, overrides, values)
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
@@ -166,7 +175,7 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     Raises an InputError, which refers to the file as ``what``, if it is missing, is not YAML or is not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -190,7 +199,7 @@ def override_key(plain: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"`overrides` {override!r} must look like finetune.lr=1e-5.")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(f"`overrides` {override!r}: the value is not valid YAML ({error}).") from error
     place_key(plain, key, value)

@@ -18,6 +18,7 @@ from shiftproof.ensembling.path import alpha_grid
 from shiftproof.ensembling.rules import FIXED_ALPHA
 from shiftproof.errors import InputError, listed
 from shiftproof.runs.file import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
+from shiftproof.runs.locations import model_path, with_paths
 from shiftproof.seeding import child_generator
 
 # Keys that all runs of a study must share, because their accuracies could not be compared otherwise.
@@ -93,8 +94,11 @@ class StudyFile(Frozen):
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> StudyFile:
-        """Reads and checks a study file in YAML; arguments and errors are those of ``resolve``."""
-        return cls.resolve(read_yaml(path, "study file"), overrides)
+        """Reads and checks a study file in YAML; arguments and errors are those of ``resolve``.
+
+        Paths in it are relative to its folder, as in a run file.
+        """
+        return cls.resolve(_with_paths(read_yaml(path, "study file"), Path(path).parent), overrides)
 
     def asks_the_same(self, other: StudyFile) -> bool:
         """Whether both have the same runs and the same rule. Soups, CPUs and GPUs may differ."""
@@ -179,6 +183,21 @@ class MemberRun:
     configuration: str
     changes: Mapping[str, Any]
     run_file: RunFile
+
+
+def _with_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a study file with the paths of models and data relative to the working directory."""
+    changed = dict(settings)
+    if isinstance(run := changed.get("run"), Mapping):
+        changed["run"] = with_paths(run, folder)
+    if isinstance(configurations := changed.get("configurations"), Mapping):
+        changed["configurations"] = {
+            name: with_paths(keys, folder) if isinstance(keys, Mapping) else keys
+            for name, keys in configurations.items()
+        }
+    if isinstance(grid := changed.get("grid"), Mapping) and isinstance(models := grid.get("model"), list):
+        changed["grid"] = {**grid, "model": [model_path(str(model), folder) for model in models]}
+    return changed
 
 
 def _flat(keys: Any, prefix: str = "") -> Any:

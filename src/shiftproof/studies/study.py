@@ -17,6 +17,7 @@ from shiftproof.records.summaries import study_json
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
+from shiftproof.runs.file import read_yaml
 from shiftproof.runs.pipeline import build_start, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
@@ -48,7 +49,12 @@ def run_study(
     if address:
         require_reachable(address)
     directory = StudyDirectory(out.resolve())
-    request = Request(study_file.to_yaml(), lambda file: StudyFile.read(file).differences(study_file))
+
+    def differences(recorded: Path) -> list[str]:
+        # The paths in a recorded file are relative to the working directory, and not to the study's directory.
+        return StudyFile.resolve(read_yaml(recorded, "study file")).differences(study_file)
+
+    request = Request(study_file.to_yaml(), differences)
     with claim(directory.root, STUDY, request, resume=resume, overwrite=overwrite):
         failures = _run_members(study_file, members, directory, address)
         finished = [

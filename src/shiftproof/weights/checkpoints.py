@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shiftproof.errors import InputError, listed
-from shiftproof.storage import read_json, write_atomically
+from shiftproof.storage import expanded, read_json, write_atomically
 
 INDEX = ".index.json"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -84,7 +84,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     prefixes of wrappers (``module.``) are removed. Raises an InputError if a file is missing, damaged or contains more
     than tensors.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.is_dir():
         library = next((name for config, name in _CONFIGS.items() if (path / config).is_file()), "safetensors")
         return _opened(path, library, _weights_in(path, library))

@@ -1,27 +1,39 @@
-"""``csv:PATH``: a CSV file with the columns ``filepath,label`` and, optionally, ``mask`` and ``group``."""
+"""``csv:PATH``: a file with the columns ``filepath`` and ``label``, and optionally ``mask`` and ``group``."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
+from shiftproof.data.pictures import LEFTOVER, SkippedFiles, is_leftover
 from shiftproof.errors import InputError
-from shiftproof.storage import read_rows
+from shiftproof.storage import expanded, read_rows
 
 
 def read_csv(path: Path) -> list[Entry]:
-    """One entry per row; paths are relative to the CSV's folder.
+    """One entry per row; paths are relative to the CSV's folder, and a leading ``~`` is the home directory.
 
     Raises an InputError if the file does not exist, lacks a column, has no row or names an image twice.
     """
-    rows = read_rows(path, ("filepath", "label"), ("mask",))
-    groups = [group for _, *group in read_rows(path, ("filepath",), ("group",))]
-    entries = [
-        Entry(path.parent / file, label, file, path.parent / mask[0] if mask else None, *group)
-        for (file, label, *mask), group in zip(rows, groups, strict=True)
-    ]
+    entries: list[Entry] = []
+    first_rows: dict[str, tuple[int, str]] = {}  # of each file: its first line and how it is written there
+    skipped = SkippedFiles()
+    for line, fields in read_rows(path, ("filepath", "label"), ("mask", "group")):
+        sample = fields["filepath"]
+        if is_leftover(sample):
+            skipped.add(LEFTOVER, sample)
+            continue
+        image = path.parent / expanded(sample)
+        earlier, name = first_rows.setdefault(os.path.abspath(image), (line, sample))
+        if earlier != line:
+            raise InputError(
+                f"{path} names a file twice: {name!r} on line {earlier} and {sample!r} on line {line}. Every image may "
+                "occur in it only once."
+            )
+        mask = path.parent / expanded(fields["mask"]) if "mask" in fields else None
+        entries.append(Entry(image, fields["label"], sample, mask, fields.get("group")))
     if not entries:
         raise InputError(f"{path} has no rows. It needs one row per labelled image.")
-    if len({entry.sample for entry in entries}) < len(entries):
-        raise InputError(f"{path} names a file twice. Every image may occur in it only once.")
+    skipped.warn(f"csv:{path}")
     return entries

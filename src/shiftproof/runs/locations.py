@@ -1,0 +1,82 @@
+"""Where the paths in a run file lead: which keys hold paths, and what these are relative to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shiftproof.data.formats.registry import FORMATS
+from shiftproof.errors import InputError
+from shiftproof.storage import expanded
+
+_LOCAL = "local-dir"
+
+
+def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """A copy of the settings of a run file whose paths are relative to the working directory.
+
+    The paths in ``settings`` are relative to ``folder``, or to the working directory if it is None or if they exist
+    there only. A leading ``~`` is the home directory. Raises an InputError for a path that exists in both places.
+
+    >>> with_paths({"suite": {"reference": {"train": "folder:photos"}}}, Path("configs"))
+    {'suite': {'reference': {'train': 'folder:configs/photos'}}}
+    """
+    changed = dict(settings)
+    if isinstance(model := changed.get("model"), str):
+        changed["model"] = model_path(model, folder)
+    if isinstance(suite := changed.get("suite"), Mapping):
+        changed["suite"] = _suite(suite, folder)
+    if isinstance(pretrain := changed.get("pretrain"), Mapping):
+        changed["pretrain"] = _with_data(pretrain, ("data",), folder)
+    return changed
+
+
+def model_path(model: str, folder: Path | None) -> str:
+    """The name of a model, with the path changed as in ``with_paths`` if it is that of a directory."""
+    scheme, colon, path = model.partition(":")
+    if colon:
+        return f"{_LOCAL}:{_place(path, folder)}" if scheme == _LOCAL else model
+    here, beside = expanded(model), (folder or Path()) / expanded(model)
+    is_directory = any((place / "classifier.json").is_file() for place in (here, beside))
+    return _place(model, folder) if is_directory or os.sep in model else model
+
+
+def _suite(suite: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    changed = dict(suite)
+    if isinstance(reference := changed.get("reference"), Mapping):
+        changed["reference"] = _with_data(reference, ("train", "validation", "test"), folder)
+    if isinstance(shifts := changed.get("shifts"), Mapping):
+        changed["shifts"] = {
+            name: _with_data(shift, ("data",), folder) if isinstance(shift, Mapping) else shift
+            for name, shift in shifts.items()
+        }
+    return changed
+
+
+def _with_data(section: Mapping[str, Any], keys: tuple[str, ...], folder: Path | None) -> dict[str, Any]:
+    return {
+        key: _data(value, folder) if key in keys and isinstance(value, str) else value for key, value in section.items()
+    }
+
+
+def _data(name: str, folder: Path | None) -> str:
+    kind, _, rest = name.partition(":")
+    if kind == "corrupted" and rest.count(":") >= 2:
+        corruption, severity, data = rest.split(":", 2)
+        return f"{kind}:{corruption}:{severity}:{_data(data, folder)}"
+    return f"{kind}:{_place(rest, folder)}" if kind in FORMATS and rest else name
+
+
+def _place(text: str, folder: Path | None) -> str:
+    path = expanded(text)
+    if folder is None or path.is_absolute() or folder.resolve() == Path.cwd():
+        return str(path) if text.startswith("~") else text
+    beside = folder / path
+    if path.exists() and beside.exists() and not path.samefile(beside):
+        raise InputError(
+            f"the path {text!r} leads to {beside}, relative to the folder of the run file, and to {path.absolute()}, "
+            "relative to the working directory. Write it in full."
+        )
+    return text if path.exists() else str(beside)
