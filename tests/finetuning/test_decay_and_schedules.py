@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.squares import CLASSES, SUITE, fraction_right, load_run_suite, square_classifier, squares, two_epochs
+from support.squares import CLASSES, SUITE, closed_suite, fraction_right, square_classifier, squares, two_epochs
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -92,7 +92,7 @@ def test_the_first_loss_is_that_of_the_start(tiny: sp.models.Clip, smoothing: fl
     train = squares("train", 3, 0, noise=0)
     start = sp.zero_shot_classifier(tiny, CLASSES)
     asked = two_epochs(epochs=1, batch_size=len(train), label_smoothing=smoothing)
-    tuned = sp.finetune(start, load_run_suite(train, SUITE.reference.validation), asked)
+    tuned = sp.finetune(start, closed_suite(train, SUITE.reference.validation), asked)
     found = sp.predict(start, train)
     expected = smoothed_loss(found.logits.tolist(), found.labels.tolist(), smoothing)
     assert tuned.training["history"][0]["loss"] == pytest.approx(expected, rel=1e-4)

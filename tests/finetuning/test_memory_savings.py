@@ -104,7 +104,11 @@ class Refusing(nn.Module):
 
 def test_a_tower_that_would_only_pretend_to_checkpoint_says_so() -> None:
     resnet = ModifiedResNet(layers=(1, 1, 1, 1), output_dim=8, heads=2, image_size=32, width=8)
-    for tower, said in ((resnet, "open_clip has none"), (Reluctant(), "not supported"), (nn.Linear(1, 1), "attribute")):
+    for tower, said in (
+        (resnet, "open_clip does not implement it"),
+        (Reluctant(), "not supported"),
+        (nn.Linear(1, 1), "attribute"),
+    ):
         with pytest.raises(
             sp.InputError, match=f"{type(tower).__name__} does not support gradient checkpointing .*{said}"
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.classifiers import weight_bytes
-from support.squares import CLASSES, SUITE, fraction_right, load_run_suite, square_classifier, squares, two_epochs
+from support.squares import CLASSES, SUITE, closed_suite, fraction_right, square_classifier, squares, two_epochs
 
 import shiftproof as sp
 
@@ -58,7 +58,7 @@ def test_the_seed_decides_the_weights() -> None:
 
 def test_the_seed_decides_the_order() -> None:
     # Crops of an image of one colour are all alike, so that nothing but the order is left to differ.
-    suite = load_run_suite(squares("train", 6, 0, noise=0), SUITE.reference.validation)
+    suite = closed_suite(squares("train", 6, 0, noise=0), SUITE.reference.validation)
     first, other = (sp.finetune(square_classifier(), suite, two_epochs(batch_size=5), seed=seed) for seed in (0, 1))
     moved = first.state_dict()["head.weight"] - other.state_dict()["head.weight"]
     assert moved.abs().max() > 1e-4

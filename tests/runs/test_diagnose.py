@@ -200,11 +200,11 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         expected = sp.evaluation.effective_robustness(sp.evaluation.on_scale(reference, 18), shift, line)
         assert record.effective.value == pytest.approx(float(expected))
     for content, said in {
-        "model,photos\na,1\n": "it needs one of 'sketch'",
+        "model,photos\na,1\n": "it needs at least one of 'sketch'",
         "model,sketch\na,1\n": "it needs 'model' and 'photos'",
         "model,photos,sketch\na,130,20\nb,10,20\n": "outside 0 to 1",
-        "model,photos,sketch\na,0.1,much\nb,0.2,0.3\n": "no number",
-        "model,photos,sketch\na,0.1,0.2\n": "needs two",
+        "model,photos,sketch\na,0.1,much\nb,0.2,0.3\n": "not a number",
+        "model,photos,sketch\na,0.1,0.2\n": "needs at least two",
         "model,photos,sketch\na,0.3,10\nb,0.6,20\n": "photos in fractions and another set in per cent",
     }.items():
         table.write_text(content, encoding="utf-8")

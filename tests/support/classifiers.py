@@ -15,10 +15,12 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.models.classifier import Network
 
 
-def classifier_around(encoder: nn.Module, head: nn.Module, classes: sp.ClassSpace, **changes: Any) -> sp.Classifier:
-    """A classifier of 16 px images in evaluation mode; ``changes`` replace its fields."""
+def classifier_around(
+    encoder: nn.Module, linear: nn.Module, classes: sp.ClassSpace, /, **changes: Any
+) -> sp.Classifier:
+    """A classifier of 16 px images in evaluation mode, with a linear head; ``changes`` replace its fields."""
     classifier = sp.Classifier(
-        network=Network(encoder, head).eval(),
+        network=Network(encoder, linear).eval(),
         classes=classes,
         preprocessing=Preprocessing(size=16),
         architecture={"name": "toy"},
@@ -31,7 +33,7 @@ def classifier_around(encoder: nn.Module, head: nn.Module, classes: sp.ClassSpac
 
 
 def convolution_classifier(
-    classes: sp.ClassSpace, seed: int = 0, *, relu: bool = True, **changes: Any
+    classes: sp.ClassSpace, /, seed: int = 0, *, relu: bool = True, **changes: Any
 ) -> sp.Classifier:
     """A convolution with batch norm under a linear head: fast, with float and integer statistics that could move."""
     with torch.random.fork_rng(devices=[]):

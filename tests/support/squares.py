@@ -41,13 +41,13 @@ def unreadable(name: str) -> sp.ImageSet:
     return replace(squares(name, 2, 0), read=read)
 
 
-def load_run_suite(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
+def closed_suite(train: sp.ImageSet, validation: sp.ImageSet) -> sp.ShiftSuite:
     """What fine-tuning may read, beside a test split and a shift that must stay closed."""
     reference = sp.data.Reference("photo", train, validation, unreadable("test"))
     return sp.ShiftSuite("squares", CLASSES, reference, (sp.data.Shift("sketch", "natural", unreadable("sketch")),))
 
 
-SUITE = load_run_suite(squares("train", 6, 0), squares("validation", 4, 1))
+SUITE = closed_suite(squares("train", 6, 0), squares("validation", 4, 1))
 
 
 def square_classifier(seed: int = 0, **changes: Any) -> sp.Classifier:
