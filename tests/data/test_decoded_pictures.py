@@ -190,3 +190,49 @@ def test_a_run_on_pictures_of_16_bits_says_so_and_ends_as_one_of_8_bits(
         accuracies[bits] = (tmp_path / f"tuned-{bits}/results.jsonl").read_text()
         assert (decoding.SIXTEEN_BITS in ended.err) == (bits == "16")
     assert accuracies["8"] == accuracies["16"]
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
+    """The suffix and the bytes of every kind of picture."""
+    folder = tmp_path_factory.mktemp("contents")
+    for number, case in enumerate(PICTURES):
+        case.write(folder / f"{number}{case.suffix}")
+    return [(path.suffix, path.read_bytes()) for path in sorted(folder.iterdir())]
+
+
+def refusal(path: Path) -> str | None:
+    """The message that refuses a picture, or None if it is read."""
+    try:
+        read_picture(path)
+    except sp.InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(data=st.data())
+def test_a_damaged_picture_is_read_or_named(
+    data: st.DataObject, contents: list[tuple[str, bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    suffix, content = data.draw(st.sampled_from(contents))
+    damaged = bytearray(content[: data.draw(st.integers(0, len(content)))])
+    for position in data.draw(st.lists(st.integers(0, max(len(damaged) - 1, 0)), max_size=8)):
+        damaged[position : position + 1] = bytes([data.draw(st.integers(0, 255))])
+    path = tmp_path_factory.mktemp("damaged") / f"picture{suffix}"
+    path.write_bytes(damaged)
+    assert str(path) in (refusal(path) or str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [".gif", ".avif"])  # Pillow raises IndexError, struct.error and RuntimeError
+def test_every_cut_of_a_file_is_refused_by_name(suffix: str, contents: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    (content,) = (content for kind, content in contents if kind == suffix)
+    path = tmp_path / f"picture{suffix}"
+    refusals = []
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        refusals += filter(None, [refusal(path)])
+    assert len(refusals) > len(content) // 4
+    assert all(str(path) in message for message in refusals)

@@ -116,6 +116,8 @@ def test_the_home_directory_is_expanded_in_run_files_and_options(
     ]
     assert read.model == "/home/me/zero"
     assert sp.RunFile.resolve({"model": "local-dir:~/clip"}).model == "local-dir:/home/me/clip"
+    monkeypatch.setenv("HOME", str(project))
+    assert paths_of(sp.RunFile.read("~/run.yaml"))[1] == f"csv:{project}/photos/test.csv"
 
 
 def test_a_classifier_directory_beside_the_run_file_is_the_model(project: Path, tiny: sp.models.Clip) -> None:

@@ -135,11 +135,11 @@ def _decoded(path: str | Path, what: str, ground: tuple[int, ...]) -> tuple[Imag
             remaining = _orientation(image)
             colour, kinds = _in_rgb(image, f"the {what} {path}", ground)
             turned = colour.transpose(_TURNS[remaining]) if remaining in _TURNS else colour
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise almost anything, such as IndexError, for damaged files
         raise InputError(f"the {what} {path} cannot be decoded ({error}). Fix or remove it.") from error
     return turned, (*([FIRST_FRAME] if frames else []), *([UPRIGHT] if stored in _TURNS else []), *kinds)
 

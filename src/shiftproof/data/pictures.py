@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, features
 
 from shiftproof.errors import InputError, counted, listed
 
@@ -164,5 +164,5 @@ def _content_reason(path: Path, suffixes: frozenset[str]) -> str | None:
             return None
     except Image.DecompressionBombError:
         return None  # it is a picture; reading it says that it is too large
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # Pillow's parsers raise almost anything for content that only looks like theirs
         return "without a suffix whose content is no picture"

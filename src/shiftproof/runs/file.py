@@ -17,7 +17,7 @@ from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.runs.locations import with_paths
 from shiftproof.runs.yaml_text import parse_yaml
-from shiftproof.storage import packaged_path, read_json
+from shiftproof.storage import expanded, packaged_path, read_json
 from shiftproof.training.log import trackers_from
 
 # Fine-tuning settings for keys that the run file omits. Those of the tiny model were tuned on the development suite;
@@ -129,6 +129,7 @@ class RunFile(Frozen):
         Paths in it are relative to its folder. A path that exists only relative to the working directory is read from
         there; one that exists in both places raises an InputError. Overrides are relative to the working directory.
         """
+        path = expanded(path)
         settings = read_yaml(path, "run file")
         # The run.yaml of a run directory also records versions, which are not settings; its paths are resolved already.
         if settings.pop("versions", None) is None:

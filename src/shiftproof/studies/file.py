@@ -20,6 +20,7 @@ from shiftproof.errors import InputError, listed
 from shiftproof.runs.file import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
 from shiftproof.runs.locations import model_path, with_paths
 from shiftproof.seeding import child_generator
+from shiftproof.storage import expanded
 
 # Keys that all runs of a study must share, because their accuracies could not be compared otherwise.
 _SHARED = ("suite", "alphas", "alpha_tolerance", "limit", "device", "report_to")
@@ -98,7 +99,8 @@ class StudyFile(Frozen):
 
         Paths in it are relative to its folder, as in a run file.
         """
-        return cls.resolve(_with_paths(read_yaml(path, "study file"), Path(path).parent), overrides)
+        path = expanded(path)
+        return cls.resolve(_with_paths(read_yaml(path, "study file"), path.parent), overrides)
 
     def asks_the_same(self, other: StudyFile) -> bool:
         """Whether both have the same runs and the same rule. Soups, CPUs and GPUs may differ."""
