@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from shiftproof.errors import InputError
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def cache_directory() -> Path:
     """``$SHIFTPROOF_CACHE``, or else the user's cache directory: on Linux ``$XDG_CACHE_HOME/shiftproof``.
@@ -154,6 +156,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        require_no_pointer(Path(path))
         raise InputError(f"{path} is not valid JSON ({error}). Regenerate or restore it.") from error
 
 
@@ -162,6 +165,16 @@ class Row(NamedTuple):
 
     line: int
     fields: Mapping[str, str]
+
+
+def require_no_pointer(file: Path) -> None:
+    """Raises an InputError if a file is the pointer that Git LFS puts in place of a file that was not downloaded."""
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                f"{file} is a Git LFS pointer: it stands for a file that was not downloaded. "
+                "Run `git lfs pull` in its repository, and try again."
+            )
 
 
 def read_header(path: Path) -> tuple[str, ...]:

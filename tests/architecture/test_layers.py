@@ -15,7 +15,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("codec", "accuracy", "paths", "rules", "pretraining", "runs", "merges", "backgrounds", "windows"),
         *("comparisons", "diagnosis", "studies", "summaries"),
     ),
-    "weights": ("arithmetic", "schedules", "checkpoints"),
+    "weights": ("arithmetic", "schedules", "signatures", "wrappers", "quantization", "checkpoints"),
     "data": (
         *(
             "labels",
@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
-        *("devices", "prompts", "tiny", "clip", "encoders", "classifier", "identity", "text_towers"),
+        *("devices", "prompts", "tiny", "local_weights", "clip", "encoders", "classifier", "identity", "text_towers"),
         *("directories", "cards"),
     ),
     "training": ("distributed", "hardware", "checkpoints", "log", "engine"),

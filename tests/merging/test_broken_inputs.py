@@ -114,7 +114,6 @@ def directory_of(folder: Path, *names: str) -> Path:
     return folder / "model"
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1"  # what stands for a file that was not fetched
 NOT_WHOLE = "is not a complete safetensors file .*Restore or rewrite it"
 NOT_TORCH = "is not a complete torch file .*Restore or rewrite it"
 BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -128,8 +127,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "several pickles": (lambda f: directory_of(f, "one.pt", "two.bin"), "several weights files: 'one.pt', 'two.bin'"),
     "empty safetensors": (lambda f: write_bytes(f / "x.safetensors", b""), NOT_WHOLE),
     "empty torch file": (lambda f: write_bytes(f / "x.pt", b""), NOT_TORCH),
-    "text as safetensors": (lambda f: write_bytes(f / "x.safetensors", LFS), NOT_WHOLE),
-    "text as torch": (lambda f: write_bytes(f / "x.pt", LFS), "x.pt"),
+    "text as safetensors": (lambda f: write_bytes(f / "x.safetensors", b"hello"), NOT_WHOLE),
+    "text as torch": (lambda f: write_bytes(f / "x.pt", b"hello"), "is not a torch file: its first bytes are b'hello'"),
     "cut safetensors": (lambda f: truncate(save_pair(f / "in")[0], 0.8), NOT_WHOLE),
     "cut header": (lambda f: truncate(save_pair(f / "in")[0], 0.2), NOT_WHOLE),
     "cut torch file": (lambda f: truncate(save_pair(f / "in", ".pt")[0], 0.8), NOT_TORCH),
@@ -165,7 +164,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "other things": (lambda f: pickled(f / "x.pt", {"epoch": 3, "lr": 0.1}), "its keys are 'epoch', 'lr'"),
     "nothing in it": (lambda f: pickled(f / "x.pt", {"state_dict": {}}), "contains no state dict"),
     "numbers among tensors": (
-        lambda f: pickled(f / "x.pt", {"w": torch.zeros(2), "step": 3}), "no state dict: its keys are 'w', 'step'",
+        lambda f: pickled(f / "x.pt", {"w": torch.zeros(2), "step": 3}), r"entries that are no tensors: 'step' \(int\)",
     ),
     "names that are numbers": (lambda f: pickled(f / "x.pt", {0: torch.zeros(2)}), "no state dict: its keys are '0'"),
     "a sparse tensor": (lambda f: pickled(f / "x.pt", {"w": torch.eye(3).to_sparse()}), "x.pt"),

@@ -28,13 +28,13 @@ def test_a_dtype_that_safetensors_lack_is_refused(tmp_path: Path, dtype: torch.d
 
 def test_a_mismatch_of_names_lists_ten_of_each_side_and_the_way_out(tmp_path: Path) -> None:
     a = save_checkpoint({f"encoder.{i:02d}": torch.zeros(1) for i in range(14)}, tmp_path / "a.safetensors")
-    b = save_checkpoint({f"module.encoder.{i:02d}": torch.zeros(1) for i in range(12)}, tmp_path / "b.safetensors")
+    b = save_checkpoint({f"backbone.encoder.{i:02d}": torch.zeros(1) for i in range(12)}, tmp_path / "b.safetensors")
     with assert_unchanged(tmp_path), pytest.raises(sp.IncompatibleWeightsError) as caught:
         merge_files(a, b, out=tmp_path / "merged")
     said = str(caught.value)
-    assert all(f"'encoder.{i:02d}'" in said and f"'module.encoder.{i:02d}'" in said for i in range(10))
+    assert all(f"'encoder.{i:02d}'" in said and f"'backbone.encoder.{i:02d}'" in said for i in range(10))
     assert "'encoder.10'" not in said
-    assert "'module.encoder.10'" not in said
+    assert "'backbone.encoder.10'" not in said
     assert "and 4 more" in said
     assert "and 2 more" in said
     assert "strip wrapper prefixes such as 'module.'" in said
@@ -46,7 +46,7 @@ def test_a_mismatch_of_names_lists_ten_of_each_side_and_the_way_out(tmp_path: Pa
     [
         (torch.zeros(3, 2), r"head.weight \(float32 \[2, 3\] and float32 \[3, 2\]\)"),
         (torch.zeros(2, 3).half(), r"head.weight \(float32 \[2, 3\] and float16 \[2, 3\]\).*convert to one dtype"),
-        (torch.zeros(2, 3, dtype=torch.int32), r"head.weight \(float32 \[2, 3\] and int32 \[2, 3\]\)"),
+        (torch.zeros(2, 3, dtype=torch.bool), r"head.weight \(float32 \[2, 3\] and bool \[2, 3\]\)"),
     ],
 )
 def test_another_shape_or_dtype_is_named(tmp_path: Path, other: Tensor, said: str, missing: str) -> None:

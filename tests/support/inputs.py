@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.checkpoint_cases import checkpoint_table
 from support.pictures import PICTURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
@@ -97,7 +98,7 @@ CSVS = (
 
 def tables() -> dict[str, str]:
     """The generated tables of the page, by the name in their marks."""
-    return {"pictures": _pictures(), "files": _files(), "csv": _csv()}
+    return {"pictures": _pictures(), "files": _files(), "csv": _csv(), "checkpoints": checkpoint_table()}
 
 
 def page_with(content: str) -> str:

@@ -114,7 +114,8 @@ def test_tied_entries_are_made_once_and_stay_tied() -> None:
     assert found["other"].data_ptr() != found["head"].data_ptr()
     # Tied in one only: the results differ, so they must not be tied.
     untied = {**theta_1, "head": torch.zeros(4, 3)}
-    found = sp.interpolate_weights(theta_0, untied, 1.0)
+    with pytest.warns(UserWarning, match="tied in an input and differ in the result: 'head = embed'"):
+        found = sp.interpolate_weights(theta_0, untied, 1.0)
     assert torch.equal(found["embed"], theta_1["embed"])
     assert torch.equal(found["head"], torch.zeros(4, 3))
 
@@ -238,7 +239,8 @@ def test_every_entry_may_have_an_alpha_of_its_own() -> None:
 def test_ties_with_alphas_of_their_own_are_no_ties() -> None:
     shared_0, shared_1 = torch.zeros(3), torch.ones(3)
     theta_0, theta_1 = {"a": shared_0, "b": shared_0}, {"a": shared_1, "b": shared_1}
-    found = sp.interpolate_weights(theta_0, theta_1, {"a": 0.25, "b": 0.75})
+    with pytest.warns(UserWarning, match="differ in the result: 'b = a'.*same ties and alphas"):
+        found = sp.interpolate_weights(theta_0, theta_1, {"a": 0.25, "b": 0.75})
     assert (found["a"][0].item(), found["b"][0].item()) == (0.25, 0.75)
 
 

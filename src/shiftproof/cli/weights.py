@@ -100,6 +100,9 @@ def _print_merge(record: MergeRecord, *, dry_run: bool) -> None:
     print("  entries: " + ", ".join(f"{len(names)} {what}" for what, names in counts if names))
     if record.tied:
         print(f"  tied: {', '.join(f'{name} = {of}' for name, of in record.tied.items())}")
+    if record.untied:
+        names = ", ".join(f"{name} = {of}" for name, of in record.untied.items())
+        print(f"  no longer tied, so load into a model that does not tie them: {names}")
     if record.batch_norm:
         print(f"  {len(record.batch_norm)} batch-norm statistics were averaged; re-estimate them on training images")
     for trial in record.scores:

@@ -96,6 +96,11 @@ class Adapted(Mapping[str, Tensor]):
             _entry(base, module, f"{module}.weight", f"{module}.in_proj_weight"): product
             for module, product in adapter.products.items()
         }
+        if integral := [name for name in self._products if not base[name].is_floating_point()]:
+            raise IncompatibleWeightsError(
+                f"the adapter changes weights that the base stores as integers, {listed(integral, 3)}, so the base is "
+                "quantised. Name the base before quantisation, or dequantise it first."
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._whole:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from shiftproof.ensembling.greedy import SoupTrial, members_of
@@ -17,7 +18,7 @@ from shiftproof.merging.layouts import Layout, copied_files, is_file, layout_of
 from shiftproof.merging.methods import METHODS, MergeSettings, Plan
 from shiftproof.records.merges import MergeInput, MergeRecord
 from shiftproof.weights.arithmetic import is_combined, is_running_statistic, require_compatible
-from shiftproof.weights.checkpoints import Checkpoint, size_of
+from shiftproof.weights.checkpoints import Checkpoint, size_of, with_names_of
 
 if TYPE_CHECKING:
     from shiftproof.models.directories import Card
@@ -66,6 +67,7 @@ class Merge:
     def record(self, plan: Plan, place: Path) -> MergeRecord:
         """Returns the record of one output, before any tensor is read."""
         entries, layout = self.entries, self.layout(place)
+        tied, untied = self._ties(plan)
         combined = [name for name in self.common if is_combined(entries[name], plan.coefficients[name])]
         copies = () if is_file(place) else tuple(file.name for file in copied_files(self.checkpoints[0]))
         alphas = {name: shares[1] for name, shares in plan.coefficients.items()} if plan.layered else {}
@@ -82,7 +84,8 @@ class Merge:
             interpolated=tuple(combined),
             copied=tuple(name for name in self.common if name not in set(combined)),
             missing=tuple(self.alone),
-            tied=self._ties(plan),
+            tied=tied,
+            untied=untied,
             batch_norm=tuple(filter(is_running_statistic, combined)),
             files={file: sum(size_of(entries[name]) for name in names) for file, names in layout.shards.items()},
             copied_files=copies,
@@ -115,11 +118,29 @@ class Merge:
         first = self.alone.get(name, len(self.inputs))
         return [i for i, tensors in enumerate(self.inputs) if i > first and name in tensors]
 
-    def _ties(self, plan: Plan) -> dict[str, str]:
-        """Returns the names that share memory in all inputs and have the same coefficients."""
-        first, *others = (checkpoint.ties for checkpoint in self.checkpoints)
-        same = {name: of for name, of in first.items() if all(ties.get(name) == of for ties in others)}
-        return {name: of for name, of in same.items() if plan.coefficients[name] == plan.coefficients[of]}
+    def _ties(self, plan: Plan) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the names that some input ties to an earlier one: those with equal values in the output, and others.
+
+        An input ties two names by holding both in the same memory. Values are read only if another input does not.
+        """
+        order = {name: number for number, name in enumerate(self.names)}
+        pairs = {
+            tuple(sorted(tie, key=order.__getitem__, reverse=True))
+            for checkpoint in self.checkpoints
+            for tie in checkpoint.ties.items()
+            if all(name in order for name in tie)
+        }
+        tied: dict[str, str] = {}
+        untied: dict[str, str] = {}
+        for name, first in sorted(pairs, key=lambda pair: [order[part] for part in pair]):
+            (tied if self._stays_tied(plan, name, first) else untied)[name] = first
+        return tied, untied
+
+    def _stays_tied(self, plan: Plan, name: str, first: str) -> bool:
+        if self.alone.get(name) != self.alone.get(first) or self.shares(plan, name) != self.shares(plan, first):
+            return False
+        inputs = [self.inputs[self.alone[name]]] if name in self.alone else self.inputs
+        return all(_are_equal(tensors[name], tensors[first]) for tensors in inputs)
 
     def _roles(self) -> list[str]:
         others = len(self.inputs) - 1
@@ -130,9 +151,11 @@ class Merge:
 
 def aligned(checkpoints: Sequence[Checkpoint], settings: MergeSettings) -> Merge:
     """Inputs whose names, shapes and dtypes agree, an adapter as the weights that it makes of the first."""
-    first, *others = checkpoints
+    first = checkpoints[0]
     if first.kind == "peft":
         raise InputError(f"{first.path} is an adapter. Name its base first: shiftproof merge BASE {first.path}.")
+    others = [c if c.kind == "peft" else with_names_of(first.tensors, c) for c in checkpoints[1:]]
+    checkpoints = [first, *others]
     for other in (checkpoint for checkpoint in others if checkpoint.kind != "peft"):
         _require_fitting(first.tensors, other.tensors, settings)
     inputs = [
@@ -159,7 +182,7 @@ def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
         )
     # Imported for classifiers only: these modules import timm and torchvision, which takes seconds.
     from shiftproof.models.classifier import require_same_task
-    from shiftproof.models.directories import read_card
+    from shiftproof.models.directories import read_card, require_weights_of_card
 
     cards = [read_card(checkpoint.path) for checkpoint in checkpoints]
     if rebuilt := [
@@ -172,6 +195,8 @@ def _cards(checkpoints: Sequence[Checkpoint]) -> list[Card]:
         )
     for card in cards[1:]:
         require_same_task(cards[0], card)
+    for checkpoint, card in zip(checkpoints, cards, strict=True):
+        require_weights_of_card(card, checkpoint.tensors, checkpoint.path)
     return cards
 
 
@@ -180,6 +205,14 @@ def _require_fitting(first: Mapping[str, Tensor], other: Mapping[str, Tensor], s
         return require_compatible(first, other)
     common = first.keys() & other.keys()
     return require_compatible({n: first[n] for n in sorted(common)}, {n: other[n] for n in sorted(common)})
+
+
+def _are_equal(first: Tensor, other: Tensor) -> bool:
+    """Returns whether two tensors have the same memory or the same values."""
+    if first.shape != other.shape or first.dtype != other.dtype:
+        return False
+    same_memory = first.data_ptr() == other.data_ptr() and first.stride() == other.stride()
+    return same_memory or torch.equal(first, other)
 
 
 def _plain(trial: SoupTrial) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from shiftproof.errors import InputError
-from shiftproof.weights.checkpoints import INDEX, TORCH_SUFFIXES, Checkpoint, size_of
+from shiftproof.weights.checkpoints import INDEX, SUFFIXES, Checkpoint, size_of
 
-_WEIGHTS = (".safetensors", INDEX, *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot", ".tflite")
+_WEIGHTS = (*SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".npz", ".ot", ".tflite")
 _OURS = ("classifier.json", "merge.json", "README.md")
 # Files that a training run writes next to its weights, which do not apply to other weights.
 _OF_TRAINING = ("trainer_state.json", "_results.json", ".jsonl")

@@ -53,6 +53,11 @@ def _entry_lines(record: MergeRecord) -> list[str]:
         lines.append(f"- {len(record.missing)} entries that some input lacks, kept from the first that has them")
     if record.tied:
         lines.append(f"- {len(record.tied)} names tied to another's memory, with equal values")
+    if record.untied:
+        lines.append(
+            f"- {len(record.untied)} names tied to another's memory in an input, but no longer in these weights: load "
+            "them into a model that does not tie them"
+        )
     if record.batch_norm:
         lines.append(
             f"- {len(record.batch_norm)} batch-norm statistics averaged: that is not what the merged network would "

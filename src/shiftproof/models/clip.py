@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest
+from shiftproof.models.local_weights import load_local_weights, local_path
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
 from shiftproof.storage import expanded, read_json
 
@@ -79,7 +80,7 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
     if architecture not in (known := open_clip.list_models()):
         raise InputError(f"unknown open_clip architecture {architecture!r}. {nearest(architecture, known)}")
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag and tag not in tags and not Path(tag).is_file():
+    if tag and tag not in tags and local_path(architecture, tag) is None:
         raise InputError(f"{architecture} has no pretrained tag {tag!r}. {nearest(tag, tags)}")
     return _build(name, architecture, tag or None, seed)
 
@@ -102,13 +103,23 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
     import open_clip
 
     tag_config = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+    path = None if tag_config else local_path(architecture, pretrained)
     # QuickGELU belongs to the weights; open_clip only warns where the architecture's name does not imply it.
     quick_gelu = bool((tag_config or {}).get("quick_gelu"))
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)  # open_clip draws random weights from the global state
         try:
-            model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick_gelu)
+            if path:
+                # The weights replace all others, so that those of a pretrained text tower are not downloaded.
+                model = open_clip.create_model(
+                    architecture, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu
+                )
+                load_local_weights(model, path)
+            else:
+                model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick_gelu)
             tokenizer = open_clip.get_tokenizer(architecture)
+        except InputError:
+            raise
         except (RuntimeError, OSError, ValueError) as error:
             raise InputError(
                 f"the model {name!r} cannot be loaded ({error}). Check the name, the path and the network."

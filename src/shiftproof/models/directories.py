@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
 from shiftproof.models.classifier import Classifier, rebuild
-from shiftproof.models.identity import fingerprint, has_fingerprint
+from shiftproof.models.identity import fingerprint, is_fingerprint_of
 from shiftproof.storage import expanded, read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -84,12 +86,17 @@ def load_classifier(directory: str | Path) -> Classifier:
     classifier = rebuild(values, read_state_dict(directory / "model.safetensors"))
     if card.head == "rebuilt":
         classifier = replace(classifier, text=read_state_dict(directory / _TEXT))
-    if not has_fingerprint(classifier, card.fingerprint):
+    require_weights_of_card(card, classifier.state_dict(), directory)
+    return classifier
+
+
+def require_weights_of_card(card: Card, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Raises an InputError unless the weights in a directory are those that its card was written with."""
+    if not is_fingerprint_of(card, tensors, card.fingerprint):
         raise InputError(
             f"the weights in {directory} are not those that its classifier.json was written with. "
             "Restore both files from one source."
         )
-    return classifier
 
 
 def read_card(directory: str | Path) -> Card:

@@ -58,20 +58,19 @@ def fingerprint_of(task: Task, tensors: Mapping[str, Tensor]) -> str:
 
 def first_fingerprint(classifier: Classifier) -> str:
     """Returns the fingerprint in its first form, which versions before 0.2 wrote: 64 hexadecimal digits."""
-    architecture = sorted(classifier.architecture.items(), key=str)
-    described = f"[{classifier.classes.ids!r}, {_first_description(classifier.preprocessing)}, {architecture!r}]"
-    digest = hashlib.sha256(described.encode())
-    for name, tensor in sorted(classifier.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
+    return _first_fingerprint_of(classifier, classifier.state_dict())
 
 
 def has_fingerprint(classifier: Classifier, recorded: object) -> bool:
     """Returns whether a recorded fingerprint, in whichever form it was written, is that of a classifier."""
+    return is_fingerprint_of(classifier, classifier.state_dict(), recorded)
+
+
+def is_fingerprint_of(task: Task, tensors: Mapping[str, Tensor], recorded: object) -> bool:
+    """Returns whether a recorded fingerprint is that of a classifier whose weights may still be in a file."""
     if not isinstance(recorded, str):
         return False
-    return recorded == (fingerprint(classifier) if recorded.startswith(_PREFIX) else first_fingerprint(classifier))
+    return recorded == (fingerprint_of if recorded.startswith(_PREFIX) else _first_fingerprint_of)(task, tensors)
 
 
 def is_first_form(recorded: str) -> bool:
@@ -91,6 +90,16 @@ def parent_entry(role: str, classifier: Classifier) -> dict[str, Any]:
 def recorded_starts(classifier: Classifier) -> list[Mapping[str, Any]]:
     """Returns those of a classifier's ``parents`` that it was fine-tuned from."""
     return [parent for parent in classifier.parents if parent.get("role") in _START_ROLES]
+
+
+def _first_fingerprint_of(task: Task, tensors: Mapping[str, Tensor]) -> str:
+    architecture = sorted(task.architecture.items(), key=str)
+    described = f"[{task.classes.ids!r}, {_first_description(task.preprocessing)}, {architecture!r}]"
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
 
 
 def _canonical_json(document: Mapping[str, Any]) -> bytes:

@@ -27,9 +27,9 @@ class MergeRecord:
     ``alpha`` is None if entries have individual alphas, which are in ``alphas``, or if the method has none. ``members``
     are the inputs that a greedy soup selected, ``scores`` the results of its trials. Every entry of the output is in
     one of ``interpolated`` (floating-point and combined), ``copied`` (from one input, bit for bit) and ``missing``
-    (absent from some input; taken from the first that has it). ``tied`` maps names to those with which they share
-    memory in all inputs; ``batch_norm`` are the averaged running statistics. ``files`` gives the size of every weights
-    file in bytes.
+    (absent from some input; taken from the first that has it). ``tied`` maps names to those whose values they share in
+    all inputs, and ``untied`` names that some input ties to those from which their merged values may differ;
+    ``batch_norm`` are the averaged running statistics. ``files`` gives the size of every weights file in bytes.
     """
 
     method: str
@@ -44,6 +44,7 @@ class MergeRecord:
     copied: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    untied: Mapping[str, str] = field(default_factory=dict)
     batch_norm: tuple[str, ...] = ()
     members: tuple[int, ...] = ()
     scores: tuple[Mapping[str, Any], ...] = ()

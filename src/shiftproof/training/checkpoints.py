@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from shiftproof.errors import InputError, TrainingError, listed
-from shiftproof.storage import read_json, sync_directory, write_json
+from shiftproof.storage import read_json, require_no_pointer, sync_directory, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 _STEP = "step-"
@@ -64,6 +64,8 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
     if not checkpoints:
         return None
     last = checkpoints[-1]
+    for file in (path for path in last.glob("*") if path.is_file()):
+        require_no_pointer(file)
     try:
         state = dict(read_json(last / "state.json"))
         parts = {part: read_state_dict(last / f"{part}.safetensors") for part in state.pop("parts")}

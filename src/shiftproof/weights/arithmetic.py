@@ -7,6 +7,7 @@ dictionaries in memory go through the same few lines.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -170,17 +171,39 @@ def stock_ratio(products: Tensor) -> float:
 def combine_weights(
     thetas: Sequence[Mapping[str, Tensor]], coefficients: Mapping[str, Sequence[float]]
 ) -> dict[str, Tensor]:
-    """Combines every entry with its coefficients; entries that are tied in all inputs stay tied."""
+    """Combines every entry with its coefficients; entries that are tied in all inputs stay tied.
+
+    Warns of entries that are tied in some input and whose results differ.
+    """
     # The inputs are stored beside each result: if a lazy mapping freed them, reused memory would look like a tie.
     made: dict[tuple[object, ...], tuple[list[Tensor], Tensor]] = {}
     result = {}
+    first_names: list[dict[tuple[object, ...], str]] = [{} for _ in thetas]
+    ties: dict[tuple[str, str], None] = {}
     for name in thetas[0]:
         tensors = [theta[name] for theta in thetas]
-        memory = (tuple(coefficients[name]), *(part for tensor in tensors for part in _memory(tensor)))
+        memories = [_memory(tensor) for tensor in tensors]
+        earlier = [names.setdefault(of, name) for names, of in zip(first_names, memories, strict=True)]
+        ties |= dict.fromkeys((name, first) for first in earlier if first != name)
+        memory = (tuple(coefficients[name]), *(part for of in memories for part in of))
         if memory not in made:
             made[memory] = (tensors, combine(tensors, coefficients[name]))
         result[name] = made[memory][1]
+    _warn_of_lost_ties(result, ties)
     return result
+
+
+def _warn_of_lost_ties(result: Mapping[str, Tensor], ties: Iterable[tuple[str, str]]) -> None:
+    if lost := [f"{name} = {first}" for name, first in ties if not _equal(result[name], result[first])]:
+        warnings.warn(
+            f"these entries are tied in an input and differ in the result: {listed(lost)}. "
+            "Load it into a model that does not tie them, or give all inputs the same ties and alphas.",
+            stacklevel=3,
+        )
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first is second or (first.shape == second.shape and torch.equal(first, second))
 
 
 def combine(tensors: Sequence[Tensor], coefficients: Sequence[float], out: Tensor | None = None) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,21 +19,22 @@ from torch import Tensor
 
 from shiftproof.errors import InputError, listed
 from shiftproof.storage import expanded, read_json, write_atomically
+from shiftproof.weights.quantization import require_no_quantizer, require_unquantized, require_unquantized_config
+from shiftproof.weights.signatures import TORCH_SUFFIXES, require_weights_file
+from shiftproof.weights.wrappers import added_prefix, entries_under, plain_names, state_dict_of
 
 INDEX = ".index.json"
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", INDEX, *TORCH_SUFFIXES)
 # Names of weights files in a directory. The first that exists is read, as the library of the config does.
 _NAMES = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _OPEN_CLIP_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 _CONFIGS = {
     "classifier.json": "shiftproof",
     "adapter_config.json": "peft",
     "open_clip_config.json": "open_clip",
     "config.json": "transformers",
 }
-# Keys under which trainers nest the state dict, and prefixes that wrappers add to every name.
-_NESTED = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "ema_model.")
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -80,30 +82,67 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens safetensors (one file, or shards with an index), ``.pt`` and ``.bin`` state dicts and model directories.
 
     A directory may be that of a classifier, of open_clip, of transformers or of peft. Torch files are read with
-    ``weights_only``. They may nest their state dict under ``state_dict``, ``model_state_dict`` or ``model``, and the
-    prefixes of wrappers (``module.``) are removed. Raises an InputError if a file is missing, damaged or contains more
-    than tensors.
+    ``weights_only``. They may nest their state dict under ``state_dict``, ``model_state_dict`` or ``model``;
+    ``FILE:KEY`` reads the one under another key, such as an average of the weights. In all formats, the prefixes of
+    wrappers (``module.``) are removed. Raises an InputError if a file is missing, damaged, one of several shards, or
+    contains more than tensors, and if weights are quantised.
     """
     path = expanded(path)
-    if path.is_dir():
-        library = next((name for config, name in _CONFIGS.items() if (path / config).is_file()), "safetensors")
-        return _opened(path, library, _weights_in(path, library))
-    if not path.is_file():
+    file, part = split_part(path)
+    if file.is_dir():
+        library = next((name for config, name in _CONFIGS.items() if (file / config).is_file()), "safetensors")
+        if (file / "config.json").is_file():
+            require_unquantized_config(file, read_json(file / "config.json"))
+        return _opened(file, library, _weights_in(file, library))
+    if not file.is_file():
         raise InputError(f"the checkpoint {path} does not exist. Check the path.")
-    suffixes = (".safetensors", INDEX, *TORCH_SUFFIXES)
-    if not path.name.endswith(suffixes):
-        raise InputError(f"{path} is not a checkpoint. Name a directory, or a file that ends with {listed(suffixes)}.")
-    return _opened(path, "torch" if path.suffix in TORCH_SUFFIXES else "safetensors", path)
+    if not file.name.endswith(SUFFIXES):
+        raise InputError(f"{file} is not a checkpoint. Name a directory, or a file that ends with {listed(SUFFIXES)}.")
+    _require_whole(file.parent, [file.name])
+    return _opened(path, "torch" if file.suffix in TORCH_SUFFIXES else "safetensors", file, part)
+
+
+def with_names_of(wanted: Collection[str], checkpoint: Checkpoint) -> Checkpoint:
+    """Returns the checkpoint under the names that are wanted, if they differ by one prefix only, such as ``model.``.
+
+    A checkpoint whose names differ in any other way is returned as it is.
+    """
+    if (prefix := added_prefix(checkpoint.tensors, wanted)) is not None:
+        new = {name: name.removeprefix(prefix) for name in checkpoint.tensors}
+    elif (prefix := added_prefix(wanted, checkpoint.tensors)) is not None:
+        new = {name: prefix + name for name in checkpoint.tensors}
+    else:
+        return checkpoint
+    return replace(
+        checkpoint,
+        tensors={new[name]: tensor for name, tensor in checkpoint.tensors.items()},
+        shards={shard: tuple(new[name] for name in names) for shard, names in checkpoint.shards.items()},
+        ties={new[name]: new[first] for name, first in checkpoint.ties.items()},
+    )
+
+
+def split_part(path: str | Path) -> tuple[Path, str | None]:
+    """Splits ``FILE:KEY`` into the file and the key of the state dict in it, which is None for an ordinary path."""
+    path = expanded(path)
+    file, colon, part = str(path).rpartition(":")
+    named = bool(colon and part) and not path.exists() and Path(file).is_file()
+    return (Path(file), part) if named else (path, None)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file onto the CPU; raises an InputError if it is missing or damaged."""
+    """Reads the tensors of a safetensors file onto the CPU.
+
+    Raises an InputError if the file is missing or damaged, is not what its name says, or contains quantised weights.
+    """
     if not Path(path).is_file():
         raise InputError(f"the weights {path} do not exist. Check the path.")
+    require_weights_file(Path(path))
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is not a complete safetensors file ({error}). Restore or rewrite it.") from error
+    require_unquantized(tensors, Path(path))
+    return tensors
 
 
 def write_state_dict(tensors: Mapping[str, Tensor], path: str | Path) -> Path:
@@ -187,20 +226,35 @@ def _weights_in(directory: Path, library: str) -> Path:
     files = sorted(p for p in directory.iterdir() if p.name.endswith((f".safetensors{INDEX}", f".bin{INDEX}")))
     files = files or sorted(directory.glob("*.safetensors"))
     files = files or sorted(p for p in directory.iterdir() if p.suffix in TORCH_SUFFIXES)
+    _require_whole(directory, [file.name for file in files])
     if len(files) != 1:
         content = f"several weights files: {listed(p.name for p in files)}" if files else "no weights file"
         raise InputError(f"{directory} contains {content}. Name the file itself.")
     return files[0]
 
 
-def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
+def _require_whole(directory: Path, names: Sequence[str]) -> None:
+    """Raises an InputError if files that would be read are shards of a larger checkpoint."""
+    for name in names:
+        if not (shard := _SHARD.match(name)) or int(shard["count"]) == 1:
+            continue
+        index = f"{shard['stem']}{shard['suffix']}{INDEX}"
+        way_out = "Name the directory" if (directory / index).is_file() else f"Fetch {index}, then name the directory"
+        raise InputError(
+            f"{directory / name} is one shard of {int(shard['count'])}, so it is only a part of a model. "
+            f"{way_out}, {directory}."
+        )
+
+
+def _opened(path: Path, library: str, weights: Path, part: str | None = None) -> Checkpoint:
     if not weights.name.endswith(INDEX):
-        tensors, metadata = _tensors_of(weights)
-        tensors = _unwrapped(tensors) if weights.suffix in TORCH_SUFFIXES else tensors
-        return Checkpoint(path, library, tensors, {weights.name: tuple(tensors)}, metadata, ties=_ties(tensors))
-    stored = read_json(weights)
-    shards = _shards_of(weights, stored)
-    tensors, metadata = {}, {}
+        stored, metadata = _tensors_of(weights, part)
+        return _checkpoint(path, library, stored, {weights.name: tuple(stored)}, metadata)
+    if part is not None:
+        raise InputError(f"{path} names a part of an index. Name a part of a single file.")
+    index = read_json(weights)
+    shards = _shards_of(weights, index)
+    stored, metadata = {}, {}
     for number, (shard, names) in enumerate(shards.items()):
         of_shard, metadata_of_shard = _tensors_of(weights.parent / shard)
         if differing := sorted(set(names) ^ set(of_shard)):
@@ -208,15 +262,25 @@ def _opened(path: Path, library: str, weights: Path) -> Checkpoint:
                 f"{weights} and its shard {shard} do not agree on {listed(differing)}. Restore both from one source."
             )
         metadata = metadata_of_shard if number == 0 else metadata
-        tensors.update(of_shard)
-    if all(Path(shard).suffix in TORCH_SUFFIXES for shard in shards):
-        renamed = dict(zip(tensors, plain := _unwrapped(tensors), strict=True))
-        tensors = plain
-        shards = {shard: tuple(renamed[name] for name in names) for shard, names in shards.items()}
-    index = stored.get("metadata")
-    return Checkpoint(
-        path, library, tensors, shards, metadata, index if isinstance(index, dict) else {}, _ties(tensors)
-    )
+        stored.update(of_shard)
+    recorded = index.get("metadata")
+    return _checkpoint(path, library, stored, shards, metadata, recorded if isinstance(recorded, dict) else {})
+
+
+def _checkpoint(
+    path: Path,
+    library: str,
+    stored: Mapping[str, Tensor],
+    shards: Mapping[str, tuple[str, ...]],
+    metadata: Mapping[str, str],
+    index: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Returns the checkpoint under plain names; raises an InputError if its weights are quantised."""
+    require_unquantized(stored, path)
+    plain = plain_names(stored)
+    tensors = {plain[name]: tensor.detach() for name, tensor in stored.items() if name in plain}
+    shards = {shard: tuple(plain[name] for name in names if name in plain) for shard, names in shards.items()}
+    return Checkpoint(path, library, tensors, shards, metadata, index or {}, _ties(tensors))
 
 
 def _shards_of(index: Path, stored: Any) -> dict[str, tuple[str, ...]]:
@@ -233,41 +297,35 @@ def _shards_of(index: Path, stored: Any) -> dict[str, tuple[str, ...]]:
     return {shard: tuple(names) for shard, names in sorted(shards.items())}
 
 
-def _tensors_of(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the memory-mapped tensors of one weights file, and its metadata."""
+def _tensors_of(file: Path, part: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the memory-mapped tensors of one weights file, or of one part of it, and its metadata."""
+    require_weights_file(file)
     if file.suffix in TORCH_SUFFIXES:
-        return _torch_tensors(file), {}
+        return _torch_tensors(file, part), {}
     try:
         opened: Any = safe_open(file, "pt")
         # On the CPU, these tensors are views of the mapped file.
-        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        tensors, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{file} is not a complete safetensors file ({error}). Restore or rewrite it.") from error
+    return entries_under(tensors, file, part), metadata or {}
 
 
-def _torch_tensors(file: Path) -> dict[str, Tensor]:
+def _torch_tensors(file: Path, part: str | None = None) -> dict[str, Tensor]:
     try:
         stored = _load_torch(file, mmap=True)
     except pickle.UnpicklingError as error:
+        require_no_quantizer(str(error), file)
         raise InputError(
             f"{file} contains more than tensors, and loading it could execute code, so it is not loaded. "
             "If you trust the file, load it elsewhere and save the model's state_dict() as safetensors."
         ) from error
     except Exception as error:  # a damaged file can raise anything
         raise InputError(f"{file} is not a complete torch file ({error}). Restore or rewrite it.") from error
-    while isinstance(stored, dict) and not _is_state_dict(stored):
-        inner = next((stored[key] for key in _NESTED if isinstance(stored.get(key), dict)), None)
-        if inner is None:
-            raise InputError(
-                f"{file} contains no state dict: its keys are {listed(stored)}. "
-                f"It must map names to tensors, or contain such a mapping under {listed(_NESTED)}."
-            )
-        stored = inner
-    if not isinstance(stored, dict):
-        raise InputError(f"{file} contains a {type(stored).__name__}; it must be a state dict.")
-    if odd := [name for name, t in stored.items() if t.layout != torch.strided or t.is_meta or t.is_quantized]:
-        raise InputError(f"{file}: {listed(odd)} are sparse, quantized or without data. Save dense tensors.")
-    return dict(stored)
+    tensors = entries_under(state_dict_of(stored, file, part), file, None)
+    if odd := [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_meta]:
+        raise InputError(f"{file}: {listed(odd, len(odd))} are sparse or without data. Save dense tensors.")
+    return tensors
 
 
 def _load_torch(file: Path, *, mmap: bool) -> Any:
@@ -277,16 +335,6 @@ def _load_torch(file: Path, *, mmap: bool) -> Any:
         if mmap and "mmap can only be used" in str(error):  # files of torch before 1.6 are read into memory
             return _load_torch(file, mmap=False)
         raise
-
-
-def _is_state_dict(stored: Mapping[Any, Any]) -> bool:
-    return bool(stored) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in stored.items())
-
-
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def _ties(tensors: Mapping[str, Tensor]) -> dict[str, str]:
