@@ -194,7 +194,9 @@ def read_rows(
     records = _records(path)
     header = next((fields for _, fields in records), ())
     if not set(columns) <= set(header):
-        raise InputError(f"{path} has the columns {list(header)}; it needs {' and '.join(map(repr, columns))}.")
+        separated = " Separate the columns by commas." if len(header) == 1 and {";", "\t"} & set(header[0]) else ""
+        needed = " and ".join(map(repr, columns))
+        raise InputError(f"{path} has the columns {list(header)}; it needs {needed}.{separated}")
     wanted = (*columns, *(name for name in optional if name in header))
     rows = []
     for line, fields in records:

@@ -144,6 +144,13 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
         sp.data.load_set(f"folder:{tmp_path / 'photos'}")
 
 
+def test_a_class_that_links_to_nothing_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "photos/lemon/1.png")
+    (tmp_path / "photos/pear").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(sp.InputError, match=r"photos/pear is a link to .*unmounted, which does not exist"):
+        sp.data.load_set(f"folder:{tmp_path / 'photos'}")
+
+
 def test_a_class_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path / "photos/lemon/1.heic")
     write(tmp_path / "photos/lemon/2.heic")

@@ -61,6 +61,13 @@ CSVS = (
     CsvCase("a blank line", "1.png,lemon\n\n2.png,pear"),
     CsvCase("a field with a comma, in quotation marks", '1.png,"lemon, ripe"'),
     CsvCase(
+        "columns separated by semicolons or tabs",
+        "1.png;lemon",
+        r"mine\.csv has the columns .*Separate the columns by commas",
+        "filepath;label",
+        documented="the file and its columns",
+    ),
+    CsvCase(
         "a field with a comma, without quotation marks",
         "1.png,lemon\n2.png,lemon,ripe",
         r"line 3 of .*mine\.csv has 3 fields, its header 2",

@@ -109,6 +109,13 @@ def is_leftover(path: PurePath | str) -> bool:
     return any(part.startswith("._") or part.lower() in _SYSTEM for part in PurePath(path).parts)
 
 
+def require_target(path: Path) -> Path:
+    """Returns a path, or raises an InputError if it is a link to nothing."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which does not exist. Restore or remove it.")
+    return path
+
+
 def skip_reason(name: str) -> str | None:
     """Why a file or a folder is skipped by its name alone, or None.
 
@@ -136,11 +143,7 @@ def _walk(folder: Path, above: tuple[Path, ...], suffixes: frozenset[str]) -> It
             path = folder / entry.name
             if reason := skip_reason(entry.name):
                 yield path, reason
-            elif entry.is_symlink() and not path.exists():
-                raise InputError(
-                    f"{path} is a link to {os.readlink(path)}, which does not exist. Restore or remove it."
-                )
-            elif entry.is_dir():
+            elif (require_target(path) if entry.is_symlink() else entry).is_dir():
                 yield from _walk(path, (*above, _require_no_loop(path, above)), suffixes)
             else:
                 yield path, _content_reason(path, suffixes)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
-from shiftproof.data.pictures import SkippedFiles, find_pictures, picture_suffixes, require_pictures, skip_reason
+from shiftproof.data.pictures import (
+    SkippedFiles,
+    find_pictures,
+    picture_suffixes,
+    require_pictures,
+    require_target,
+    skip_reason,
+)
 from shiftproof.errors import InputError
 
 
@@ -19,7 +26,7 @@ def read_folder(root: Path) -> list[Entry]:
     entries: list[Entry] = []
     skipped = SkippedFiles()
     for folder in sorted(root.iterdir()):
-        if folder.is_dir():
+        if require_target(folder).is_dir():
             if reason := skip_reason(folder.name):
                 skipped.add(reason, folder.name)
                 continue
