@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,14 @@ class DivergenceError(TrainingError):
 
 
 class TrainingInterruptedError(ShiftproofError):
-    """A training run that was stopped on request and has saved the state from which it can resume."""
+    """A training run or study that a signal stopped, and that has saved the state from which it can resume.
+
+    ``signal_number`` is that of the signal: SIGTERM, or SIGINT after Ctrl-C.
+    """
+
+    def __init__(self, message: str, signal_number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal_number = int(signal_number)
 
 
 def listed(names: Iterable[object], limit: int = 10) -> str:

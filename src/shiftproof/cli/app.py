@@ -1,6 +1,7 @@
 """The command line: every command parses its arguments, calls one function and prints the result.
 
-The exit code is 0 for success, 2 for a mistake of the user and 1 for a defect of the program.
+The exit code is 0 for success, 2 for a mistake of the user, 1 for a defect of the program, and 130 or 143 after Ctrl-C
+or SIGTERM.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +11,20 @@ from shiftproof.errors import ShiftproofError, TrainingInterruptedError
 
 USER_ERROR = 2
 PATH_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-_TERMINATED = 128 + 15  # as a shell reports SIGTERM
+_SIGNALLED = 128  # a shell reports a process that a signal ended as 128 and the number of the signal
+INTERRUPTED = _SIGNALLED + signal.SIGINT
 _QUOTES = "'\""
 _ARGUMENT = re.compile(r"`(\w+)(?:=([^`]+))?`")
 
 
 def exit_code_of(error: ShiftproofError) -> int:
     """The exit code of a command that ends with an error of the library."""
-    return _TERMINATED if isinstance(error, TrainingInterruptedError) else USER_ERROR
+    return _SIGNALLED + error.signal_number if isinstance(error, TrainingInterruptedError) else USER_ERROR
+
+
+def message_of(error: BaseException) -> str:
+    """The message of an error, with the notes that were added to it."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def options_of(command: Any) -> dict[str, str]:

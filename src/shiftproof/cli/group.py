@@ -13,7 +13,15 @@ from typing import Any, get_type_hints
 
 from typer.core import TyperGroup
 
-from shiftproof.cli.failures import PATH_ERRORS, USER_ERROR, exit_code_of, name_options, options_of
+from shiftproof.cli.failures import (
+    INTERRUPTED,
+    PATH_ERRORS,
+    USER_ERROR,
+    exit_code_of,
+    message_of,
+    name_options,
+    options_of,
+)
 from shiftproof.errors import ShiftproofError
 from shiftproof.storage import expanded
 
@@ -21,8 +29,8 @@ from shiftproof.storage import expanded
 class CommandGroup(TyperGroup):
     """A group of commands that lists them by subject and reports the errors of the library as a message.
 
-    A mistake of the user ends with exit code 2, and an interrupted training run that can be resumed with 143. Any other
-    exception is a defect of the program and is not caught.
+    A mistake of the user ends with exit code 2, a command that Ctrl-C stopped with 130, and a training run that SIGTERM
+    stopped with 143. Any other exception is a defect of the program and is not caught.
     """
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -41,10 +49,17 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ShiftproofError as error:
-            command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            _exit_with(name_options(str(error), options_of(command)), exit_code_of(error))
+            _exit_with(name_options(message_of(error), self._options(ctx)), exit_code_of(error))
+        except KeyboardInterrupt:
+            options = self._options(ctx)
+            remedy = " Continue with `resume=True`." if "resume" in options else ""
+            _exit_with(name_options(f"interrupted.{remedy}", options), INTERRUPTED)
         except PATH_ERRORS as error:
             _exit_with(f"{error.filename}: {error.strerror}. Choose another path.", USER_ERROR)
+
+    def _options(self, ctx: Any) -> dict[str, str]:
+        """The options of the command that is being run."""
+        return options_of(self.get_command(ctx, ctx.invoked_subcommand or ""))
 
 
 def _exit_with(message: str, code: int) -> None:

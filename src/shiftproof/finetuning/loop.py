@@ -56,9 +56,9 @@ def finetune(
     The processes that ``torchrun`` started share every batch, and each of them returns the classifier.
 
     Raises an InputError where the suite's classes are not the start's, or where the checkpoints are of another
-    training; a TrainingInterruptedError on SIGTERM, after writing a checkpoint; a DivergenceError where the loss or a
-    gradient is not finite, and a TrainingError when out of memory. The last two name the step, and the weights of the
-    last successful epoch are saved to ``checkpoints/last_good``.
+    training; a TrainingInterruptedError on SIGTERM and Ctrl-C, after writing a checkpoint; a DivergenceError where the
+    loss or a gradient is not finite, and a TrainingError when out of memory. The last two name the step, and the
+    weights of the last successful epoch are saved to ``checkpoints/last_good``.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -162,7 +162,8 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
     """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
     patience = job.settings.early_stopping
     last = trainer.first if progress.is_over(patience) else trainer.course.steps
-    for step, batch in enumerate(_batches(job, trainer.first, last), trainer.first):
+    batches = _saving_unless_read(_batches(job, trainer.first, last), trainer, progress)
+    for step, batch in enumerate(batches, trainer.first):
         try:
             loss = trainer.take(step, recipe.losses(trainer.model, batch, step))
             recipe.after_step()
@@ -180,6 +181,18 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
             trainer.save(step + 1, progress.state(), **progress.parts())
         if done:
             break
+
+
+def _saving_unless_read(batches: Iterator[Batch], trainer: Trainer, progress: _Progress) -> Iterator[Batch]:
+    """The batches; where one cannot be read, the checkpoint of all steps before it is written first."""
+    step = trainer.first
+    try:
+        for batch in batches:
+            yield batch
+            step += 1
+    except InputError:
+        trainer.save_before_unreadable(step, progress.state(), **progress.parts())
+        raise
 
 
 def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:

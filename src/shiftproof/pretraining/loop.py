@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ def pretrain(
     wandb.
 
     Raises an InputError where ``data`` holds fewer pairs than a batch, or where the checkpoints are of another
-    training; a TrainingInterruptedError on SIGTERM, after writing a checkpoint; a DivergenceError where the loss or a
-    gradient is not finite, and a TrainingError when out of memory.
+    training; a TrainingInterruptedError on SIGTERM and Ctrl-C, after writing a checkpoint; a DivergenceError where the
+    loss or a gradient is not finite, and a TrainingError when out of memory.
     """
     _require_whole_batches(data, settings)
     job = _Job(clip, data, settings, seed, resolve_device(device), out, time.perf_counter())
@@ -146,17 +147,25 @@ def _train(job: _Job, towers: TwoTowers, trainer: Trainer) -> tuple[list[dict[st
     loss_average = history[-1]["loss"] if history else 0.0
     if trainer.begun is None:  # a failure before the first checkpoint must leave usable weights, too
         trainer.save(0, {"history": [], "seconds": 0.0})
+
+    def state(steps: int) -> dict[str, Any]:
+        if not history or history[-1]["step"] < steps:
+            history.append({"step": steps, "loss": loss_average})
+        return {"history": history, "seconds": time.perf_counter() - started}
+
     for step in range(trainer.first, job.settings.steps):
         try:
             loss = trainer.take(step, _losses(job, trainer.model, step))
+        except InputError:
+            trainer.save_before_unreadable(step, state(step))
+            raise
         except TrainingError as error:
             raise _stopped(error, step, job) from error
         towers.clamp_scale()
         loss_average = loss if step == 0 else 0.98 * loss_average + 0.02 * loss
         trainer.report(step, loss_average)
         if trainer.is_checkpoint_due(step):
-            history.append({"step": step + 1, "loss": loss_average})
-            trainer.save(step + 1, {"history": history, "seconds": time.perf_counter() - started})
+            trainer.save(step + 1, state(step + 1))
     return history, time.perf_counter() - started
 
 

@@ -8,9 +8,10 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from shiftproof import progress
-from shiftproof.errors import ShiftproofError, counted
+from shiftproof.errors import ShiftproofError, TrainingInterruptedError, counted
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.records.studies import StudyFailure, StudyRecord
 from shiftproof.records.summaries import study_json
@@ -25,6 +26,10 @@ from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.members import cached_suite, is_done, read_member, require_same_run, run_member, start_key
 from shiftproof.studies.soups import with_soups
 from shiftproof.studies.spreads import measure_spreads
+from shiftproof.training.checkpoints import noticing_stop_signals
+
+_POLLING = 1.0  # seconds between two looks for a signal
+_NOTICE = "stopping the study; every run finishes its step and writes a checkpoint. Press Ctrl-C again to stop at once"
 
 
 def run_study(
@@ -37,7 +42,8 @@ def run_study(
     earlier study. ``address`` is the address of a Ray cluster; all its machines must see ``out``, the working
     directory, the data and the models under the same paths. If no address is given, a local cluster is started.
 
-    Raises a ShiftproofError if all runs fail, and an InputError if the data or the model of the study cannot be
+    After Ctrl-C or SIGTERM, every run finishes its step and writes a checkpoint, and a TrainingInterruptedError is
+    raised. Raises a ShiftproofError if all runs fail, and an InputError if the data or the model of the study cannot be
     loaded, if ``out`` holds another study or other files, or if Ray cannot be reached or has too few CPUs or GPUs.
 
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
@@ -106,16 +112,39 @@ def _run_members(
             ): run
             for run in missing
         }
-        while running:
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            run = running.pop(ended)
-            try:
-                ray.get(ended)
-            except ray.exceptions.RayError as error:
-                failures.append(_failure(run, error, directory.member(run.name)))
-            done += 1
-            progress.report("study", done, len(members), failed=len(failures))
+        with noticing_stop_signals(notice=_NOTICE) as stop_signal:
+            while running:
+                ended, _ = ray.wait(list(running), num_returns=1, timeout=_POLLING)
+                if number := stop_signal():
+                    _stop(ray, list(running))
+                    raise _interrupted(members, directory, number)
+                for task in ended:
+                    run = running.pop(task)
+                    try:
+                        ray.get(task)
+                    except ray.exceptions.RayError as error:
+                        failures.append(_failure(run, error, directory.member(run.name)))
+                    done += 1
+                    progress.report("study", done, len(members), failed=len(failures))
     return failures
+
+
+def _stop(ray: Any, tasks: Sequence[Any]) -> None:
+    """Makes the running members write a checkpoint and end, and drops those that have not begun."""
+    for task in tasks:
+        ray.cancel(task)  # in the worker, this has the effect of Ctrl-C
+    ray.wait(tasks, num_returns=len(tasks))
+
+
+def _interrupted(
+    members: Sequence[MemberRun], directory: StudyDirectory, signal_number: int
+) -> TrainingInterruptedError:
+    done = sum(is_done(directory.member(run.name)) for run in members)
+    return TrainingInterruptedError(
+        f"the study was interrupted after {done} of {counted(len(members), 'run')}. Continue with `resume=True`: the "
+        f"results and the checkpoints of the runs are in {directory.root / 'members'}.",
+        signal_number,
+    )
 
 
 def _run_in_worker(

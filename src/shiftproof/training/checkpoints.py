@@ -1,4 +1,4 @@
-"""Checkpoints that a training resumes from (safetensors and JSON, complete or absent), and the handling of SIGTERM."""
+"""Checkpoints that a training resumes from (safetensors and JSON, complete or absent), and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -117,24 +118,33 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 @contextlib.contextmanager
-def noticing_sigterm(active: bool = True) -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether SIGTERM has arrived; inside the block that signal has no other effect.
+def noticing_stop_signals(active: bool = True, notice: str = "") -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the number of the first SIGINT (Ctrl-C) or SIGTERM that has arrived, or 0.
 
-    Only the main thread can handle signals. In other threads, SIGTERM keeps its usual effect.
+    Inside the block, these signals have no other effect, apart from a second SIGINT, which raises a KeyboardInterrupt
+    at once. At the first SIGINT, ``notice`` is printed to stderr. A SIGINT that the process ignores stays ignored, as
+    it does for a job in the background of a shell. Only the main thread can handle signals; in other threads, they keep
+    their usual effect.
     """
-    arrived = threading.Event()
+    arrived: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and number in arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+        if number == signal.SIGINT and notice:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):  # stderr is closed, or in the middle of a line
+                print(notice, file=sys.stderr, flush=True)
+
+    watched = [signal.SIGTERM, *([] if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else [signal.SIGINT])]
     if not active or threading.current_thread() is not threading.main_thread():
-        yield arrived.is_set
-        return
-
-    def notice(_: int, __: FrameType | None) -> None:
-        arrived.set()
-
-    before = signal.signal(signal.SIGTERM, notice)
+        watched = []
+    before = {number: signal.signal(number, handle) for number in watched}
     try:
-        yield arrived.is_set
+        yield lambda: arrived[0] if arrived else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from shiftproof.training.checkpoints import (
     TrainingState,
     load_checkpoint,
     load_optimizer,
-    noticing_sigterm,
+    noticing_stop_signals,
     optimizer_tensors,
     require_same_training,
     save_checkpoint,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 MAX_LOGIT_SCALE = math.log(100)
 _LEAST_SCALE = 2.0**-20  # of float16 gradients; it starts at 2^16 and is halved at every step that is skipped
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = "stopping after this step, to write a checkpoint; press Ctrl-C again to stop at once"
 LARGEST = 1e30  # of a setting: JSON cannot hold infinity, and larger values overflow a float32 step
 
 
@@ -203,7 +206,7 @@ class Course:
 
 @dataclass
 class Trainer:
-    """A training in progress: takes steps, reports them, writes checkpoints and stops on SIGTERM.
+    """A training in progress: takes steps, reports them, writes checkpoints and stops on SIGTERM and Ctrl-C.
 
     ``model`` is the wrapped module that must be called in the forward pass; ``begun`` is the checkpoint that the
     training resumes from.
@@ -217,10 +220,10 @@ class Trainer:
     settings: LoopSettings
     device: str
     folder: Path | None
-    terminated: Callable[[], bool]
+    stop_signal: Callable[[], int]
     log: TrainingLog
     begun: TrainingState | None
-    _stops: bool = False
+    _stopped_by: int = 0
     _started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -256,14 +259,16 @@ class Trainer:
 
     def is_checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is due after a step; every process must call this, and all get the same answer."""
-        self._stops = bool(summed(np.array([float(self.terminated())]), self.device)[0])
+        here = self.stop_signal()
+        arrived = summed(np.array([float(here == number) for number in _STOP_SIGNALS]), self.device)
+        self._stopped_by = next((n for n, processes in zip(_STOP_SIGNALS, arrived, strict=True) if processes), 0)
         last = step + 1 == self.course.steps
-        return self._stops or last or (step + 1) % self.settings.checkpoint_every == 0
+        return bool(self._stopped_by) or last or (step + 1) % self.settings.checkpoint_every == 0
 
     def save(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
         """Writes the checkpoint after ``step`` steps; ``loop_state`` is plain JSON, ``parts`` are tensors by name.
 
-        Raises a TrainingInterruptedError after SIGTERM.
+        Raises a TrainingInterruptedError after SIGTERM and Ctrl-C.
         """
         if self.folder is not None and is_main_process():
             scaler = self.accelerator.scaler
@@ -275,11 +280,20 @@ class Trainer:
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
         wait_for_main(self.device)  # no process continues, or ends, before it is written
-        if self._stops and step < self.course.steps:
+        if self._stopped_by and step < self.course.steps:
             raise TrainingInterruptedError(
                 f"{self.course.stage} was interrupted after step {step} of {self.course.steps}. "
-                f"Continue with `resume=True`: the checkpoint is in {self.folder}."
+                f"Continue with `resume=True`: the checkpoint is in {self.folder}.",
+                self._stopped_by,
             )
+
+    def save_before_unreadable(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
+        """Writes the checkpoint after ``step`` steps because the data of the next one cannot be read.
+
+        Several processes write none, since the others would wait for this one in the middle of their step.
+        """
+        if step > self.first and process_count() == 1:
+            self.save(step, loop_state, **parts)
 
 
 @contextlib.contextmanager
@@ -295,12 +309,16 @@ def training(
 ) -> Iterator[Trainer]:
     """Trains a module with an optimiser of its parameters, resuming from the last checkpoint in ``folder``.
 
-    Without a folder, nothing is written and SIGTERM keeps its usual effect. Raises an InputError where the checkpoint
-    is damaged, is of another training or model, or is not the same for all processes.
+    Without a folder, nothing is written, and SIGTERM and Ctrl-C keep their usual effect. Raises an InputError where the
+    checkpoint is damaged, is of another training or model, or is not the same for all processes.
     """
     begun = load_checkpoint(folder) if folder else None
     course = replace(course, origin=json.loads(json.dumps(course.origin)))  # as it is read from a checkpoint
-    with accelerated(settings, device) as accelerator, noticing_sigterm(folder is not None) as terminated:
+    notice = _NOTICE if is_main_process() else ""
+    with (
+        accelerated(settings, device) as accelerator,
+        noticing_stop_signals(folder is not None, notice) as stop_signal,
+    ):
         model = prepared(module, settings, accelerator, device)
         if not same_everywhere(begun.step if begun else 0, device):
             raise InputError(
@@ -312,7 +330,9 @@ def training(
         log = TrainingLog(folder, begun.step if begun else 0, trackers, course.origin)
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
         try:
-            yield Trainer(module, model, stepper, accelerator, course, settings, device, folder, terminated, log, begun)
+            yield Trainer(
+                module, model, stepper, accelerator, course, settings, device, folder, stop_signal, log, begun
+            )
         finally:
             log.close()
 
