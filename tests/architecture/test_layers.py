@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "formats.csv",
             "formats.registry",
             "sets",
+            "readable",
             "batches",
             "corruptions",
             "photometric",

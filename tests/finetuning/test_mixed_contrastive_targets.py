@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recipes import settings
+from support.recipes import two_steps
 from torch import Tensor
 from torch.nn import functional
 
@@ -60,7 +60,7 @@ class Recorded:
 
 
 def one_loss(zero: sp.Classifier, labels: list[int], plan: MixPlan, recorded: Recorded) -> float:
-    recipe = recipe_of(zero, settings(recipe="flyp", batch_size=len(labels)), zero, seed=3, device="cpu")
+    recipe = recipe_of(zero, two_steps(recipe="flyp", batch_size=len(labels)), zero, seed=3, device="cpu")
     batch = Batch(torch.zeros(len(labels), 3, 64, 64), torch.tensor(labels), plan)
     (loss,) = recipe.losses(recorded.towers, batch, 0)  # type: ignore[arg-type]
     return loss.item()
@@ -112,7 +112,7 @@ def test_two_processes_divide_a_share_among_the_captions_of_both(
     """Each process mixes its own images; the captions of a class may be in the share of the other process."""
     parts = [[0, 0, 1, 2], [0, 3, 1, 1]]
     plans = [sp.mixing.MixUp().plan(4, (64, 64), torch.Generator().manual_seed(seed)) for seed in (2, 5)]
-    recipe = recipe_of(zero, settings(recipe="flyp", batch_size=8), zero, seed=3, device="cpu")
+    recipe = recipe_of(zero, two_steps(recipe="flyp", batch_size=8), zero, seed=3, device="cpu")
     sent: list[list[Tensor]] = [[], []]
 
     def targets_of(index: int) -> Tensor:

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from shiftproof.data.decoding import Conversions
+from shiftproof.data.decoding import Conversions, decode
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, to_unit_range
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
+from shiftproof.data.readable import require_files
 from shiftproof.errors import InputError, require_choice
 from shiftproof.storage import expanded, read_rows
 
@@ -51,6 +52,8 @@ class CaptionedSet(ABC):
     name: str
     # Describes, for the model card, what a batch that is not for training contains.
     held_out: str
+    # The image files, if the set consists of files.
+    paths: tuple[Path, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -58,6 +61,12 @@ class CaptionedSet(ABC):
     def digest(self) -> str:
         """Text that distinguishes this set from another one of the same name; the pixels are not read."""
         return str(len(self))
+
+    def require_readable(self) -> None:
+        """Raises an InputError unless all files exist and the first of them can be decoded."""
+        require_files(self.paths, self.name)
+        for path in self.paths[:1]:
+            decode(path)
 
     @abstractmethod
     def batch(

@@ -36,6 +36,7 @@ class ImageSet:
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
     where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
+    ``files``, where given, are the files that the samples are decoded from.
 
     Raises an InputError if there is no image, or if ids and labels differ in number.
     """
@@ -51,6 +52,7 @@ class ImageSet:
     resized_for: Preprocessing | None = field(default=None, repr=False, compare=False)
     sources: tuple[str, ...] | None = field(default=None, repr=False)
     conversions: tuple[Conversions, ...] = field(default=(), repr=False, compare=False)
+    files: tuple[Path, ...] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -82,6 +84,7 @@ class ImageSet:
             groups=None if self.groups is None else tuple(self.groups[i] for i in chosen),
             mask=None if mask is None else lambda i: mask(chosen[i]),
             sources=None if self.sources is None else tuple(self.sources[i] for i in chosen),
+            files=None if self.files is None else tuple(self.files[i] for i in chosen),
         )
 
     def of_classes(self, classes: ClassSpace) -> ImageSet:
@@ -118,13 +121,14 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         mask=mask if all(part.mask for part in sets) else None,
         sources=_concatenated([part.sources for part in sets]),
         conversions=tuple(dict.fromkeys(conversions for part in sets for conversions in part.conversions)),
+        files=_concatenated([part.files for part in sets]),
     )
 
 
-def _concatenated(parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    """All names in one tuple, or None if any part has none."""
+def _concatenated(parts: Sequence[tuple[Result, ...] | None]) -> tuple[Result, ...] | None:
+    """All entries in one tuple, or None if any part has none."""
     given = [part for part in parts if part is not None]
-    return tuple(name for part in given for name in part) if len(given) == len(parts) else None
+    return tuple(entry for part in given for entry in part) if len(given) == len(parts) else None
 
 
 def samples_digest(images: ImageSet) -> str:
@@ -218,7 +222,7 @@ def picture_set(
     """A set of N picture files, decoded as ``read_picture`` does; ``labels`` are (N,) positions in ``classes``."""
     conversions = Conversions(name)
     read = conversions.reader(tuple(paths))
-    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,))
+    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=tuple(paths))
 
 
 def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:

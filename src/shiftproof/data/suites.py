@@ -20,6 +20,7 @@ from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concep
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
+from shiftproof.data.readable import require_readable
 from shiftproof.data.sets import ImageSet, array_set, load_set, once
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
@@ -85,6 +86,12 @@ class ShiftSuite:
     def test_sets(self) -> dict[str, ImageSet]:
         """The reference's test split and every shift, by name."""
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
+
+    def require_readable(self) -> None:
+        """Raises an InputError unless all files of all sets exist and one sample of each can be decoded."""
+        reference = self.reference
+        own_sets = [("train", reference.train), (VALIDATION, reference.validation)]
+        require_readable([*own_sets, *self.test_sets.items()])
 
     def limited(self, images: int | None) -> ShiftSuite:
         """The same suite with at most ``images`` images in every held-out set, drawn with a fixed seed; None is all."""

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from shiftproof.data.batches import decoded_once, training_batches
+from shiftproof.data.readable import require_readable
 from shiftproof.data.sets import ImageSet, samples_digest
-from shiftproof.data.suites import ShiftSuite
+from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.finetuning.depths import has_timm_layers
 from shiftproof.finetuning.probe import probed
-from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of
+from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of, require_trainable_batches
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
 from shiftproof.models.classifier import Classifier
@@ -55,10 +56,11 @@ def finetune(
     resumes there, and ends with the same weights, bit for bit on one CPU. ``trackers`` may name tensorboard and wandb.
     The processes that ``torchrun`` started share every batch, and each of them returns the classifier.
 
-    Raises an InputError where the suite's classes are not the start's, or where the checkpoints are of another
-    training; a TrainingInterruptedError on SIGTERM and Ctrl-C, after writing a checkpoint; a DivergenceError where the
-    loss or a gradient is not finite, and a TrainingError when out of memory. The last two name the step, and the
-    weights of the last successful epoch are saved to ``checkpoints/last_good``.
+    Raises an InputError where the suite's classes are not the start's, where the checkpoints are of another training,
+    where an image is missing, or where batch norm would see a single one; a TrainingInterruptedError on SIGTERM and
+    Ctrl-C, after writing a checkpoint; a DivergenceError where the loss or a gradient is not finite, and a
+    TrainingError when out of memory. The last two name the step, and the weights of the last successful epoch are saved
+    to ``checkpoints/last_good``.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -68,6 +70,7 @@ def finetune(
     1
     """
     device = resolve_device(device)
+    require_trainable_batches(start, settings, seed=seed)
     train, validation = _splits(start, suite, settings, seed)
     begin, trials = _beginning(start, train, validation, settings, seed, device)
     record = {"settings": asdict(settings), "seed": seed, **trials}
@@ -144,6 +147,7 @@ def _splits(start: Classifier, suite: ShiftSuite, settings: FinetuneSettings, se
     if train.classes.ids != start.classes.ids:
         raise InputError("the classes of the suite are not those of the classifier. Build the start for this suite.")
     train = train if settings.shots is None else few_shot(train, settings.shots, seed=seed)
+    require_readable([("train", train), (VALIDATION, validation)])
     return train, decoded_once(validation, start.preprocessing)
 
 

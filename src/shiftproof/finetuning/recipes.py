@@ -25,7 +25,15 @@ from shiftproof.pretraining.loss import contrastive_loss
 from shiftproof.pretraining.towers import TwoTowers
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training.distributed import gathered, process_count, process_index
-from shiftproof.training.engine import parameter_groups, parts_of, process_share, rank_seed_path, require_equal_shares
+from shiftproof.training.engine import (
+    parameter_groups,
+    parts_of,
+    process_share,
+    rank_seed_path,
+    require_equal_shares,
+    require_images_for_batch_norm,
+    smallest_part,
+)
 from shiftproof.training.hardware import checkpoint_gradients
 
 _ORIGINAL = re.compile(r"^(.*)\.parametrizations\.(\w+)\.original$")
@@ -81,6 +89,19 @@ def recipe_of(start: Classifier, settings: FinetuneSettings, theta_0: Classifier
     if settings.recipe == "flyp":
         return ContrastiveRecipe(start, settings, seed=seed, device=device)
     return SupervisedRecipe(start, settings, theta_0, seed=seed, device=device)
+
+
+def require_trainable_batches(start: Classifier, settings: FinetuneSettings, *, seed: int) -> None:
+    """Raises an InputError where the settings leave batch norm a single image; nothing is trained or loaded for that.
+
+    A long job calls this before it begins.
+    """
+    if settings.recipe == "linear-probe" or smallest_part(settings.batch_size, settings.accumulate) >= 2:
+        return
+    network = deepcopy(start.network).train()
+    if settings.recipe != "flyp":
+        _select_trainable(network, settings, seed)
+    require_images_for_batch_norm("finetune", network, settings.batch_size, settings.accumulate)
 
 
 class SupervisedRecipe:

@@ -189,6 +189,12 @@ def _check_recipe(settings: FinetuneSettings) -> None:
         )
     if not settings.distillation and settings.distillation_temperature != default["distillation_temperature"]:
         raise InputError("finetune.distillation_temperature has no use without finetune.distillation. Set that too.")
+    if settings.recipe == "flyp" and settings.batch_size < 2:
+        raise InputError(
+            f"finetune.batch_size is {settings.batch_size}; the recipe 'flyp' needs at least 2, since its contrastive "
+            "loss compares each image with the captions of others and is 0 without them. Raise it, or choose another "
+            "finetune.recipe."
+        )
     if settings.recipe == "flyp" and settings.accumulate > 1:
         raise InputError(
             f"finetune.accumulate is {settings.accumulate}; a contrastive batch must stay whole. "

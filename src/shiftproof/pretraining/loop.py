@@ -37,6 +37,7 @@ from shiftproof.training.engine import (
     process_share,
     rank_seed_path,
     require_equal_shares,
+    require_images_for_batch_norm,
     training,
 )
 from shiftproof.training.hardware import checkpoint_gradients
@@ -60,13 +61,16 @@ def pretrain(
     one, with the same data order and random views as an uninterrupted training. ``trackers`` may name tensorboard and
     wandb.
 
-    Raises an InputError where ``data`` holds fewer pairs than a batch, or where the checkpoints are of another
-    training; a TrainingInterruptedError on SIGTERM and Ctrl-C, after writing a checkpoint; a DivergenceError where the
-    loss or a gradient is not finite, and a TrainingError when out of memory.
+    Raises an InputError where ``data`` holds fewer pairs than a batch, where a file of it is missing, where batch norm
+    would see a single image, or where the checkpoints are of another training; a TrainingInterruptedError on SIGTERM
+    and Ctrl-C, after writing a checkpoint; a DivergenceError where the loss or a gradient is not finite, and a
+    TrainingError when out of memory.
     """
     _require_whole_batches(data, settings)
+    data.require_readable()
     job = _Job(clip, data, settings, seed, resolve_device(device), out, time.perf_counter())
     towers = TwoTowers(deepcopy(clip.model).to(job.device).train())
+    require_images_for_batch_norm("pretrain", towers, settings.batch_size)
     if settings.gradient_checkpointing:
         checkpoint_gradients(towers.model)
     optimizer = torch.optim.AdamW(

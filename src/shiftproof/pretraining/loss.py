@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, counted
 
 
 def contrastive_loss(
@@ -20,12 +20,18 @@ def contrastive_loss(
     are the targets from image to text, columns those from text to image. Each is divided by its sum; one that sums to
     0, such as a caption that is in no image, is left out of the mean.
 
-    Raises an InputError where ``targets`` have another shape than the similarities.
+    Raises an InputError where ``targets`` have another shape than the similarities, and for fewer than two pairs, whose
+    loss is 0 whatever the features are.
 
     >>> features = torch.eye(2)
     >>> round(contrastive_loss(features, features, torch.tensor(1.0)).item(), 4)
     0.3133
     """
+    if len(image_features) < 2:
+        raise InputError(
+            f"the batch has {counted(len(image_features), 'pair')}; a contrastive loss compares each image with the "
+            "captions of others, so it needs at least 2. Use a larger batch."
+        )
     logits = logit_scale * image_features @ text_features.T
     if targets is not None:
         if targets.shape != logits.shape:

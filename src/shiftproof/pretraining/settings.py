@@ -36,7 +36,11 @@ class PretrainSettings(LoopSettings):
 
     def __post_init__(self) -> None:
         require_at_least("pretrain.steps", self.steps, 1)
-        require_at_least("pretrain.batch_size", self.batch_size, 2)
+        if self.batch_size < 2:
+            raise InputError(
+                f"pretrain.batch_size is {self.batch_size}; it must be at least 2, since the contrastive loss compares "
+                "each image with the captions of others and is 0 without them. Raise it."
+            )
         require_between("pretrain.lr", self.lr, 0, LARGEST)
         require_between("pretrain.weight_decay", self.weight_decay, 0, LARGEST)
         require_between("pretrain.clip_norm", self.clip_norm, 1e-12, LARGEST)

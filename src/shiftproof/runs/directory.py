@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftproof.errors import InputError, listed
+from shiftproof.errors import DivergenceError, InputError, listed
 from shiftproof.merging.layouts import alpha_folder
 from shiftproof.records.runs import MODELS
 from shiftproof.storage import locked, write_text
@@ -172,9 +172,31 @@ class OutputDirectory:
         """One accuracy record per line."""
         return self.root / "results.jsonl"
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether the directory holds a checkpoint, a fine-tuned classifier or predictions."""
+        patterns = ("checkpoints/step-*", "fine_tuned/classifier.json", "predictions/*/*.npz")
+        return any(True for pattern in patterns for _ in self.root.glob(pattern))
+
     def classifier(self, model: str) -> Path:
         """The directory of a classifier: of a run, one of its three models; of a sweep, the ensemble."""
         return self.root / model
+
+
+@contextlib.contextmanager
+def explaining_resume(directory: OutputDirectory) -> Iterator[None]:
+    """Adds to an error that ``resume`` continues the job, where the directory holds work that would not be repeated.
+
+    A loss that is not finite would recur, so a DivergenceError is left as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if directory.has_progress and not isinstance(error, DivergenceError) and "`resume=True`" not in str(error):
+            error.add_note(
+                f"What is finished remains in {directory.root}: remove the cause and continue with `resume=True`."
+            )
+        raise
 
 
 @dataclass(frozen=True)

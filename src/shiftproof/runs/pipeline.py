@@ -27,6 +27,7 @@ from shiftproof.evaluation.intervals import LEVEL, METHOD
 from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
+from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
@@ -37,7 +38,7 @@ from shiftproof.records.paths import PathRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
-from shiftproof.runs.directory import RUN, Request, RunDirectory, claim
+from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.predictions import (
@@ -73,14 +74,17 @@ def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
     """Runs all stages of a run file and returns the record that ``summary.json`` is written from.
 
     ``resume`` continues an earlier run of the same run file and skips its finished stages, ``overwrite`` deletes it
-    first. Raises an InputError if data or model cannot be loaded, or if ``out`` cannot be claimed.
+    first. Raises an InputError if data or model cannot be loaded, if an image of any set is missing, or if ``out``
+    cannot be claimed.
     """
     # Data and model are loaded before anything is written, so that a misspelt name does not delete an earlier run.
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = None if resume else build_start(run_file, suite)
+    require_trainable(run_file, suite, start)
     with (
         joined_processes(device),
         claim(out, RUN, request_of(run_file), resume=resume, overwrite=overwrite) as continued,
+        explaining_resume(OutputDirectory(out)),
     ):
         run = Run(run_file, RunDirectory(out), device, suite, start)
         if continued:
@@ -344,6 +348,16 @@ def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
     if (Path(run_file.model) / "classifier.json").is_file():
         return load_classifier(run_file.model)
     return zero_shot_classifier(load_clip(run_file.model, seed=run_file.seed), suite.classes, run_file.prompts)
+
+
+def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:
+    """Raises an InputError where an image of any set is missing, or where batch norm would see a single image.
+
+    Otherwise a missing file of a shift would be noticed only after the fine-tuning.
+    """
+    suite.require_readable()
+    if start is not None:
+        require_trainable_batches(start, run_file.finetune, seed=run_file.seed)
 
 
 def request_of(run_file: RunFile) -> Request:

@@ -15,6 +15,7 @@ import torch
 from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, named_pictures
+from shiftproof.data.readable import require_readable
 from shiftproof.data.sets import ImageSet, picture_set
 from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
@@ -37,9 +38,9 @@ from shiftproof.records.paths import PathRecord
 from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
-from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim
+from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
 from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.runs.pipeline import build_start, load_run_suite, records_versions, request_of
+from shiftproof.runs.pipeline import build_start, load_run_suite, records_versions, request_of, require_trainable
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.storage import json_text, read_json, write_json, write_text
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
@@ -77,6 +78,7 @@ def run_pretrain(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are loaded first, so that a misspelt name leaves no directory behind.
     clip, data = load_clip(run_file.model, seed=run_file.seed), load_captioned_set(run_file.pretrain.data)
+    data.require_readable()
     device, trackers = resolve_device(run_file.device), trackers_from(run_file.report_to)
     with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
         return pretrain(clip, data, run_file.pretrain, seed=run_file.seed, out=out, device=device, trackers=trackers)
@@ -101,6 +103,7 @@ def run_finetune(
     """
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = build_start(run_file, suite)
+    require_trainable(run_file, suite, start)
     suite = suite.relabelled(start.classes)
     with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
         tuned = finetune(
@@ -125,6 +128,7 @@ def _training_in(out: Path, run_file: RunFile, device: str, *, resume: bool, ove
     with contextlib.ExitStack() as claims:
         if is_main_process():
             claims.enter_context(claim(out, TRAINING, _training_request(run_file), resume=resume, overwrite=overwrite))
+            claims.enter_context(explaining_resume(OutputDirectory(out)))
         wait_for_main(device)  # the other processes read the checkpoints from here on
         yield
 
@@ -164,9 +168,11 @@ def run_sweep(
     _require_unseen_validation(run_file, ends[1])
     if batch_norm:
         require_batch_norm(ends[0])
-    suite = load_run_suite(run_file).relabelled(ends[0].classes)
-    with claim(out, SWEEP, _sweep_request(run_file, *ends, space), resume=resume, overwrite=overwrite):
-        directory = OutputDirectory(out)
+    suite, directory = load_run_suite(run_file).relabelled(ends[0].classes), OutputDirectory(out)
+    train = [("train", suite.reference.train)] if batch_norm else []
+    require_readable([*path_sets(suite).items(), *train])
+    request = _sweep_request(run_file, *ends, space)
+    with claim(out, SWEEP, request, resume=resume, overwrite=overwrite), explaining_resume(directory):
         files = PathFiles(directory.predictions, path_sets(suite))
         path = sweep_alpha(
             *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.count

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from shiftproof import progress
+from shiftproof.data.suites import ShiftSuite
 from shiftproof.errors import ShiftproofError, TrainingInterruptedError, counted
 from shiftproof.evaluation.intervals import LEVEL
+from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.records.studies import StudyFailure, StudyRecord
 from shiftproof.records.summaries import study_json
 from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
 from shiftproof.runs.file import read_yaml
-from shiftproof.runs.pipeline import build_start, versions
+from shiftproof.runs.pipeline import build_start, require_trainable, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
 from shiftproof.studies.file import MemberRun, StudyFile
@@ -44,14 +46,15 @@ def run_study(
 
     After Ctrl-C or SIGTERM, every run finishes its step and writes a checkpoint, and a TrainingInterruptedError is
     raised. Raises a ShiftproofError if all runs fail, and an InputError if the data or the model of the study cannot be
-    loaded, if ``out`` holds another study or other files, or if Ray cannot be reached or has too few CPUs or GPUs.
+    loaded, if an image is missing, if ``out`` holds another study or other files, or if Ray cannot be reached or has
+    too few CPUs or GPUs.
 
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
     """
     members = study_file.members()
     # Data and model are loaded before anything is written, so that a misspelt name is reported at once.
     suite = cached_suite(start_key(members[0].run_file))
-    build_start(members[0].run_file, suite)
+    _require_trainable(members, suite)
     if address:
         require_reachable(address)
     directory = StudyDirectory(out.resolve())
@@ -87,6 +90,16 @@ def run_study(
             record = with_soups(record, study_file, members, suite, directory)
             _write(record, directory)
         return record
+
+
+def _require_trainable(members: Sequence[MemberRun], suite: ShiftSuite) -> None:
+    """Raises an InputError where an image is missing, or where a run of the first run's model has too small batches."""
+    first = members[0].run_file
+    start = build_start(first, suite)
+    require_trainable(first, suite, start)
+    for run in members:
+        if run.run_file.model == first.model:
+            require_trainable_batches(start, run.run_file.finetune, seed=run.run_file.seed)
 
 
 def _run_members(

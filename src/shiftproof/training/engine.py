@@ -118,6 +118,34 @@ def parts_of(count: int, accumulate: int) -> list[slice]:
     return [slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
 
 
+def smallest_part(batch_size: int, accumulate: int = 1) -> int:
+    """The number of images in the smallest part that a network sees of a batch, over all processes.
+
+    >>> smallest_part(8, accumulate=3)
+    2
+    """
+    count = process_count()
+    shares = [round(batch_size * (i + 1) / count) - round(batch_size * i / count) for i in range(count)]
+    return min(share // min(accumulate, share) if share else 0 for share in shares)
+
+
+def require_images_for_batch_norm(section: str, module: nn.Module, batch_size: int, accumulate: int = 1) -> None:
+    """Raises an InputError where batch norm in training mode would compute its statistics from one image."""
+    if smallest_part(batch_size, accumulate) >= 2:
+        return
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if not any(layer.training for layer in layers):
+        return
+    divided = [f"{section}.batch_size is {batch_size}"]
+    divided += [f"{section}.accumulate is {accumulate}"] if accumulate > 1 else []
+    divided += [f"{process_count()} processes share the batch"] if process_count() > 1 else []
+    lower = f", or lower {section}.accumulate" if accumulate > 1 else ""
+    raise InputError(
+        f"{' and '.join(divided)}, so that some parts hold one image; the network's batch norm needs at least two in "
+        f"each. Raise {section}.batch_size to {2 * accumulate * process_count()} or more{lower}."
+    )
+
+
 def require_equal_shares(what: str, batch_size: int) -> None:
     """Raises an InputError unless the processes can share a contrastive batch equally."""
     if batch_size % process_count():

@@ -1,0 +1,60 @@
+"""Data that are checked before a long job begins: every file exists, and one sample of each set can be decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from shiftproof.data.sets import ImageSet
+from shiftproof.errors import InputError, counted
+
+
+def require_readable(sets: Iterable[tuple[str, ImageSet]]) -> None:
+    """Raises an InputError unless all files of the named sets exist and the first sample of each can be decoded.
+
+    A long job calls this before its first step, so that a file that is missing from the last set is not noticed hours
+    later. Sets in memory need no check.
+
+    >>> from shiftproof.data.suites import load_data
+    >>> require_readable([("test", load_data("emoji"))])
+    """
+    named = list(sets)
+    for name, images in named:
+        require_files(images.files or (), name)
+    for _, images in named:
+        if not images.in_memory:
+            images.read(0)
+
+
+def require_files(paths: Sequence[Path], name: str) -> None:
+    """Raises an InputError that names the first of the missing files of the set ``name``, and their number."""
+    if missing := missing_files(paths):
+        others = f" ({counted(len(missing), 'file')} of {len(paths):,} are missing)" if len(missing) > 1 else ""
+        raise InputError(
+            f"the image {missing[0]} of {name} does not exist{others}. Restore it, or remove its entry from the data."
+        )
+
+
+def missing_files(paths: Sequence[Path]) -> list[Path]:
+    """The paths that lead to no file, in their order.
+
+    Each folder is listed once, which is faster than a look at each of many files. Only names that the list does not
+    contain are looked up, since a file system may know a file under another spelling of its name.
+    """
+    listed: dict[Path, set[str]] = {}
+    missing = []
+    for path in paths:
+        if path.parent not in listed:
+            listed[path.parent] = _files_in(path.parent)
+        if path.name not in listed[path.parent] and not path.is_file():
+            missing.append(path)
+    return missing
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The names of the files in a folder, and none where it cannot be listed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
+    return set()
