@@ -117,7 +117,7 @@ def test_the_shipped_model_knows_what_it_was_made_for(tiny: sp.models.Clip) -> N
 
 def test_equal_class_names_warn(tiny: sp.models.Clip) -> None:
     doubled = sp.ClassSpace(("n1", "n2", "n3"), ("crane", "crane", "pear"))
-    with pytest.warns(UserWarning, match="occur twice: 'crane'"):
+    with pytest.warns(UserWarning, match="classes 'n1' and 'n2' are equal .they have the same name 'crane'"):
         found = sp.zero_shot_classifier(tiny, doubled)
     assert torch.equal(found.network.head.weight[0], found.network.head.weight[1])
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.data.spelling import difference, likenesses, normal_name
 from shiftproof.errors import InputError, listed, nearest
+
+_WARNED = 3  # pairs of similar classes that are named in full
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class ClassSpace:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.ids, str) or isinstance(self.names, str):
+            raise InputError(
+                f"`ids` and `names` are {self.ids!r} and {self.names!r}; pass tuples of names, not a text."
+            )
         if unfit := [i for i in self.ids if not i or "/" in i or "\\" in i or i in (".", "..")]:
             raise InputError(f"class ids {listed(unfit)} cannot name a folder. Use ids without slashes.")
         if len(self.ids) != len(self.names):
@@ -35,30 +43,67 @@ class ClassSpace:
 
     @classmethod
     def from_ids(cls, ids: Sequence[str]) -> ClassSpace:
-        """A class space whose names are the ids with spaces for underscores.
+        """A class space whose names are the ids with spaces for underscores; ids are normalised (``normal_name``).
 
         >>> ClassSpace.from_ids(["red_apple"]).names
         ('red apple',)
         """
-        return cls(tuple(ids), tuple(i.replace("_", " ") for i in ids))
+        if isinstance(ids, str):
+            raise InputError(f"`ids` is {ids!r}; pass a list of class ids, not a text.")
+        normal = tuple(normal_name(i) for i in ids)
+        return cls(normal, tuple(i.replace("_", " ") for i in normal))
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        return f"ClassSpace({len(self)} classes: {listed(self.ids, 3)})"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The normalised ids, by which classes are matched; directories of earlier versions hold ids as they were."""
+        return tuple(normal_name(i) for i in self.ids)
+
     def labels_of(self, ids: Sequence[str], what: str) -> NDArray[np.int64]:
-        """The (N,) labels of N ids, matched by name, never by order.
+        """The (N,) labels of N ids, matched by name, never by order; Unicode forms and outer blanks do not matter.
 
         Raises an InputError that lists ids outside this space and suggests the nearest known one.
         """
-        label = {name: i for i, name in enumerate(self.ids)}
-        if unknown := sorted({i for i in ids if i not in label}):
+        label = dict(zip(reversed(self.keys), reversed(range(len(self))), strict=True))
+        label |= {name: i for i, name in enumerate(self.ids)}
+        position = {i: label.get(i, label.get(normal_name(i))) for i in dict.fromkeys(ids)}
+        if unknown := sorted(i for i, k in position.items() if k is None):
             raise InputError(
-                f"{what} has classes that the reference lacks: {listed(unknown)}. {nearest(unknown[0], self.ids)} "
+                f"{what} has classes that the reference lacks: {listed(unknown)}. {self._suggestion(unknown[0])} "
                 "Rename or remove the folders, or add them to the reference."
             )
-        return np.array([label[i] for i in ids], dtype=np.int64)
+        return np.array([position[i] for i in ids], dtype=np.int64)
 
     def require_all(self, ids: Sequence[str], what: str, way_out: str) -> None:
         """Raises an InputError that lists the classes of this space which ``ids`` lacks."""
-        if lacking := sorted(set(self.ids) - set(ids)):
+        present = {normal_name(i) for i in set(ids)}
+        if lacking := sorted(i for i in self.ids if normal_name(i) not in present):
             raise InputError(f"{what} lacks classes of the reference: {listed(lacking)}. {way_out}")
+
+    def warn_of_similar(self, what: str) -> None:
+        """Warns of classes that may be one class under two names, and says which characters differ."""
+        pairs = likenesses(self.ids)
+        for first, second in pairs[:_WARNED]:
+            warnings.warn(
+                f"{what}: the classes {first!r} and {second!r} may be the same; they differ only in "
+                f"{difference(first, second)}. If they are, give both one name.",
+                stacklevel=3,
+            )
+        if more := pairs[_WARNED:]:
+            warnings.warn(
+                f"{what}: these classes may be the same, too: "
+                f"{listed((f'{first} / {second}' for first, second in more), 20)}.",
+                stacklevel=3,
+            )
+
+    def _suggestion(self, unknown: str) -> str:
+        """The known id nearest to an unknown one, and which characters differ if the two look alike."""
+        alike = [known for known in self.ids if likenesses((known, unknown))]
+        if not alike:
+            return nearest(unknown, self.ids)
+        return f"Did you mean {alike[0]!r}? It differs only in {difference(alike[0], unknown)}."

@@ -18,6 +18,7 @@ from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
+from shiftproof.data.spelling import normal_name
 from shiftproof.errors import InputError, listed, require_choice, require_equal_length
 from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
@@ -89,8 +90,8 @@ class ImageSet:
 
     def of_classes(self, classes: ClassSpace) -> ImageSet:
         """The images of some of the classes, labelled in their smaller space."""
-        wanted = set(classes.ids)
-        return self.subset([i for i, k in enumerate(self.labels) if self.classes.ids[k] in wanted]).relabelled(classes)
+        wanted, keys = set(classes.keys), self.classes.keys
+        return self.subset([i for i, k in enumerate(self.labels) if keys[k] in wanted]).relabelled(classes)
 
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
         """The same samples and masks, with the pixels that ``change(position, pixels)`` returns."""
@@ -194,7 +195,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
 
     The name is ``folder:PATH``, for files ``class/image``, or ``csv:PATH``, for a file with the columns ``filepath``,
     ``label`` and, optionally, ``mask`` and ``group``. With ``classes``, labels are matched to that space by class id.
-    Without, the classes are those that occur in the set, sorted. A mask is a grey image in which the object is white;
+    Without, the classes are those that occur in the set, sorted, and a warning names classes that may be the same. A mask is a grey image in which the object is white;
     ``with_masks`` adds masks to a folder's images.
 
     Raises an InputError if the data cannot be read, if it has a class that ``classes`` lacks or, unless ``partial``,
@@ -203,14 +204,15 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     kind, _, path = spec.partition(":")
     require_choice("data name", kind, FORMATS)
     entries = FORMATS[kind](expanded(path))
-    class_ids = [entry.class_id for entry in entries]
+    class_ids = [normal_name(entry.class_id) for entry in entries]
     if classes is None:
         classes = ClassSpace.from_ids(sorted(set(class_ids)))
+        classes.warn_of_similar(spec)
     labels = classes.labels_of(class_ids, spec)
     if not partial:
         classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
     ids = [entry.sample for entry in entries]
-    groups = tuple(entry.group for entry in entries if entry.group is not None)
+    groups = tuple(normal_name(entry.group) for entry in entries if entry.group is not None)
     images = replace(picture_set(spec, classes, ids, labels, [entry.path for entry in entries]), groups=groups or None)
     masks = [entry.mask for entry in entries if entry.mask is not None]
     return _masked(images, masks) if masks else images
@@ -306,4 +308,4 @@ def _masked(images: ImageSet, paths: Sequence[Path]) -> ImageSet:
 
 
 def _without_suffix(sample: str) -> PurePosixPath:
-    return PurePosixPath(sample).with_suffix("")
+    return PurePosixPath(normal_name(sample)).with_suffix("")

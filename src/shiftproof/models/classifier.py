@@ -15,11 +15,16 @@ from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
+from shiftproof.data.spelling import difference
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed
 from shiftproof.models.clip import Clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
 from shiftproof.models.prompts import prompt_templates
+
+_WARNED_PAIRS = 3  # classes with equal rows that are named in full
+_ROWS_AT_ONCE = 1024
+_ROUNDING = 1e-6  # by which the cosine of equal rows may differ from 1
 
 
 class Network(nn.Module):
@@ -114,13 +119,12 @@ class Classifier:
 
 
 def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
-    if only := sorted(set(classes.ids) ^ set(wanted.ids)):
+    if only := sorted(set(classes.keys) ^ set(wanted.keys)):
         raise InputError(
             f"the two classifiers have different classes; these are in one only: {listed(only)}. "
             "Compare classifiers of the same classes."
         )
-    row_of = {name: row for row, name in enumerate(classes.ids)}
-    return [row_of[name] for name in wanted.ids]
+    return classes.labels_of(wanted.ids, "the other classifier").tolist()
 
 
 def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:
@@ -129,7 +133,7 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     Each template of a class is embedded, normalised, averaged and normalised again, then multiplied by
     exp(logit_scale), which gives a row of the (K, D) head. The bias is zero and can be trained (WiSE-FT, Wortsman et
     al. 2022, arXiv 2109.01903, sec. 2). ``prompts`` is "photo", "short", "openai", or templates. Warns of prompts that
-    the text tower truncates and of class names that are equal. Raises an InputError for an invalid template.
+    the text tower truncates and of classes with equal rows. Raises an InputError for an invalid template.
 
     >>> from shiftproof.models.clip import load_clip
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "red_apple"]))
@@ -137,11 +141,11 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     (2, 128)
     """
     templates = prompt_templates(prompts)
-    _warn_of_equal_names(classes)
     _warn_of_cut_prompts(clip, classes, templates)
     with torch.inference_mode():
         scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
         rows = scale * zero_shot_embeddings(clip, classes.names, templates)
+    _warn_of_equal_rows(rows / scale, classes)
     head = nn.Linear(rows.shape[1], len(classes))
     with torch.no_grad():
         head.weight.copy_(rows)
@@ -224,8 +228,8 @@ def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classif
 
 def require_same_task(first: Task, second: Task) -> None:
     """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
-    if first.classes.ids != second.classes.ids:
-        only = sorted(set(first.classes.ids) ^ set(second.classes.ids))
+    if first.classes.keys != second.classes.keys:
+        only = sorted(set(first.classes.keys) ^ set(second.classes.keys))
         difference = f"these are in one only: {listed(only)}" if only else "they are in a different order"
         raise IncompatibleWeightsError(
             f"the two classifiers have different classes; {difference}. "
@@ -246,13 +250,31 @@ def require_same_task(first: Task, second: Task) -> None:
         )
 
 
-def _warn_of_equal_names(classes: ClassSpace) -> None:
-    if doubled := sorted({name for name in classes.names if classes.names.count(name) > 1}):
+def _warn_of_equal_rows(embeddings: Tensor, classes: ClassSpace) -> None:
+    """Warns of classes whose (K, D) embeddings of length 1 are equal: the text tower reads both names alike."""
+    pairs = _equal_rows(embeddings)
+    for first, second in pairs[:_WARNED_PAIRS]:
+        names = classes.names[first], classes.names[second]
+        how = f"have the same name {names[0]!r}" if names[0] == names[1] else f"differ only in {difference(*names)}"
         warnings.warn(
-            f"class names occur twice: {listed(doubled)}. Their zero-shot rows are equal, so the later class is "
-            "hardly ever predicted. Give them different names.",
+            f"the zero-shot rows of the classes {classes.ids[first]!r} and {classes.ids[second]!r} are equal (they "
+            f"{how}), so the later class is hardly ever predicted. Merge them, or give them different names.",
             stacklevel=3,
         )
+    if more := pairs[_WARNED_PAIRS:]:
+        names_of_more = (f"{classes.ids[first]} / {classes.ids[second]}" for first, second in more)
+        warnings.warn(f"these classes have equal zero-shot rows, too: {listed(names_of_more, 20)}.", stacklevel=3)
+
+
+def _equal_rows(embeddings: Tensor) -> list[tuple[int, int]]:
+    """Each row that equals an earlier one up to rounding, as (the earlier one's number, its own)."""
+    pairs = []
+    for start in range(0, len(embeddings), _ROWS_AT_ONCE):
+        later = embeddings[start : start + _ROWS_AT_ONCE]
+        equal = later @ embeddings.T > 1 - _ROUNDING
+        first = equal.int().argmax(1).tolist()  # the row itself at the latest
+        pairs += [(earlier, start + i) for i, earlier in enumerate(first) if earlier < start + i and equal[i, earlier]]
+    return pairs
 
 
 def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[str]) -> None:
