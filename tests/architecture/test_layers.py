@@ -37,7 +37,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
-        *("devices", "prompts", "tiny", "local_weights", "clip", "encoders", "classifier", "identity", "text_towers"),
+        *("devices", "names", "prompts", "tiny", "local_weights", "clip", "encoders", "classifier", "identity"),
+        "text_towers",
         *("directories", "cards"),
     ),
     "training": ("distributed", "hardware", "checkpoints", "log", "engine"),

@@ -28,6 +28,7 @@ def test_a_run_and_then_predictions_from_what_it_saved(folders: Path, tmp_path: 
     (tmp_path / "run.yaml").write_text(
         """
 model: open_clip:shiftproof-tiny
+random_weights: true
 suite:
   reference: {train: "folder:fruit/train", validation: "folder:fruit/validation", test: "folder:fruit/test"}
   shifts: {sketch: {data: "folder:fruit/sketch"}}

@@ -82,6 +82,7 @@ def test_classes_are_matched_by_name_where_a_classifier_has_its_own_order(
 def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: Path, call: Call) -> None:
     asked = {
         "model": "open_clip:ViT-S-32-alt",
+        "random_weights": True,
         "suite": {
             "reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")},
             "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}},

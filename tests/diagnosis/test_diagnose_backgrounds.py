@@ -47,7 +47,13 @@ def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call:
 
     ended = call("diagnose", "backgrounds", "zero", *data, "--out", "found")
     assert (ended.code, "already holds a diagnosis" in ended.err) == (2, True)
-    own = ["--model", "timm:test_resnet", "--head", "own"]  # a thousand classes, three of which are there
+    own = [
+        "--model",
+        "timm:test_resnet",
+        "--head",
+        "own",
+        "--random-weights",
+    ]  # a thousand classes, three of which are there
     assert call("diagnose", "backgrounds", *own, *data, "--out", "found", "--overwrite").code == 0
     again = background_in("found")
     assert (list(again.models), again.chance) == (["timm:test_resnet"], 1 / 1000)

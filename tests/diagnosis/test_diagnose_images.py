@@ -110,7 +110,7 @@ def test_directories_are_told_apart_by_name_or_refused(
 
 
 def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(wnids: Path, call: Call) -> None:
-    models = ["--model", "timm:test_resnet", "--model", "timm:test_vit", "--head", "own"]
+    models = ["--model", "timm:test_resnet", "--model", "timm:test_vit", "--head", "own", "--random-weights"]
     data = ["--data", f"folder:{wnids}/images", "--masks", f"{wnids}/masks"]
     ended = call("diagnose", "strong-edge", *models, *data, "--images", "6", "--out", "found")
     assert ended.code == 0, ended.err
@@ -140,7 +140,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
     (old / "strong_edge.json").write_text("{}")
     mistakes: list[tuple[list[str], str]] = [
         (
-            ["--model", "timm:test_resnet", "--head", "own", *data],
+            ["--model", "timm:test_resnet", "--head", "own", "--random-weights", *data],
             r"classes that .* lacks: 'lemon', 'pear', 'red_apple'",
         ),
         (["fruit", *data], r"lacks: 'pear', 'red_apple'"),

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from shiftproof.cli.group import CommandGroup, with_options
-from shiftproof.cli.options import Overwrite, ResolvedDevice
+from shiftproof.cli.options import Overwrite, RandomWeights, ResolvedDevice
 from shiftproof.runs.parts import PARTS
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class ImageOptions:
     ] = "photo"
     seed: Annotated[int, Option("--seed", min=0, help="Seed the choice of images and all other random numbers.")] = 0
     device: ResolvedDevice = "auto"
+    random_weights: RandomWeights = False
 
     def pair(self, *models: str | None) -> PairFile:
         """The request to compare two models, or three if the last one is given, on these images."""
@@ -234,7 +235,13 @@ def connectivity(
     _write_numbers(out, "connectivity.json", record)
 
 
-def movement(first: First, second: Second, third: Third = None, out: Written = None) -> None:
+def movement(
+    first: First,
+    second: Second,
+    third: Third = None,
+    random_weights: RandomWeights = False,
+    out: Written = None,
+) -> None:
     """Measure how far each layer moved from A to B.
 
     With another model C that was fine-tuned from A, it also shows whether the two moved in the same direction.
@@ -245,7 +252,8 @@ def movement(first: First, second: Second, third: Third = None, out: Written = N
     from shiftproof.report.movement import movement_table
     from shiftproof.runs.comparisons import PairFile, compare_weights
 
-    record = compare_weights(PairFile(tuple(name for name in (first, second, third) if name)))
+    models = tuple(name for name in (first, second, third) if name)
+    record = compare_weights(PairFile(models, random_weights=random_weights))
     print_table(movement_table(record, None))
     _write_numbers(out, "movement.json", record)
 

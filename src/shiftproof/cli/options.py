@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from typer import Argument, Option
 
@@ -33,6 +33,9 @@ Resume = Annotated[
     bool, Option("--resume", help="Resume the interrupted job in --out. What it has finished is not repeated.")
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Delete the results of an earlier job in --out first.")]
+RandomWeights = Annotated[
+    bool, Option("--random-weights", help="Allow a model whose name has no tag, and which thus has random weights.")
+]
 RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 
@@ -103,6 +106,10 @@ class SettingOptions:
         list[str] | None,
         Option("--set", metavar="KEY=VALUE", help="Override a run-file key, e.g. finetune.lr=1e-5. Can be repeated."),
     ] = None
+
+    def with_key(self, override: str, *, given: bool = True) -> Self:
+        """These settings with another key, such as seed=1, if it is given; those of ``--set`` come after it."""
+        return replace(self, overrides=[override, *(self.overrides or ())]) if given else self
 
     def values(self) -> dict[str, Any]:
         """The values of the options that were given, by the dotted names of the run-file keys."""

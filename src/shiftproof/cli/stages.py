@@ -12,6 +12,7 @@ from shiftproof.cli.options import (
     FinetuningOptions,
     Overwrite,
     Prompts,
+    RandomWeights,
     ResolvedDevice,
     Resume,
     RunPath,
@@ -60,6 +61,7 @@ def zeroshot(
     settings: SettingOptions,
     prompts: Prompts = "photo",
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
+    random_weights: RandomWeights = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Build a zero-shot classifier and score it on every test set.
@@ -70,7 +72,7 @@ def zeroshot(
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_zero_shot
 
-    run_file = settings.resolve(model=model, suite=data.section(), prompts=prompts)
+    run_file = settings.resolve(model=model, suite=data.section(), prompts=prompts, random_weights=random_weights)
     with live_progress():
         records = run_zero_shot(run_file, out, overwrite=overwrite)
     print_table(records_table(records))
@@ -83,6 +85,7 @@ def finetune(
     settings: FinetuningOptions,
     prompts: Prompts = "photo",
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/finetune"),
+    random_weights: RandomWeights = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -97,7 +100,7 @@ def finetune(
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_finetune
 
-    run_file = settings.resolve(model=start, suite=data.section(), prompts=prompts)
+    run_file = settings.resolve(model=start, suite=data.section(), prompts=prompts, random_weights=random_weights)
     with live_progress():
         records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)
     print_table(records_table(records))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from shiftproof.cli.options import FinetuningOptions, Overwrite, Resume, RunPath
+from shiftproof.cli.options import FinetuningOptions, Overwrite, RandomWeights, Resume, RunPath
 
 if TYPE_CHECKING:
     from shiftproof.records.runs import RunRecord
@@ -35,7 +34,7 @@ def demo(
     from shiftproof.runs.file import DEMO_FILE
 
     if mixing:  # this comes first, so that --set can change the settings that the mixing brings along
-        settings = replace(settings, overrides=[f"finetune.mixing={mixing}", *(settings.overrides or ())])
+        settings = settings.with_key(f"finetune.mixing={mixing}")
     run_file = settings.read(DEMO_FILE)
     _run(run_file, out or Path(f"runs/demo-{run_file.seed}"), resume=resume, overwrite=overwrite)
 
@@ -46,6 +45,7 @@ def run(
     out: Annotated[
         Path | None, Option("--out", help="Write to this run directory [default: runs/ and the run file's name].")
     ] = None,
+    random_weights: RandomWeights = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -56,6 +56,7 @@ def run(
 
     Example: shiftproof run run.yaml --out runs/mine --set finetune.lr=1e-5
     """
+    settings = settings.with_key("random_weights=true", given=random_weights)
     _run(settings.read(path), out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from shiftproof.cli.options import Overwrite, Resume
+from shiftproof.cli.options import Overwrite, RandomWeights, Resume
 
 
 def report(
@@ -41,6 +41,7 @@ def study(
         str | None,
         Option("--address", help="Use the Ray cluster at this address [default: start one on this machine]."),
     ] = None,
+    random_weights: RandomWeights = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -59,9 +60,10 @@ def study(
     from shiftproof.studies.study import failure_summary, run_study
 
     out = out or Path("runs") / study_file.stem
+    overrides = [*(["run.random_weights=true"] if random_weights else []), *(overrides or ())]
     with live_progress():
         record = run_study(
-            StudyFile.read(study_file, overrides or ()), out, resume=resume, overwrite=overwrite, address=address
+            StudyFile.read(study_file, overrides), out, resume=resume, overwrite=overwrite, address=address
         )
     print_table(study_table(record))
     if spreads := spread_table(record):

@@ -195,8 +195,8 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
 
     The name is ``folder:PATH``, for files ``class/image``, or ``csv:PATH``, for a file with the columns ``filepath``,
     ``label`` and, optionally, ``mask`` and ``group``. With ``classes``, labels are matched to that space by class id.
-    Without, the classes are those that occur in the set, sorted, and a warning names classes that may be the same. A mask is a grey image in which the object is white;
-    ``with_masks`` adds masks to a folder's images.
+    Without, the classes are those that occur in the set, sorted, and a warning names classes that may be the same.
+    A mask is a grey image in which the object is white; ``with_masks`` adds masks to a folder's images.
 
     Raises an InputError if the data cannot be read, if it has a class that ``classes`` lacks or, unless ``partial``,
     if it lacks one of ``classes``.

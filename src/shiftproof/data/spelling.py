@@ -25,12 +25,12 @@ _SEPARATORS = re.compile(r"(?<=\w)[-_\s]+(?=\w)")  # between two words; the sign
 
 
 def normal_name(name: str) -> str:
-    """The name in Unicode's composed form (NFC), without leading and trailing blanks.
+    r"""The name in Unicode's composed form (NFC), without leading and trailing blanks.
 
     Some systems store a file's name in the decomposed form, and a spreadsheet keeps a trailing blank: such spellings
     cannot be told apart on screen and are surely the same name.
 
-    >>> normal_name("cafe\\u0301 ") == "caf\\u00e9"
+    >>> normal_name("cafe\u0301 ") == "caf\u00e9"
     True
     """
     return unicodedata.normalize("NFC", name).strip()

@@ -124,7 +124,7 @@ def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
             f"the two classifiers have different classes; these are in one only: {listed(only)}. "
             "Compare classifiers of the same classes."
         )
-    return classes.labels_of(wanted.ids, "the other classifier").tolist()
+    return [int(row) for row in classes.labels_of(wanted.ids, "the other classifier")]
 
 
 def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:

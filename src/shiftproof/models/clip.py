@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest
 from shiftproof.models.local_weights import load_local_weights, local_path
+from shiftproof.models.names import SCHEMES, random_weights_refused, unknown_model
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
 from shiftproof.storage import expanded, read_json
 
 _LOCAL = "local-dir:"
-SCHEMES = ("open_clip:", "hf-hub:", _LOCAL)
 Tokenizer = Callable[[Sequence[str]], Tensor]
 # A classifier has no text tower. open_clip builds one anyway, so it gets the smallest possible one.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
@@ -47,12 +47,13 @@ class Clip:
         return self.model.encode_text(self.tokenizer(list(texts)).to(device))  # type: ignore[operator,no-any-return]
 
 
-def load_clip(name: str, *, seed: int = 0) -> Clip:
+def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
     """Loads a zero-shot model by its name, in evaluation mode on the CPU.
 
     ``tiny`` (shipped), ``open_clip:ARCHITECTURE/TAG`` (without a tag: random weights, drawn from ``seed``),
     ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (schemes of open_clip). Raises an InputError for an unknown name, for a
-    model without a text tower, and where the weights cannot be loaded.
+    model without a text tower or with rectangular images, where the weights cannot be loaded and, unless
+    ``random_weights`` is set, for a name without a tag.
 
     >>> load_clip("tiny").preprocessing.size
     64
@@ -70,10 +71,7 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
             "Use its pretrained head: own_head_classifier(load_encoder(NAME))."
         )
     if not name.startswith(SCHEMES):
-        raise InputError(
-            f"unknown model {name!r}. {nearest(name, ['tiny', *SCHEMES])} "
-            "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, or a classifier directory."
-        )
+        raise unknown_model(name)
     if not name.startswith("open_clip:"):
         return _build(name, name, None, seed)
     architecture, _, tag = name.removeprefix("open_clip:").partition("/")
@@ -82,6 +80,9 @@ def load_clip(name: str, *, seed: int = 0) -> Clip:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag and tag not in tags and local_path(architecture, tag) is None:
         raise InputError(f"{architecture} has no pretrained tag {tag!r}. {nearest(tag, tags)}")
+    if not tag and not random_weights:
+        best_first = sorted(tags, key=lambda known: known != "openai")
+        raise random_weights_refused(name, [f"open_clip:{architecture}/{known}" for known in best_first])
     return _build(name, architecture, tag or None, seed)
 
 
@@ -116,7 +117,13 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
                 )
                 load_local_weights(model, path)
             else:
-                model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick_gelu)
+                model = open_clip.create_model(
+                    architecture,
+                    pretrained=pretrained,
+                    force_quick_gelu=quick_gelu,
+                    # A directory or repository without weights would get random ones, and open_clip would only log it.
+                    require_pretrained=bool(pretrained) or not name.startswith("open_clip:"),
+                )
             tokenizer = open_clip.get_tokenizer(architecture)
         except InputError:
             raise
@@ -125,7 +132,7 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
                 f"the model {name!r} cannot be loaded ({error}). Check the name, the path and the network."
             ) from error
     cfg = open_clip.get_model_preprocess_cfg(model)
-    size = cfg["size"] if isinstance(cfg["size"], int) else cfg["size"][0]
+    size = _side(name, cfg["size"])
     preprocessing = Preprocessing(
         size=size,
         mean=tuple(cfg["mean"]),
@@ -147,6 +154,16 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
         "quick_gelu": quick_gelu or config.get("quick_gelu", False),
     }
     return Clip(name, model.eval(), tokenizer, preprocessing, described, model.context_length)
+
+
+def _side(name: str, size: int | Sequence[int]) -> int:
+    """The side in pixels of a model's square images; raises an InputError for a model of rectangular ones."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise InputError(
+            f"the model {name!r} takes images of {height} x {width} pixels; they must be square. Choose another model."
+        )
+    return height
 
 
 def model_config(architecture: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest
 from shiftproof.models.clip import build_encoder as build_image_tower
+from shiftproof.models.names import random_weights_refused
 
 _SCHEME = "timm:"
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
@@ -35,12 +36,12 @@ class Encoder:
     architecture: Mapping[str, Any]
 
 
-def load_encoder(name: str, *, seed: int = 0) -> Encoder:
+def load_encoder(name: str, *, seed: int = 0, random_weights: bool = True) -> Encoder:
     """Loads a timm model by its name, in evaluation mode on the CPU.
 
     ``timm:NAME.TAG`` has the pretrained weights of that tag, from the cache or the network; ``timm:NAME`` has
-    random weights, drawn from ``seed``. Raises an InputError for an unknown name or tag, and where the weights
-    cannot be downloaded.
+    random weights, drawn from ``seed``. Raises an InputError for an unknown name or tag, where the weights cannot be
+    downloaded and, unless ``random_weights`` is set, for a name without a tag.
 
     >>> load_encoder("timm:resnet18").preprocessing.size
     224
@@ -53,6 +54,8 @@ def load_encoder(name: str, *, seed: int = 0) -> Encoder:
     tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
     if tag and tag not in tags:
         raise InputError(f"{architecture} has no pretrained tag {tag!r}. {nearest(tag, tags)}")
+    if not tag and not random_weights:
+        raise random_weights_refused(name, [f"timm:{architecture}.{known}" for known in tags])
     try:
         model = _create(architecture, tag, bool(tag), seed)
     except (RuntimeError, OSError, ValueError) as error:

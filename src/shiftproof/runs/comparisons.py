@@ -17,7 +17,7 @@ from shiftproof.diagnosis.overrides import measure_overrides
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier, zero_shot_classifier
-from shiftproof.models.clip import load_clip
+from shiftproof.models.clip import Clip, load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier
 from shiftproof.records.comparisons import (
@@ -39,9 +39,9 @@ class PairFile:
     """The request to compare some classifiers on some images.
 
     ``models`` are classifier directories or model names; a named model gets the zero-shot head for the classes of the
-    first directory or, without one, of the data. The images are those of ``data`` (a data name), of ``unlabelled`` (a
-    folder of images of unknown classes), of one ``shift`` of ``suite``, or of all its test sets; at most ``images`` of
-    each, spread over the classes.
+    first directory or, without one, of the data. ``random_weights`` allows a name without a tag. The images are those
+    of ``data`` (a data name), of ``unlabelled`` (a folder of images of unknown classes), of one ``shift`` of ``suite``,
+    or of all its test sets; at most ``images`` of each, spread over the classes.
     """
 
     models: tuple[str, ...]
@@ -53,6 +53,7 @@ class PairFile:
     prompts: str = "photo"
     seed: int = 0
     device: str = "auto"
+    random_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.data is not None and self.unlabelled is not None:
@@ -154,12 +155,16 @@ def _models(pair: PairFile) -> dict[str, Classifier]:
     for number, name in enumerate(pair.models, 1):
         if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
             raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
-        classifier = loaded.get(name) or zero_shot_classifier(load_clip(name, seed=pair.seed), classes, pair.prompts)
+        classifier = loaded.get(name) or zero_shot_classifier(_clip(pair, name), classes, pair.prompts)
         short = Path(name).absolute().name if name in loaded else name
         short = f"{Path(name).absolute().parent.name}-{short}" if short in models and name in loaded else short
         first = next(iter(models.values()), classifier)
         models[short if short not in models else f"{short} ({number})"] = classifier.in_order_of(first.classes)
     return models
+
+
+def _clip(pair: PairFile, name: str) -> Clip:
+    return load_clip(name, seed=pair.seed, random_weights=pair.random_weights)
 
 
 def _classes_of(pair: PairFile) -> ClassSpace:

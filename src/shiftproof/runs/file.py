@@ -72,14 +72,15 @@ class PretrainFile(PretrainSettings):
 class RunFile(Frozen):
     """All settings of a run; the same run file and seed give the same results.
 
-    ``limit`` is the largest number of images that any held-out set may have, the same ones in every run; ``report_to``
-    names trackers, such as tensorboard,wandb.
+    ``random_weights`` allows a model whose name has no tag. ``limit`` is the largest number of images that any held-out
+    set may have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
     """
 
     model: str = "tiny"
+    random_weights: bool = False
     suite: str | SuiteFile = "emoji"
     prompts: str | list[str] = "photo"
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)

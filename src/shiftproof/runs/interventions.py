@@ -51,10 +51,10 @@ class DiagnosisFile:
     """The request to diagnose some models on some images.
 
     ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
-    its text tower gives for the data's classes ("zero-shot"), or its published head ("own"). Without models, the study
-    trains networks on ``suite``. The images are those of ``data`` (a data name) or else those of the suite's ``shift``
-    or, without one, of the test split of its reference; ``masks`` is a parallel folder of object masks. ``images`` is
-    the number of images, spread over the classes.
+    its text tower gives for the data's classes ("zero-shot"), or its published head ("own"), and ``random_weights``
+    allows a name without a tag. Without models, the study trains networks on ``suite``. The images are those of
+    ``data`` (a data name) or else those of the suite's ``shift`` or, without one, of the test split of its reference;
+    ``masks`` is a parallel folder of object masks. ``images`` is the number of images, spread over the classes.
     """
 
     classifiers: tuple[Path, ...] = ()
@@ -68,6 +68,7 @@ class DiagnosisFile:
     images: int = 402
     seed: int = 0
     device: str = "auto"
+    random_weights: bool = False
 
     def __post_init__(self) -> None:
         require_choice("head", self.head, HEADS)
@@ -155,10 +156,11 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
         name = directory.name if directory.name not in models else f"{directory.parent.name}-{directory.name}"
         models[name] = load_classifier(directory)
     for name in request.models:
+        options: dict[str, Any] = {"seed": request.seed, "random_weights": request.random_weights}
         if request.head == "own":
-            models[name] = own_head_classifier(load_encoder(name, seed=request.seed))
+            models[name] = own_head_classifier(load_encoder(name, **options))
         else:
-            models[name] = zero_shot_classifier(load_clip(name, seed=request.seed), images.classes, request.prompts)
+            models[name] = zero_shot_classifier(load_clip(name, **options), images.classes, request.prompts)
     if len(models) < len(request.classifiers) + len(request.models):
         raise InputError("two of the models have the same name. Name every model once, or rename a directory.")
     for model in models.values():

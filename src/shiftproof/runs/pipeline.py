@@ -344,10 +344,14 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
 
 
 def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
-    """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes."""
+    """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes.
+
+    Raises an InputError for a model with random weights, unless the run file asks for them.
+    """
     if (Path(run_file.model) / "classifier.json").is_file():
         return load_classifier(run_file.model)
-    return zero_shot_classifier(load_clip(run_file.model, seed=run_file.seed), suite.classes, run_file.prompts)
+    clip = load_clip(run_file.model, seed=run_file.seed, random_weights=run_file.random_weights)
+    return zero_shot_classifier(clip, suite.classes, run_file.prompts)
 
 
 def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:

@@ -28,7 +28,7 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
-_START_KEYS = ("model", "suite", "prompts", "seed", "limit")
+_START_KEYS = ("model", "random_weights", "suite", "prompts", "seed", "limit")
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
