@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -59,8 +60,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that suggests the known name nearest to a misspelt one, or lists the known names.
+def nearest(name: str, known: Iterable[str], limit: int = 10) -> str:
+    """A sentence that suggests the known name nearest to a misspelt one, or lists the first ``limit`` known names.
 
     >>> nearest("sketsh", ["sketch", "clutter"])
     "Did you mean 'sketch'?"
@@ -69,7 +70,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not known:
         return "None is known."
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean {matches[0]!r}?" if matches else f"Known: {listed(known)}."
+    return f"Did you mean {matches[0]!r}?" if matches else f"Known: {listed(known, limit)}."
 
 
 def require_choice(what: str, value: str, known: Iterable[str]) -> str:
@@ -78,6 +79,23 @@ def require_choice(what: str, value: str, known: Iterable[str]) -> str:
     if value not in known:
         raise InputError(f"unknown {what} {value!r}. {nearest(str(value), known)}")
     return value
+
+
+def point_hint(value: object) -> str:
+    """A sentence about the decimal point, for a text that has a comma in its place; otherwise empty.
+
+    >>> point_hint("0,5"), point_hint("half")
+    (' Write a decimal point: 0.5.', '')
+    """
+    comma = isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", value)
+    return f" Write a decimal point: {str(value).strip().replace(',', '.')}." if comma else ""
+
+
+def require_instance(what: str, value: object, kind: type, way_out: str) -> None:
+    """Raises an InputError that says what to pass, unless a value is of the type that an argument takes."""
+    if not isinstance(value, kind):
+        given = f"the text {value!r}" if isinstance(value, str) else f"of the type {type(value).__name__}"
+        raise InputError(f"`{what}` is {given}; it must be of the type {kind.__name__}. {way_out}")
 
 
 def require_between(what: str, value: float, low: float, high: float) -> float:

@@ -19,6 +19,20 @@ from typing import Any, NamedTuple
 from shiftproof.errors import InputError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+# Suffixes of files that no command writes as a directory: an output of such a name is a misunderstanding.
+OTHER_FILES = (
+    *(".pt", ".pth", ".bin", ".ckpt", ".onnx", ".npz", ".h5"),
+    *(".zip", ".tar", ".gz", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".html", ".png", ".pdf"),
+)
+
+
+def require_directory_name(out: Path, writer: str) -> None:
+    """Raises an InputError if an output directory has the name of a file, such as model.pt, and does not exist yet."""
+    if out.suffix.lower() in (".safetensors", *OTHER_FILES) and not out.is_dir():
+        raise InputError(
+            f"`out` is {str(out)!r}, which is the name of a file; {writer} writes a directory. "
+            f"Choose {str(out.with_suffix(''))!r}."
+        )
 
 
 def cache_directory() -> Path:

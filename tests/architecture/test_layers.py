@@ -18,6 +18,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "weights": ("arithmetic", "schedules", "signatures", "wrappers", "quantization", "checkpoints"),
     "data": (
         *(
+            "paths",
             "spelling",
             "labels",
             "loading",

@@ -32,7 +32,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "empty folder": (["--reference", "folder:nothing"], "nothing has no class folders"),
     "missing csv": (["--test", "csv:absent.csv"], "the file absent.csv does not exist"),
     "class folder without images": (["--shift", "sketch=folder:hollow"], "hollow/pear contains no image"),
-    "class that a shift lacks": (["--shift", "sketch=folder:lacking"], "lacks classes of the reference: 'pear'"),
+    "class that the test data lacks": (["--test", "folder:lacking"], "lacks classes of the reference: 'pear'"),
     "class that a shift has too many": (["--shift", "sketch=folder:extra"], "the reference lacks: 'plum'"),
     "image that cannot be decoded": (["--shift", "s=folder:damaged"], "damaged/lemon/lemon-1.png cannot be decoded"),
     "shift without a name": (["--shift", "folder:extra"], "must look like sketch=folder:PATH"),

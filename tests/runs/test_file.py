@@ -380,8 +380,8 @@ def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFacto
 def test_what_is_written_is_complete() -> None:
     written = yaml.safe_load(sp.RunFile.resolve(suite_section()).to_yaml())
     assert set(written) == {
-        "model", "suite", "prompts", "finetune", "alphas", "alpha_rule", "alpha_tolerance", "seed", "device",
-        "report_to",
+        "model", "random_weights", "suite", "prompts", "finetune", "alphas", "alpha_rule", "alpha_tolerance", "seed",
+        "device", "report_to",
     }  # fmt: skip
     # Not what the file said, but what it came to mean.
     for key, value in MODEL_SETTINGS["tiny"].items():

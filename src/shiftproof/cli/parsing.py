@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, point_hint
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # bytes
 
@@ -26,7 +26,7 @@ def parse_number(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise InputError(f"{option}: {text!r} is not a number.") from error
+        raise InputError(f"{option}: {text!r} is not a number.{point_hint(text)}") from error
 
 
 def parse_size(option: str, text: str | None) -> int | None:

@@ -53,7 +53,7 @@ def study(
     Example: shiftproof study grid.yaml --out runs/grid --set run.finetune.epochs=5 --set seeds=[0,1]
     """
     from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.errors import ShiftproofError
+    from shiftproof.errors import InputError, ShiftproofError
     from shiftproof.report.studies import spread_table, study_table, study_verdict
     from shiftproof.runs.directory import StudyDirectory
     from shiftproof.studies.file import StudyFile
@@ -61,10 +61,14 @@ def study(
 
     out = out or Path("runs") / study_file.stem
     overrides = [*(["run.random_weights=true"] if random_weights else []), *(overrides or ())]
-    with live_progress():
-        record = run_study(
-            StudyFile.read(study_file, overrides), out, resume=resume, overwrite=overwrite, address=address
+    request = StudyFile.read(study_file, overrides)
+    if not request.names_model:
+        raise InputError(
+            f"the study file {study_file} names no model. Add one under `run`, e.g. model: open_clip:ViT-B-32/openai, "
+            "or model: tiny for the small model that comes with shiftproof."
         )
+    with live_progress():
+        record = run_study(request, out, resume=resume, overwrite=overwrite, address=address)
     print_table(study_table(record))
     if spreads := spread_table(record):
         print_table(spreads)

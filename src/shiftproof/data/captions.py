@@ -15,6 +15,7 @@ from shiftproof.data.decoding import Conversions, decode
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, to_unit_range
+from shiftproof.data.paths import require_folder, require_known_kind, require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.data.readable import require_files
 from shiftproof.errors import InputError, require_choice
@@ -176,13 +177,14 @@ def load_captioned_set(spec: str) -> CaptionedSet:
     if spec == EmojiCaptions.name:
         return EmojiCaptions()
     kind, _, path = spec.partition(":")
-    require_choice("captioned data", kind, ["csv", "folder", EmojiCaptions.name])
+    require_known_kind("captioned data", spec, kind, ["csv", "folder", EmojiCaptions.name])
     return CaptionedFiles(spec, _from_csv(expanded(path)) if kind == "csv" else _from_folder(expanded(path)))
 
 
 def _from_csv(path: Path) -> dict[Path, list[str]]:
     """Reads one caption from every row; rows with the same file give one image several captions."""
     entries: dict[Path, list[str]] = {}
+    require_table(path)
     skipped = SkippedFiles()
     for _, fields in read_rows(path, ("filepath", "caption"), multiline=("caption",)):
         if is_leftover(fields["filepath"]):
@@ -196,8 +198,7 @@ def _from_csv(path: Path) -> dict[Path, list[str]]:
 
 def _from_folder(path: Path) -> dict[Path, list[str]]:
     """Reads the captions of every ``name.jpg`` from ``name.txt`` beside it, one per line."""
-    if not path.is_dir():
-        raise InputError(f"the folder {path} does not exist. Check the path after 'folder:'.")
+    require_folder(path, "Check the path after 'folder:'.")
     entries: dict[Path, list[str]] = {}
     skipped = SkippedFiles()
     images = find_pictures(path, skipped, companions=frozenset({".txt"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,10 @@ from shiftproof.data.decoding import Conversions, decode_mask
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
+from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.data.spelling import normal_name
-from shiftproof.errors import InputError, listed, require_choice, require_equal_length
+from shiftproof.errors import InputError, listed, require_equal_length
 from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
@@ -202,7 +204,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     if it lacks one of ``classes``.
     """
     kind, _, path = spec.partition(":")
-    require_choice("data name", kind, FORMATS)
+    require_known_kind("data name", spec, kind, FORMATS)
     entries = FORMATS[kind](expanded(path))
     class_ids = [normal_name(entry.class_id) for entry in entries]
     if classes is None:
@@ -210,7 +212,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
         classes.warn_of_similar(spec)
     labels = classes.labels_of(class_ids, spec)
     if not partial:
-        classes.require_all(class_ids, spec, "Add them; a shift may also be marked partial: true in the run file.")
+        classes.require_all(class_ids, spec, "Add images of them; only a shift may lack some.")
     ids = [entry.sample for entry in entries]
     groups = tuple(normal_name(entry.group) for entry in entries if entry.group is not None)
     images = replace(picture_set(spec, classes, ids, labels, [entry.path for entry in entries]), groups=groups or None)
@@ -225,6 +227,13 @@ def picture_set(
     conversions = Conversions(name)
     read = conversions.reader(tuple(paths))
     return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=tuple(paths))
+
+
+def warn_of_missing_classes(images: ImageSet, name: str) -> None:
+    """Warns of the classes of its space that a set has no image of; its accuracy is over the others."""
+    present = set(images.labels.tolist())
+    if missing := [label for i, label in enumerate(images.classes.ids) if i not in present]:
+        warnings.warn(f"{name} has no image of {listed(missing, 5)}; its accuracy is over the others.", stacklevel=3)
 
 
 def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:
@@ -246,8 +255,7 @@ def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
     All labels are -1, so the set is of no use for measures that need labels. Raises an InputError if the folder does
     not exist or contains no image.
     """
-    if not root.is_dir():
-        raise InputError(f"the folder {root} does not exist. It must hold the images.")
+    require_folder(root, "It must hold the images.")
     skipped = SkippedFiles()
     paths = require_pictures(find_pictures(root, skipped), f"the folder {root}", skipped)
     skipped.warn(str(root))
@@ -262,8 +270,7 @@ def with_masks(images: ImageSet, root: Path) -> ImageSet:
     which the object is white. Raises an InputError that names the missing masks; one of another size than its image
     raises an InputError when it is read.
     """
-    if not root.is_dir():
-        raise InputError(f"the folder {root} does not exist. It must hold the masks, as root/CLASS/NAME.png.")
+    require_folder(root, "It must hold the masks, as root/CLASS/NAME.png.")
     masks: dict[PurePosixPath, Path] = {}
     skipped = SkippedFiles()
     for path in find_pictures(root, skipped):

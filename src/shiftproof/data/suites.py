@@ -20,10 +20,12 @@ from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concep
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
+from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, array_set, load_set, once
+from shiftproof.data.sets import ImageSet, array_set, load_set, once, warn_of_missing_classes
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
+from shiftproof.storage import require_directory_name
 
 VALIDATION = "validation"
 SHIFT_KINDS = ("natural", "synthetic")
@@ -125,7 +127,7 @@ def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
     (267, ['sketch', 'painting', 'monochrome', 'clutter'])
     """
-    require_choice("suite", name, EMOJI_SUITES)
+    _require_embedded(name)
     positions = [i for i, concept in enumerate(concepts()) if _belongs(concept, name)]
     chosen = [concepts()[i] for i in positions]
     names = tuple(concept.name for concept in chosen)
@@ -155,7 +157,8 @@ def own_suite(
 
     ``reference`` maps ``train``, ``test`` and, optionally, ``validation`` to data names. Without ``validation``, a
     fifth of the training images of every class, drawn with ``seed``, is held out for it. Its ``name`` is "reference"
-    unless given. ``shifts`` maps each name to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``.
+    unless given. ``shifts`` maps each name to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``. A
+    shift may lack classes; a warning names them unless it is ``partial``.
 
     Raises an InputError if a set cannot be read, if its classes do not match those of ``train``, or if there are fewer
     than two classes.
@@ -172,16 +175,16 @@ def own_suite(
     else:
         train, validation = _hold_out(train, seed)
     test = load_data(_required(reference, "test"), classes)
-    loaded = [
-        Shift(
-            shift,
-            str(entry.get("kind", "natural")),
-            load_data(str(entry["data"]), classes, partial=bool(entry.get("partial", False))),
-        )
-        for shift, entry in shifts.items()
-    ]
+    loaded = [_load_shift(shift, entry, classes) for shift, entry in shifts.items()]
     parts = Reference(reference.get("name") or "reference", train, validation, test)
     return ShiftSuite(name, classes, parts, tuple(loaded))
+
+
+def _load_shift(name: str, entry: Mapping[str, object], classes: ClassSpace) -> Shift:
+    images = load_data(str(entry["data"]), classes, partial=True)
+    if not entry.get("partial", False):
+        warn_of_missing_classes(images, name)
+    return Shift(name, str(entry.get("kind", "natural")), images)
 
 
 def load_data(
@@ -197,7 +200,7 @@ def load_data(
     or, unless ``partial``, if it lacks one of them.
     """
     kind, _, rest = spec.partition(":")
-    require_choice("data name", kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
+    require_known_kind("data name", spec, kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
     if kind == "corrupted":
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
@@ -230,6 +233,7 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     The folder appears complete or not at all. Returns the number of images. Raises an InputError if ``out`` is a file
     or a folder that is not empty.
     """
+    require_directory_name(out, "an export")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty. Choose another `out`, or delete it.")
     reference = suite.reference
@@ -261,6 +265,16 @@ def export_suite(suite: ShiftSuite, out: Path) -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return total
+
+
+def _require_embedded(name: str) -> None:
+    """Raises an InputError unless a suite of this name is embedded; a path or data name gets a hint."""
+    if name not in EMOJI_SUITES and (":" in name or "/" in name or Path(name).exists()):
+        raise InputError(
+            f"the suite {name!r} is not an embedded one. Your own data are a reference with its shifts: a section "
+            "`suite: {reference: {train: folder:PATH, test: folder:PATH}}` of a run file, or `own_suite`."
+        )
+    require_choice("suite", name, EMOJI_SUITES)
 
 
 def _some(images: ImageSet, limit: int) -> ImageSet:

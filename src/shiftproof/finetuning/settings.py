@@ -94,8 +94,8 @@ class FinetuneSettings(LoopSettings):
         require_choice("finetune.optimizer", self.optimizer, OPTIMIZERS)
         if isinstance(self.mixing, Mixing):  # settings are written to files, so they hold plain values only
             object.__setattr__(self, "mixing", mixing_settings(self.mixing))
+        _check_ranges(self)  # first: the range of mixing_off_epochs depends on the epochs
         _check_mixing(self)
-        _check_ranges(self)
         self.check_loop("finetune")
         _check_recipe(self)
 

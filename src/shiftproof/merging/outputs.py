@@ -11,7 +11,7 @@ from pathlib import Path
 from shiftproof.errors import InputError, listed
 from shiftproof.merging.layouts import alpha_folder, is_file
 from shiftproof.merging.methods import Plan
-from shiftproof.storage import interrupted, move_into_place, read_json
+from shiftproof.storage import OTHER_FILES, interrupted, move_into_place, read_json
 from shiftproof.weights.checkpoints import INDEX, Checkpoint
 
 REPORT, README = "merge.json", "README.md"
@@ -40,6 +40,11 @@ def require_free(out: Path, checkpoints: Sequence[Checkpoint], *, overwrite: boo
     """Raises an InputError if an output would touch an input, a file of other origin, or an output to be preserved."""
     if not out.name:
         raise InputError(f"the output {out} has no name. Choose another `out`.")
+    if out.suffix.lower() in OTHER_FILES and not out.is_dir():
+        raise InputError(
+            f"`out` is {str(out)!r}; a merge writes safetensors files or a directory, and no {out.suffix} files. "
+            f"Choose {str(out.with_suffix('.safetensors'))!r}, or the name of a directory."
+        )
     shards = [checkpoint.folder / shard for checkpoint in checkpoints for shard in checkpoint.shards]
     for path in [*(checkpoint.path for checkpoint in checkpoints), *shards]:
         here, there = out.resolve(), path.resolve()

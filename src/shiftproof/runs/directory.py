@@ -11,7 +11,7 @@ from pathlib import Path
 from shiftproof.errors import DivergenceError, InputError, listed
 from shiftproof.merging.layouts import alpha_folder
 from shiftproof.records.runs import MODELS
-from shiftproof.storage import locked, write_text
+from shiftproof.storage import locked, require_directory_name, write_text
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def claim(
     Raises an InputError that names the obstacle: both switches at once, foreign files, results of an earlier job,
     another request, or another process that holds the lock.
     """
+    require_directory_name(out, f"a {layout.noun}")
     if resume and overwrite:
         raise InputError(f"`resume` continues the {layout.noun} that `overwrite` deletes. Give one of the two.")
     with locked(out):

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shiftproof.ensembling.path import alpha_grid
-from shiftproof.errors import InputError, nearest
+from shiftproof.errors import InputError, nearest, point_hint
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.prompts import prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
@@ -47,7 +47,7 @@ class ReferenceFile(Frozen):
 
 
 class ShiftFile(Frozen):
-    """One shift of your own; ``partial`` allows it to lack classes of the reference."""
+    """One shift of your own; a warning names the classes that it lacks, unless it is ``partial``."""
 
     data: str
     kind: Literal["natural", "synthetic"] = "natural"
@@ -129,13 +129,20 @@ class RunFile(Frozen):
 
         Paths in it are relative to its folder. A path that exists only relative to the working directory is read from
         there; one that exists in both places raises an InputError. Overrides are relative to the working directory.
+        In addition, raises an InputError for a file that names no model.
         """
         path = expanded(path)
         settings = read_yaml(path, "run file")
         # The run.yaml of a run directory also records versions, which are not settings; its paths are resolved already.
         if settings.pop("versions", None) is None:
             settings = with_paths(settings, Path(path).parent)
-        return cls.resolve(settings, overrides, values)
+        resolved = cls.resolve(settings, overrides, values)
+        if "model" not in settings and not any(override.partition("=")[0] == "model" for override in overrides):
+            raise InputError(
+                f"the run file {path} names no model. Add one, e.g. model: open_clip:ViT-B-32/openai, or model: tiny "
+                "for the small model that comes with shiftproof."
+            )
+        return resolved
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
@@ -147,7 +154,9 @@ class RunFile(Frozen):
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
     def _deciding(self) -> RunFile:
-        fixed = {"device": "auto", "report_to": "none", "finetune": self.finetune.deciding()}
+        machine = {"device": "auto", "report_to": "none"}
+        # A model without a tag has random weights, whether or not the run file allows it.
+        fixed = {**machine, "random_weights": False, "finetune": self.finetune.deciding()}
         return self.model_copy(update={**fixed, "pretrain": self.pretrain and self.pretrain.deciding()})
 
     def to_yaml(self) -> str:
@@ -181,10 +190,24 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the {what} {path} is not valid YAML: {error}") from error
+        raise InputError(f"the {what} {path} is not valid YAML: {yaml_mistake(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"the {what} {path} must consist of keys and values, such as 'model: tiny'.")
     return content
+
+
+def yaml_mistake(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong with a YAML text, and where, in place of the parser's report of its own state."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"{error}. Save it as plain UTF-8 text."
+    mark, problem = error.problem_mark, error.problem or "it cannot be parsed"
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    lines = (mark.buffer or "").splitlines()
+    if mark.line < len(lines) and "\t" in lines[mark.line]:
+        return f"line {mark.line + 1} has a tab. YAML is indented by spaces; replace every tab."
+    begun = error.context_mark
+    since = f", in what begins on line {begun.line + 1}" if begun is not None and begun.line != mark.line else ""
+    return f"{problem} at {place}{since}. Check the indentation, colons, brackets and quotes there."
 
 
 def copied(value: Any) -> Any:
@@ -203,12 +226,12 @@ def override_key(plain: dict[str, Any], override: str) -> None:
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"`overrides` {override!r}: the value is not valid YAML ({error}).") from error
+        raise InputError(f"`overrides` {override!r}: the value is not valid YAML: {yaml_mistake(error)}") from error
     place_key(plain, key, value)
 
 
 def parse_alphas(text: str) -> list[float]:
-    """Parses a list of alphas such as 0.3,0.5; raises an InputError that names a part which is not a number.
+    """Parses a list of alphas such as 0.3,0.5; raises an InputError that names a part which is no number from 0 to 1.
 
     >>> parse_alphas("0.3, 0.5")
     [0.3, 0.5]
@@ -219,6 +242,11 @@ def parse_alphas(text: str) -> list[float]:
             alphas.append(float(part))
         except ValueError as error:
             raise InputError(f"`alphas`: {part!r} is not a number.") from error
+        if not 0 <= alphas[-1] <= 1:
+            raise InputError(
+                f"`alphas` is {text!r}, a list in which {part.strip()} is not between 0 and 1. "
+                f"A comma separates two alphas.{point_hint(text)}"
+            )
     return alphas
 
 
@@ -261,7 +289,7 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
             continue
         key, section = ".".join(location), ".".join(location[:-1])
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentences.append(f"unknown run-file key {key!r}. {nearest(location[-1], _known(section, sections))}")
+            sentences.append(f"unknown run-file key {key!r}. {_nearest_key(location[-1], section, sections)}")
         elif problem["type"] == "missing":
             sentences.append(f"the run-file key {key!r} is missing. Add it.")
         elif problem["type"] in ("model_type", "dataclass_type", "dict_type"):
@@ -271,8 +299,15 @@ def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
         elif problem["type"] == "value_error":
             sentences.append(problem["msg"].removeprefix("Value error, "))
         else:
-            sentences.append(f"the run-file key {key!r} is {problem['input']!r}: {problem['msg'].lower()}.")
+            hint = point_hint(problem["input"])
+            sentences.append(f"the run-file key {key!r} is {problem['input']!r}: {problem['msg'].lower()}.{hint}")
     return "\n".join(dict.fromkeys(sentences))
+
+
+def _nearest_key(key: str, section: str, sections: Mapping[str, Any]) -> str:
+    """Suggests the nearest key of a section, or lists all of them and says where they are described."""
+    suggestion = nearest(key, known := list(_known(section, sections)), len(known))
+    return suggestion if suggestion.startswith("Did") else f"{suggestion} docs/run-file.md describes them."
 
 
 def _known(section: str, sections: Mapping[str, Any]) -> Iterable[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,13 @@ from shiftproof.data.captions import load_captioned_set
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, named_pictures
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, picture_set
+from shiftproof.data.sets import ImageSet, picture_set, warn_of_missing_classes
 from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
-from shiftproof.errors import InputError, listed, require_choice
+from shiftproof.errors import InputError, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.finetuning.loop import finetune
@@ -240,17 +239,9 @@ def run_evaluate(
     if not images:
         raise InputError("there is no data to evaluate on. Name a `suite`, or data in `sets`.")
     for name, image_set in images.items():
-        _warn_of_missing_classes(name, image_set, classifier.classes)
+        warn_of_missing_classes(image_set, name)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
         return score(classifier, images, directory.name, resolve_device(device), out)
-
-
-def _warn_of_missing_classes(name: str, images: ImageSet, classes: ClassSpace) -> None:
-    present = set(images.labels.tolist())
-    if missing := [label for i, label in enumerate(classes.ids) if i not in present]:
-        warnings.warn(
-            f"{name} has no image of {listed(missing, 5)}; its accuracy is over the other classes.", stacklevel=3
-        )
 
 
 def score(

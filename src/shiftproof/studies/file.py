@@ -102,6 +102,12 @@ class StudyFile(Frozen):
         path = expanded(path)
         return cls.resolve(_with_paths(read_yaml(path, "study file"), path.parent), overrides)
 
+    @property
+    def names_model(self) -> bool:
+        """Whether the runs or any configuration name a model; those that do not have the tiny one."""
+        drawn = self.sample.keys if self.sample else {}
+        return any("model" in keys for keys in (self.run, self.grid, drawn, *self.configurations.values()))
+
     def asks_the_same(self, other: StudyFile) -> bool:
         """Whether both have the same runs and the same rule. Soups, CPUs and GPUs may differ."""
         return not self.differences(other)

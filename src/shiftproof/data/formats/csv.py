@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
+from shiftproof.data.paths import require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, is_leftover
 from shiftproof.errors import InputError
 from shiftproof.storage import expanded, read_rows
@@ -16,6 +17,7 @@ def read_csv(path: Path) -> list[Entry]:
 
     Raises an InputError if the file does not exist, lacks a column, has no row or names an image twice.
     """
+    require_table(path)
     entries: list[Entry] = []
     first_rows: dict[str, tuple[int, str]] = {}  # of each file: its first line and how it is written there
     skipped = SkippedFiles()

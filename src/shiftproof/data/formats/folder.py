@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
-from shiftproof.data.pictures import (
-    SkippedFiles,
-    find_pictures,
-    picture_suffixes,
-    require_pictures,
-    require_target,
-    skip_reason,
-)
+from shiftproof.data.paths import require_folder
+from shiftproof.data.pictures import SkippedFiles, find_pictures, picture_suffixes, require_pictures, require_target, skip_reason
 from shiftproof.errors import InputError
 
 
@@ -21,8 +15,7 @@ def read_folder(root: Path) -> list[Entry]:
 
     Raises an InputError if the folder does not exist, has no class folders, or has one without images.
     """
-    if not root.is_dir():
-        raise InputError(f"the folder {root} does not exist. Check the path after 'folder:'.")
+    require_folder(root, "Check the path after 'folder:'.")
     entries: list[Entry] = []
     skipped = SkippedFiles()
     for folder in sorted(root.iterdir()):
