@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
 from collections.abc import Iterable
@@ -91,11 +92,16 @@ def point_hint(value: object) -> str:
     return f" Write a decimal point: {str(value).strip().replace(',', '.')}." if comma else ""
 
 
-def require_instance(what: str, value: object, kind: type, way_out: str) -> None:
-    """Raises an InputError that says what to pass, unless a value is of the type that an argument takes."""
-    if not isinstance(value, kind):
-        given = f"the text {value!r}" if isinstance(value, str) else f"of the type {type(value).__name__}"
-        raise InputError(f"`{what}` is {given}; it must be of the type {kind.__name__}. {way_out}")
+def refuse_path(what: str, value: object, kind: str) -> None:
+    """Raises an InputError for a path or a name where an object belongs; ``kind`` says which, and how to get one."""
+    if isinstance(value, str | os.PathLike):
+        raise InputError(f"`{what}` is {str(value)!r}, a path or a name; it must be {kind}.")
+
+
+def require_name(what: str, value: object, example: str) -> None:
+    """Raises an InputError for anything else than a text where a name belongs."""
+    if not isinstance(value, str):
+        raise InputError(f"`{what}` is {value!r}; it must be a text such as {example!r}.")
 
 
 def require_between(what: str, value: float, low: float, high: float) -> float:

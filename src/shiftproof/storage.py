@@ -30,8 +30,7 @@ def require_directory_name(out: Path, writer: str) -> None:
     """Raises an InputError if an output directory has the name of a file, such as model.pt, and does not exist yet."""
     if out.suffix.lower() in (".safetensors", *OTHER_FILES) and not out.is_dir():
         raise InputError(
-            f"`out` is {str(out)!r}, which is the name of a file; {writer} writes a directory. "
-            f"Choose {str(out.with_suffix(''))!r}."
+            f"{str(out)!r} is the name of a file, and {writer} writes a directory. Choose {str(out.with_suffix(''))!r}."
         )
 
 

@@ -142,7 +142,7 @@ def test_a_merge_writes_no_torch_file_and_no_directory_of_its_name(call: Call, n
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "report.html"])
 def test_no_directory_has_the_name_of_a_file(folders: Path, call: Call, command: str, name: str) -> None:
     ended = call(command, "tiny", *data_flags(folders), "--out", name)
-    assert_mistake(ended, "which is the name of a file")
+    assert_mistake(ended, "is the name of a file")
     assert not Path(name).exists()
 
 

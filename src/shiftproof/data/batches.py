@@ -22,7 +22,7 @@ from shiftproof.data.loading import (
     resized_crop,
     to_unit_range,
 )
-from shiftproof.data.sets import ImageSet, require_masks
+from shiftproof.data.sets import ImageSet, require_masks, require_set
 from shiftproof.seeding import child_generator
 
 Job = TypeVar("Job")
@@ -33,6 +33,7 @@ _MEMORY_LIMIT = 4 << 30
 
 def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
     """Yields (B, 3, size, size) normalised inputs of all images in order; the last batch may be smaller."""
+    require_set(images)
 
     def make(positions: range) -> NDArray[np.uint8]:
         return np.stack([read_resized(images, i, preprocessing) for i in positions])
@@ -59,6 +60,7 @@ def training_batches(
     number of the first batch. The crops depend on the seed, the batch's number and the place in it, but neither on the
     threads nor on which ``share`` of every batch is yielded.
     """
+    require_set(images)
 
     def make(job: tuple[int, Sequence[int]]) -> NDArray[np.uint8]:
         number, positions = job
@@ -77,6 +79,7 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
     Models receive exactly the same inputs either way, since resized images are rounded to bytes in both cases.
     Masks are resized like the pixels, each when it is read.
     """
+    require_set(images)
     if len(images) * 3 * preprocessing.size**2 > limit:
         return images
 

@@ -18,7 +18,7 @@ from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, 
 from shiftproof.data.paths import require_folder, require_known_kind, require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.data.readable import require_files
-from shiftproof.errors import InputError, require_choice
+from shiftproof.errors import InputError, require_choice, require_name
 from shiftproof.storage import expanded, read_rows
 
 _CROP_SCALE = (0.5, 1.0)
@@ -174,6 +174,7 @@ def load_captioned_set(spec: str) -> CaptionedSet:
     captions in a ``.txt`` file of the same name) or ``emoji-captions``. Raises an InputError if the name is unknown, if
     the data cannot be read or if no image has a caption.
     """
+    require_name("spec", spec, "csv:PATH")
     if spec == EmojiCaptions.name:
         return EmojiCaptions()
     kind, _, path = spec.partition(":")

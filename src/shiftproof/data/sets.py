@@ -21,7 +21,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.data.spelling import normal_name
-from shiftproof.errors import InputError, listed, require_equal_length
+from shiftproof.errors import InputError, counted, listed, refuse_path, require_equal_length, require_name
 from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
@@ -65,6 +65,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        extras = [name for name in ("groups", "sources", "mask") if getattr(self, name) is not None]
+        with_extras = f", with {', '.join(extras)}" if extras else ""
+        return f"ImageSet({self.name!r}, {counted(len(self), 'image')} of {len(self.classes)} classes{with_extras})"
+
     def relabelled(self, classes: ClassSpace) -> ImageSet:
         """The same images, labelled in another class space by class id.
 
@@ -98,6 +103,11 @@ class ImageSet:
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
         """The same samples and masks, with the pixels that ``change(position, pixels)`` returns."""
         return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
+
+
+def require_set(images: object, what: str = "images") -> None:
+    """Raises an InputError for a path or a data name in place of a set of images."""
+    refuse_path(what, images, "a set of images, e.g. load_data('folder:PATH')")
 
 
 def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
@@ -203,6 +213,7 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     Raises an InputError if the data cannot be read, if it has a class that ``classes`` lacks or, unless ``partial``,
     if it lacks one of ``classes``.
     """
+    require_name("spec", spec, "folder:PATH")
     kind, _, path = spec.partition(":")
     require_known_kind("data name", spec, kind, FORMATS)
     entries = FORMATS[kind](expanded(path))
@@ -249,12 +260,13 @@ def spread_over_classes(images: ImageSet, count: int, *, seed: int) -> ImageSet:
     return images.subset(sorted(ranked[:count].tolist()))
 
 
-def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
+def unlabelled_set(root: str | Path, classes: ClassSpace) -> ImageSet:
     """Every image under a folder, at any depth: production data whose classes are not known.
 
     All labels are -1, so the set is of no use for measures that need labels. Raises an InputError if the folder does
     not exist or contains no image.
     """
+    root = Path(root)
     require_folder(root, "It must hold the images.")
     skipped = SkippedFiles()
     paths = require_pictures(find_pictures(root, skipped), f"the folder {root}", skipped)
@@ -263,13 +275,15 @@ def unlabelled_set(root: Path, classes: ClassSpace) -> ImageSet:
     return picture_set(str(root), classes, ids, np.full(len(paths), -1, dtype=np.int64), paths)
 
 
-def with_masks(images: ImageSet, root: Path) -> ImageSet:
+def with_masks(images: ImageSet, root: str | Path) -> ImageSet:
     """The set with object masks from a parallel folder: ``root/CLASS/NAME.png`` for the image ``CLASS/NAME.jpg``.
 
     A mask is matched by the sample's id without its suffix. It is a grey image of any format, as large as its image, in
     which the object is white. Raises an InputError that names the missing masks; one of another size than its image
     raises an InputError when it is read.
     """
+    require_set(images)
+    root = Path(root)
     require_folder(root, "It must hold the masks, as root/CLASS/NAME.png.")
     masks: dict[PurePosixPath, Path] = {}
     skipped = SkippedFiles()
@@ -292,6 +306,7 @@ def require_masks(images: ImageSet) -> Callable[[int], NDArray[np.uint8]]:
     >>> require_masks(load_data("emoji"))(0).shape
     (64, 64)
     """
+    require_set(images)
     if images.mask is None:
         raise InputError(
             f"{images.name} has no object masks, which are needed to tell object and background apart. Give csv: data "

@@ -22,8 +22,8 @@ from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, array_set, load_set, once, warn_of_missing_classes
-from shiftproof.errors import InputError, require_choice
+from shiftproof.data.sets import ImageSet, array_set, load_set, once, warn_of_missing_classes, require_set
+from shiftproof.errors import InputError, require_choice, refuse_path, require_name
 from shiftproof.seeding import child_generator
 from shiftproof.storage import require_directory_name
 
@@ -84,6 +84,14 @@ class ShiftSuite:
         if len({VALIDATION, *names}) <= len(names):
             raise InputError(f"the suite's sets {names} must have different names, other than {VALIDATION!r}.")
 
+    def __repr__(self) -> str:
+        parts = ", ".join(
+            f"{split} {len(getattr(self.reference, split)):,}" for split in ("train", "validation", "test")
+        )
+        shifts = ", ".join(f"{shift.name} {len(shift.data):,}" for shift in self.shifts)
+        sets = f"{self.reference.name}: {parts}; shifts: {shifts or 'none'}"
+        return f"ShiftSuite({self.name!r}, {len(self.classes)} classes; {sets})"
+
     @property
     def test_sets(self) -> dict[str, ImageSet]:
         """The reference's test split and every shift, by name."""
@@ -117,6 +125,11 @@ class ShiftSuite:
         return ShiftSuite(self.name, classes, reference, shifts)
 
 
+def require_suite(suite: object) -> None:
+    """Raises an InputError for a path or a name in place of a suite."""
+    refuse_path("suite", suite, "a suite, e.g. load_suite('emoji') or own_suite(...)")
+
+
 def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     """An embedded suite: ``emoji`` (the task), ``emoji-development`` (for tuning) or one of its four folds.
 
@@ -127,6 +140,7 @@ def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
     (267, ['sketch', 'painting', 'monochrome', 'clutter'])
     """
+    require_name("name", name, "emoji")
     _require_embedded(name)
     positions = [i for i, concept in enumerate(concepts()) if _belongs(concept, name)]
     chosen = [concepts()[i] for i in positions]
@@ -199,6 +213,7 @@ def load_data(
     Raises an InputError if the name is unknown, if the data cannot be read, if it has a class that ``classes`` lacks
     or, unless ``partial``, if it lacks one of them.
     """
+    require_name("spec", spec, "folder:PATH")
     kind, _, rest = spec.partition(":")
     require_known_kind("data name", spec, kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
     if kind == "corrupted":
@@ -218,6 +233,7 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
     Each sample's random draws depend on its id only. Raises an InputError for an unknown corruption; an unknown
     severity raises one when an image is read.
     """
+    require_set(images)
     require_choice("corruption", corruption, CORRUPTIONS)
     name = f"{corruption}-{severity}"
 
@@ -227,12 +243,14 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
     return Shift(name, "synthetic", images.mapped(change, name))
 
 
-def export_suite(suite: ShiftSuite, out: Path) -> int:
+def export_suite(suite: ShiftSuite, out: str | Path) -> int:
     """Writes PNG files to ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/``.
 
     The folder appears complete or not at all. Returns the number of images. Raises an InputError if ``out`` is a file
     or a folder that is not empty.
     """
+    require_suite(suite)
+    out = Path(out)
     require_directory_name(out, "an export")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not empty. Choose another `out`, or delete it.")

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
-from shiftproof.data.sets import ImageSet
-from shiftproof.data.suites import ShiftSuite
+from shiftproof.data.sets import ImageSet, require_set
+from shiftproof.data.suites import ShiftSuite, require_suite
 from shiftproof.errors import InputError, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.classifier import Classifier, Network, require_classifier
 from shiftproof.models.encoders import build_encoder
 from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.seeding import child_generator, global_draws
@@ -34,6 +34,7 @@ def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
     The head's rows are random directions of the same length, so that the first predictions are neither uniform nor
     overconfident.
     """
+    require_classifier(start, "start")
     with global_draws(seed, "untrained"):
         encoder = build_encoder(start.architecture)
         rows = functional.normalize(torch.randn_like(start.network.head.weight), dim=1)
@@ -66,6 +67,7 @@ def halves(images: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     >>> [len(half) for half in halves(load_data("emoji").subset(range(8)))]
     [4, 4]
     """
+    require_set(images)
     generator = child_generator(seed, "halves")
     first: list[int] = []
     for label in np.unique(images.labels):
@@ -93,6 +95,7 @@ def finetune_half(
     ``which`` is 0 or 1. The number of epochs is doubled, so that the training takes as many steps as on the whole
     reference. Raises what ``finetune`` raises.
     """
+    require_suite(suite)
     train = halves(suite.reference.train, seed=seed)[which]
     half = replace(suite, reference=replace(suite.reference, train=train))
     return finetune(start, half, half_settings(settings), seed=seed, device=device)
@@ -166,6 +169,7 @@ def train_baseline(
 
 def require_tiny(start: Classifier) -> None:
     """Raises an InputError unless a classifier is the tiny tower, in whose sizes baselines are trained."""
+    require_classifier(start, "start")
     if start.architecture.get("vision_cfg", {}).get("timm_model_name") != TINY_SIZES["whole"]:
         raise InputError(
             f"{start.source} is not the tiny tower, in whose sizes the baseline is trained. Give the accuracies of "

@@ -19,7 +19,7 @@ from torch.nn import functional
 from shiftproof.diagnosis.grad_cam import explained_module, grad_cam_maps
 from shiftproof.diagnosis.grids import layer_grid, timm_trunk
 from shiftproof.errors import InputError, require_choice
-from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.classifier import Classifier, Network, require_classifier
 from shiftproof.models.devices import resolve_device
 
 METHODS = ("auto", "cam", "grad-cam")
@@ -63,6 +63,7 @@ def class_activation_map(
     >>> tuple(class_activation_map(zero, torch.zeros(2, 3, 64, 64), torch.tensor([0, 1])).shape)
     (2, 64, 64)
     """
+    require_classifier(classifier)
     require_choice("method", method, METHODS)
     if layer is not None and method == "cam":
         raise InputError(

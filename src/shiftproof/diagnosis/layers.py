@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.diagnosis.cka import CkaTable
 from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.evaluation.inference import BATCH_SIZE
-from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.classifier import Classifier, Network, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.records.comparisons import LayersRecord
 
@@ -39,6 +39,7 @@ def layer_names(classifier: Classifier) -> tuple[str, ...]:
     >>> layer_names(zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"])))[1:]
     ('encoder.trunk.blocks.0', 'encoder.trunk.blocks.1', 'encoder.trunk.blocks.2', 'features', 'logits')
     """
+    require_classifier(classifier)
     parts = list(_parts(classifier.network.encoder, "encoder"))
     last = max((i for i, (_, in_row) in enumerate(parts) if in_row), default=len(parts) - 1)
     names = [name for name, _ in parts[: last + 1]]
@@ -82,6 +83,9 @@ def measure_layers(
     >>> round(record.values[0][0], 9), record.values[0][1] < 1
     (1.0, True)
     """
+    require_classifier(first, "first")
+    require_classifier(second, "second")
+    require_set(images)
     names = _chosen(first, layers, "first")
     others = _chosen(second, layers if other_layers is None else other_layers, "second")
     device, table = resolve_device(device), CkaTable()

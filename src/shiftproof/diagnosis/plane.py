@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_at_least
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
@@ -68,6 +68,7 @@ def measure_plane(
     >>> len(plane.axes[0]), len(plane.error), plane.points["first"].y, plane.points["zero_shot"].x
     (2, 2, 0.0, 0.0)
     """
+    require_set(images)
     require_at_least("steps", steps, 2)
     require_at_least("margin", margin, 0)
     models = (origin, first, second)

@@ -19,12 +19,12 @@ from torch.nn import functional
 from shiftproof import progress
 from shiftproof.data.batches import decoded_once, read_resized, read_resized_mask
 from shiftproof.data.loading import normalise, to_unit_range
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.diagnosis.cam import class_activation_map, map_kind, scale_to_one
 from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, place_windows
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
@@ -79,6 +79,8 @@ def measure_windows(
     ``stage`` names the measurement in progress events. Raises an InputError where the settings need object masks that
     the images lack, where the images are of one class, and where maps need a layer (see ``map_kind``).
     """
+    require_classifier(classifier)
+    require_set(images)
     scene, device = _Scene.of(classifier, images, seed), resolve_device(device)
     windows = settings.windows(with_masks=scene.masks is not None)
     clean = _look(classifier, scene.images, scene.labels, device)

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.errors import InputError, require_at_least
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.seeding import child_generator
 
@@ -33,6 +33,7 @@ def has_batch_norm(classifier: Classifier) -> bool:
 
 def require_batch_norm(classifier: Classifier) -> None:
     """Raises an InputError if the network has no statistics to re-estimate."""
+    require_classifier(classifier)
     if not has_batch_norm(classifier):
         raise InputError(
             f"batch norm cannot be re-estimated for {classifier.source}: its network has no such layer. Leave it out."
@@ -66,6 +67,7 @@ def reestimate_batch_norm(
     >>> reestimated.training["batch_norm"]["images"], reestimated.training["batch_norm"]["batch_size"]
     (9, 3)
     """
+    require_set(images)
     require_batch_norm(classifier)
     require_at_least("the number of images to estimate batch norm on", len(images), 2)
     require_at_least("batch_size", batch_size, 2)

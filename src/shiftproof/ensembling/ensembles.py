@@ -15,7 +15,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.ensembling.heads import TextTowers, with_combined_weights
 from shiftproof.errors import IncompatibleWeightsError, require_between
 from shiftproof.models.classifier import Classifier, require_same_task
-from shiftproof.models.clip import Clip
+from shiftproof.models.clip import Clip, require_clip
 from shiftproof.models.identity import has_fingerprint, parent_entry, recorded_starts
 from shiftproof.weights.arithmetic import Alpha, combine, interpolate_weights
 
@@ -121,6 +121,8 @@ def interpolate_clip(clip_0: Clip, clip_1: Clip, alpha: Alpha = 0.5) -> Clip:
     >>> interpolate_clip(load_clip("tiny"), load_clip("tiny")).name
     'tiny + tiny'
     """
+    require_clip(clip_0, "clip_0")
+    require_clip(clip_1, "clip_1")
     _require_same_towers(clip_0, clip_1)
     model = deepcopy(clip_0.model)
     model.load_state_dict(interpolate_weights(clip_0.model.state_dict(), clip_1.model.state_dict(), alpha))

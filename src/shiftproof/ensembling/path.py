@@ -15,7 +15,7 @@ from shiftproof import progress
 from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
-from shiftproof.data.suites import VALIDATION, ShiftSuite
+from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
 from shiftproof.ensembling.ensembles import mixed_logits
 from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_between, require_choice
@@ -96,6 +96,7 @@ def sweep_alpha(
     >>> sweep_alpha(zero, zero, suite, 3, known=lambda alpha, name: 9).alphas
     (0.0, 0.5, 1.0)
     """
+    require_suite(suite)
     grid, sets = alpha_grid(alphas), path_sets(suite)
     correct = sweep_sets(zero_shot, fine_tuned, sets, grid, space=space, device=device, keep=keep, known=known)
     points = [

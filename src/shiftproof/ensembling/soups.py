@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from shiftproof.data.batches import decoded_once
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
 from shiftproof.ensembling.heads import TextTowers, with_combined_weights
-from shiftproof.errors import require_at_least
+from shiftproof.errors import refuse_path, require_at_least
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.models.classifier import Classifier, require_same_task
@@ -101,6 +101,7 @@ def greedy_soup(
     (0, 1)
     """
     _require_ingredients(classifiers, 1)
+    require_set(validation, "validation")
     images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device=device)
 
     def score(classifier: Classifier) -> float:
@@ -159,6 +160,7 @@ def _mean(classifiers: Sequence[Classifier], towers: TextTowers | None, members:
 
 
 def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_shot: Classifier | None = None) -> None:
+    refuse_path("classifiers", classifiers, "a list of classifiers")
     require_at_least("the number of classifiers in a soup", len(classifiers), least)
     first = classifiers[0] if zero_shot is None else zero_shot
     for classifier in classifiers:

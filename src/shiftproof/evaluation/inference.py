@@ -14,9 +14,10 @@ from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.errors import InputError
 from shiftproof.evaluation.predictions import Predictions
+from shiftproof.models.classifier import require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.training.distributed import process_count, process_index, summed
 
@@ -91,6 +92,8 @@ def predict_batches(
 
     No more than one batch of logits is held in memory. The arguments and errors are those of ``predict``.
     """
+    require_classifier(classifier)
+    require_set(images)
     require_its_classes(classifier, images)
     torch_device = resolve_device(device)
     network = classifier.network_on(device=torch_device)
@@ -105,6 +108,8 @@ def predict_batches(
 
 def require_its_classes(classifier: Predictor, images: ImageSet) -> None:
     """Raises an InputError unless a set is labelled in the classifier's class space."""
+    require_classifier(classifier)
+    require_set(images)
     if images.classes.ids != classifier.classes.ids:
         raise InputError(
             f"{images.name} is labelled in another class space than the classifier's. "

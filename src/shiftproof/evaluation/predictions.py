@@ -13,7 +13,7 @@ from typing import IO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.errors import InputError, listed
+from shiftproof.errors import InputError, counted, listed
 from shiftproof.evaluation.blocks import ROWS, logit_blocks
 from shiftproof.evaluation.metrics import Scores
 from shiftproof.storage import atomically, write_atomically
@@ -36,6 +36,9 @@ class Predictions:
     logits: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({counted(len(self.ids), 'sample')}, {self.logits.shape[1]} classes)"
+
 
 @dataclass(frozen=True)
 class StoredPredictions:
@@ -49,6 +52,9 @@ class StoredPredictions:
     labels: NDArray[np.int64]
     groups: tuple[str, ...] | None
     shape: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {counted(len(self.ids), 'sample')}, {self.shape[1]} classes)"
 
     def blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
         """Yields the rows of the logits in order, ``rows`` at a time; the last block may be smaller.
@@ -109,8 +115,9 @@ def writing_predictions(
             )
 
 
-def save_predictions(predictions: Predictions, path: Path) -> Path:
+def save_predictions(predictions: Predictions, path: str | Path) -> Path:
     """Writes ids, labels, logits and groups to an ``.npz`` file without pickle, and returns its path."""
+    path = Path(path)
     shape = predictions.logits.shape
     with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
         for block in logit_blocks(predictions.logits):
@@ -118,11 +125,12 @@ def save_predictions(predictions: Predictions, path: Path) -> Path:
     return path
 
 
-def open_predictions(path: Path) -> StoredPredictions:
+def open_predictions(path: str | Path) -> StoredPredictions:
     """Opens a file that ``save_predictions`` wrote, without reading its logits into memory.
 
     Raises an InputError that names the file if it cannot be read.
     """
+    path = Path(path)
     with _readable(path):
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             ids, labels = tuple(file["ids"].tolist()), file["labels"]
@@ -134,7 +142,7 @@ def open_predictions(path: Path) -> StoredPredictions:
     return StoredPredictions(path, ids, labels, groups, shape)
 
 
-def load_predictions(path: Path) -> Predictions:
+def load_predictions(path: str | Path) -> Predictions:
     """Reads a file that ``save_predictions`` wrote, logits included.
 
     Raises an InputError that names the file if it cannot be read.

@@ -122,7 +122,7 @@ def effective_interval(
     return float(low), float(high)
 
 
-def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ...]]:
+def read_baselines(path: str | Path, sets: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Reads the accuracies of models trained on the reference only, by set, from a CSV file ``model,SET,SET,...``.
 
     The file has one row per model, a column for the first of ``sets``, which is the reference, and columns for those of
@@ -130,6 +130,7 @@ def read_baselines(path: Path, sets: Sequence[str]) -> dict[str, tuple[float, ..
     ignored. For ImageNet, the ImageNet testbed provides such a table (Taori et al. 2020). Returns fractions. Raises an
     InputError if columns are missing, if there are fewer than two models or if a value is not an accuracy.
     """
+    path = Path(path)
     known = read_header(path)
     measured = [name for name in sets[1:] if name in known]
     if sets[1:] and not measured:

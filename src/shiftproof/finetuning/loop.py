@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, samples_digest
-from shiftproof.data.suites import VALIDATION, ShiftSuite
+from shiftproof.data.sets import ImageSet, samples_digest, require_set
+from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
@@ -24,7 +24,7 @@ from shiftproof.finetuning.probe import probed
 from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of, require_trainable_batches
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import save_classifier
 from shiftproof.models.identity import first_fingerprint, parent_entry
@@ -69,6 +69,8 @@ def finetune(
     >>> len(tuned.training["history"])
     1
     """
+    require_classifier(start, "start")
+    require_suite(suite)
     device = resolve_device(device)
     require_trainable_batches(start, settings, seed=seed)
     train, validation = _splits(start, suite, settings, seed)
@@ -206,6 +208,7 @@ def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:
     >>> len(few_shot(load_suite("emoji").reference.train, 2, seed=0))
     534
     """
+    require_set(images)
     chosen: list[int] = []
     for label in range(len(images.classes)):
         positions = np.flatnonzero(images.labels == label)
@@ -390,6 +393,8 @@ def _stopped(error: TrainingError, step: int, progress: _Progress, job: _Job) ->
     place = ""
     if job.checkpoints and is_main_process():
         good = job.documented(progress.good, progress.history) if progress.good else job.begin
-        place = f"The weights of {since} are in {save_classifier(good, job.checkpoints / 'last_good')}. "
+        place = (
+            f"The weights of {since} are in {save_classifier(good, job.checkpoints / 'last_good', overwrite=True)}. "
+        )
     advice = "Lower finetune.lr or finetune.clip_norm." if isinstance(error, DivergenceError) else ""
     return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {place}{advice}".rstrip())

@@ -16,8 +16,8 @@ from torch.nn import functional
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.spelling import difference
-from shiftproof.errors import IncompatibleWeightsError, InputError, listed
-from shiftproof.models.clip import Clip
+from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refuse_path
+from shiftproof.models.clip import Clip, require_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
 from shiftproof.models.prompts import prompt_templates
@@ -86,6 +86,10 @@ class Classifier:
     training: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        alpha = "" if self.alpha is None else f", alpha {self.alpha:g}"
+        return f"Classifier({self.source!r}, {len(self.classes)} classes, {self.head} head{alpha})"
+
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name."""
         return dict(self.network.state_dict())
@@ -118,6 +122,11 @@ class Classifier:
         return self.with_weights(tensors | head, classes=classes, text=self.text, logit_scale=self.logit_scale)
 
 
+def require_classifier(classifier: object, what: str = "classifier") -> None:
+    """Raises an InputError for a path or a name in place of a classifier."""
+    refuse_path(what, classifier, "a classifier, e.g. load_classifier('RUN/ensemble')")
+
+
 def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
     if only := sorted(set(classes.keys) ^ set(wanted.keys)):
         raise InputError(
@@ -140,6 +149,8 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     >>> tuple(zero.network.head.weight.shape)
     (2, 128)
     """
+    require_clip(clip)
+    refuse_path("classes", classes, "a class space, e.g. ClassSpace.from_ids(['lemon', 'pear'])")
     templates = prompt_templates(prompts)
     _warn_of_cut_prompts(clip, classes, templates)
     with torch.inference_mode():
@@ -174,6 +185,7 @@ def own_head_classifier(encoder: Encoder) -> Classifier:
     >>> resnet.head, resnet.classes.ids[0], resnet.classes.names[0]
     ('own', 'n01440764', 'tench, Tinca tinca')
     """
+    refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
     features, head = split_head(encoder)
     network = Network(features, head, normalised=False)
     network.requires_grad_(True)
@@ -228,6 +240,8 @@ def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classif
 
 def require_same_task(first: Task, second: Task) -> None:
     """Raises an IncompatibleWeightsError unless two classifiers share class space, architecture and preprocessing."""
+    require_classifier(first, "first")
+    require_classifier(second, "second")
     if first.classes.keys != second.classes.keys:
         only = sorted(set(first.classes.keys) ^ set(second.classes.keys))
         difference = f"these are in one only: {listed(only)}" if only else "they are in a different order"

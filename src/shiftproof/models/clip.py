@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import InputError, nearest
+from shiftproof.errors import InputError, nearest, refuse_path, require_name
 from shiftproof.models.local_weights import load_local_weights, local_path
 from shiftproof.models.names import SCHEMES, random_weights_refused, unknown_model
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
@@ -47,6 +47,11 @@ class Clip:
         return self.model.encode_text(self.tokenizer(list(texts)).to(device))  # type: ignore[operator,no-any-return]
 
 
+def require_clip(clip: object, what: str = "clip") -> None:
+    """Raises an InputError for a path or a name in place of a model."""
+    refuse_path(what, clip, "a model, e.g. load_clip('open_clip:ViT-B-32/openai')")
+
+
 def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
     """Loads a zero-shot model by its name, in evaluation mode on the CPU.
 
@@ -58,6 +63,7 @@ def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
     >>> load_clip("tiny").preprocessing.size
     64
     """
+    require_name("name", name, "open_clip:ViT-B-32/openai")
     import open_clip
 
     open_clip.add_model_config(TINY_CONFIG)

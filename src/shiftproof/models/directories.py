@@ -11,14 +11,16 @@ from torch import Tensor
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import InputError
-from shiftproof.models.classifier import Classifier, rebuild
+from shiftproof.errors import InputError, listed
+from shiftproof.models.classifier import Classifier, rebuild, require_classifier
 from shiftproof.models.identity import fingerprint, is_fingerprint_of
-from shiftproof.storage import expanded, read_json, write_json
+from shiftproof.storage import expanded, read_json, require_directory_name, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 FORMAT = 1
 _TEXT = "text_tower.safetensors"
+# In the order in which they are deleted: a directory without the first is none of a classifier.
+CLASSIFIER_FILES = ("classifier.json", "model.safetensors", _TEXT)
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,25 @@ class Card:
     fingerprint: str
 
 
-def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
+def save_classifier(classifier: Classifier, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is complete.
+
+    Raises an InputError if the directory holds a classifier already, unless ``overwrite`` replaces it.
 
     If the head was rebuilt, ``text_tower.safetensors`` is written too: predicting does not need it, but interpolating
     both towers does.
     """
+    require_classifier(classifier)
     directory = expanded(directory)
+    require_directory_name(directory, "save_classifier")
+    existing = [name for name in CLASSIFIER_FILES if (directory / name).exists()]
+    if existing and not overwrite:
+        raise InputError(
+            f"{directory} already holds {listed(existing)}. Choose another `directory`, or add `overwrite=True` to "
+            "replace them."
+        )
+    for name in existing:  # nothing of the earlier classifier may be taken for a part of the new one
+        (directory / name).unlink()
     write_state_dict(classifier.state_dict(), directory / "model.safetensors")
     if classifier.text is not None:
         write_state_dict(classifier.text, directory / _TEXT)

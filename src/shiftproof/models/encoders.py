@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import InputError, nearest
+from shiftproof.errors import InputError, nearest, require_name
 from shiftproof.models.clip import build_encoder as build_image_tower
 from shiftproof.models.names import random_weights_refused
 
@@ -46,6 +46,7 @@ def load_encoder(name: str, *, seed: int = 0, random_weights: bool = True) -> En
     >>> load_encoder("timm:resnet18").preprocessing.size
     224
     """
+    require_name("name", name, "timm:resnet18.a1_in1k")
     if not name.startswith(_SCHEME):
         raise InputError(f"unknown encoder {name!r}. It must be timm:NAME.TAG, e.g. timm:resnet18.a1_in1k.")
     architecture, _, tag = name.removeprefix(_SCHEME).partition(".")

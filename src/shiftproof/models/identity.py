@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shiftproof.data.loading import Preprocessing
-from shiftproof.models.classifier import Classifier, Task
+from shiftproof.models.classifier import Classifier, Task, require_classifier
 
 VERSION = 2
 _PREFIX = f"v{VERSION}:"
@@ -30,6 +30,7 @@ def fingerprint(classifier: Classifier) -> str:
     >>> len(fingerprint(zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))))
     67
     """
+    require_classifier(classifier)
     return fingerprint_of(classifier, classifier.state_dict())
 
 

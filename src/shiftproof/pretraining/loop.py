@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
 from shiftproof.data.photometric import vary_appearance
-from shiftproof.errors import DivergenceError, InputError, TrainingError
-from shiftproof.models.clip import Clip, model_config
+from shiftproof.errors import DivergenceError, InputError, TrainingError, refuse_path
+from shiftproof.models.clip import Clip, model_config, require_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.pretraining.loss import contrastive_loss
 from shiftproof.pretraining.recall import held_out_recall
@@ -50,7 +50,7 @@ def pretrain(
     settings: PretrainSettings,
     *,
     seed: int,
-    out: Path,
+    out: str | Path,
     device: str | torch.device = "auto",
     trackers: Sequence[str] = (),
 ) -> PretrainRecord:
@@ -66,6 +66,9 @@ def pretrain(
     and Ctrl-C, after writing a checkpoint; a DivergenceError where the loss or a gradient is not finite, and a
     TrainingError when out of memory.
     """
+    require_clip(clip)
+    refuse_path("data", data, "captioned images, e.g. load_captioned_set('csv:PATH')")
+    out = Path(out)
     _require_whole_batches(data, settings)
     data.require_readable()
     job = _Job(clip, data, settings, seed, resolve_device(device), out, time.perf_counter())

@@ -49,7 +49,7 @@ class _Section:
     many: bool
 
 
-def render_report(run_directories: Sequence[Path], out: Path | None = None) -> Path:
+def render_report(run_directories: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Writes the report of one run, or of several runs (seeds) of one suite, and returns the path of the page.
 
     For one run, the figures go to ``figures/`` in its directory, and the page to ``report.html`` there or to ``out``.
@@ -60,8 +60,9 @@ def render_report(run_directories: Sequence[Path], out: Path | None = None) -> P
     Raises an InputError if there is no run, if a file is missing or damaged, if the runs are of different suites, or
     if there are several runs and no ``out``.
     """
-    directories = [Path(directory) for directory in run_directories]
-    target = _target(directories, out)
+    several = [run_directories] if isinstance(run_directories, str | Path) else run_directories
+    directories = [Path(directory) for directory in several]
+    target = _target(directories, None if out is None else Path(out))
     runs = [read_run(directory) for directory in directories]
     diagnoses = [read_diagnosis(directory) for directory in directories]
     seeds = seeds_table(runs, diagnoses) if len(runs) > 1 else None

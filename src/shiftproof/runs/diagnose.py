@@ -29,7 +29,7 @@ from shiftproof.storage import locked, write_json
 
 
 def diagnose_run(
-    run: Path,
+    run: str | Path,
     parts: Sequence[str] = ("layers",),
     *,
     baselines: Path | None = None,
@@ -55,6 +55,7 @@ def diagnose_run(
     Raises an InputError, before any model is run, for an unknown part or one that this run does not allow, for a
     damaged table of baselines, and for classifiers of other classes.
     """
+    run = Path(run)
     chosen = require_parts(parts)
     if baselines is not None and "baselines" in parts:
         raise InputError("the part 'baselines' measures the accuracies that `baselines` names. Give one of the two.")

@@ -198,8 +198,10 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
 
 def yaml_mistake(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     """What is wrong with a YAML text, and where, in place of the parser's report of its own state."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+    if isinstance(error, UnicodeDecodeError | yaml.reader.ReaderError):
         return f"{error}. Save it as plain UTF-8 text."
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
     mark, problem = error.problem_mark, error.problem or "it cannot be parsed"
     place = f"line {mark.line + 1}, column {mark.column + 1}"
     lines = (mark.buffer or "").splitlines()

@@ -78,13 +78,14 @@ class DiagnosisFile:
 
 
 def run_strong_edge(
-    request: DiagnosisFile, out: Path, *, settings: WindowSettings | None = None, overwrite: bool = False
+    request: DiagnosisFile, out: str | Path, *, settings: WindowSettings | None = None, overwrite: bool = False
 ) -> StrongEdgeStudy:
     """Measures models under pasted windows; writes ``strong_edge.json``, ``measurements.npz`` and ``figures/``.
 
     Without models, networks are trained first and saved in ``networks/``; those that an interrupted study saved there
     are not trained again. Raises an InputError if the request is inconsistent or ``out`` cannot be claimed.
     """
+    out = Path(out)
     device = resolve_device(request.device)
     trains_networks = not (request.classifiers or request.models)
     if trains_networks and (request.data or request.shift):
@@ -118,11 +119,12 @@ def run_strong_edge(
         return study
 
 
-def run_backgrounds(request: DiagnosisFile, out: Path, *, overwrite: bool = False) -> BackgroundStudy:
+def run_backgrounds(request: DiagnosisFile, out: str | Path, *, overwrite: bool = False) -> BackgroundStudy:
     """Measures models on objects pasted onto other backgrounds; writes ``backgrounds.json``.
 
     Raises an InputError if there is no model, if the images have no masks, or if ``out`` cannot be claimed.
     """
+    out = Path(out)
     if not (request.classifiers or request.models):
         raise InputError("there is no model to diagnose. Name classifiers, or models with `models`.")
     images, device = _images(request), resolve_device(request.device)
@@ -197,7 +199,7 @@ def _study_networks(
             probability = None if mixing == "none" else STUDY_PROBABILITY
             mixed = replace(settings, mixing=mixing, mixing_probability=probability)
             if not (folder / "classifier.json").is_file():
-                save_classifier(train(mixed), folder)
+                save_classifier(train(mixed), folder, overwrite=True)
             networks[folder.name] = load_classifier(folder)
             require_same_training(networks[folder.name], suite.classes, mixed, request.seed, folder, _OTHER_OUT)
     return networks

@@ -59,7 +59,7 @@ def _trained(run: FinishedRun, name: str, training: _Training) -> Classifier:
     """Trains a network, or loads the one that an earlier diagnosis of this run trained in the same way."""
     folder = run.directory.trained(name)
     if not (folder / "classifier.json").is_file():
-        save_classifier(training.train(), folder)
+        save_classifier(training.train(), folder, overwrite=True)
     network = load_classifier(folder)
     remedy = "Delete that folder to train it again."
     require_same_training(network, run.suite.classes, training.settings, training.seed, folder, remedy)

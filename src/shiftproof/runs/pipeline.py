@@ -22,7 +22,7 @@ from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
-from shiftproof.errors import InputError
+from shiftproof.errors import InputError, refuse_path
 from shiftproof.evaluation.intervals import LEVEL, METHOD
 from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
@@ -70,13 +70,15 @@ class Stage:
     shared: bool = False
 
 
-def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
+def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunRecord:
     """Runs all stages of a run file and returns the record that ``summary.json`` is written from.
 
     ``resume`` continues an earlier run of the same run file and skips its finished stages, ``overwrite`` deletes it
     first. Raises an InputError if data or model cannot be loaded, if an image of any set is missing, or if ``out``
     cannot be claimed.
     """
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     # Data and model are loaded before anything is written, so that a misspelt name does not delete an earlier run.
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = None if resume else build_start(run_file, suite)
@@ -104,8 +106,10 @@ def run_pipeline(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
         return conclude(run)
 
 
-def follow_pipeline(run_file: RunFile, out: Path) -> None:
+def follow_pipeline(run_file: RunFile, out: str | Path) -> None:
     """Shares the fine-tuning, in the other processes of ``torchrun``, while the first one runs the pipeline."""
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = build_start(run_file, suite)
     with joined_processes(device):
@@ -176,7 +180,7 @@ class Run:
 def save_start(run: Run) -> None:
     """Saves the zero-shot classifier, or whichever classifier the run file starts from."""
     start = run.start or build_start(run.run_file, run.suite_as_loaded)
-    save_classifier(start, run.directory.classifier("zero_shot"))
+    save_classifier(start, run.directory.classifier("zero_shot"), overwrite=True)
 
 
 def save_fine_tuned(run: Run) -> None:
@@ -190,7 +194,7 @@ def save_fine_tuned(run: Run) -> None:
         checkpoints=run.directory.checkpoints,
         trackers=trackers_from(run.run_file.report_to),
     )
-    save_classifier(tuned, run.directory.classifier("fine_tuned"))
+    save_classifier(tuned, run.directory.classifier("fine_tuned"), overwrite=True)
 
 
 def save_path(run: Run) -> None:
@@ -230,7 +234,9 @@ def save_path(run: Run) -> None:
 
 def save_ensemble(run: Run) -> None:
     """Saves the weight-space ensemble at the chosen alpha."""
-    save_classifier(wise_ft(run.zero_shot, run.fine_tuned, run.alpha), run.directory.classifier("ensemble"))
+    save_classifier(
+        wise_ft(run.zero_shot, run.fine_tuned, run.alpha), run.directory.classifier("ensemble"), overwrite=True
+    )
 
 
 def save_logits(run: Run) -> None:

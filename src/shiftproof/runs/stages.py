@@ -21,7 +21,7 @@ from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batc
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
-from shiftproof.errors import InputError, require_choice
+from shiftproof.errors import InputError, refuse_path, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
 from shiftproof.finetuning.loop import finetune
@@ -68,11 +68,15 @@ class Sweep:
     batch_norm: tuple[AccuracyRecord, ...] = ()
 
 
-def run_pretrain(run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False) -> PretrainRecord:
+def run_pretrain(
+    run_file: RunFile, out: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> PretrainRecord:
     """Pretrains both towers as the ``pretrain`` section of the run file describes.
 
     Raises an InputError for a run file without that section, or for an output directory that cannot be claimed.
     """
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     if run_file.pretrain is None:
         raise InputError("the run file has no pretrain section. Add one: pretrain: {data: csv:PATH, steps: 3000}.")
     # Data and model are loaded first, so that a misspelt name leaves no directory behind.
@@ -83,23 +87,27 @@ def run_pretrain(run_file: RunFile, out: Path, *, resume: bool = False, overwrit
         return pretrain(clip, data, run_file.pretrain, seed=run_file.seed, out=out, device=device, trackers=trackers)
 
 
-def run_zero_shot(run_file: RunFile, out: Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
+def run_zero_shot(run_file: RunFile, out: str | Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
     """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     classifier = build_start(run_file, suite)
     with claim(out, STAGE, overwrite=overwrite):
-        save_classifier(classifier, out)
+        save_classifier(classifier, out, overwrite=True)
         return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
 
 
 def run_finetune(
-    run_file: RunFile, out: Path, *, resume: bool = False, overwrite: bool = False
+    run_file: RunFile, out: str | Path, *, resume: bool = False, overwrite: bool = False
 ) -> tuple[AccuracyRecord, ...]:
     """Fine-tunes the model or classifier directory of the run file, saves the result to ``out`` and scores it.
 
     ``resume`` resumes an interrupted training run from the last checkpoint in ``out/checkpoints``. Processes started by
     ``torchrun`` share the work.
     """
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     start = build_start(run_file, suite)
     require_trainable(run_file, suite, start)
@@ -116,7 +124,7 @@ def run_finetune(
         )
         records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
         if is_main_process():
-            save_classifier(tuned, out)
+            save_classifier(tuned, out, overwrite=True)
             _write_results(records, out)
         return records
 
@@ -148,7 +156,7 @@ def run_sweep(
     run_file: RunFile,
     zero_shot: Path,
     fine_tuned: Path,
-    out: Path,
+    out: str | Path,
     *,
     space: str = "weights",
     batch_norm: bool = False,
@@ -162,6 +170,8 @@ def run_sweep(
     statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores both in
     ``results.jsonl``.
     """
+    refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
+    out = Path(out)
     require_choice("space", space, SPACES)
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
     _require_unseen_validation(run_file, ends[1])
@@ -183,7 +193,7 @@ def run_sweep(
         else:
             directory.rules.unlink(missing_ok=True)  # the file is about the alphas before the sweep was resumed
         if space == "weights":
-            save_classifier(wise_ft(*ends, alpha), directory.classifier("ensemble"))
+            save_classifier(wise_ft(*ends, alpha), directory.classifier("ensemble"), overwrite=True)
         scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
         return Sweep(path, alpha, rules, scored)
 
@@ -191,7 +201,7 @@ def run_sweep(
 def _score_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
     """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
     reestimated = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
-    save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"))
+    save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"), overwrite=True)
     models = {"statistics averaged": ensemble, "statistics re-estimated": reestimated}
     records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
     _write_results(records, out)
@@ -218,12 +228,12 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
 
 
 def run_evaluate(
-    directory: Path,
+    directory: str | Path,
     sets: Mapping[str, str] | None = None,
     *,
     suite: str | None = None,
     device: str | torch.device = "auto",
-    out: Path | None = None,
+    out: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
     """Scores a classifier directory on the test sets of an embedded suite and on named data.
@@ -233,6 +243,7 @@ def run_evaluate(
 
     Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
     """
+    directory, out = Path(directory), None if out is None else Path(out)
     classifier = load_classifier(directory)
     images: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     images |= {name: load_data(data, classifier.classes, partial=True) for name, data in (sets or {}).items()}
@@ -281,11 +292,12 @@ def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
     write_text(OutputDirectory(out).results, "".join(json.dumps(to_json(record)) + "\n" for record in records))
 
 
-def run_export(suite: str, out: Path, *, seed: int = 0) -> int:
+def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
     """Writes an embedded suite to ``out`` as folders of images, and returns the number of images.
 
     Raises an InputError if ``out`` is not empty.
     """
+    out = Path(out)
     return export_suite(load_suite(suite, seed=seed), out)
 
 

@@ -56,7 +56,7 @@ def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: i
             checkpoints=directory.checkpoints,
             trackers=trackers_from(run_file.report_to),
         )
-        save_classifier(tuned, directory.fine_tuned)
+        save_classifier(tuned, directory.fine_tuned, overwrite=True)
         member = sweep_member(run.name, run, start, tuned, suite, rule, started)
         write_json(directory.record, document(member_json(member)))
         directory.error.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ def _soup(
         soup, taken = greedy.classifier, tuple(names[i] for i in greedy.record.members)
     else:
         soup, taken = uniform_soup(classifiers), tuple(names)
-    save_classifier(soup, directory.soup(kind).fine_tuned)
+    save_classifier(soup, directory.soup(kind).fine_tuned, overwrite=True)
     member = sweep_member(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
     write_json(file, document({"candidates": candidates, **member_json(member)}))
     return member

@@ -12,7 +12,7 @@ from typing import Any
 
 from shiftproof import progress
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.errors import ShiftproofError, TrainingInterruptedError, counted
+from shiftproof.errors import ShiftproofError, TrainingInterruptedError, counted, refuse_path
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.records.studies import StudyFailure, StudyRecord
@@ -35,7 +35,7 @@ _NOTICE = "stopping the study; every run finishes its step and writes a checkpoi
 
 
 def run_study(
-    study_file: StudyFile, out: Path, *, resume: bool = False, overwrite: bool = False, address: str | None = None
+    study_file: StudyFile, out: str | Path, *, resume: bool = False, overwrite: bool = False, address: str | None = None
 ) -> StudyRecord:
     """Runs every configuration with every seed in parallel on Ray, and measures how much their accuracies differ.
 
@@ -51,6 +51,8 @@ def run_study(
 
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
     """
+    refuse_path("study_file", study_file, "a study file, e.g. StudyFile.read('grid.yaml')")
+    out = Path(out)
     members = study_file.members()
     # Data and model are loaded before anything is written, so that a misspelt name is reported at once.
     suite = cached_suite(start_key(members[0].run_file))
