@@ -58,6 +58,7 @@ def test_an_exported_suite_runs_as_folders(
     assert "exported is not empty" in again.err
 
     asked = {
+        "model": "tiny",
         "suite": {
             "reference": {split: f"folder:exported/reference/{split}" for split in ("train", "validation", "test")},
             "shifts": {

@@ -11,7 +11,8 @@ import shiftproof as sp
 
 
 def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.models.Clip) -> None:
-    asked = {"suite": {"reference": {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}}}
+    reference = {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}
+    asked = {"model": "tiny", "suite": {"reference": reference}}
     quick_training_flags = [
         "--set",
         "finetune.epochs=1",

@@ -47,6 +47,7 @@ def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path
 
 def test_a_run_goes_on_inside_its_fine_tuning(folders: Path, call: Call, steps: Steps) -> None:
     asked = {
+        "model": "tiny",
         "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
         "alphas": 2,
     }

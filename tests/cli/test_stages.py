@@ -130,6 +130,7 @@ def test_pretraining_makes_a_model_that_loads(folders: Path, tmp_path: Path, cal
 
 def test_the_report_is_written_anew_and_for_several_seeds(folders: Path, tmp_path: Path, call: Call) -> None:
     asked = {
+        "model": "tiny",
         "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
         "finetune": {"epochs": 1, "batch_size": 18},
         "alphas": 2,

@@ -56,7 +56,8 @@ def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Pat
 
 def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: Path, call: Call) -> None:
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
-    asked = {"suite": {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}, "alphas": 3}
+    suite = {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}
+    asked = {"model": "tiny", "suite": suite, "alphas": 3}
     Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
     shared = torchrun("run", "fruit.yaml", *quick_training_flags(batch_size=6), "--out", "out", cwd=tmp_path)
     assert shared.code == 0, shared.err

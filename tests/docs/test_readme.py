@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import shiftproof as sp
 from shiftproof.runs.file import DEMO_FILE, MODEL_SETTINGS, RunFile
@@ -68,6 +69,26 @@ def test_the_run_file_of_the_readme_is_one() -> None:
     run_file = RunFile.resolve(yaml.safe_load(source[1]))
     assert run_file.model == "open_clip:ViT-B-32/openai"
     assert run_file.finetune.lr == 3e-5
+
+
+@pytest.mark.slow
+def test_the_run_file_of_the_readme_trains_the_tiny_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = re.search(r"<<'YAML'\n(.*?)\nYAML", README, re.DOTALL)
+    assert source
+    monkeypatch.chdir(tmp_path)
+    colours = {"first": (240, 210, 40), "second": (200, 30, 40), "third": (120, 190, 60)}  # names that say nothing
+    for folder in ("photos/train", "photos/val", "photos/test", "sketches"):
+        for name, colour in colours.items():
+            place = tmp_path / folder / name
+            place.mkdir(parents=True)
+            for number in range(40):
+                pixels = np.full((32, 32, 3), colour, np.int64) + np.random.default_rng(number).normal(
+                    0, 20, (32, 32, 3)
+                )
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number}.png")
+    (tmp_path / "run.yaml").write_text(source[1], encoding="utf-8")
+    record = sp.run_pipeline(RunFile.read("run.yaml", ["model=tiny", "alphas=2"]), tmp_path / "out")
+    assert record.models["fine_tuned"]["reference"].accuracy > 0.9
 
 
 def test_demo_runs_the_settings_that_the_tiny_model_defaults_to() -> None:

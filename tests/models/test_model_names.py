@@ -84,7 +84,7 @@ def test_leave_for_random_weights_makes_no_other_run() -> None:
 
 def test_a_directory_without_weights_is_not_filled_with_random_ones(tmp_path: Path) -> None:
     name = small_model(tmp_path / "model", 32, weights=False)
-    with pytest.raises(sp.InputError, match=f"'{name}' cannot be loaded"):
+    with pytest.raises(sp.InputError, match="no weights file|cannot be loaded"):
         sp.load_clip(name)
     assert sp.load_clip(small_model(tmp_path / "whole", 32)).preprocessing.size == 32
 

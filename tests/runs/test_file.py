@@ -36,7 +36,7 @@ def read(folder: Path, text: str, *overrides: str) -> sp.RunFile:
 
 @pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("1E-5", 1e-5), ("3e-3", 3e-3), ("1", 1.0)])
 def test_a_rate_as_people_write_it_is_a_number(tmp_path: Path, text: str, value: float) -> None:
-    lr = read(tmp_path, f"finetune: {{lr: {text}}}\npretrain: {{data: 'csv:x', lr: {text}}}").finetune.lr
+    lr = read(tmp_path, f"model: tiny\nfinetune: {{lr: {text}}}\npretrain: {{data: 'csv:x', lr: {text}}}").finetune.lr
     assert type(lr) is float
     assert lr == value
     assert read(tmp_path, "model: tiny", f"finetune.lr={text}").finetune.lr == value
@@ -270,7 +270,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 def test_overrides_reach_every_depth_and_kind_of_value(tmp_path: Path) -> None:
     asked = read(
         tmp_path,
-        yaml.safe_dump(suite_section()),
+        yaml.safe_dump({"model": "tiny", **suite_section()}),
         "finetune.lr=1e-5",
         "finetune.recipe=head-only",
         "finetune.crop_scale=[0.5, 1]",

@@ -20,6 +20,7 @@ def fruit_study(folders: Path, **sections: Any) -> dict[str, Any]:
     """A study of one's own data, as quick as can be; ``sections`` add to its run, or stand beside it."""
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     run = {
+        "model": "tiny",
         "suite": {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}},
         "alphas": [0, 0.5, 1],
         "device": "cpu",

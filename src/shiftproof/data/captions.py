@@ -18,7 +18,7 @@ from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, 
 from shiftproof.data.paths import require_folder, require_known_kind, require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.data.readable import require_files
-from shiftproof.errors import InputError, require_choice, require_name
+from shiftproof.errors import InputError, require_name
 from shiftproof.storage import expanded, read_rows
 
 _CROP_SCALE = (0.5, 1.0)

@@ -42,7 +42,7 @@ def _hint_at_path(spec: str) -> str | None:
         return f"It is a folder: write folder:{spec}."
     if path.is_file():
         return _way_out(path) or f"It is a file: name the folder of class folders it is in, as in folder:{path.parent}."
-    if "/" in spec or "\\" in spec:
+    if ":" not in spec and ("/" in spec or "\\" in spec):
         return f"A path needs the format of its data before it, as in folder:{spec}; there is nothing at this path yet."
     return None
 

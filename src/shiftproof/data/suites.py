@@ -22,8 +22,8 @@ from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, array_set, load_set, once, warn_of_missing_classes, require_set
-from shiftproof.errors import InputError, require_choice, refuse_path, require_name
+from shiftproof.data.sets import ImageSet, array_set, load_set, once, require_set, warn_of_missing_classes
+from shiftproof.errors import InputError, refuse_path, require_choice, require_name
 from shiftproof.seeding import child_generator
 from shiftproof.storage import require_directory_name
 

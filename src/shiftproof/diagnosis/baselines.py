@@ -160,6 +160,7 @@ def train_baseline(
     Raises an InputError for other architectures, whose baseline is the accuracies of models trained elsewhere, and for
     an unknown size.
     """
+    require_suite(suite)
     require_tiny(start)
     name = TINY_SIZES[require_choice("size", baseline.size, TINY_SIZES)]
     vision = {**start.architecture["vision_cfg"], "timm_model_name": name}

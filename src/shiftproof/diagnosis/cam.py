@@ -98,6 +98,7 @@ def class_evidence(
     >>> tuple(class_evidence(zero, torch.zeros(2, 3, 64, 64), torch.tensor([0, 1])).maps.shape)
     (2, 8, 8)
     """
+    require_classifier(classifier)
     _require_fitting(classifier, images, classes)
     device = resolve_device(device)
     with _gradients_allowed(classifier, images):

@@ -28,6 +28,7 @@ def has_batch_norm(classifier: Classifier) -> bool:
     >>> has_batch_norm(zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"])))
     False
     """
+    require_classifier(classifier)
     return any(True for _ in _layers(classifier.network))
 
 

@@ -15,7 +15,7 @@ from shiftproof.ensembling.heads import TextTowers, with_combined_weights
 from shiftproof.errors import refuse_path, require_at_least
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.models.classifier import Classifier, require_same_task
+from shiftproof.models.classifier import Classifier, require_classifier, require_same_task
 from shiftproof.models.identity import (
     fingerprint,
     has_fingerprint,
@@ -100,8 +100,8 @@ def greedy_soup(
     >>> greedy_soup([zero, zero], suite.reference.validation.subset(range(40))).record.members
     (0, 1)
     """
-    _require_ingredients(classifiers, 1)
     require_set(validation, "validation")
+    _require_ingredients(classifiers, 1)
     images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device=device)
 
     def score(classifier: Classifier) -> float:
@@ -128,6 +128,7 @@ def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -
     >>> [parent["role"] for parent in model_stock_soup(zero, [zero, zero]).parents]
     ['zero_shot', 'member', 'member']
     """
+    require_classifier(zero_shot, "zero_shot")
     _require_ingredients(classifiers, 2, zero_shot)
     towers = TextTowers.of((zero_shot, *classifiers), device="cpu")
     return with_combined_weights(

@@ -61,6 +61,8 @@ def predict(
     >>> predict(classifier, images, device="cpu").logits.shape
     (8, 267)
     """
+    require_classifier(classifier)
+    require_set(images)
     torch_device = resolve_device(device)
     processes, index = (process_count(), process_index()) if together else (1, 0)
     # The batches are those of a single process, whichever process runs them, and so are the logits to the last bit.

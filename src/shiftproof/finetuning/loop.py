@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from shiftproof.data.batches import decoded_once, training_batches
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, samples_digest, require_set
+from shiftproof.data.sets import ImageSet, require_set, samples_digest
 from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.inference import predict
@@ -41,7 +41,7 @@ def finetune(
     *,
     seed: int = 0,
     device: str | torch.device = "auto",
-    checkpoints: Path | None = None,
+    checkpoints: str | Path | None = None,
     trackers: Sequence[str] = (),
 ) -> Classifier:
     """Fine-tunes on ``suite.reference.train`` and returns a new classifier; ``start`` is not changed.
@@ -69,6 +69,7 @@ def finetune(
     >>> len(tuned.training["history"])
     1
     """
+    checkpoints = None if checkpoints is None else Path(checkpoints)
     require_classifier(start, "start")
     require_suite(suite)
     device = resolve_device(device)

@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from shiftproof.data.captions import CaptionedSet
 from shiftproof.data.loading import normalise
+from shiftproof.errors import refuse_path
 from shiftproof.evaluation.retrieval import recall_at
-from shiftproof.models.clip import Clip
+from shiftproof.models.clip import Clip, require_clip
 from shiftproof.seeding import child_generator
 
 
@@ -19,6 +20,8 @@ def held_out_recall(clip: Clip, data: CaptionedSet, *, seed: int, limit: int = 5
     The views of emoji are ones that training never draws; those of files are their centre crops. The result maps
     ``image_to_text`` and ``text_to_image`` to ``recall@K``. ``seed`` draws the pairs and the views.
     """
+    require_clip(clip)
+    refuse_path("data", data, "captioned images, e.g. load_captioned_set('csv:PATH')")
     generator = child_generator(seed, "held-out")
     order = torch.randperm(len(data), generator=generator)[:limit].tolist()
     image_features, text_features = [], []

@@ -32,7 +32,7 @@ def diagnose_run(
     run: str | Path,
     parts: Sequence[str] = ("layers",),
     *,
-    baselines: Path | None = None,
+    baselines: str | Path | None = None,
     others: Sequence[Path] = (),
     device: str | torch.device = "auto",
 ) -> DiagnosisRecord:
@@ -55,6 +55,7 @@ def diagnose_run(
     Raises an InputError, before any model is run, for an unknown part or one that this run does not allow, for a
     damaged table of baselines, and for classifiers of other classes.
     """
+    baselines = None if baselines is None else Path(baselines)
     run = Path(run)
     chosen = require_parts(parts)
     if baselines is not None and "baselines" in parts:

@@ -154,8 +154,8 @@ def _training_request(run_file: RunFile) -> Request:
 
 def run_sweep(
     run_file: RunFile,
-    zero_shot: Path,
-    fine_tuned: Path,
+    zero_shot: str | Path,
+    fine_tuned: str | Path,
     out: str | Path,
     *,
     space: str = "weights",
@@ -170,6 +170,7 @@ def run_sweep(
     statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores both in
     ``results.jsonl``.
     """
+    zero_shot, fine_tuned = Path(zero_shot), Path(fine_tuned)
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
     require_choice("space", space, SPACES)
@@ -302,12 +303,13 @@ def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
 
 
 def predict_images(
-    directory: Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
+    directory: str | Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
 ) -> list[Answer]:
     """The ``top`` most probable classes of each image, by the classifier in a directory; a folder is all its images.
 
     Raises an InputError that names a file which is missing or cannot be decoded, or a folder without images.
     """
+    directory = Path(directory)
     skipped = SkippedFiles()
     images = named_pictures(images, skipped)
     skipped.warn("images")

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from shiftproof.data.formats.entries import Entry
 from shiftproof.data.paths import require_folder
-from shiftproof.data.pictures import SkippedFiles, find_pictures, picture_suffixes, require_pictures, require_target, skip_reason
+from shiftproof.data.pictures import (
+    SkippedFiles,
+    find_pictures,
+    picture_suffixes,
+    require_pictures,
+    require_target,
+    skip_reason,
+)
 from shiftproof.errors import InputError
 
 

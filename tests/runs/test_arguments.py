@@ -65,6 +65,12 @@ def right(tiny: sp.models.Clip) -> dict[str, Any]:
     }
 
 
+def begun(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Calls a function; one that yields checks its arguments when it begins."""
+    if inspect.isgenerator(outcome := function(**arguments)):
+        next(outcome)
+
+
 @pytest.mark.parametrize(("function", "wrong"), misused())
 def test_a_text_where_an_object_belongs_is_refused(
     function: Callable[..., Any], wrong: str, right: dict[str, Any], tmp_path: Path
@@ -81,9 +87,7 @@ def test_a_text_where_an_object_belongs_is_refused(
                 parameter.name, tmp_path / "out"
             )
     with pytest.raises(sp.InputError, match="'folder:photos'"):
-        outcome = function(**arguments)
-        if inspect.isgenerator(outcome):  # which checks its arguments when it begins
-            next(outcome)
+        begun(function, arguments)
     assert not (tmp_path / "out").exists()
 
 
