@@ -161,3 +161,17 @@ def test_a_merge_of_nothing_is_an_input_error(tmp_path: Path) -> None:
         merge_files(out=tmp_path / "merged")
     with pytest.raises(sp.InputError, match="`alphas` is empty"):
         merge_files(*save_pair(tmp_path), alpha=(), out=tmp_path / "merged")
+
+
+@pytest.mark.filterwarnings("default:.*an average of the weights:UserWarning")
+def test_an_average_beside_the_weights_is_named_and_can_be_chosen(call: Call, tmp_path: Path) -> None:
+    start = save_checkpoint({"w": torch.zeros(2)}, tmp_path / "start.safetensors")
+    tuned = tmp_path / "tuned.pt"
+    torch.save({"model": {"w": torch.ones(2)}, "model_ema": {"w": torch.full((2,), 3.0)}}, tuned)
+    result = call("merge", start, tuned, "--out", tmp_path / "raw.safetensors")
+    assert result.code == 0
+    assert f"To read the average instead, write {tuned}:model_ema." in result.err
+    assert load_file(tmp_path / "raw.safetensors")["w"].tolist() == [0.5, 0.5]
+    result = call("merge", start, f"{tuned}:model_ema", "--out", tmp_path / "average.safetensors")
+    assert (result.code, "warning" in result.err) == (0, False)
+    assert load_file(tmp_path / "average.safetensors")["w"].tolist() == [1.5, 1.5]

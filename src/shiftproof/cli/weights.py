@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def merge(
     inputs: Annotated[
         list[str],
-        Argument(metavar="A B", help="Checkpoint files, model or classifier directories, or LoRA adapters."),
+        Argument(
+            metavar="A B", help="Checkpoint files (or FILE:KEY), model or classifier directories, or LoRA adapters."
+        ),
     ],
     out: Annotated[Path, Option("--out", help="Write to this .safetensors file or directory.")],
     alphas: Annotated[
@@ -51,7 +53,8 @@ def merge(
 ) -> None:
     """Merge checkpoint files of any size: WiSE-FT, soups, Model Stock and LoRA adapters.
 
-    A greedy soup is chosen on the validation images of --suite or --validation.
+    A greedy soup is chosen on the validation images of --suite or --validation. FILE:KEY reads the state dict under a
+    key of the file, such as tuned.pt:model_ema.
 
     Example: shiftproof merge zeroshot/ finetuned/ --alpha 0.5 --out merged/
     """
