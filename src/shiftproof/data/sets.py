@@ -29,6 +29,23 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Clusters:
+    """Which samples of a set belong together, so that intervals and tests do not take them for independent.
+
+    ``kind`` says what a cluster is: ``drawing`` (or whatever several samples are views of), ``group``, or ``sample``
+    if every sample stands alone. ``names`` (N,) are the clusters' labels, None for ``sample``.
+    """
+
+    kind: str
+    names: NDArray[np.str_] | None
+
+    @property
+    def count(self) -> int | None:
+        """The number of clusters, None for ``sample``."""
+        return None if self.names is None else len(np.unique(self.names))
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """N labelled images: ``read(i)`` gives the (H, W, 3) uint8 pixels of the i-th.
 
@@ -69,6 +86,15 @@ class ImageSet:
         extras = [name for name in ("groups", "sources", "mask") if getattr(self, name) is not None]
         with_extras = f", with {', '.join(extras)}" if extras else ""
         return f"ImageSet({self.name!r}, {counted(len(self), 'image')} of {len(self.classes)} classes{with_extras})"
+
+    @property
+    def clusters(self) -> Clusters:
+        """The sources that the samples are views of if they are known, else the groups, else every sample by itself."""
+        if self.sources is not None:
+            return Clusters("drawing", np.asarray(self.sources))
+        if self.groups is not None:
+            return Clusters("group", np.asarray(self.groups))
+        return Clusters("sample", None)
 
     def relabelled(self, classes: ClassSpace) -> ImageSet:
         """The same images, labelled in another class space by class id.

@@ -20,10 +20,9 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet, require_masks
 from shiftproof.errors import InputError
 from shiftproof.evaluation.inference import predict
-from shiftproof.evaluation.intervals import LEVEL, accuracy_interval, bootstrap_interval
-from shiftproof.evaluation.metrics import scores
+from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
+from shiftproof.evaluation.metrics import measure_group, scores
 from shiftproof.models.classifier import Classifier
-from shiftproof.records.accuracy import GroupRecord
 from shiftproof.records.backgrounds import BackgroundRecord, BackgroundStudy
 from shiftproof.seeding import child_generator
 
@@ -189,7 +188,7 @@ def measure_backgrounds(
     paired = [positions[sample] for sample in variants["mixed-same"].ids]
     correct = {variant: _correct(classifiers, data, device) for variant, data in variants.items()}
     models = {
-        model: _record({variant: correct[variant][model] for variant in VARIANTS}, paired, images.labels)
+        model: _record({variant: correct[variant][model] for variant in VARIANTS}, variants, paired, images.labels)
         for model in classifiers
     }
     return BackgroundStudy(images.name, 1 / len(images.classes), seed, LEVEL, models)
@@ -265,11 +264,11 @@ def _correct(
 
 
 def _record(
-    correct: Mapping[str, NDArray[np.bool_]], paired: Sequence[int], labels: NDArray[np.int64]
+    correct: Mapping[str, NDArray[np.bool_]],
+    sets: Mapping[str, ImageSet],
+    paired: Sequence[int],
+    labels: NDArray[np.int64],
 ) -> BackgroundRecord:
     gap = correct["mixed-same"].astype(np.float64) - correct["mixed-random"][paired]
-    variants = {
-        variant: GroupRecord(float(right.mean()), accuracy_interval(int(right.sum()), len(right)), len(right))
-        for variant, right in correct.items()
-    }
+    variants = {variant: measure_group(right, sets[variant].clusters.names) for variant, right in correct.items()}
     return BackgroundRecord(variants, float(gap.mean()), bootstrap_interval(gap, labels[paired]), len(gap))

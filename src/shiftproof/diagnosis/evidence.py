@@ -34,6 +34,7 @@ from shiftproof.evaluation.intervals import (
     statistic_interval,
 )
 from shiftproof.evaluation.metrics import Scores, macro_f1, scores
+from shiftproof.evaluation.proportions import worst_group_interval
 from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline, on_scale
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
 from shiftproof.records.comparisons import FollowedRecord, Measured
@@ -141,7 +142,10 @@ class Correctness:
         On a single set, it has the p-value of McNemar's test.
         """
         moved = {n: self.right[first][n].astype(np.float64) - self.right[second][n] for n in sets}
-        p = mcnemar_test(self.right[first][sets[0]], self.right[second][sets[0]]) if len(sets) == 1 else None
+        p = None
+        if len(sets) == 1:
+            (name,) = sets
+            p = mcnemar_test(self.right[first][name], self.right[second][name], self.clusters.get(name))
         return DifferenceRecord(first, second, sets, self.contrast(moved, dict.fromkeys(sets, 1 / len(sets))), p)
 
 
@@ -233,44 +237,29 @@ def _by_class(data: SetEvidence, model: str) -> ClassesRecord:
     return ClassesRecord(model, data.name, measured, group, worst)
 
 
-def _share(
-    statistic: Callable[[NDArray[np.float64]], float],
-    n: int,
-    clusters: NDArray[np.str_] | None,
-    within: NDArray[np.bool_] | None = None,
-) -> Measured:
-    """Returns a statistic of (N,) weights that lies in [0, 1] with its interval, None where there is only one cluster.
+def _share(statistic: Callable[[NDArray[np.float64]], float], n: int, clusters: NDArray[np.str_] | None) -> Measured:
+    """Measures a statistic in [0, 1] that is a function of (N,) weights; the interval is None for a single cluster.
 
-    Where all resamples give the same value, the interval is ``alike_interval`` over the clusters, or over those of the
-    samples ``within``.
+    Where no resample differs, the interval is ``alike_interval`` over the clusters.
     """
     value = statistic(np.ones(n))
-    names = np.arange(n) if clusters is None else clusters
-    if len(np.unique(names)) < 2:
+    count = n if clusters is None else len(np.unique(clusters))
+    if count < 2:
         return Measured(value, None)
     low, high = statistic_interval(statistic, n, clusters)
     if low == high:
-        count = len(np.unique(names if within is None else names[within]))
         low, high = alike_interval(value, count, (0.0, 1.0))
     return Measured(value, (max(low, 0.0), min(high, 1.0)))
 
 
 def _worst_group(right: NDArray[np.bool_], data: SetEvidence) -> tuple[str, Measured]:
     """Returns the group with the least accuracy, and the least accuracy of any group with its interval."""
-    names, index = np.unique(np.asarray(data.groups), return_inverse=True)
-
-    def accuracies(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        sizes = np.bincount(index, weights, len(names))
-        hits = np.bincount(index, weights * right, len(names))
-        return np.where(sizes > 0, hits / np.maximum(sizes, 1), np.nan)
-
-    worst = int(np.nanargmin(accuracies(np.ones(len(right)))))
-    # Where the groups are the clusters, groups could be missing from a resample, so samples are resampled instead.
-    clusters = (
-        None if data.clusters is None or np.array_equal(data.clusters, np.asarray(data.groups)) else data.clusters
-    )
-    least = lambda weights: float(np.nanmin(accuracies(weights)))  # noqa: E731
-    return str(names[worst]), _share(least, len(right), clusters, index == worst)
+    groups = np.asarray(data.groups)
+    accuracies = {str(name): float(right[groups == name].mean()) for name in np.unique(groups)}
+    worst = min(accuracies, key=accuracies.__getitem__)
+    # Where the groups are the clusters, the samples of a group are independent within it.
+    clusters = None if data.clusters is None or np.array_equal(data.clusters, groups) else data.clusters
+    return worst, Measured(accuracies[worst], worst_group_interval(right, groups, clusters))
 
 
 def find_confidence(evidence: Sequence[SetEvidence]) -> tuple[ConfidenceRecord, ...]:

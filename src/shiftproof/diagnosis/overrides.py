@@ -22,7 +22,7 @@ from shiftproof.diagnosis.logits import (
 from shiftproof.diagnosis.means import measured_mean
 from shiftproof.errors import require_equal_length
 from shiftproof.evaluation.blocks import Logits
-from shiftproof.evaluation.intervals import accuracy_interval
+from shiftproof.evaluation.proportions import measure_proportion
 from shiftproof.records.comparisons import FollowedRecord, Measured, OverrideRecord
 
 
@@ -96,8 +96,8 @@ def measure_overrides(
     """Measures ``override_rates`` with 95 % intervals and, with labels, also by the model that is right.
 
     The logits are (N, K), as arrays or as predictions on disk; ``labels`` are (N,) class indices. Intervals are those
-    of Clopper and Pearson over the disagreements, or bootstrap intervals over the ``clusters`` (N,) of the
-    disagreements; where these are in one cluster only, the interval is 0 to 1. With labels, ``beyond_both`` is
+    of ``measure_proportion`` over the disagreements and their ``clusters`` (N,); where these are in one cluster only,
+    the interval is 0 to 1. With labels, ``beyond_both`` is
     ``gain_beyond_both``.
 
     >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
@@ -151,11 +151,8 @@ def _followed(
 
 
 def _rate(cases: NDArray[np.bool_], groups: NDArray[Any] | None) -> Measured:
-    value = float(cases.mean())
-    if groups is None:
-        return Measured(value, accuracy_interval(int(cases.sum()), len(cases)))
-    rate = measured_mean(cases, groups)
-    return rate if rate.interval else Measured(value, (0.0, 1.0))
+    share = measure_proportion(cases, groups)
+    return Measured(share.value, share.interval)
 
 
 def _rates(

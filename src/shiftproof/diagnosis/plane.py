@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches
-from shiftproof.data.sets import ImageSet, require_set
+from shiftproof.data.sets import Clusters, ImageSet, require_set
 from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_at_least
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
-from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.evaluation.metrics import log_probabilities
+from shiftproof.evaluation.proportions import measure_proportion
 from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.models.devices import resolve_device
 from shiftproof.records.comparisons import PlanePoint, PlaneRecord
@@ -83,7 +84,7 @@ def measure_plane(
     measure = _measuring(models, towers, images, device)
     points = []
     for place in places:
-        points.append(_point(place, *measure(plane.shares(*place)), len(images)))
+        points.append(_point(place, *measure(plane.shares(*place)), images.clusters))
         progress.report("plane", len(points), len(places))
     return _record(images, (axes[0], axes[1]), points)
 
@@ -164,8 +165,8 @@ def _independent_weights(models: Sequence[Classifier], towers: TextTowers | None
 
 def _measuring(
     models: Sequence[Classifier], towers: TextTowers | None, images: ImageSet, device: str
-) -> Callable[[Sequence[float]], tuple[int, float | None]]:
-    """Returns a function from shares of the models' weights to the number of errors and the mean loss of the mixture.
+) -> Callable[[Sequence[float]], tuple[NDArray[np.bool_], float | None]]:
+    """Returns a function from shares of the models' weights to the (N,) errors and the mean loss of the mixture.
 
     All mixtures are made in one working copy of the network.
     """
@@ -175,7 +176,7 @@ def _measuring(
     moving = [name for name, entry in inside.items() if entry.is_floating_point()]
     batches = [b.to(device) for b in evaluation_batches(images, models[0].preprocessing, BATCH_SIZE)]
 
-    def measure(shares: Sequence[float]) -> tuple[int, float | None]:
+    def measure(shares: Sequence[float]) -> tuple[NDArray[np.bool_], float | None]:
         with torch.inference_mode():
             for name in moving:
                 _combine_entry(name, entries, shares, inside[name])
@@ -209,13 +210,16 @@ def _combine_entry(
     return entry.clamp_(min=0) if name.endswith("running_var") else entry
 
 
-def _errors_and_loss(network: Network, batches: Sequence[Tensor], images: ImageSet) -> tuple[int, float | None]:
+def _errors_and_loss(
+    network: Network, batches: Sequence[Tensor], images: ImageSet
+) -> tuple[NDArray[np.bool_], float | None]:
     logits = np.concatenate([network(batch).float().cpu().numpy() for batch in batches])
     if not (finite := np.isfinite(logits).all(1)).all():  # far from all models, logits may overflow float32
-        return int((~finite | (logits.argmax(1) != images.labels)).sum()), None
+        return ~finite | (logits.argmax(1) != images.labels), None
     of_labels = log_probabilities(logits)[np.arange(len(images)), images.labels]
-    return int((logits.argmax(1) != images.labels).sum()), -float(of_labels.mean())
+    return logits.argmax(1) != images.labels, -float(of_labels.mean())
 
 
-def _point(place: tuple[float, float], wrong: int, loss: float | None, n: int) -> PlanePoint:
-    return PlanePoint(*place, error=wrong / n, interval=accuracy_interval(wrong, n), loss=loss)
+def _point(place: tuple[float, float], wrong: NDArray[np.bool_], loss: float | None, clusters: Clusters) -> PlanePoint:
+    error = measure_proportion(wrong, clusters.names)
+    return PlanePoint(*place, error=error.value, interval=error.interval, loss=loss)

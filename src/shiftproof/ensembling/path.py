@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof import progress
@@ -20,9 +22,9 @@ from shiftproof.ensembling.ensembles import mixed_logits
 from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_between, require_choice
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
-from shiftproof.evaluation.intervals import accuracy_interval
-from shiftproof.evaluation.metrics import ScoreCollector, Scores, accuracy
+from shiftproof.evaluation.metrics import ScoreCollector, Scores, correct_rows
 from shiftproof.evaluation.predictions import Add
+from shiftproof.evaluation.proportions import Proportion, measure_proportion
 from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.models.devices import resolve_device
 from shiftproof.records.paths import PathPoint, PathRecord
@@ -31,8 +33,8 @@ from shiftproof.weights.arithmetic import combine, path_coefficients, require_co
 SPACES = ("weights", "outputs")
 # What takes the logits of an alpha on a set; it is closed after the last batch.
 Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add]]
-# How many of a set's images an alpha classified correctly in an earlier sweep; None where that is not known.
-Known: TypeAlias = Callable[[float, str], int | None]
+# Which of a set's (N,) images an alpha classified correctly in an earlier sweep; None where that is not known.
+Known: TypeAlias = Callable[[float, str], NDArray[np.bool_] | None]
 # The logits of a batch at each of several alphas, in their order.
 _Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
 # The entries of the head at an alpha, where they are rebuilt rather than interpolated.
@@ -84,7 +86,7 @@ def sweep_alpha(
 
     ``keep(alpha, set)`` returns a context manager whose value takes the (B, K) float32 logits of that pair batch by
     batch, validation included; if the sweep is interrupted, the manager's exit receives the exception. Where
-    ``known(alpha, set)`` returns the number of correct images instead of None, the pair is not run again. ``device``
+    ``known(alpha, set)`` returns which (N,) images are correct instead of None, the pair is not run again. ``device``
     is any torch device; "auto" means the GPU if there is one, and the CPU otherwise.
 
     Raises an IncompatibleWeightsError if the two classifiers differ in classes, preprocessing or architecture, and an
@@ -93,15 +95,13 @@ def sweep_alpha(
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
     >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
-    >>> sweep_alpha(zero, zero, suite, 3, known=lambda alpha, name: 9).alphas
+    >>> sweep_alpha(zero, zero, suite, 3, known=lambda alpha, name: np.ones(len(path_sets(suite)[name]), bool)).alphas
     (0.0, 0.5, 1.0)
     """
     require_suite(suite)
     grid, sets = alpha_grid(alphas), path_sets(suite)
-    correct = sweep_sets(zero_shot, fine_tuned, sets, grid, space=space, device=device, keep=keep, known=known)
-    points = [
-        _point(alpha, {name: (correct[name][alpha], len(images)) for name, images in sets.items()}) for alpha in grid
-    ]
+    shares = sweep_sets(zero_shot, fine_tuned, sets, grid, space=space, device=device, keep=keep, known=known)
+    points = [_point(alpha, {name: shares[name][alpha] for name in sets}) for alpha in grid]
     return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
 
 
@@ -115,17 +115,22 @@ def sweep_sets(
     device: str | torch.device = "auto",
     keep: Keep | None = None,
     known: Known | None = None,
-) -> dict[str, dict[float, int]]:
-    """Does what ``sweep_alpha`` does on any sets; returns how many images each alpha classifies correctly, by set."""
+) -> dict[str, dict[float, Proportion]]:
+    """Does what ``sweep_alpha`` does on any sets; returns the accuracy of every alpha, by set."""
     require_same_task(zero_shot, fine_tuned)
     place = resolve_device(device)
     grid, along = alpha_grid(alphas), _along(zero_shot, fine_tuned, space, place)
     for images in sets.values():
         require_its_classes(zero_shot, images)
-    correct = {
-        name: {alpha: count for alpha in grid if known and (count := known(alpha, name)) is not None} for name in sets
+    shares = {
+        name: {
+            alpha: measure_proportion(right, images.clusters.names)
+            for alpha in grid
+            if known and (right := known(alpha, name)) is not None
+        }
+        for name, images in sets.items()
     }
-    done = sum(len(images) * len(correct[name]) for name, images in sets.items())
+    done = sum(len(images) * len(shares[name]) for name, images in sets.items())
     total = len(grid) * sum(map(len, sets.values()))
 
     def seen(images: int) -> None:
@@ -134,14 +139,14 @@ def sweep_sets(
         progress.report("sweep", done, total)
 
     for name, images in sets.items():
-        missing = [alpha for alpha in grid if alpha not in correct[name]]
+        missing = [alpha for alpha in grid if alpha not in shares[name]]
         if missing:
             batches = _batches(images, zero_shot.preprocessing, place)
             with contextlib.ExitStack() as opened:
                 # What is opened last is closed first, so that files appear in the order of alpha.
                 adds = {a: opened.enter_context(keep(a, name)) for a in reversed(missing)} if keep else {}
-                correct[name] |= _measured(along, batches, images, missing, seen, adds)
-    return correct
+                shares[name] |= _measured(along, batches, images, missing, seen, adds)
+    return shares
 
 
 def sweep_scores(
@@ -241,29 +246,30 @@ def _measured(
     alphas: Sequence[float],
     seen: Callable[[int], None],
     adds: Mapping[float, Add],
-) -> dict[float, int]:
-    """Runs over a set once; returns how many images each alpha classifies correctly. ``adds`` receive the logits."""
-    correct = dict.fromkeys(alphas, 0)
+) -> dict[float, Proportion]:
+    """Runs over a set once; returns the accuracy of each alpha. ``adds`` receive the logits."""
+    correct = {alpha: np.zeros(len(images), dtype=bool) for alpha in alphas}
     start = 0
     with torch.inference_mode():
         for batch in batches:
-            labels = images.labels[start : start + len(batch)]
+            rows = slice(start, start + len(batch))
             start += len(batch)
             for alpha, logits in zip(alphas, along(batch, alphas), strict=True):
-                rows = logits.float().cpu().numpy()
-                correct[alpha] += round(accuracy(rows, labels) * len(labels))
+                values = logits.float().cpu().numpy()
+                correct[alpha][rows] = correct_rows(values, images.labels[rows])
                 if alpha in adds:
-                    adds[alpha](rows)
-                seen(len(labels))
-    return correct
+                    adds[alpha](values)
+                seen(len(batch))
+    return {alpha: measure_proportion(right, images.clusters.names) for alpha, right in correct.items()}
 
 
-def _point(alpha: float, counts: dict[str, tuple[int, int]]) -> PathPoint:
-    correct, n = counts.pop(VALIDATION)
+def _point(alpha: float, shares: dict[str, Proportion]) -> PathPoint:
+    validation = shares.pop(VALIDATION)
     return PathPoint(
         alpha=alpha,
-        validation=correct / n,
-        accuracy={name: hits / size for name, (hits, size) in counts.items()},
-        interval={name: accuracy_interval(hits, size) for name, (hits, size) in counts.items()},
-        validation_interval=accuracy_interval(correct, n),
+        validation=validation.value,
+        accuracy={name: share.value for name, share in shares.items()},
+        interval={name: share.interval for name, share in shares.items()},
+        validation_interval=validation.interval,
+        interval_method={name: share.method for name, share in shares.items()},
     )

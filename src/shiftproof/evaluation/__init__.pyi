@@ -29,6 +29,7 @@ from .predictions import (
     open_predictions,
     save_predictions,
 )
+from .proportions import Proportion, measure_proportion, worst_group_interval
 from .retrieval import recall_at
 from .robustness import (
     Baseline,
@@ -45,6 +46,7 @@ from .significance import holm_correction, mcnemar_test
 __all__ = [
     "Baseline",
     "Predictions",
+    "Proportion",
     "Scores",
     "StoredPredictions",
     "accuracy",
@@ -69,6 +71,7 @@ __all__ = [
     "log_probabilities",
     "macro_f1",
     "mcnemar_test",
+    "measure_proportion",
     "negative_log_likelihood",
     "on_scale",
     "open_predictions",
@@ -84,4 +87,5 @@ __all__ = [
     "selective_accuracy",
     "statistic_interval",
     "top_margins",
+    "worst_group_interval",
 ]

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.errors import InputError, require_at_least, require_between, require_equal_length
 from shiftproof.evaluation.blocks import ROWS, Logits, logit_blocks
-from shiftproof.evaluation.intervals import statistic_interval
+from shiftproof.evaluation.intervals import LEVEL, centred_interval, resampled_weights
 
 BINS = 15
 _TEMPERATURES = (0.01, 100.0)
@@ -39,23 +39,43 @@ def calibration_interval(
     draws: int = 500,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of ``calibration_error``, resampling samples or ``clusters`` (N,); at least 0.
+    """The 95 % bootstrap interval of the true calibration error in these bins, resampling samples or ``clusters`` (N,).
 
-    The error is biased upward, since the noise of every bin counts as error; the interval nevertheless lies around it.
-    Raises an InputError as ``calibration_error`` does, and for fewer than two clusters.
+    The measured error is biased upward, since the noise of every bin counts as error, and most where the predictor is
+    well calibrated. The interval is that of ``statistic_interval``, and reaches down to 0 unless the error is larger
+    than what noise alone gives: the 97.5 % quantile over resamples in which every bin is calibrated, because its mean
+    gap was subtracted (consistency resampling; Broecker and Smith 2007). The lower end may lie far below the measured
+    value. Raises an InputError as ``calibration_error`` does, and for fewer than two clusters.
 
     >>> low, high = calibration_interval(np.full(100, 0.9), np.arange(100) < 60)
     >>> 0.15 < low < 0.3 < high < 0.45
     True
+    >>> calibration_interval(np.full(100, 0.6), np.arange(100) < 58)[0]
+    0.0
     """
     index = _bin_index(confidence, correct, bins)
     gap = correct.astype(np.float64) - confidence.astype(np.float64)
+    noise = _without_mean(gap, index, bins)
 
-    def error(weights: NDArray[np.float64]) -> float:
-        return float(np.abs(np.bincount(index, weights * gap, bins)).sum() / weights.sum())
+    def error(weights: NDArray[np.float64], of: NDArray[np.float64]) -> float:
+        return float(np.abs(np.bincount(index, weights * of, bins)).sum() / weights.sum())
 
-    low, high = statistic_interval(error, len(index), clusters, draws=draws, seed=seed)
-    return max(low, 0.0), high
+    value, errors, noise_errors = error(np.ones(len(gap)), gap), [], []
+    for weights in resampled_weights(len(gap), clusters, draws=draws, seed=seed):
+        errors.append(error(weights, gap))
+        noise_errors.append(error(weights, noise))
+    low, high = centred_interval(value, errors)
+    is_noise = value <= np.quantile(noise_errors, (1 + LEVEL) / 2)
+    return 0.0 if is_noise else max(low, 0.0), high
+
+
+def _without_mean(gap: NDArray[np.float64], index: NDArray[np.intp], bins: int) -> NDArray[np.float64]:
+    """(N,) gaps less their bin's mean, scaled to the unbiased variance; a bin's only gap says nothing and stays."""
+    sizes = np.bincount(index, minlength=bins)
+    means = np.bincount(index, gap, bins) / np.maximum(sizes, 1)
+    several = sizes > 1
+    scale = np.sqrt(sizes / np.maximum(sizes - 1, 1))
+    return np.where(several[index], (gap - means[index]) * scale[index], gap)
 
 
 def negative_log_likelihood(log_probability: NDArray[np.floating]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from shiftproof.errors import InputError, require_at_least, require_between, require_equal_length
 
 LEVEL = 0.95
-METHOD = "clopper-pearson"
 _DRAWS_AT_ONCE = 1 << 20  # the number of drawn clusters that are in memory at a time
 _NORMAL_FROM = 20_000  # with more clusters than this, the normal limit replaces resampling
 
@@ -184,11 +183,13 @@ def statistic_interval(
 ) -> tuple[float, float]:
     """A bootstrap interval of the value of ``statistic``, a function of the (n,) weights of ``n`` samples.
 
-    It serves statistics that are not means over samples: macro F1, the worst group, the calibration error. A weight is
-    the number of times that a sample was drawn. Resamples of such a statistic are biased (the calibration error of
-    resampled samples is larger), so their percentiles are shifted by the bias and the interval lies around the measured
-    value. Resamples for which the statistic is undefined (NaN) are ignored. ``clusters`` (n,) are drawn as wholes.
-    Raises an InputError for fewer than two of them.
+    It serves statistics that are not means over samples, such as macro F1. A weight is the number of times that a
+    sample was drawn. Resamples of such a statistic lie to one side of the measured value on average, as the measured
+    value does of the true one. The interval therefore spans two: the resamples' percentiles moved onto the measured
+    value, and their reflection in it (the basic interval; Davison and Hinkley 1997, Eq. 5.6), which also corrects the
+    measured value for that bias. Either alone covers too little, on one side or the other. Resamples for which the
+    statistic is undefined (NaN) are ignored. ``clusters`` (n,) are drawn as wholes. Raises an InputError for fewer than
+    two of them.
 
     >>> values = np.arange(100.0)
     >>> low, high = statistic_interval(lambda weights: float(weights @ values / weights.sum()), 100)
@@ -196,17 +197,40 @@ def statistic_interval(
     True
     """
     require_between("level", level, 0, 1)
+    resamples = [statistic(weights) for weights in resampled_weights(n, clusters, draws=draws, seed=seed)]
+    return centred_interval(statistic(np.ones(n)), resamples, level=level)
+
+
+def centred_interval(value: float, resamples: Sequence[float], *, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of ``statistic_interval`` from the value on all samples and those on resamples, NaN left out.
+
+    >>> [round(end, 2) for end in centred_interval(1.0, [1.0, 2.0, 3.0], level=0.999)]
+    [-1.0, 2.0]
+    """
+    tail = (1 - level) / 2
+    lowest, highest = map(float, np.nanquantile(resamples, [tail, 1 - tail]))
+    bias = float(np.nanmean(resamples)) - value
+    return min(lowest - bias, 2 * value - highest), max(highest - bias, 2 * value - lowest)
+
+
+def resampled_weights(
+    n: int, clusters: ArrayLike | None = None, *, draws: int, seed: int
+) -> Iterator[NDArray[np.float64]]:
+    """Yields (n,) weights, the number of times that each of ``n`` samples was drawn, once per resample.
+
+    ``clusters`` (n,) are drawn as wholes. Raises an InputError for fewer than two of them.
+
+    >>> [float(weights.sum()) for weights in resampled_weights(4, draws=2, seed=0)]
+    [4.0, 4.0]
+    """
     require_at_least("draws", draws, 1)
     _, index = np.unique(np.arange(n) if clusters is None else np.asarray(clusters), return_inverse=True)
     require_equal_length("samples and clusters", range(n), index)
     if (count := int(index.max()) + 1) < 2:
         raise InputError(f"the samples form {count} cluster(s); resampling needs at least two.")
-    generator = np.random.default_rng(seed)
-    shares = np.full(count, 1 / count)
-    resamples = [statistic(generator.multinomial(count, shares)[index].astype(np.float64)) for _ in range(draws)]
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(resamples, [tail, 1 - tail]) + statistic(np.ones(n)) - np.nanmean(resamples)
-    return float(low), float(high)
+    generator, shares = np.random.default_rng(seed), np.full(count, 1 / count)
+    for _ in range(draws):
+        yield generator.multinomial(count, shares)[index].astype(np.float64)
 
 
 def _joint_means(

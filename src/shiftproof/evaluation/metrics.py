@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.calibration import calibration_error
-from shiftproof.evaluation.intervals import accuracy_interval
+from shiftproof.evaluation.proportions import measure_proportion
 from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
 
 
@@ -38,8 +39,17 @@ def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float
     >>> accuracy(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
     0.5
     """
+    return float(correct_rows(logits, labels).mean())
+
+
+def correct_rows(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """(N,) whether the largest entry of each row of (N, K) logits is at its label; raises what ``accuracy`` raises.
+
+    >>> correct_rows(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0])).tolist()
+    [True, False]
+    """
     _require_logits(logits, labels)
-    return float((logits.argmax(1) == labels).mean())
+    return np.asarray(logits.argmax(1) == labels)
 
 
 def scores(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> Scores:
@@ -141,10 +151,14 @@ def evaluate(
     alpha: float | None,
     set_name: str,
     groups: Sequence[str] | None = None,
+    clusters: ArrayLike | None = None,
 ) -> AccuracyRecord:
     """Accuracy with its 95 % interval, calibration error, accuracy per class and, where given, per group.
 
-    ``labels`` and ``groups`` are (N,), ``class_ids`` (K,); accuracies are fractions in [0, 1]. Raises an InputError for
+    ``labels``, ``groups`` and ``clusters`` are (N,), ``class_ids`` (K,); accuracies are fractions in [0, 1]. Samples of
+    one cluster, such as the views of one drawing, are not independent, and the intervals respect that
+    (``measure_proportion``). Where the groups are themselves the clusters, a group's samples are independent within
+    it, because its interval says nothing about other groups. Raises an InputError for
     labels of another length than the scores.
     """
     require_equal_length(f"predictions and labels of {set_name}", set_scores.prediction, labels)
@@ -152,22 +166,49 @@ def evaluate(
     counts = np.bincount(labels, minlength=len(class_ids))
     hits = np.bincount(labels, weights=correct, minlength=len(class_ids))
     group_names = np.array(groups) if groups is not None else np.empty(0, dtype=str)
+    overall, inner = measure_proportion(correct, clusters), _clusters_within(group_names, clusters)
     return AccuracyRecord(
         model=model,
         alpha=alpha,
         set=set_name,
-        accuracy=float(correct.mean()),
-        interval=accuracy_interval(int(correct.sum()), len(correct)),
-        n=len(correct),
+        accuracy=overall.value,
+        interval=overall.interval,
+        n=overall.n,
+        interval_method=overall.method,
+        clusters=overall.clusters,
         calibration_error=calibration_error(set_scores.confidence, correct),
         per_class={class_ids[k]: float(hits[k] / counts[k]) for k in range(len(class_ids)) if counts[k]},
-        groups={str(name): _group(correct[group_names == name]) for name in sorted(set(group_names.tolist()))},
+        groups=_by_group(correct, group_names, inner),
         class_counts={class_ids[k]: int(counts[k]) for k in range(len(class_ids)) if counts[k]},
     )
 
 
-def _group(correct: NDArray[np.bool_]) -> GroupRecord:
-    return GroupRecord(float(correct.mean()), accuracy_interval(int(correct.sum()), len(correct)), len(correct))
+def _clusters_within(groups: NDArray[np.str_], clusters: ArrayLike | None) -> NDArray[Any] | None:
+    """The clusters of samples within a group, None where the groups are the clusters."""
+    names = None if clusters is None else np.asarray(clusters)
+    return None if names is None or np.array_equal(names, groups) else names
+
+
+def _by_group(
+    correct: NDArray[np.bool_], groups: NDArray[np.str_], clusters: NDArray[Any] | None
+) -> dict[str, GroupRecord]:
+    members = {str(name): groups == name for name in np.unique(groups)}
+    return {
+        name: measure_group(correct[member], None if clusters is None else clusters[member])
+        for name, member in members.items()
+    }
+
+
+def measure_group(correct: NDArray[np.bool_], clusters: NDArray[Any] | None = None) -> GroupRecord:
+    """The accuracy on a group of samples, with its 95 % interval, from whether each is right (N,).
+
+    ``clusters`` (N,) and the errors are those of ``measure_proportion``.
+
+    >>> measure_group(np.array([True, False])).accuracy
+    0.5
+    """
+    share = measure_proportion(correct, clusters)
+    return GroupRecord(share.value, share.interval, share.n, share.method, share.clusters)
 
 
 def _require_logits(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> None:

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# The methods of intervals of accuracies, for independent samples and for samples that belong together.
+INDEPENDENT, CLUSTERED = "clopper-pearson", "korn-graubard"
+
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """The accuracy on one group of a set, as a fraction of its ``n`` samples, with its interval."""
+    """The accuracy on one group of a set, as a fraction of its ``n`` samples, with its interval.
+
+    ``interval_method`` and ``clusters`` are those of ``AccuracyRecord``.
+    """
 
     accuracy: float
     interval: tuple[float, float]
     n: int
+    interval_method: str = INDEPENDENT
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)
 class AccuracyRecord:
     """The evaluation of one model on one set; ``alpha`` is given if the model lies on an alpha path.
 
-    ``accuracy`` is the fraction of the ``n`` samples that are right, ``interval`` its Clopper-Pearson bounds;
-    ``calibration_error`` is None if only compact predictions were saved. ``per_class`` has the accuracy on each class
-    that has images, ``class_counts`` the number of these images.
+    ``accuracy`` is the fraction of the ``n`` samples that are right, with its ``interval``. The ``interval_method`` is
+    ``korn-graubard`` if the samples form ``clusters``, such as the views of one drawing, and otherwise
+    ``clopper-pearson``, with ``clusters`` None. ``calibration_error`` is None if only compact predictions were saved.
+    ``per_class`` has the accuracy on each class that has images, ``class_counts`` the number of these images.
     """
 
     model: str
@@ -34,6 +43,8 @@ class AccuracyRecord:
     per_class: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
     class_counts: Mapping[str, int] = field(default_factory=dict)
+    interval_method: str = INDEPENDENT
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)

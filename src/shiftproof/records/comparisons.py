@@ -193,7 +193,7 @@ class LayersRecord:
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """One model of a plane: its coordinates, its error with a Clopper-Pearson interval, and its mean loss in nats.
+    """One model of a plane: its coordinates, its error with its interval, and its mean loss in nats.
 
     The loss is None if an output is not finite, which counts as an error.
     """

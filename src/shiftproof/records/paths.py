@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shiftproof.errors import InputError
 
@@ -19,13 +19,18 @@ def same_alpha(first: float, second: float) -> bool:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """The accuracies at one alpha of a path, on the reference's validation split and every test set, with intervals."""
+    """The accuracies at one alpha of a path, on the reference's validation split and every test set, with intervals.
+
+    ``interval_method`` says by test set how its interval was computed, as in ``AccuracyRecord``; it is empty in files
+    of version 0.1, whose intervals are all Clopper-Pearson.
+    """
 
     alpha: float
     validation: float
     accuracy: Mapping[str, float]
     interval: Mapping[str, tuple[float, float]]
     validation_interval: tuple[float, float] | None = None
+    interval_method: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
+from shiftproof.records.accuracy import INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.codec import document, from_json, to_json
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import RunRecord
@@ -26,6 +26,8 @@ class _Evaluation:
     n: int
     calibration_error: float | None = None
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
+    interval_method: str = INDEPENDENT
+    clusters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class _Study:
 def summary_json(record: RunRecord) -> dict[str, Any]:
     """Returns the content of ``summary.json``; accuracies by class are in ``results.jsonl`` only."""
     plain = to_json(record)
-    parts = ("accuracy", "interval", "n", "calibration_error", "groups")
+    parts = ("accuracy", "interval", "interval_method", "n", "clusters", "calibration_error", "groups")
     return {
         **document({name: plain[name] for name in ("suite", "reference", "shifts", "kinds")}),
         "models": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from shiftproof.evaluation.intervals import accuracy_interval
-from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
+from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.comparisons import MODEL_NAMES, headline_shifts, model_estimate
@@ -67,11 +67,17 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     known = set.intersection(*(set(record.class_counts) for entries in of_models for record in entries if record))
     pooled = {name: [_pooled(name, [r for r in entries if r]) for entries in of_models] for name in known}
     changed = sorted(known, key=lambda name: (-abs(pooled[name][1][0] - pooled[name][0][0]), name))[:count]
-    rows = tuple((name, *(accuracy_cell(*estimate) for estimate in pooled[name])) for name in changed)
+    clustered = any(record and record.interval_method == CLUSTERED for entries in of_models for record in entries)
+    cell = (lambda estimate: per_cent(estimate[0])) if clustered else (lambda estimate: accuracy_cell(*estimate))
+    rows = tuple((name, *map(cell, pooled[name])) for name in changed)
+    intervals = (
+        "without intervals, since the images of a class share few drawings or groups"
+        if clustered
+        else "with 95 % Clopper-Pearson intervals in brackets"
+    )
     note = (
-        f"Accuracy is over all images of {', '.join(shifts)}, with Clopper-Pearson intervals in brackets. These "
-        "classes are shown because their accuracy changed most, so part of the change is due to chance. Each class has "
-        "few images."
+        f"Accuracy is over all images of {', '.join(shifts)}, {intervals}. These classes are shown because their "
+        "accuracy changed most, so part of the change is due to chance. Each class has few images."
     )
     header = ("class", *(model_name(run, model) for model in MODEL_NAMES))
     return Table("The classes that fine-tuning changed most, in per cent", header, rows, note)
@@ -95,13 +101,30 @@ def records_table(records: Sequence[AccuracyRecord], title: str = "Accuracy") ->
         )
         for record in records
     )
-    note = "In per cent, except for the number of images. The 95 % Clopper-Pearson interval is given in brackets."
+    methods = method_names(record.interval_method for record in records)
+    note = f"In per cent, except for the number of images. The 95 % interval ({methods}) is given in brackets."
     return Table(title, ("set", "accuracy", "calibration error", "images"), rows, note)
 
 
 def interval_name(run: RunRecord) -> str:
     """Returns the name of a run's intervals, such as ``95 % interval (Clopper-Pearson)``."""
-    return f"{100 * run.interval_level:g} % interval ({run.interval_method.title()})"
+    return f"{100 * run.interval_level:g} % interval ({method_names([run.interval_method])})"
+
+
+def method_names(methods: Iterable[str]) -> str:
+    """Returns the methods of intervals as a reader knows them, each once.
+
+    >>> method_names(["clopper-pearson", "clopper-pearson"])
+    'Clopper-Pearson'
+    >>> method_names(["korn-graubard", "clopper-pearson"])
+    'Clopper-Pearson; Korn-Graubard where images share a drawing or group'
+    """
+    distinct = set(methods) or {INDEPENDENT}
+    names = {
+        INDEPENDENT: "Clopper-Pearson",
+        CLUSTERED: "Korn-Graubard where images share a drawing or group",
+    }
+    return "; ".join(name for method, name in names.items() if method in distinct)
 
 
 def model_name(run: RunRecord, model: str) -> str:

@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shiftproof.evaluation.intervals import LEVEL
+from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT
 from shiftproof.records.comparisons import FollowedRecord, Measured
 from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.report.accuracy import method_names
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table, resampling_note, set_name, signed_points, with_interval
 
@@ -18,14 +20,11 @@ ENDS = ("zero-shot", "fine-tuned")
 
 
 def _rate_note(clusters: Mapping[str, str]) -> str:
-    """Describes the intervals of the shares of disagreements, which are exact if they resample single images."""
-    exact = f"{100 * LEVEL:g} % Clopper-Pearson intervals over images"
+    """Describes the intervals of the shares of disagreements, and those of the other columns if they differ."""
     kinds = set(clusters.values())
-    if kinds == {"sample"}:
-        return f"The {exact} are given in brackets."
-    return resampling_note(clusters) + (
-        f" Sets whose images are independent have {exact}." if "sample" in kinds else ""
-    )
+    methods = method_names(INDEPENDENT if kind == "sample" else CLUSTERED for kind in kinds)
+    exact = f"Shares have {100 * LEVEL:g} % intervals ({methods}) over the disagreements."
+    return exact if kinds == {"sample"} else f"{exact} For the lead: {resampling_note(clusters)}"
 
 
 def override_table(

@@ -6,7 +6,7 @@ from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.paths import PathPoint, PathRecord, same_alpha
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
-from shiftproof.report.accuracy import interval_name
+from shiftproof.report.accuracy import interval_name, method_names
 from shiftproof.report.comparisons import headline_shifts, point_estimate
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name, signed_points
 
@@ -47,9 +47,9 @@ def sweep_table(path: PathRecord) -> Table:
         for point in path.points
     )
     header = ("alpha", "validation", reference_name(path.reference), *path.shifts)
-    return Table(
-        "The alpha path: accuracy in per cent", header, rows, "The 95 % Clopper-Pearson interval is given in brackets."
-    )
+    methods = method_names(method for point in path.points for method in point.interval_method.values())
+    note = f"The 95 % interval ({methods}) is given in brackets."
+    return Table("The alpha path: accuracy in per cent", header, rows, note)
 
 
 def rules_table(rules: RulesRecord) -> Table:

@@ -29,7 +29,7 @@ from shiftproof.records.comparisons import (
 )
 from shiftproof.records.diagnosis import PairRecord
 from shiftproof.records.windows import MapExample
-from shiftproof.runs.evidence import find_path, resampled_of
+from shiftproof.runs.evidence import find_path
 from shiftproof.runs.predictions import temporary_logits
 from shiftproof.storage import expanded
 
@@ -83,7 +83,7 @@ def compare_agreement(pair: PairFile) -> PairAgreement:
     overrides, kinds = {}, {}
     for name, images in _sets(pair, next(iter(models.values())).classes).items():
         labels = None if images.labels.min() < 0 else images.labels
-        resampled = resampled_of(images)
+        resampled = images.clusters
         kinds[name], clusters = resampled.kind, resampled.names
         with temporary_logits(models, images, device=device) as logits:
             pairs += pairs_of(logits, name, labels, clusters)

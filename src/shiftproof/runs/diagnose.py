@@ -21,7 +21,7 @@ from shiftproof.records.diagnosis import DiagnosisRecord, PairRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.report.page import earlier_diagnosis, read_run, render_report
 from shiftproof.runs.directory import RunDirectory
-from shiftproof.runs.evidence import diagnose_predictions, resampled_of
+from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.finished import FinishedRun
 from shiftproof.runs.parts import require_parts
 from shiftproof.runs.predictions import temporary_logits
@@ -98,7 +98,7 @@ def _compare(run: FinishedRun, others: Mapping[str, Classifier], record: Diagnos
     pairs: list[PairRecord] = []
     for other, classifier in others.items():
         for name, images in run.suite.test_sets.items():
-            clusters = resampled_of(images).names
+            clusters = images.clusters.names
             with temporary_logits({other: classifier}, images, device=run.device) as logits:
                 for model in ("zero_shot", "fine_tuned"):
                     both = {model: predictions[model][name], other: logits[other]}

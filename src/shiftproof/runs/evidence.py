@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from shiftproof import progress
 from shiftproof.data.sets import ImageSet
@@ -42,32 +38,12 @@ def find_path(
 ) -> tuple[tuple[ConnectivityRecord, ...], tuple[LossRecord, ...], dict[str, str]]:
     """Measures the path between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
     along = sweep_scores(first, second, sets, alphas, device=device)
-    resampled = {name: resampled_of(images) for name, images in sets.items()}
+    resampled = {name: images.clusters for name, images in sets.items()}
     clusters = {name: units.names for name, units in resampled.items() if units.names is not None}
     right = {a: {name: scores[name].prediction == sets[name].labels for name in sets} for a, scores in along.items()}
     losses = {a: {name: -scores[name].log_probability for name in sets} for a, scores in along.items()}
     kinds = {name: units.kind for name, units in resampled.items()}
     return connectivity_of(right, clusters), measure_loss_connectivity(losses, clusters), kinds
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """What the intervals of a set resample: its drawings, its groups, or single samples.
-
-    ``names`` (N,) has the drawing or the group of every sample; it is None for single samples.
-    """
-
-    kind: str
-    names: NDArray[np.str_] | None
-
-
-def resampled_of(images: ImageSet) -> Resampled:
-    """Returns drawings (or whatever the samples are views of) if the set knows them, else groups, else samples."""
-    if images.sources is not None:
-        return Resampled("drawing", np.asarray(images.sources))
-    if images.groups is not None:
-        return Resampled("group", np.asarray(images.groups))
-    return Resampled("sample", None)
 
 
 def diagnose_predictions(
@@ -99,7 +75,7 @@ def diagnose_predictions(
     for done, (name, measure) in enumerate(measures.items(), 1):
         measured[name] = measure()
         progress.report("diagnose", done, len(measures))
-    resampled = {name: resampled_of(images) for name, images in suite.test_sets.items()}
+    resampled = {name: images.clusters for name, images in suite.test_sets.items()}
     record = DiagnosisRecord(
         suite=run.suite,
         reference=run.reference,
@@ -109,7 +85,7 @@ def diagnose_predictions(
         alpha=run.alpha,
         level=LEVEL,
         clusters={name: units.kind for name, units in resampled.items()},
-        cluster_counts={name: _unit_count(suite.test_sets[name], units) for name, units in resampled.items()},
+        cluster_counts={name: units.count or len(suite.test_sets[name]) for name, units in resampled.items()},
         models={model: fingerprint(classifier) for model, classifier in classifiers.items()},
         baselines={name: tuple(accuracies) for name, accuracies in (baselines or {}).items()},
         **measured,
@@ -160,10 +136,6 @@ def _prediction_measures(
     }
 
 
-def _unit_count(images: ImageSet, units: Resampled) -> int:
-    return len(images if units.names is None else np.unique(units.names))
-
-
 def collect_evidence(
     suite: ShiftSuite,
     predictions: Mapping[str, Mapping[str, StoredPredictions]],
@@ -184,4 +156,4 @@ def _evidence(
     along: Mapping[float, Scores],
 ) -> SetEvidence:
     logits = {model: by_set[name] for model, by_set in predictions.items()}
-    return SetEvidence(name, images.labels, logits, along, images.groups, resampled_of(images).names)
+    return SetEvidence(name, images.labels, logits, along, images.groups, images.clusters.names)

@@ -96,7 +96,6 @@ def _measure_halves(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
     """Adds how models fine-tuned on two halves of the reference differ, the paper's baseline pair, and their path."""
     from shiftproof.diagnosis.agreement import diversity_contrast
     from shiftproof.diagnosis.evidence import pairs_of
-    from shiftproof.runs.evidence import resampled_of
     from shiftproof.runs.networks import half_networks
     from shiftproof.runs.predictions import temporary_logits
 
@@ -105,7 +104,7 @@ def _measure_halves(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
     pairs: list[PairRecord] = []
     diversity: list[DiversityRecord] = []
     for name, images in run.suite.test_sets.items():
-        clusters = resampled_of(images).names
+        clusters = images.clusters.names
         with temporary_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=run.device) as logits:
             pairs += pairs_of(logits, name, images.labels, clusters)
             apart = predictions[ends[0]][name], predictions[ends[1]][name]

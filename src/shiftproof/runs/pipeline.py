@@ -10,12 +10,14 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
@@ -23,7 +25,7 @@ from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
 from shiftproof.errors import InputError, refuse_path
-from shiftproof.evaluation.intervals import LEVEL, METHOD
+from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
@@ -32,7 +34,7 @@ from shiftproof.models.classifier import Classifier, zero_shot_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.records.accuracy import AccuracyRecord
+from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
 from shiftproof.records.codec import document, to_json
 from shiftproof.records.paths import PathRecord
 from shiftproof.records.runs import MODELS, RunRecord
@@ -216,9 +218,9 @@ def save_path(run: Run) -> None:
                 adds.append(opened.enter_context(writing_logits(files.sets[name], file)))
             yield lambda logits: [add(logits) for add in adds]
 
-    def correct_so_far(alpha: float, name: str) -> int | None:
+    def correct_so_far(alpha: float, name: str) -> NDArray[np.bool_] | None:
         complete = alpha not in models or has_logits(run.directory.logits(models[alpha], name), files.sets[name])
-        return files.count(alpha, name) if complete else None
+        return files.known(alpha, name) if complete else None
 
     path = sweep_alpha(
         run.zero_shot,
@@ -306,11 +308,15 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         alpha_rule=run.run_file.alpha_rule,
         path=run.path,
         interval_level=LEVEL,
-        interval_method=METHOD,
+        interval_method=CLUSTERED if _has_clusters(models["ensemble"].values()) else INDEPENDENT,
         seconds=run.seconds,
         seed=run.run_file.seed,
         versions=versions(),
     )
+
+
+def _has_clusters(records: Iterable[AccuracyRecord]) -> bool:
+    return any(record.interval_method == CLUSTERED for record in records)
 
 
 def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
@@ -325,6 +331,7 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
             alpha=alpha,
             set_name=name,
             groups=images.groups,
+            clusters=images.clusters.names,
         )
         for alpha in run.path.alphas
         for name, images in files.sets.items()

@@ -30,7 +30,6 @@ from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.runs.directory import scores_file
-from shiftproof.runs.evidence import resampled_of
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class PathFiles:
         yield collector.add
         save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
 
-    def count(self, alpha: float, name: str) -> int | None:
-        """Counts the correct predictions in a file; None if it is absent, damaged or of other images."""
+    def known(self, alpha: float, name: str) -> NDArray[np.bool_] | None:
+        """Does what ``correct`` does, but returns None if the file is absent, damaged or of other images."""
         try:
-            return int(self.correct(alpha, name).sum()) if self.file(alpha, name).is_file() else None
+            return self.correct(alpha, name) if self.file(alpha, name).is_file() else None
         except InputError:
             return None
 
@@ -76,7 +75,7 @@ class PathFiles:
         names = (path.reference, *path.shifts)
         correct = {alpha: {name: self.correct(alpha, name) for name in names} for alpha in path.alphas}
         natural = [shift.name for shift in suite.shifts if shift.kind == "natural"]
-        sources = {name: resampled_of(self.sets[name]).names for name in names}
+        sources = {name: self.sets[name].clusters.names for name in names}
         clusters = {name: units for name, units in sources.items() if units is not None}
         return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
 
@@ -129,4 +128,5 @@ def measure_accuracy(
         alpha=alpha,
         set_name=name,
         groups=predictions.groups,
+        clusters=suite.test_sets[name].clusters.names,
     )

@@ -185,7 +185,7 @@ def run_sweep(
     with claim(out, SWEEP, request, resume=resume, overwrite=overwrite), explaining_resume(directory):
         files = PathFiles(directory.predictions, path_sets(suite))
         path = sweep_alpha(
-            *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.count
+            *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.known
         )
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         write_json(directory.path, path_json(path))
@@ -282,6 +282,7 @@ def score(
                 alpha=classifier.alpha,
                 set_name=name,
                 groups=predictions.groups,
+                clusters=images.clusters.names,
             )
         )
     if out is not None:

@@ -6,14 +6,16 @@ import functools
 import shutil
 import time
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError
 from shiftproof.evaluation.inference import predict
-from shiftproof.evaluation.metrics import accuracy
+from shiftproof.evaluation.metrics import correct_rows
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
@@ -82,12 +84,12 @@ def sweep_member(
     """
     run_file = run.run_file
     suite, device = suite.relabelled(start.classes), resolve_device(run_file.device)
-    start_hits = _start_hits(start_key(run_file), device)
+    start_correct = _start_correct(start_key(run_file), device)
 
-    def known_hits(alpha: float, name: str) -> int | None:
-        return start_hits[name] if alpha == 0 else None
+    def known(alpha: float, name: str) -> NDArray[np.bool_] | None:
+        return start_correct[name] if alpha == 0 else None
 
-    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known_hits)
+    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known)
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,
@@ -137,10 +139,10 @@ def cached_suite(key: str) -> ShiftSuite:
 
 
 @functools.lru_cache(maxsize=2)
-def _start_hits(key: str, device: str) -> dict[str, int]:
-    """Returns how many images of each set the start classifies correctly, for all runs with this start."""
+def _start_correct(key: str, device: str) -> dict[str, NDArray[np.bool_]]:
+    """Returns which (N,) images of each set the start classifies correctly, for all runs with this start."""
     run_file = RunFile.model_validate_json(key)
     start = build_start(run_file, cached_suite(key))
     sets = path_sets(cached_suite(key).relabelled(start.classes))
     predictions = {name: predict(start, images, device=device) for name, images in sets.items()}
-    return {name: round(accuracy(p.logits, p.labels) * len(p.labels)) for name, p in predictions.items()}
+    return {name: correct_rows(p.logits, p.labels) for name, p in predictions.items()}
