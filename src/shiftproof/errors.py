@@ -41,6 +41,10 @@ class TrainingInterruptedError(ShiftproofError):
         self.signal_number = int(signal_number)
 
 
+class ResultWarning(UserWarning):
+    """A result that is probably not what the user wants: a model that guesses, or pictures that leak between sets."""
+
+
 def listed(names: Iterable[object], limit: int = 10) -> str:
     """The first names of a list, and how many more there are.
 

@@ -30,7 +30,6 @@ from shiftproof.report import (
     save_figure,
     seeds_table,
     shift_figure,
-    verdict,
 )
 from shiftproof.report.comparisons import mean_estimate
 
@@ -128,50 +127,6 @@ class Page(HTMLParser):
             self.images.append(values)
         names = self.LOADING | ({"href"} if tag != "a" else set())
         self.loaded += [values[name] for name in names & values.keys()]
-
-
-# -- the verdict ---------------------------------------------------------------------------------------------
-
-
-def test_verdict_of_the_usual_picture_names_every_difference() -> None:
-    text = verdict(make_run())
-    assert "keeps the fine-tuned accuracy (−0.5 points, the intervals overlap)" in text
-    assert "On the mean of the 2 natural shifts fine-tuning alone cost 15.0 points (from 70.0 % to 55.0 %)" in text
-    assert "the ensemble reaches 72.0 %, 17.0 points above fine-tuned and 2.0 points above zero-shot" in text
-
-
-def test_verdict_says_that_reference_accuracy_was_given_up() -> None:
-    text = verdict(make_run(ensemble=(0.92, 0.82, 0.62)))
-    assert "gives up 5.0 points (the intervals do not overlap)" in text
-
-
-def test_verdict_does_not_call_a_wide_gap_kept_only_because_intervals_are_wide() -> None:
-    text = verdict(make_run(ensemble=(0.90, 0.82, 0.62), half=0.2))
-    assert "a difference of −7.0 points, which is uncertain because the intervals overlap" in text
-    assert "keeps" not in text
-
-
-def test_verdict_says_that_fine_tuning_did_not_hurt_and_the_ensemble_did_not_help() -> None:
-    text = verdict(make_run(fine_tuned=(0.97, 0.90, 0.80), ensemble=(0.95, 0.86, 0.72)))
-    assert "Fine-tuning alone did not hurt accuracy on the mean of the 2 natural shifts" in text
-    assert "the ensemble did not help here: it has 79.0 %, 6.0 points below fine-tuned" in text
-
-
-def test_verdict_calls_a_gain_within_the_intervals_unclear() -> None:
-    text = verdict(make_run(fine_tuned=(0.97, 0.79, 0.60), ensemble=(0.97, 0.80, 0.61)))
-    assert "did not clearly change" in text and "no clear gain" in text and "(the intervals overlap)" in text
-
-
-def test_verdict_falls_back_to_all_shifts_and_then_to_the_reference() -> None:
-    assert "mean of the 2 synthetic shifts" in verdict(make_run(kinds={"noise": "synthetic", "blur": "synthetic"}))
-    assert "the synthetic shift noise" in verdict(make_run(kinds={"noise": "synthetic"}))
-    assert "says nothing about robustness" in verdict(make_run(kinds={}))
-
-
-@pytest.mark.parametrize(("alpha", "name"), [(0.0, "zero-shot"), (1.0, "fine-tuned")])
-def test_verdict_says_when_the_ensemble_is_one_of_its_ends(alpha: float, name: str) -> None:
-    end = (0.90, 0.80, 0.60) if alpha == 0 else (0.97, 0.60, 0.50)
-    assert f"the ensemble is the {name} model itself" in verdict(make_run(ensemble=end, alpha=alpha))
 
 
 # -- numbers and tables --------------------------------------------------------------------------------------

@@ -75,12 +75,13 @@ def _run(run_file: RunFile, out: Path, *, resume: bool, overwrite: bool) -> None
 def _print_record(record: RunRecord, out: Path) -> None:
     from shiftproof.cli.console import print_table
     from shiftproof.report.accuracy import accuracy_table, group_table
-    from shiftproof.report.comparisons import verdict
     from shiftproof.report.page import read_diagnosis
     from shiftproof.report.tables import transposed
+    from shiftproof.report.verdicts import verdict
 
-    print_table(transposed(accuracy_table(record, read_diagnosis(out))))
+    diagnosis = read_diagnosis(out)
+    print_table(transposed(accuracy_table(record, diagnosis)))
     if groups := group_table(record):
         print_table(groups)
-    print(verdict(record))
+    print(verdict(record, diagnosis))
     print(f"report: {out / 'report.html'}")

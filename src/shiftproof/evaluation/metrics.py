@@ -155,6 +155,8 @@ def evaluate(
 ) -> AccuracyRecord:
     """Accuracy with its 95 % interval, calibration error, accuracy per class and, where given, per group.
 
+    The record also says how often the commonest answer was given, so that a constant classifier can be recognised.
+
     ``labels``, ``groups`` and ``clusters`` are (N,), ``class_ids`` (K,); accuracies are fractions in [0, 1]. Samples of
     one cluster, such as the views of one drawing, are not independent, and the intervals respect that
     (``measure_proportion``). Where the groups are themselves the clusters, a group's samples are independent within
@@ -167,6 +169,8 @@ def evaluate(
     hits = np.bincount(labels, weights=correct, minlength=len(class_ids))
     group_names = np.array(groups) if groups is not None else np.empty(0, dtype=str)
     overall, inner = measure_proportion(correct, clusters), _clusters_within(group_names, clusters)
+    answers = np.bincount(set_scores.prediction, minlength=len(class_ids))
+    top = int(answers.argmax())
     return AccuracyRecord(
         model=model,
         alpha=alpha,
@@ -180,6 +184,10 @@ def evaluate(
         per_class={class_ids[k]: float(hits[k] / counts[k]) for k in range(len(class_ids)) if counts[k]},
         groups=_by_group(correct, group_names, inner),
         class_counts={class_ids[k]: int(counts[k]) for k in range(len(class_ids)) if counts[k]},
+        class_count=len(class_ids),
+        top_class=class_ids[top],
+        top_share=float(answers[top] / len(labels)),
+        majority_share=float(counts.max() / len(labels)),
     )
 
 

@@ -31,6 +31,10 @@ class AccuracyRecord:
     ``korn-graubard`` if the samples form ``clusters``, such as the views of one drawing, and otherwise
     ``clopper-pearson``, with ``clusters`` None. ``calibration_error`` is None if only compact predictions were saved.
     ``per_class`` has the accuracy on each class that has images, ``class_counts`` the number of these images.
+
+    ``class_count`` is the number of classes that the model chooses from. ``top_class`` is the class that it names most
+    often, for the fraction ``top_share`` of the samples, and ``majority_share`` is the fraction of the samples that
+    belong to the commonest class. These four are None in files of version 0.1.
     """
 
     model: str
@@ -45,6 +49,10 @@ class AccuracyRecord:
     class_counts: Mapping[str, int] = field(default_factory=dict)
     interval_method: str = INDEPENDENT
     clusters: int | None = None
+    class_count: int | None = None
+    top_class: str | None = None
+    top_share: float | None = None
+    majority_share: float | None = None
 
 
 @dataclass(frozen=True)

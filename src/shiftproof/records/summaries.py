@@ -16,6 +16,9 @@ from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 
+# What a record says about the distribution of the answers, from which guessing is recognised.
+_ANSWERS = ("class_count", "top_class", "top_share", "majority_share")
+
 
 @dataclass(frozen=True)
 class _Evaluation:
@@ -28,6 +31,10 @@ class _Evaluation:
     groups: Mapping[str, GroupRecord] = field(default_factory=dict)
     interval_method: str = INDEPENDENT
     clusters: int | None = None
+    class_count: int | None = None
+    top_class: str | None = None
+    top_share: float | None = None
+    majority_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class _Study:
 def summary_json(record: RunRecord) -> dict[str, Any]:
     """Returns the content of ``summary.json``; accuracies by class are in ``results.jsonl`` only."""
     plain = to_json(record)
-    parts = ("accuracy", "interval", "interval_method", "n", "clusters", "calibration_error", "groups")
+    parts = ("accuracy", "interval", "interval_method", "n", "clusters", "calibration_error", "groups", *_ANSWERS)
     return {
         **document({name: plain[name] for name in ("suite", "reference", "shifts", "kinds")}),
         "models": {

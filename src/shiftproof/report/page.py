@@ -18,13 +18,14 @@ from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.records.summaries import run_from_summary
 from shiftproof.report.accuracy import accuracy_table, class_table, group_table, interval_name
-from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, verdict
+from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
 from shiftproof.report.paths import path_table, rules_table
 from shiftproof.report.samples import Sample, data_uri, read_samples
 from shiftproof.report.seeds import seeds_table
 from shiftproof.report.tables import Table
+from shiftproof.report.verdicts import verdict
 from shiftproof.storage import read_json, write_atomically, write_text
 
 
@@ -200,7 +201,7 @@ def _section(
     return _Section(
         name=f"Seed {run.seed}{where}",
         run=run,
-        verdict=verdict(run),
+        verdict=verdict(run, diagnosis),
         accuracy=accuracy_table(run, diagnosis),
         groups=group_table(run),
         classes=class_table(run, _read_results(directory)),
