@@ -41,6 +41,7 @@ from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
+from shiftproof.runs.doubts import warn_of_loss, warn_of_shared_files, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.predictions import (
@@ -91,6 +92,7 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
         explaining_resume(OutputDirectory(out)),
     ):
         run = Run(run_file, RunDirectory(out), device, suite, start)
+        warn_of_shared_files(suite)
         if continued:
             run.seconds.update(read_json(run.directory.stages))
         else:
@@ -187,6 +189,7 @@ def save_start(run: Run) -> None:
 
 def save_fine_tuned(run: Run) -> None:
     """Fine-tunes and saves; an interrupted training run is resumed from the last of its checkpoints."""
+    warn_of_start(run.zero_shot, run.suite, run.device)
     tuned = finetune(
         run.zero_shot,
         run.suite,
@@ -196,6 +199,7 @@ def save_fine_tuned(run: Run) -> None:
         checkpoints=run.directory.checkpoints,
         trackers=trackers_from(run.run_file.report_to),
     )
+    warn_of_loss(tuned.training, len(tuned.classes))
     save_classifier(tuned, run.directory.classifier("fine_tuned"), overwrite=True)
 
 

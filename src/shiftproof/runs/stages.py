@@ -38,6 +38,13 @@ from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
+from shiftproof.runs.doubts import (
+    warn_of_guessing,
+    warn_of_loss,
+    warn_of_shared_files,
+    warn_of_start,
+    warn_of_start_of_path,
+)
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.pipeline import build_start, load_run_suite, records_versions, request_of, require_trainable
 from shiftproof.runs.predictions import PathFiles
@@ -95,7 +102,9 @@ def run_zero_shot(run_file: RunFile, out: str | Path, *, overwrite: bool = False
     classifier = build_start(run_file, suite)
     with claim(out, STAGE, overwrite=overwrite):
         save_classifier(classifier, out, overwrite=True)
-        return score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
+        records = score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
+    warn_of_guessing("zero-shot", records)
+    return records
 
 
 def run_finetune(
@@ -113,6 +122,8 @@ def run_finetune(
     require_trainable(run_file, suite, start)
     suite = suite.relabelled(start.classes)
     with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
+        warn_of_shared_files(suite)
+        warn_of_start(start, suite, device)
         tuned = finetune(
             start,
             suite,
@@ -122,10 +133,12 @@ def run_finetune(
             checkpoints=OutputDirectory(out).checkpoints,
             trackers=trackers_from(run_file.report_to),
         )
+        warn_of_loss(tuned.training, len(tuned.classes))
         records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
         if is_main_process():
             save_classifier(tuned, out, overwrite=True)
             _write_results(records, out)
+            warn_of_guessing("fine-tuned", records)
         return records
 
 
@@ -187,6 +200,8 @@ def run_sweep(
         path = sweep_alpha(
             *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.known
         )
+        warn_of_start_of_path(path, len(suite.classes))
+        warn_of_loss(ends[1].training, len(suite.classes))
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         write_json(directory.path, path_json(path))
         if rules := files.rules(path, suite, run_file.alpha_tolerance):

@@ -1,0 +1,109 @@
+"""Warnings about results that are probably not what the user wants, issued while a command runs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from shiftproof.data.duplicates import find_shared_files
+from shiftproof.data.sets import spread_over_classes
+from shiftproof.data.suites import VALIDATION, ShiftSuite
+from shiftproof.errors import ResultWarning
+from shiftproof.evaluation.inference import predict
+from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.models.classifier import Classifier
+from shiftproof.records.accuracy import AccuracyRecord
+from shiftproof.records.paths import PathRecord
+from shiftproof.report.guessing import guessing_sentences
+from shiftproof.training.distributed import is_main_process
+
+_SCORED = 1000  # images that show whether a start guesses
+_NEAR_CHANCE = 0.97  # a loss of at least this share of ln K is that of guessing among K classes
+_UNMOVED = 0.98  # a loss that ends above this share of its first epoch's has hardly moved
+_LEARNED = 0.05  # nats; a loss below this leaves little to learn
+
+
+def warn_of_guessing(name: str, records: Iterable[AccuracyRecord]) -> None:
+    """Warns of each way in which a model guesses; ``name`` is how to call the model."""
+    for sentence in guessing_sentences(name, records):
+        warnings.warn(sentence, ResultWarning, stacklevel=2)
+
+
+def warn_of_start(start: Classifier, suite: ShiftSuite, device: str) -> None:
+    """Warns before a training run if its start guesses on the validation split, of which 1,000 images are scored."""
+    if not is_main_process():
+        return
+    images = spread_over_classes(suite.reference.validation, _SCORED, seed=0)
+    predictions = predict(start, images, device=device)
+    if not np.isfinite(predictions.logits).all():
+        return  # training reports broken weights with the step and a way out
+    record = evaluate(
+        scores(predictions.logits, predictions.labels),
+        predictions.labels,
+        start.classes.ids,
+        model="zero_shot",
+        alpha=0.0,
+        set_name=f"the {VALIDATION} split",
+        clusters=images.clusters.names,
+    )
+    warn_of_guessing("the start", [record])
+
+
+def warn_of_start_of_path(path: PathRecord, class_count: int) -> None:
+    """Warns if the start of a measured path, at alpha 0, guesses on a test set."""
+    for point in path.points:
+        if point.alpha == 0:
+            warn_of_guessing(
+                "the start, at alpha 0,",
+                (
+                    AccuracyRecord("zero_shot", 0.0, name, accuracy, point.interval[name], 0, class_count=class_count)
+                    for name, accuracy in point.accuracy.items()
+                ),
+            )
+
+
+def warn_of_loss(training: Mapping[str, Any], class_count: int) -> None:
+    """Warns if the loss of a training run hardly moved, or ended at that of guessing among ``class_count`` classes.
+
+    ``training`` is that of a fine-tuned classifier. A training run of one epoch has no two losses to compare.
+    """
+    losses = [float(entry["loss"]) for entry in training.get("history", ())]
+    if not losses or not is_main_process():
+        return
+    contrastive = training.get("settings", {}).get("recipe") == "flyp"
+    chance = math.log(class_count)
+    if not contrastive and losses[-1] >= _NEAR_CHANCE * chance:
+        fault = f"ended at {losses[-1]:.3g}, and guessing among {class_count} classes gives {chance:.3g}"
+    elif len(losses) > 1 and losses[-1] > _LEARNED and losses[-1] > _UNMOVED * losses[0]:
+        fault = f"hardly moved, from {losses[0]:.3g} in the first epoch to {losses[-1]:.3g} in the last"
+    else:
+        return
+    warnings.warn(
+        f"The training loss {fault}. Fine-tuning has learned little: check the labels, or raise finetune.lr or "
+        "finetune.epochs.",
+        ResultWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_shared_files(suite: ShiftSuite) -> None:
+    """Warns if pictures of the training or the validation split are also in a set that models are tested on."""
+    if not is_main_process():
+        return
+    reference = suite.reference
+    sets = {"train": reference.train, VALIDATION: reference.validation, "test": reference.test}
+    sets |= {f"the shift {shift.name}": shift.data for shift in suite.shifts}
+    names = list(sets)
+    pairs = [("train", VALIDATION), *((first, second) for second in names[2:] for first in names[:2])]
+    for shared in find_shared_files(sets, pairs):
+        first, second = shared.example
+        warnings.warn(
+            f"{shared.count:,} of the {shared.total:,} pictures of {shared.second} are also in {shared.first} "
+            f"({second} is {first}). Accuracy on them is not that on new pictures. Remove them from one of the two.",
+            ResultWarning,
+            stacklevel=2,
+        )
