@@ -313,7 +313,7 @@ def _kappa(pair: PairRecord) -> Measured | None:
 
 
 def _alike(pair: PairRecord) -> Measured | None:
-    return None if pair.cka is None else pair.cka.biased
+    return None if pair.cka is None else pair.cka.best
 
 
 def _plain(value: float) -> str:

@@ -194,7 +194,7 @@ def test_differences_hold_the_plain_ones_with_corrected_tests() -> None:
             assert record.difference.value == pytest.approx(plain[own.name])
             assert record.difference.interval is not None
             assert record.difference.interval[0] <= record.difference.value <= record.difference.interval[1]
-            assert record.p == sp.evaluation.mcnemar_test(own.correct(first), own.correct(second))
+            assert record.p == sp.evaluation.mcnemar_test(own.correct(first), own.correct(second), own.clusters)
             p[own.name] = record.p
         for name, corrected in sp.evaluation.holm_correction(p).items():
             assert by_pair[first, second, (name,)].p_holm == corrected

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from shiftproof.diagnosis.means import measured_mean
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
-from shiftproof.records.comparisons import CkaRecord
+from shiftproof.records.comparisons import CkaRecord, Measured
 
 Floats = NDArray[np.float64]
 _STILL = 1e-6  # relative to a layer's norm; about 8 rounding errors of float32, in which networks compute
@@ -76,7 +76,7 @@ class CkaSums:
         if self.n < 2:
             raise InputError(f"the number of samples is {self.n}; CKA needs at least 2.")
         self._require_variation()
-        return _ratio({pair: products.biased() for pair, products in self._pairs.items()})
+        return _ratio(self.squared_norms())
 
     def debiased(self) -> float:
         """Returns the CKA of unbiased estimates, at most 1; raises an InputError for fewer than 4 samples."""
@@ -91,17 +91,25 @@ class CkaSums:
         Each value is the CKA plus the sample's influence on it (the derivative with respect to the sample's weight), so
         that the mean over a resample is the CKA of that resample to first order.
         """
-        value, parts = self.biased(), {}
-        centred = [
-            _features(values) - offset - columns / self.n
-            for values, offset, columns in zip((x, y), self._offset, self._pairs[0, 1].columns, strict=True)
-        ]
+        value, parts, centred = self.biased(), {}, self.centred(x, y)
         for (one, other), products in self._pairs.items():
             covariance = products.centred() / self.n
             whole = float((covariance**2).sum())
             of_samples = ((centred[one] @ covariance) * centred[other]).sum(1)
             parts[one, other] = 2 * (of_samples / whole - 1) if whole else np.zeros(len(of_samples))
         return np.asarray(value * (1 + parts[0, 1] - (parts[0, 0] + parts[1, 1]) / 2))
+
+    def centred(self, x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+        """Returns the (n, P) and (n, Q) features of some of the samples, less their means over all samples."""
+        one, other = (
+            _features(values) - offset - columns / self.n
+            for values, offset, columns in zip((x, y), self._offset, self._pairs[0, 1].columns, strict=True)
+        )
+        return one, other
+
+    def squared_norms(self) -> dict[tuple[int, int], float]:
+        """Returns ||Y'X||^2, ||X'X||^2 and ||Y'Y||^2 of the centred features, from which the biased CKA follows."""
+        return {pair: products.biased() for pair, products in self._pairs.items()}
 
     def _require_variation(self) -> None:
         for side, which in enumerate(("first", "second")):
@@ -219,18 +227,26 @@ def _of(products: _Products, debiased: bool) -> float:
 
 
 def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None) -> CkaRecord:
-    """Measures the linear CKA of two models' (N, K) outputs, biased and debiased, with a 95 % interval of the former.
+    """Measures the linear CKA of two models' (N, K) outputs in three forms, with a 95 % interval.
 
     The paper compares outputs because classifiers on one frozen encoder have equal features (WiSE-FT, app. E). Outputs
-    are arrays or predictions on disk, and are read twice: the second pass computes every sample's influence on the CKA,
-    which is then resampled. ``clusters`` (N,) name the samples that are resampled together. The record holds None where
-    outputs do not vary or the samples are too few. Raises an InputError where outputs are not finite or the numbers of
-    samples differ.
+    are arrays or predictions on disk, and are read in several passes. ``clusters`` (N,) name the samples that belong
+    together, such as the views of one drawing.
+
+    The biased CKA is above the CKA of the distribution, since it counts pairs of a sample with itself; the more
+    columns and the fewer samples, the more. The debiased one omits these pairs (Song et al. 2012), and the
+    ``corrected`` one omits all pairs within a cluster, which are alike as well. Without clusters, both are the same.
+    The interval is centred on the corrected CKA. Its width comes from the influence of every sample on the CKA, which
+    is resampled by clusters. It covers the CKA of the distribution where that is at least 0.1 and where there are at
+    least 50 clusters and more of them than columns; where outputs are almost unrelated, it may cover too little.
+
+    The record holds None where outputs do not vary or the samples are too few. Raises an InputError where outputs are
+    not finite or the numbers of samples differ.
 
     >>> outputs = np.random.default_rng(0).normal(size=(20, 3))
     >>> cka = measure_cka(outputs, 2 * outputs)
-    >>> round(cka.biased.value, 12), round(cka.debiased, 12)
-    (1.0, 1.0)
+    >>> round(cka.biased.value, 12), round(cka.debiased, 12), round(cka.corrected.value, 12)
+    (1.0, 1.0, 1.0)
     """
     sums = CkaSums()
     for x, y in _both(first, second):
@@ -239,12 +255,57 @@ def measure_cka(first: Logits, second: Logits, clusters: ArrayLike | None = None
         value = sums.biased()
     except InputError:
         return CkaRecord(sums.n, None, None)
-    samples = np.concatenate([sums.influences(x, y) for x, y in _both(first, second)])
     try:
         debiased = sums.debiased()
     except InputError:
-        debiased = None
-    return CkaRecord(sums.n, measured_mean(samples, clusters, value, bounds=(0.0, 1.0)), debiased)
+        return CkaRecord(sums.n, Measured(value, None), None)
+    corrected = debiased if clusters is None else _over_different_clusters(sums, _both(first, second), clusters)
+    if corrected is None:
+        return CkaRecord(sums.n, Measured(value, None), debiased)
+    samples = np.concatenate([sums.influences(x, y) for x, y in _both(first, second)])
+    interval = measured_mean(samples, clusters, value, bounds=(0.0, 1.0)).interval
+    if interval is not None:
+        low, high = (float(np.clip(end + corrected - value, 0.0, 1.0)) for end in interval)
+        interval = low, high
+    return CkaRecord(sums.n, Measured(value, interval), debiased, Measured(corrected, interval))
+
+
+def _over_different_clusters(
+    sums: CkaSums, blocks: Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]], clusters: ArrayLike
+) -> float | None:
+    """The CKA without the pairs of samples in one cluster, or None if it is not defined for so few clusters.
+
+    The squared norm of a sum over clusters c of X_c'Y_c is the sum of <X_c'Y_c, X_d'Y_d> over all c and d. Only those
+    with c = d are biased, so that their sum is subtracted; features are centred by their means over all samples.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    require_equal_length("samples and clusters", range(sums.n), index)
+    missing = np.bincount(index)  # the samples of a cluster that no block has had yet
+    waiting: dict[int, list[tuple[Floats, Floats]]] = {}
+    within, start = dict.fromkeys(_PAIRS, 0.0), 0
+    for block in blocks:
+        both = sums.centred(*block)
+        codes = index[start : start + len(both[0])]
+        start += len(codes)
+        for code in np.unique(codes).tolist():
+            rows = codes == code
+            waiting.setdefault(code, []).append((both[0][rows], both[1][rows]))
+            missing[code] -= rows.sum()
+            if not missing[code]:
+                sides = [np.concatenate(parts) for parts in zip(*waiting.pop(code), strict=True)]
+                for one, other in _PAIRS:
+                    within[one, other] += _squared_norm(sides[one], sides[other])
+    products = {pair: total - within[pair] for pair, total in sums.squared_norms().items()}
+    if len(missing) < 2 or min(products[0, 0], products[1, 1]) <= 0:
+        return None
+    return _ratio(products)
+
+
+def _squared_norm(x: Floats, y: Floats) -> float:
+    """||X'Y||^2 of (m, P) and (m, Q) features, by way of the smaller of the two products that give it."""
+    if len(x) ** 2 < x.shape[1] * y.shape[1]:
+        return float(((x @ x.T) * (y @ y.T)).sum())
+    return float(((x.T @ y) ** 2).sum())
 
 
 def _both(first: Logits, second: Logits) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:

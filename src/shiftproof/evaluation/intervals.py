@@ -117,8 +117,10 @@ def contrast_interval(
     ``values`` (N_s,), ``weights`` and ``clusters`` (N_s,) are given by set. A cluster of the same name is drawn or
     omitted in all sets together, so that sets of the same drawings do not count as independent; a set without clusters
     is resampled separately, value by value. A set whose values are all equal does not vary between resamples; if the
-    ``bounds`` of a value are given, its contribution is the interval of ``alike_interval``. Raises an InputError in the
-    same cases as ``bootstrap_interval``.
+    ``bounds`` of a value are given, its contribution is the interval of ``alike_interval``. The coverage is too low
+    where values are expected to differ in fewer than two or three of the samples, such as the differences of two models
+    that almost always agree (about 88 % for a nominal 95 %). Raises an InputError in the same cases as
+    ``bootstrap_interval``.
 
     >>> both = {"photo": [1.0] * 9, "sketch": [0.0] * 9}
     >>> contrast_interval(both, {"photo": 1.0, "sketch": -1.0})

@@ -127,14 +127,23 @@ class LossRecord:
 
 @dataclass(frozen=True)
 class CkaRecord:
-    """The linear CKA of two models' outputs on ``n`` samples of one set, in its original and its debiased form.
+    """The linear CKA of two models' outputs on ``n`` samples of one set, in its original and in debiased forms.
 
-    Each is None if it is undefined, because the samples are too few or the outputs do not vary.
+    ``debiased`` omits pairs of a sample with itself, and ``corrected`` all pairs of samples in one cluster, such as two
+    views of a drawing. The interval is that of ``corrected``, on which it is centred; it is also beside ``biased``,
+    which may lie above it. Each is None if it is undefined, because the samples are too few or the outputs do not vary;
+    ``corrected`` is None in files of version 0.1, whose intervals are centred on the biased CKA.
     """
 
     n: int
     biased: Measured | None
     debiased: float | None
+    corrected: Measured | None = None
+
+    @property
+    def best(self) -> Measured | None:
+        """The form to show: the corrected one, or the biased one in files of version 0.1."""
+        return self.biased if self.corrected is None else self.corrected
 
 
 @dataclass(frozen=True)

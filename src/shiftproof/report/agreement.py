@@ -25,7 +25,7 @@ def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], re
         cells = [with_interval(agreement.disagreement), with_interval(agreement.prediction_diversity)]
         cells += [with_interval(agreement.kappa_complement, plain), with_interval(agreement.kl_forward, plain)]
         cells += [with_interval(agreement.kl_backward, plain), with_interval(agreement.margin_difference, plain)]
-        cells.append(with_interval(None if pair.cka is None else pair.cka.biased, plain))
+        cells.append(with_interval(None if pair.cka is None else pair.cka.best, plain))
         rows.append((set_name(pair.set, reference), *cells, with_interval(agreement.error_consistency, plain)))
     first, second = (MODEL_NAMES.get(model, model) for model in (pairs[0].first, pairs[0].second))
     kinds = (
@@ -43,8 +43,9 @@ def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], re
         "predict different classes, and diversity is the share that exactly one of them classifies correctly. 1 − "
         "kappa is 0 if they always predict the same class and 1 if they agree no more often than by chance. "
         f"KL is KL({first} || {second}) and reverse KL is KL({second} || {first}), in nats. The margin difference is "
-        f"{first}'s margin (top1 − top2) minus {second}'s. CKA compares the outputs and is 1 if they are alike. Error "
-        "consistency is 1 if both models are wrong on the same images. " + resampling_note(clusters)
+        f"{first}'s margin (top1 − top2) minus {second}'s. CKA compares the outputs and is 1 if they are alike; it "
+        "omits pairs of images that belong together. Error consistency is 1 if both models are wrong on the same "
+        "images. " + resampling_note(clusters)
     )
     return Table(f"How {first} and {second} differ", ("set", *kinds), tuple(rows), note)
 
