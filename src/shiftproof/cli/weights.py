@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from shiftproof.records.merges import MergeRecord
 
 
+Inputs = Annotated[
+    list[str],
+    Argument(metavar="A B", help="Checkpoint files (or FILE:KEY), model or classifier directories, or LoRA adapters."),
+]
+
+
 def merge(
-    inputs: Annotated[
-        list[str],
-        Argument(
-            metavar="A B", help="Checkpoint files (or FILE:KEY), model or classifier directories, or LoRA adapters."
-        ),
-    ],
+    inputs: Inputs,
     out: Annotated[Path, Option("--out", help="Write to this .safetensors file or directory.")],
     alphas: Annotated[
         str, Option("--alpha", "--alphas", help="Take this share of B from 0 (A) to 1 (B); a list makes several.")

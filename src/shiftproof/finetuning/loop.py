@@ -394,8 +394,7 @@ def _stopped(error: TrainingError, step: int, progress: _Progress, job: _Job) ->
     place = ""
     if job.checkpoints and is_main_process():
         good = job.documented(progress.good, progress.history) if progress.good else job.begin
-        place = (
-            f"The weights of {since} are in {save_classifier(good, job.checkpoints / 'last_good', overwrite=True)}. "
-        )
+        saved = save_classifier(good, job.checkpoints / "last_good", overwrite=True)
+        place = f"The weights of {since} are in {saved}. "
     advice = "Lower finetune.lr or finetune.clip_norm." if isinstance(error, DivergenceError) else ""
     return type(error)(f"fine-tuning stopped at step {step + 1}: {error}. {place}{advice}".rstrip())
