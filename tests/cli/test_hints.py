@@ -83,7 +83,7 @@ def test_a_mistake_in_yaml_names_its_line(call: Call, text: str, message: str) -
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["sweep", "zero", "zero", "--alphas", "0,3"], "a list in which 3 is not between 0 and 1"),
+        (["sweep", "zero", "zero", "--alphas", "0,3"], "3 is not between 0 and 1"),
         (["merge", "a.safetensors", "b.safetensors", "--alpha", "0,5", "--out", "c"], "Write a decimal point: 0.5."),
         (["merge", "a.safetensors", "b.safetensors", "--layer", "w=0,5", "--out", "c"], "Write a decimal point: 0.5."),
         (["merge", "a.safetensors", "b.safetensors", "--depth", "0,2:0,8", "--out", "c"], "a decimal point: 0.2."),

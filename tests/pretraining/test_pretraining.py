@@ -214,14 +214,15 @@ def test_a_checkpoint_of_another_model_or_training_is_refused(tmp_path: Path) ->
 
 
 def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, tiny: sp.models.Clip) -> None:
+    (data := tmp_path / "shades").mkdir()
     for number in range(4):
-        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
-        (tmp_path / f"{number}.txt").write_text(f"shade {number}", encoding="utf-8")
-    asked = sp.PretrainSettings(steps=1, batch_size=4)
-    sp.pretrain(tiny, load_captioned_set(f"folder:{tmp_path}"), asked, seed=0, out=tmp_path / "out")
-    (tmp_path / "3.txt").write_text("shade three", encoding="utf-8")
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"shade {number}", encoding="utf-8")
+    settings = sp.PretrainSettings(steps=1, batch_size=4)
+    sp.pretrain(tiny, load_captioned_set(f"folder:{data}"), settings, seed=0, out=tmp_path / "out")
+    (data / "3.txt").write_text("shade three", encoding="utf-8")
     with pytest.raises(sp.InputError, match="another training; these differ: 'images'"):
-        sp.pretrain(tiny, load_captioned_set(f"folder:{tmp_path}"), asked, seed=0, out=tmp_path / "out")
+        sp.pretrain(tiny, load_captioned_set(f"folder:{data}"), settings, seed=0, out=tmp_path / "out")
 
 
 def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.models.Clip) -> None:

@@ -270,7 +270,7 @@ def test_effective_robustness_varies_with_the_baseline_s_models(seed: int, model
 def test_halves_are_disjoint_whole_and_even_in_every_class(labels: list[int], seed: int) -> None:
     ids = [str(i) for i in range(len(labels))]
     blank = np.zeros((len(labels), 8, 8, 3), np.uint8)
-    images = array_set("train", sp.ClassSpace.from_ids("abcde"), ids, np.array(labels), lambda: blank)
+    images = array_set("train", sp.ClassSpace.from_ids(list("abcde")), ids, np.array(labels), lambda: blank)
     try:
         first, second = sp.diagnosis.halves(images, seed=seed)
     except sp.InputError:

@@ -150,7 +150,9 @@ def test_a_run_file_in_another_folder_is_run_and_resumed(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/photos").symlink_to(folders)
-    text = "suite: {reference: {train: folder:photos/train, test: folder:photos/test}}\nalphas: [0, 0.5, 1]\n"
+    text = (
+        "model: tiny\nsuite: {reference: {train: folder:photos/train, test: folder:photos/test}}\nalphas: [0, 0.5, 1]\n"
+    )
     (tmp_path / "configs/run.yaml").write_text(text)
     arguments = ["run", "configs/run.yaml", *quick_training_flags(), "--out", "~/out"]
     assert call(*arguments).code == 0

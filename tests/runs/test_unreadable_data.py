@@ -142,7 +142,7 @@ def test_a_run_that_fails_after_its_training_says_how_to_continue(
     image = sorted((tmp_path / "data/sketch").rglob("*.png"))[-1]
     whole = image.read_bytes()
     damage(image)
-    Path("fruit.yaml").write_text(yaml.safe_dump({"suite": data, "alphas": 2}), encoding="utf-8")
+    Path("fruit.yaml").write_text(yaml.safe_dump({"model": "tiny", "suite": data, "alphas": 2}), encoding="utf-8")
     command = ["run", "fruit.yaml", *quick_training_flags(recipe="head-only"), "--out", "out"]
     failed = call(*command)
     assert failed.code == 2 and "Traceback" not in failed.err

@@ -66,7 +66,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     ray = SimpleNamespace(
         remote=remote,
         get=get,
-        wait=lambda tasks, num_returns: (tasks[:num_returns], tasks[num_returns:]),
+        wait=lambda tasks, num_returns, timeout=None: (tasks[:num_returns], tasks[num_returns:]),
         exceptions=SimpleNamespace(RayError=TaskError),
         # What is needed must be there on one machine; two have four processors together.
         nodes=lambda: [{"Alive": True, "Resources": seen.machine}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}],

@@ -245,10 +245,8 @@ def parse_alphas(text: str) -> list[float]:
         except ValueError as error:
             raise InputError(f"`alphas`: {part!r} is not a number.") from error
         if not 0 <= alphas[-1] <= 1:
-            raise InputError(
-                f"`alphas` is {text!r}, a list in which {part.strip()} is not between 0 and 1. "
-                f"A comma separates two alphas.{point_hint(text)}"
-            )
+            comma = f" A comma separates two alphas.{point_hint(text)}" if "," in text else ""
+            raise InputError(f"`alphas` is {text!r}; {part.strip()} is not between 0 and 1.{comma}")
     return alphas
 
 
