@@ -28,8 +28,8 @@ def finetune_command(folder: Path, folders: Path) -> list[str]:
 
 def run_command(folder: Path, folders: Path) -> list[str]:
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
-    asked = {"suite": {"reference": splits}, "alphas": 2}
-    (folder / "run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    settings = {"model": "tiny", "suite": {"reference": splits}, "alphas": 2}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return ["run", "run.yaml", *QUICK]
 
 
@@ -124,7 +124,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(folders: Path, tmp_path: Pat
 @pytest.mark.ray
 def test_ctrl_c_stops_every_run_of_a_study_after_its_step(folders: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    settings = {"epochs": 100, "batch_size": 3, "lr": 5e-4, "checkpoint_every": 10_000, "shots": 2}
+    settings = {"epochs": 30, "batch_size": 3, "lr": 5e-4, "checkpoint_every": 10_000, "shots": 2}
     in_yaml(tmp_path, fruit_study(folders, run={"finetune": settings, "limit": 6}, seeds=[0, 1, 2]))
     arguments = ["study", "grid.yaml", "--set", "cpus_per_run=1", "--out", "out"]
     launched = launch(arguments, tmp_path)
