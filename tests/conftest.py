@@ -9,12 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which 
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
-from support.commands import Call, CommandResult
+from support.commands import Call, CommandResult, Steps
 
 import shiftproof as sp
 from shiftproof.cli import app as cli
@@ -83,3 +84,20 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
         return CommandResult(code, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """The steps that a training takes, which a test may stop."""
+    from shiftproof.training.engine import Trainer
+
+    noted, take = Steps(), Trainer.take
+
+    def watched(trainer: Trainer, step: int, losses: Any) -> float:
+        if step == noted.stop:
+            raise RuntimeError("the plug was pulled")
+        noted.taken.append(step)
+        return take(trainer, step, losses)
+
+    monkeypatch.setattr(Trainer, "take", watched)
+    return noted

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.commands import Steps
 from support.studies import fruit_study
 
 import shiftproof as sp
@@ -17,7 +17,6 @@ from shiftproof.runs.file import RunFile
 from shiftproof.storage import locked
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.members import run_member
-from shiftproof.training.engine import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -27,25 +26,7 @@ def the_member(asked: Mapping[str, Any]) -> MemberRun:
     return run
 
 
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Notes which steps are taken; with ``stop`` set, that step breaks off as a bug would."""
-    noted = SimpleNamespace(taken=[], stop=None)
-    take = Trainer.take
-
-    def watched(trainer: Trainer, step: int, losses: Any) -> float:
-        if step == noted.stop:
-            raise RuntimeError("the plug was pulled")
-        noted.taken.append(step)
-        return take(trainer, step, losses)
-
-    monkeypatch.setattr(Trainer, "take", watched)
-    return noted
-
-
-def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(
-    folders: Path, tmp_path: Path, steps: SimpleNamespace
-) -> None:
+def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(folders: Path, tmp_path: Path, steps: Steps) -> None:
     settings = {"epochs": 3, "batch_size": 3, "lr": 1e-3, "checkpoint_every": 2, "shots": 2}
     run = the_member(fruit_study(folders, run={"finetune": settings}, seeds=[4]))
     run_member(run, MemberDirectory(tmp_path / "whole"), "reference")
