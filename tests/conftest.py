@@ -20,6 +20,9 @@ from support.commands import Call, CommandResult, Steps
 import shiftproof as sp
 from shiftproof.cli import app as cli
 
+# Scripts that tests start in processes of their own find tests/support too.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 settings.register_profile("shiftproof", deadline=None, max_examples=40)
 settings.load_profile("shiftproof")
 

@@ -31,7 +31,6 @@ def run_script(work: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     ended = subprocess.run(
         [sys.executable, "-m", "support.killed_trainings", str(work)],
-        cwd=Path(__file__).parents[1],
         env={**os.environ, **alone, **private, **offline},
         capture_output=True,
         text=True,
