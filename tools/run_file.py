@@ -54,7 +54,8 @@ MEANINGS: Mapping[str, str] = {
     "model": "the start: `tiny`, `open_clip:ARCHITECTURE/TAG`, `hf-hub:ORG/NAME`, `local-dir:PATH`, or a classifier directory. "
     "A run file must name it",
     "random_weights": "allows a model whose name has no tag, and which thus has random weights (`--random-weights`)",
-    "suite": "`emoji` or `emoji-development`, or a section about your own data",
+    "suite": "`emoji`, `emoji-development` or a [public data set](data-sets.md) such as `imagenet:PATH`, or a section about your own "
+    "data",
     "prompts": "the prompts of the zero-shot head: `photo`, `short`, `openai`, a template with `{}`, or a list of templates",
     "finetune": "how to fine-tune; see below",
     "alphas": "how many alphas from 0 to 1 are measured (at least 2), or a list of alphas",

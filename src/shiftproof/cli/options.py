@@ -14,7 +14,13 @@ from shiftproof.errors import InputError
 if TYPE_CHECKING:
     from shiftproof.runs.file import RunFile
 
-Suite = Annotated[str | None, Option("--suite", help="Use an embedded suite: emoji or emoji-development.")]
+Suite = Annotated[
+    str | None,
+    Option(
+        "--suite",
+        help="Use an embedded suite, emoji or emoji-development, or that of a public data set, such as imagenet:PATH.",
+    ),
+]
 Validation = Annotated[
     str | None,
     Option("--validation", help="Validate on this data. Without it, a fifth of the images of --reference is held out."),

@@ -104,7 +104,7 @@ def read_resized(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDAr
     """The (size, size, 3) uint8 pixels of the i-th image after the model's evaluation transform."""
     pixels = images.read(i)
     # A transform that crops the centre must not run twice: it would crop the centre of the centre.
-    return pixels if images.resized_for == preprocessing else resize(pixels, preprocessing)
+    return pixels if images.resized_for == preprocessing else resize(pixels, _uncropped(images, preprocessing))
 
 
 def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -113,7 +113,12 @@ def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) ->
     Raises an InputError if the set has no masks.
     """
     cover = require_masks(images)(i)
-    return cover if images.resized_for == preprocessing else resize_mask(cover, preprocessing)
+    return cover if images.resized_for == preprocessing else resize_mask(cover, _uncropped(images, preprocessing))
+
+
+def _uncropped(images: ImageSet, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing of a set whose pictures have already been cropped: it only scales them."""
+    return replace(preprocessing, crop_share=1.0) if images.precropped else preprocessing
 
 
 def _warn_of_conversions(images: ImageSet) -> None:

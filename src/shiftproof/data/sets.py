@@ -20,6 +20,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
+from shiftproof.data.protocols import Projection, Protocol
 from shiftproof.data.spelling import normal_name
 from shiftproof.errors import InputError, counted, listed, refuse_path, require_equal_length, require_name
 from shiftproof.seeding import child_generator
@@ -56,7 +57,9 @@ class ImageSet:
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
     where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
-    ``files``, where given, are the files that the samples are decoded from.
+    ``files``, where given, are the files that the samples are decoded from. ``protocol``, where given, is how the
+    predictions on a public set are scored. ``precropped`` means that the pictures show what a model's evaluation
+    transform would leave of them, so that it scales them to its size, if need be, and does not crop them again.
 
     Raises an InputError if there is no image, or if ids and labels differ in number.
     """
@@ -73,6 +76,8 @@ class ImageSet:
     sources: tuple[str, ...] | None = field(default=None, repr=False)
     conversions: tuple[Conversions, ...] = field(default=(), repr=False, compare=False)
     files: tuple[Path, ...] | None = field(default=None, repr=False, compare=False)
+    protocol: Protocol | None = field(default=None, repr=False)
+    precropped: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -95,6 +100,11 @@ class ImageSet:
         if self.groups is not None:
             return Clusters("group", np.asarray(self.groups))
         return Clusters("sample", None)
+
+    @property
+    def projection(self) -> Projection | None:
+        """How the logits of a model on this set are projected before they are scored; None if they are not."""
+        return None if self.protocol is None else self.protocol.projection(self.classes.ids)
 
     def relabelled(self, classes: ClassSpace) -> ImageSet:
         """The same images, labelled in another class space by class id.

@@ -18,6 +18,7 @@ from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, load_family
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
@@ -131,16 +132,20 @@ def require_suite(suite: object) -> None:
 
 
 def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
-    """An embedded suite: ``emoji`` (the task), ``emoji-development`` (for tuning) or one of its four folds.
+    """An embedded suite, or that of a public family such as ``imagenet:PATH``, with its shifts at that path.
 
-    ``seed`` changes the training views only; the held-out views are always the same. Raises an InputError for an
-    unknown name; reading the images raises one if the packages that render emoji are not installed.
+    Embedded are ``emoji`` (the task), ``emoji-development`` (for tuning) and its four folds. ``seed`` changes their
+    training views only; the held-out views are always the same. Of a family without validation images, it draws those
+    that are held out. Raises an InputError for an unknown name, or if data cannot be read; reading the images raises
+    one if the packages that render emoji are not installed.
 
     >>> suite = load_suite("emoji")
     >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
     (267, ['sketch', 'painting', 'monochrome', 'clutter'])
     """
     require_name("name", name, "emoji")
+    if section := family_section(name):
+        return own_suite(section["reference"], section["shifts"], name=section["name"], seed=seed)
     _require_embedded(name)
     positions = [i for i, concept in enumerate(concepts()) if _belongs(concept, name)]
     chosen = [concepts()[i] for i in positions]
@@ -195,7 +200,7 @@ def own_suite(
 
 
 def _load_shift(name: str, entry: Mapping[str, object], classes: ClassSpace) -> Shift:
-    images = load_data(str(entry["data"]), classes, partial=True)
+    images = load_data(str(entry["data"]), classes, split=SHIFT, partial=True)
     if not entry.get("partial", False):
         warn_of_missing_classes(images, name)
     return Shift(name, str(entry.get("kind", "natural")), images)
@@ -206,24 +211,29 @@ def load_data(
 ) -> ImageSet:
     """Loads one labelled set by its data name.
 
-    The name is ``folder:PATH``, ``csv:PATH``, the name of an embedded suite such as ``emoji`` (``split`` then says
-    which split of its reference, and ``seed`` changes the training views) or ``corrupted:NAME:SEVERITY:DATA``. With
-    ``classes``, labels are matched to that space by class id.
+    The name is ``folder:PATH``, ``csv:PATH``, that of a public family such as ``imagenet:PATH`` (docs/data-sets.md),
+    that of an embedded suite such as ``emoji``, or ``corrupted:NAME:SEVERITY:DATA``. ``split`` says which split of a
+    family or a suite to load: train, validation, test or shift, which is the test split where the two do not differ.
+    ``seed`` changes the training views of an embedded suite. With ``classes``, labels are matched to that space by
+    class id.
 
     Raises an InputError if the name is unknown, if the data cannot be read, if it has a class that ``classes`` lacks
     or, unless ``partial``, if it lacks one of them.
     """
     require_name("spec", spec, "folder:PATH")
     kind, _, rest = spec.partition(":")
-    require_known_kind("data name", spec, kind, [*FORMATS, "corrupted", *EMOJI_SUITES])
+    require_known_kind("data name", spec, kind, [*FORMATS, *FAMILIES, "corrupted", *EMOJI_SUITES])
     if kind == "corrupted":
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
     if kind in EMOJI_SUITES:
         if rest:
             raise InputError(f"{spec!r} has something after {kind!r}; the name must stand alone.")
-        images: ImageSet = getattr(load_suite(kind, seed=seed).reference, split)
+        reference = load_suite(kind, seed=seed).reference
+        images: ImageSet = reference.test if split == SHIFT else getattr(reference, split)
         return images if classes is None else images.relabelled(classes)
+    if kind in FAMILIES:
+        return load_family(spec, classes, split=split, partial=partial)
     return load_set(spec, classes, partial=partial)
 
 
@@ -289,7 +299,8 @@ def _require_embedded(name: str) -> None:
     """Raises an InputError unless a suite of this name is embedded; a path or data name gets a hint."""
     if name not in EMOJI_SUITES and (":" in name or "/" in name or Path(name).exists()):
         raise InputError(
-            f"the suite {name!r} is not an embedded one. Your own data are a reference with its shifts: a section "
+            f"the suite {name!r} is neither an embedded one nor that of a family, such as imagenet:PATH "
+            f"(docs/data-sets.md). Your own data are a reference with its shifts: a section "
             "`suite: {reference: {train: folder:PATH, test: folder:PATH}}` of a run file, or `own_suite`."
         )
     require_choice("suite", name, EMOJI_SUITES)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shiftproof.data.families.registry import FAMILIES, split_family_name
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.errors import InputError
 from shiftproof.storage import expanded
@@ -28,6 +29,8 @@ def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, An
         changed["model"] = model_path(model, folder)
     if isinstance(suite := changed.get("suite"), Mapping):
         changed["suite"] = _suite(suite, folder)
+    elif isinstance(suite, str):
+        changed["suite"] = _data(suite, folder)
     if isinstance(pretrain := changed.get("pretrain"), Mapping):
         changed["pretrain"] = _with_data(pretrain, ("data",), folder)
     return changed
@@ -66,6 +69,9 @@ def _data(name: str, folder: Path | None) -> str:
     if kind == "corrupted" and rest.count(":") >= 2:
         corruption, severity, data = rest.split(":", 2)
         return f"{kind}:{corruption}:{severity}:{_data(data, folder)}"
+    if kind in FAMILIES:
+        _, part, path = split_family_name(name)
+        return ":".join(text for text in (kind, part, _place(path, folder)) if text) if path else name
     return f"{kind}:{_place(rest, folder)}" if kind in FORMATS and rest else name
 
 
