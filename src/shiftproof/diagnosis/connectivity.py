@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from shiftproof.diagnosis.means import measured_mean
 from shiftproof.errors import InputError, require_equal_length
+from shiftproof.evaluation.proportions import measure_proportion
 from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
 from shiftproof.records.paths import PathRecord
 
@@ -85,7 +86,7 @@ def _connectivity(
 ) -> ConnectivityRecord:
     above = _above_line(alphas, accuracies)
     best, better = accuracies.index(max(accuracies)), 0 if accuracies[0] >= accuracies[-1] else -1
-    intervals = gain_interval = mean_interval = None
+    intervals = gain_interval = mean_interval = ends = None
     if correct is not None:
         values = [right.astype(np.float64) for right in correct]
         lines = [(1 - alpha) * values[0] + alpha * values[-1] for alpha in alphas]
@@ -96,6 +97,7 @@ def _connectivity(
         gain_interval = _interval(values[best] - values[better], clusters, exact=values[best] is values[better])
         lowest = values[accuracies.index(min(accuracies))]
         mean_interval = _interval((values[0] + values[-1]) / 2 - lowest, clusters)
+        ends = _accuracy(correct[0], clusters), _accuracy(correct[-1], clusters)
     return ConnectivityRecord(
         set=name,
         alphas=tuple(alphas),
@@ -108,7 +110,13 @@ def _connectivity(
         gain=max(accuracies) - accuracies[better],
         gain_interval=gain_interval,
         mean_interval=mean_interval,
+        ends=ends,
     )
+
+
+def _accuracy(right: NDArray[np.bool_], clusters: ArrayLike | None) -> Measured:
+    proportion = measure_proportion(right, clusters)
+    return Measured(proportion.value, proportion.interval)
 
 
 def _interval(

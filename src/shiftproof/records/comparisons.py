@@ -30,7 +30,8 @@ class ConnectivityRecord:
     ``barrier_alpha``, and ``barrier_over_mean`` that over the mean of the ends' errors; both are at least 0, since the
     ends are on the path. ``best_alpha`` is the first with the highest accuracy, ``gain`` that accuracy minus the better
     end's; as it was chosen on the same set, its interval lies somewhat high. ``mean_interval`` is that of
-    ``barrier_over_mean``.
+    ``barrier_over_mean``. ``ends`` are the accuracies of the two ends, None without predictions and in files of version
+    0.1.
     """
 
     set: str
@@ -44,6 +45,7 @@ class ConnectivityRecord:
     gain: float
     gain_interval: tuple[float, float] | None = None
     mean_interval: tuple[float, float] | None = None
+    ends: tuple[Measured, Measured] | None = None
 
     @property
     def observation_1(self) -> bool:

@@ -20,15 +20,20 @@ def connectivity_table(
     clusters: Mapping[str, str],
     reference: str = "",
     title: str = "Is the path connected?",
+    *,
+    with_ends: bool = False,
 ) -> Table:
     """Returns the barriers and gains along a path (in points), with one row per set.
 
     ``losses`` may be empty. ``clusters`` gives, for every set, what its intervals resample.
+    ``with_ends`` adds the accuracies of the two ends, if they were recorded.
     """
+    ended = with_ends and all(record.ends is not None for record in records)
     of_loss = {record.set: record for record in losses}
     rows = tuple(
         (
             set_name(record.set, reference),
+            *(map(with_interval, record.ends or ()) if ended else ()),
             _at(with_interval(record.lowest[1], signed_points), record.lowest[0]),
             with_interval(Measured(record.barrier_over_mean, record.mean_interval)),
             _at(with_interval(Measured(record.gain, record.gain_interval), signed_points), record.best_alpha),
@@ -39,16 +44,17 @@ def connectivity_table(
     )
     header = (
         "set",
+        *(("accuracy of the first end, %", "accuracy of the second end, %") if ended else ()),
         "lowest height above the line",
         "barrier below the mean",
         "best gain over both ends",
         "observation 1",
     )
     note = (
-        "In points of accuracy. The first column is the lowest height of the path above the straight line between its "
-        "ends, and the alpha at which it occurs; a value below 0 is a barrier. The second column is how far the lowest "
-        "point of the path lies below the mean of its ends. The third column is the gain of the best alpha over the "
-        "better end; that alpha was chosen on the same set, so the gain is optimistic. Observation 1 (no alpha lies "
+        "In points of accuracy. The lowest height is that of the path above the straight line between its ends, with "
+        "the alpha at which it occurs; a value below 0 is a barrier. The barrier below the mean is how far the lowest "
+        "point of the path lies below the mean of its ends. The best gain is that of the best alpha over the better "
+        "end; that alpha was chosen on the same set, so the gain is optimistic. Observation 1 (no alpha lies "
         "below the line) fails at an alpha if its whole interval lies below 0. With many alphas, some fail by chance. "
         + ("Losses are in nats. " if losses else "")
         + resampling_note(clusters)

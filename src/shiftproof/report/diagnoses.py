@@ -68,7 +68,9 @@ def diagnosis_tables(diagnosis: DiagnosisRecord) -> tuple[Table, ...]:
         tables.append(connectivity_table(diagnosis.connectivity, diagnosis.losses, *about))
     for path in diagnosis.other_paths:
         tables.append(
-            connectivity_table(path.connectivity, path.losses, *about, f"Is this path connected? {path.name}")
+            connectivity_table(
+                path.connectivity, path.losses, *about, f"Is this path connected? {path.name}", with_ends=True
+            )
         )
     tables += [calibration_table(diagnosis), robustness_table(diagnosis), group_measures_table(diagnosis)]
     tables += [layers_table(record) for record in diagnosis.layers]

@@ -1,0 +1,1 @@
+"""What the generated parts of the pages say, with one module for each subject."""

@@ -1,0 +1,85 @@
+"""The tables of benchmarks: a fine-tuning step, merging, memory, and each part against its floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pages.markdown import markdown, require, span
+from pages.sources import Sources
+
+_MERGE_HEADER = ("", "seconds, median", "peak anonymous memory, MB")
+
+
+def step_tables(sources: Sources) -> str:
+    """The time of a fine-tuning step, compared with the bare loop."""
+    results = sources.benchmark("finetune")
+    cpu = results["cpu"]
+    summary = (
+        f"On {results['machine']}, tiny model, batch 128: our step takes {cpu['ratio']:.2f} times the bare loop (the "
+        f"target is at most 1.10), the median of {cpu['rounds']} alternating rounds. With other settings, against the "
+        "same bare end-to-end loop, one round:"
+    )
+    rows = [(name, f"{ratio:.2f}") for name, ratio in cpu["other settings"].items()]
+    parts = [summary, markdown(("setting", "times the bare loop"), rows)]
+    if gpu := results["gpu"]:
+        cards = [
+            (name, f"{1 / e['ratio']:.1f}", f"{e['images_per_second']:,}", f"{100 * e['share_of_matrix_rate']:.0f} %")
+            for name, e in gpu.items()
+            if isinstance(e, dict)
+        ]
+        header = ("model", "times as fast as the bare float32 loop", "images per second", "of the GPU's matrix rate")
+        parts += [f"On one {gpu['card']}:", markdown(header, cards)]
+    return "\n\n".join(parts)
+
+
+def throughput(sources: Sources) -> str:
+    """The time of each part, compared with its floor."""
+    results = sources.benchmark("throughput")
+    return (
+        f"`make bench` times each part against its floor in alternating rounds ({results['machine']}, float32). "
+        f"`predict` takes {results['evaluate']['ratio']:.2f} times as long as the bare network on resident images, the "
+        f"fine-tuning loop {results['fine_tune']['ratio']:.2f} times as long as a bare loop of forward, backward, and "
+        f"AdamW, and `interpolate_weights` {results['interpolate']['ratio']:.2f} times as long as a bare `torch.lerp`."
+    )
+
+
+def merge_tables(sources: Sources) -> str:
+    """Time and memory of merging files, compared with the floor, a plain script and mergekit."""
+    results = sources.benchmark("merge")
+    targets = [
+        (t["size"], t["what"], _target(t), f"{t['reached']:g}", "yes" if t["met"] else "no") for t in results["targets"]
+    ]
+    least = [entry["ratios"]["merge less imports / floor"] for entry in results["sizes"].values()]
+    require(max(least) < 1, "less imports, a merge is faster than the floor")
+    summary = (
+        f"Less imports, a merge takes {span(least, '{:.2f}'.format)} times as long as the floor, because the floor "
+        "reads first and writes afterwards, whereas a merge does both at the same time."
+    )
+    parts = [summary, markdown(("checkpoints", "what", "target", "measured", "met"), targets)]
+    for size, entry in results["sizes"].items():
+        seconds, memory = entry["median_seconds"], entry["memory_mb"]["peak_anonymous"]
+        rows = [
+            (name, f"{took:.1f}", f"{memory[name]:.0f}" if name in memory and "imports" not in name else "")
+            for name, took in seconds.items()
+        ]
+        parts.append(f"Two checkpoints of {size}, {entry['rounds']} rounds:\n\n{markdown(_MERGE_HEADER, rows)}")
+    return "\n\n".join(parts)
+
+
+def _target(entry: dict[str, Any]) -> str:
+    return f"at most {entry['at_most']:g}" if "at_most" in entry else f"at least {entry['at_least']:g}"
+
+
+def memory_table(sources: Sources) -> str:
+    """The peak memory of the diagnoses of saved predictions."""
+    results = sources.benchmark("diagnosis")
+    rows = [
+        (name, f"{entry['peak_mb']:.0f}", f"{entry['seconds']:.0f}")
+        for name, entry in results.items()
+        if isinstance(entry, dict)
+    ]
+    rises = {name.split(":")[0]: value for name, value in results.items() if "MB more at 1" in name}
+    more = " and ".join(f"{value:.0f} MB ({activity})" for activity, value in rises.items())
+    limit = results["target, MB more at most"]
+    summary = f"With ten times as many images, the peak rises by {more}. The target is a rise of at most {limit} MB."
+    return f"{markdown(('', 'peak memory, MB', 'seconds'), rows)}\n\n{summary}"
