@@ -33,7 +33,7 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.ensembling.path import alpha_grid, sweep_alpha
 from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.metrics import accuracy
-from shiftproof.models.classifier import zero_shot_classifier
+from shiftproof.models.zero_shot import zero_shot_classifier
 
 MOST = 1.15
 CLASSES = ("lemon", "pear", "red_apple", "grapes")

@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from shiftproof import FinetuneSettings, finetune, interpolate_weights, load_clip, load_suite, predict
 from shiftproof.data.batches import decoded_once, evaluation_batches
-from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.classifier import Classifier
+from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.training.engine import parameter_groups
 
 BATCH = 128

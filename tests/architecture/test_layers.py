@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
         *("devices", "names", "prompts", "tiny", "local_weights", "clip", "encoders", "classifier", "identity"),
-        "text_towers",
+        *("zero_shot", "text_towers"),
         *("directories", "cards"),
     ),
     "training": ("distributed", "hardware", "checkpoints", "log", "engine"),

@@ -54,7 +54,7 @@ def predict(
     an InputError if the set is labelled in another class space than the classifier's, or if the device cannot be used.
 
     >>> from shiftproof.data.suites import load_data
-    >>> from shiftproof.models.classifier import zero_shot_classifier
+    >>> from shiftproof.models.zero_shot import zero_shot_classifier
     >>> from shiftproof.models.clip import load_clip
     >>> images = load_data("emoji").subset(range(8))
     >>> classifier = zero_shot_classifier(load_clip("tiny"), images.classes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,16 +14,9 @@ from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
-from shiftproof.data.spelling import difference
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refuse_path
-from shiftproof.models.clip import Clip, require_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
-from shiftproof.models.prompts import prompt_templates
-
-_WARNED_PAIRS = 3  # classes with equal rows that are named in full
-_ROWS_AT_ONCE = 1024
-_ROUNDING = 1e-6  # by which the cosine of equal rows may differ from 1
 
 
 class Network(nn.Module):
@@ -136,45 +128,6 @@ def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
     return [int(row) for row in classes.labels_of(wanted.ids, "the other classifier")]
 
 
-def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:
-    """Builds the zero-shot classifier of a model for a class space, whose head comes from the text tower.
-
-    Each template of a class is embedded, normalised, averaged and normalised again, then multiplied by
-    exp(logit_scale), which gives a row of the (K, D) head. The bias is zero and can be trained (WiSE-FT, Wortsman et
-    al. 2022, arXiv 2109.01903, sec. 2). ``prompts`` is "photo", "short", "openai", or templates. Warns of prompts that
-    the text tower truncates and of classes with equal rows. Raises an InputError for an invalid template.
-
-    >>> from shiftproof.models.clip import load_clip
-    >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "red_apple"]))
-    >>> tuple(zero.network.head.weight.shape)
-    (2, 128)
-    """
-    require_clip(clip)
-    refuse_path("classes", classes, "a class space, e.g. ClassSpace.from_ids(['lemon', 'pear'])")
-    templates = prompt_templates(prompts)
-    _warn_of_cut_prompts(clip, classes, templates)
-    with torch.inference_mode():
-        scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-        rows = scale * zero_shot_embeddings(clip, classes.names, templates)
-    _warn_of_equal_rows(rows / scale, classes)
-    head = nn.Linear(rows.shape[1], len(classes))
-    with torch.no_grad():
-        head.weight.copy_(rows)
-        head.bias.zero_()
-    network = Network(deepcopy(clip.model.visual), head)  # type: ignore[arg-type]
-    network.requires_grad_(True)
-    return Classifier(
-        network=network.eval(),
-        classes=classes,
-        preprocessing=clip.preprocessing,
-        architecture=clip.architecture,
-        source=clip.name,
-        prompts=templates,
-        head="zero-shot",
-        logit_scale=scale,
-    )
-
-
 def own_head_classifier(encoder: Encoder) -> Classifier:
     """The classifier that a timm model is with its pretrained head: its logits are timm's, its classes the head's.
 
@@ -211,15 +164,6 @@ def head_scale(weight: Tensor, *, otherwise: float = 1.0) -> float:
     """
     length = float(weight.double().norm(dim=1).mean())
     return length if math.isfinite(length) else otherwise
-
-
-def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(K, D) class embeddings of length 1: templates embedded, normalised, averaged, normalised."""
-    rows = []
-    for name in names:
-        embedded = clip.encode_text([template.format(name) for template in templates])
-        rows.append(functional.normalize(functional.normalize(embedded, dim=-1).mean(0), dim=-1))
-    return torch.stack(rows)
 
 
 def rebuild(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Classifier:
@@ -261,45 +205,4 @@ def require_same_task(first: Task, second: Task) -> None:
         raise IncompatibleWeightsError(
             f"the two classifiers take different images: {first.preprocessing} and {second.preprocessing}. "
             "Fine-tune with the start's preprocessing."
-        )
-
-
-def _warn_of_equal_rows(embeddings: Tensor, classes: ClassSpace) -> None:
-    """Warns of classes whose (K, D) embeddings of length 1 are equal: the text tower reads both names alike."""
-    pairs = _equal_rows(embeddings)
-    for first, second in pairs[:_WARNED_PAIRS]:
-        names = classes.names[first], classes.names[second]
-        how = f"have the same name {names[0]!r}" if names[0] == names[1] else f"differ only in {difference(*names)}"
-        warnings.warn(
-            f"the zero-shot rows of the classes {classes.ids[first]!r} and {classes.ids[second]!r} are equal (they "
-            f"{how}), so the later class is hardly ever predicted. Merge them, or give them different names.",
-            stacklevel=3,
-        )
-    if more := pairs[_WARNED_PAIRS:]:
-        names_of_more = (f"{classes.ids[first]} / {classes.ids[second]}" for first, second in more)
-        warnings.warn(f"these classes have equal zero-shot rows, too: {listed(names_of_more, 20)}.", stacklevel=3)
-
-
-def _equal_rows(embeddings: Tensor) -> list[tuple[int, int]]:
-    """Each row that equals an earlier one up to rounding, as (the earlier one's number, its own)."""
-    pairs = []
-    for start in range(0, len(embeddings), _ROWS_AT_ONCE):
-        later = embeddings[start : start + _ROWS_AT_ONCE]
-        equal = later @ embeddings.T > 1 - _ROUNDING
-        first = equal.int().argmax(1).tolist()  # the row itself at the latest
-        pairs += [(earlier, start + i) for i, earlier in enumerate(first) if earlier < start + i and equal[i, earlier]]
-    return pairs
-
-
-def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[str]) -> None:
-    encode = getattr(clip.tokenizer, "encode", None)
-    if encode is None:
-        return
-    longest = max(templates, key=lambda template: len(encode(template)))
-    room = clip.context_length - 2  # for the start and the end token
-    if cut := [name for name in classes.names if len(encode(longest.format(name))) > room]:
-        warnings.warn(
-            f"the text tower reads {room} tokens; longer prompts are truncated, e.g. those of {listed(cut, 3)}. "
-            "Shorten the class names or the templates.",
-            stacklevel=3,
         )

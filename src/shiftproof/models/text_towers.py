@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from shiftproof.errors import InputError
-from shiftproof.models.classifier import Classifier, zero_shot_embeddings
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import Clip, load_clip
+from shiftproof.models.zero_shot import zero_shot_embeddings
 
 _IMAGE_TOWER = "visual."
 

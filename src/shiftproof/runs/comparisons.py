@@ -16,10 +16,11 @@ from shiftproof.diagnosis.movement import measure_movement
 from shiftproof.diagnosis.overrides import measure_overrides
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError, require_choice
-from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import Clip, load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier
+from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.comparisons import (
     ConnectivityRecord,
     FollowedRecord,

@@ -19,11 +19,12 @@ from shiftproof.diagnosis.windows import Window, WindowSettings
 from shiftproof.errors import InputError, require_at_least, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.classifier import Classifier, own_head_classifier, zero_shot_classifier
+from shiftproof.models.classifier import Classifier, own_head_classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.backgrounds import BackgroundStudy
 from shiftproof.records.codec import document
 from shiftproof.records.windows import StrongEdgeStudy

@@ -30,10 +30,11 @@ from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.recipes import require_trainable_batches
-from shiftproof.models.classifier import Classifier, zero_shot_classifier
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
+from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
 from shiftproof.records.codec import document, to_json
 from shiftproof.records.paths import PathRecord
