@@ -73,10 +73,10 @@ def captioned(recipe: Recipe, labels: Tensor, step: int = 0) -> tuple[float, Ten
     images, texts = features_of(1, len(labels))
     read: list[Tensor] = []
 
-    def model(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def model(pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         assert len(pixels) == len(tokens)
         read.append(tokens)
-        return images, texts, torch.tensor(7.0)
+        return images, texts, torch.tensor(7.0), None
 
     (loss,) = recipe.losses(model, Batch(torch.zeros(len(labels), 3, 64, 64), labels), step)  # type: ignore[arg-type]
     return loss.item(), read[0]

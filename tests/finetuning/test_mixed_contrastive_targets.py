@@ -52,11 +52,11 @@ class Recorded:
         self.targets = targets
         return contrastive_loss(images, texts, scale, targets)
 
-    def towers(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def towers(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         self.tokens = tokens
         generator = torch.Generator().manual_seed(1)
         features = functional.normalize(torch.randn(2, len(images), 5, generator=generator), dim=-1)
-        return features[0], features[1], torch.tensor(7.0)
+        return features[0], features[1], torch.tensor(7.0), None
 
 
 def one_loss(zero: sp.Classifier, labels: list[int], plan: MixPlan, recorded: Recorded) -> float:

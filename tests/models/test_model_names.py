@@ -100,7 +100,7 @@ def test_a_model_of_rectangular_images_is_refused_before_anything_is_written(fol
 @pytest.mark.parametrize(
     ("files", "hint"),
     [
-        ({"config.json": '{"model_type": "clip"}'}, "a transformers model .of the type 'clip'.*hf-hub:ORG/NAME"),
+        ({"config.json": '{"model_type": "clip"}'}, "a transformers model: write hf:tinyclip"),
         ({"open_clip_config.json": "{}"}, "write local-dir:tinyclip"),
         ({"ensemble/classifier.json": "{}"}, "run directory: name one of its classifiers, e.g. tinyclip/ensemble"),
         ({"notes.txt": ""}, "without classifier.json or open_clip_config.json, so it holds no model"),

@@ -8,7 +8,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from shiftproof.data.emoji.drawings import RENDITIONS, concepts
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.photometric import vary_appearance
 from shiftproof.errors import TrainingError
-from shiftproof.pretraining.towers import TwoTowers
 from shiftproof.records.codec import to_json
 from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.training.checkpoints import (
@@ -223,15 +221,6 @@ def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, t
     (data / "3.txt").write_text("shade three", encoding="utf-8")
     with pytest.raises(sp.InputError, match="another training; these differ: 'images'"):
         sp.pretrain(tiny, load_captioned_set(f"folder:{data}"), settings, seed=0, out=tmp_path / "out")
-
-
-def test_a_bias_of_the_logits_is_no_weight_of_this_loss(tiny: sp.models.Clip) -> None:
-    model = deepcopy(tiny.model)
-    model.logit_bias = nn.Parameter(torch.zeros(()))
-    towers = TwoTowers(model)
-    assert {name for name, parameter in towers.named_parameters() if not parameter.requires_grad} == {
-        "model.logit_bias"
-    }
 
 
 # Photometric changes

@@ -50,12 +50,14 @@ def pretrain(
     print(f"loss {record.final_loss:.3f} after {record.pairs_seen:,} pairs; recall on {record.recall_on}:")
     for direction, recall in record.recall.items():
         print(f"  {direction}: " + "  ".join(f"{name} {value:.3f}" for name, value in recall.items()))
-    print(f"the model is {out / 'model'}; load it as local-dir:{out / 'model'}")
+    scheme = "hf" if (out / "model" / "config.json").is_file() else "local-dir"
+    print(f"the model is {out / 'model'}; load it as {scheme}:{out / 'model'}")
 
 
 def zeroshot(
     model: Annotated[
-        str, Argument(help="A model's name: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME or local-dir:PATH.")
+        str,
+        Argument(help="A model's name: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME, local-dir:PATH or hf:ORG/NAME."),
     ],
     data: SuiteOptions,
     settings: SettingOptions,

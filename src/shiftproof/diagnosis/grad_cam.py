@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shiftproof.diagnosis.grids import layer_grid, timm_trunk
 from shiftproof.errors import InputError, listed, nearest
 from shiftproof.models.classifier import Network
+from shiftproof.models.transformers import ImageTower
 
 
 def grad_cam_maps(network: Network, images: Tensor, classes: Tensor, layer: str | None) -> Tensor:
@@ -74,6 +75,8 @@ def explained_module(network: Network, layer: str | None) -> tuple[nn.Module, An
         return (blocks[-1].norm1 if blocks and hasattr(blocks[-1], "norm1") else _tapped(trunk)), trunk
     if hasattr(encoder, "transformer") and hasattr(encoder.transformer, "resblocks"):
         return encoder.transformer.resblocks[-1].ln_1, encoder
+    if isinstance(encoder, ImageTower):
+        return encoder.vision_model.encoder.layers[-1].layer_norm1, encoder  # type: ignore[union-attr, index]
     if hasattr(encoder, "layer4"):
         return encoder.layer4, encoder
     raise InputError(

@@ -21,7 +21,7 @@ from shiftproof.mixing.plans import MixPlan
 from shiftproof.mixing.targets import caption_shares, mix_targets, one_hot
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
-from shiftproof.pretraining.loss import contrastive_loss
+from shiftproof.pretraining.loss import contrastive_loss, sigmoid_loss
 from shiftproof.pretraining.towers import TwoTowers
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training.distributed import gathered, process_count, process_index
@@ -162,7 +162,7 @@ class SupervisedRecipe:
 
 
 class ContrastiveRecipe:
-    """FLYP: the pretraining loss on images and captions of their classes, with both towers trained.
+    """FLYP: the pretraining loss, softmax or SigLIP's sigmoid, on images and captions, with both towers trained.
 
     A batch's captions are prompts of its images' classes, each from a template of the start that is drawn at random.
     Captions of the same class are not negatives of each other. The final text tower builds the head (Goyal
@@ -189,19 +189,24 @@ class ContrastiveRecipe:
         templates = torch.randint(len(self._start.prompts), (size,), generator=generator)[process_share(size)]
         tokens = self._tokens[batch.labels.cpu(), templates].to(batch.images.device)
         with global_draws(self._seed, "stochastic layers", step, *rank_seed_path(0), device=self._device):
-            image_features, text_features, scale = model(batch.images, tokens)
-        yield contrastive_loss(
-            gathered(image_features.float()),
-            gathered(text_features.float()),
-            scale,
-            self._targets(batch),
-        )
+            image_features, text_features, scale, bias = model(batch.images, tokens)
+        features = gathered(image_features.float()), gathered(text_features.float())
+        if bias is None:
+            yield contrastive_loss(*features, scale, self._targets(batch))
+        else:
+            yield sigmoid_loss(*features, scale, bias, self._shares(batch))
+
+    def _shares(self, batch: Batch) -> Tensor:
+        """How much of the class of each caption is in each image, over all processes."""
+        count = len(self._start.classes)
+        soft = one_hot(batch.labels, count) if batch.plan is None else mix_targets(batch.labels, batch.plan, count)
+        return class_targets(gathered(soft), gathered(batch.labels))
 
     def _targets(self, batch: Batch) -> Tensor:
         """How much of each caption is in each image, over all processes; an image's caption names its own class."""
-        classes = gathered(batch.labels)
         if batch.plan is None:
-            return class_targets(one_hot(classes, len(self._start.classes)), classes)
+            return self._shares(batch)
+        classes = gathered(batch.labels)
         place = process_index() * len(batch.labels)  # the partners are positions in this process's share
         weights, partners = batch.plan.weights.to(classes.device), batch.plan.partners.to(classes.device)
         return caption_shares(gathered(weights), gathered(partners + place), classes)

@@ -1,4 +1,4 @@
-"""Zero-shot models with an image and a text tower, through open_clip."""
+"""Zero-shot models with an image and a text tower, through open_clip and transformers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from shiftproof.errors import InputError, nearest, refuse_path, require_name
 from shiftproof.models.local_weights import load_local_weights, local_path
 from shiftproof.models.names import SCHEMES, random_weights_refused, unknown_model
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
+from shiftproof.models.transformers import SCHEME as TRANSFORMERS
+from shiftproof.models.transformers import load_transformers
 from shiftproof.storage import expanded, read_json
 
 _LOCAL = "local-dir:"
@@ -30,8 +32,8 @@ class Clip:
     """An image tower and a text tower with one embedding space; treat it as immutable.
 
     ``model`` offers ``encode_image`` and ``encode_text``, which return (B, D) embeddings, ``visual``, the image tower,
-    and ``logit_scale``, the natural logarithm of the scale. ``architecture`` describes how to rebuild the image tower,
-    its activation included; ``context_length`` counts tokens.
+    and ``logit_scale``, the natural logarithm of the scale. SigLIP has a ``logit_bias`` too. ``architecture`` describes
+    how to rebuild the image tower, its activation included; ``context_length`` counts tokens.
     """
 
     name: str
@@ -56,14 +58,17 @@ def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
     """Loads a zero-shot model by its name, in evaluation mode on the CPU.
 
     ``tiny`` (shipped), ``open_clip:ARCHITECTURE/TAG`` (without a tag: random weights, drawn from ``seed``),
-    ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (schemes of open_clip). Raises an InputError for an unknown name, for a
-    model without a text tower or with rectangular images, where the weights cannot be loaded and, unless
-    ``random_weights`` is set, for a name without a tag.
+    ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (schemes of open_clip), ``hf:ORG/NAME`` and ``hf:PATH`` (CLIP, SigLIP and
+    SigLIP 2 of transformers). Raises an InputError for an unknown name, for a model without a text tower or with
+    rectangular images, where the weights cannot be loaded and, unless ``random_weights`` is set, for a name without a
+    tag.
 
     >>> load_clip("tiny").preprocessing.size
     64
     """
     require_name("name", name, "open_clip:ViT-B-32/openai")
+    if name.startswith(TRANSFORMERS):
+        return Clip(name, **vars(load_transformers(name)))
     import open_clip
 
     open_clip.add_model_config(TINY_CONFIG)

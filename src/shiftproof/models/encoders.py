@@ -17,6 +17,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest, require_name
 from shiftproof.models.clip import build_encoder as build_image_tower
 from shiftproof.models.names import random_weights_refused
+from shiftproof.models.transformers import build_image_tower as build_transformers_tower
 
 _SCHEME = "timm:"
 _RESIZE_MODES = {"center": "shortest", "squash": "squash"}
@@ -73,9 +74,13 @@ def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
     library = architecture["library"]
     if library == "open_clip":
         return build_image_tower(architecture)
+    if library == "transformers":
+        return build_transformers_tower(architecture)
     if library == "timm":
         return _headless(_create(architecture["name"], architecture["tag"], False, None))
-    raise InputError(f"unknown library {library!r} of an encoder. {nearest(str(library), ['open_clip', 'timm'])}")
+    raise InputError(
+        f"unknown library {library!r} of an encoder. {nearest(str(library), ['open_clip', 'timm', 'transformers'])}"
+    )
 
 
 def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:

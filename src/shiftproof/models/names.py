@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shiftproof.errors import InputError, nearest
-from shiftproof.storage import read_json
 
-SCHEMES = ("open_clip:", "hf-hub:", "local-dir:")
+SCHEMES = ("open_clip:", "hf-hub:", "local-dir:", "hf:")
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -23,7 +22,10 @@ def random_weights_refused(name: str, tagged: Sequence[str]) -> InputError:
 
 def unknown_model(name: str) -> InputError:
     """The error for a name that is no model's, with a hint at what stands under that path, if anything does."""
-    examples = "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, or a classifier directory."
+    examples = (
+        "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, hf:ORG/NAME, or a classifier "
+        "directory."
+    )
     return InputError(f"unknown model {name!r}. {_hint(name) or nearest(name, ['tiny', *SCHEMES])} {examples}")
 
 
@@ -35,7 +37,10 @@ def _hint(name: str) -> str | None:
     if path.is_file() or name.endswith(_WEIGHTS):
         return f"It is a file: put its architecture before it, as in open_clip:ViT-B-32/{name}."
     if name.count("/") == 1 and ":" not in name:
-        return f"No directory has this name; a model of the Hugging Face hub is named hf-hub:{name}."
+        return (
+            f"No directory has this name; a model of the Hugging Face hub is named hf-hub:{name} if it is in "
+            f"open_clip's format, and hf:{name} if it is in that of transformers."
+        )
     return None
 
 
@@ -45,9 +50,5 @@ def _hint_at_directory(name: str, path: Path) -> str:
     if (path / "ensemble" / "classifier.json").is_file():
         return f"It is a run directory: name one of its classifiers, e.g. {path / 'ensemble'}."
     if (path / "config.json").is_file():
-        kind = read_json(path / "config.json").get("model_type", "unknown")
-        return (
-            f"It is the directory of a transformers model (of the type {kind!r}), which this version cannot read. "
-            "Name the same model in open_clip's format, e.g. hf-hub:ORG/NAME."
-        )
+        return f"It is the directory of a transformers model: write hf:{name}."
     return "It is a directory without classifier.json or open_clip_config.json, so it holds no model."

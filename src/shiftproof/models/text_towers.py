@@ -12,7 +12,7 @@ from torch import Tensor
 from shiftproof.errors import InputError
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import Clip, load_clip
-from shiftproof.models.zero_shot import zero_shot_embeddings
+from shiftproof.models.zero_shot import logit_scale_and_bias, zero_shot_embeddings
 
 _IMAGE_TOWER = "visual."
 
@@ -72,8 +72,9 @@ def with_text(clip: Clip, weights: Mapping[str, Tensor]) -> Clip:
 def rebuilt_head(clip: Clip, classifier: Classifier) -> tuple[dict[str, Tensor], float]:
     """The head that a model's text tower builds for a classifier's classes and prompts, and its logit scale.
 
-    The entries are ``head.weight`` (K, D), of rows of the length of the scale, and ``head.bias`` (K,), which is 0.
+    The entries are ``head.weight`` (K, D), of rows of the length of the scale, and ``head.bias`` (K,), which is the
+    logit bias of SigLIP for every class, and 0 for other models.
     """
-    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    scale, bias = logit_scale_and_bias(clip)
     rows = scale * zero_shot_embeddings(clip, classifier.classes.names, classifier.prompts)
-    return {"head.weight": rows.cpu().clone(), "head.bias": torch.zeros(len(rows))}, scale
+    return {"head.weight": rows.cpu().clone(), "head.bias": torch.full((len(rows),), bias)}, scale

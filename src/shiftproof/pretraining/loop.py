@@ -20,7 +20,8 @@ from shiftproof.data.photometric import vary_appearance
 from shiftproof.errors import DivergenceError, InputError, TrainingError, refuse_path
 from shiftproof.models.clip import Clip, model_config, require_clip
 from shiftproof.models.devices import resolve_device
-from shiftproof.pretraining.loss import contrastive_loss
+from shiftproof.models.transformers import DualEncoder, Tokenizer, save_transformers
+from shiftproof.pretraining.loss import contrastive_loss, sigmoid_loss
 from shiftproof.pretraining.recall import held_out_recall
 from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.pretraining.towers import TwoTowers
@@ -54,10 +55,12 @@ def pretrain(
     device: str | torch.device = "auto",
     trackers: Sequence[str] = (),
 ) -> PretrainRecord:
-    """Trains a copy of both towers and writes ``out/model`` (open_clip's local-dir layout) and ``out/card.json``.
+    """Trains a copy of both towers and writes ``out/model`` and ``out/card.json``.
 
-    Returns the record that ``card.json`` holds. Minimises ``contrastive_loss`` over the image-text pairs of every
-    batch (Radford et al. 2021, arXiv 2103.00020). Resumes from the last checkpoint in ``out/checkpoints``, if there is
+    ``out/model`` has the layout of the library that the model comes from: open_clip's local-dir, or that of
+    transformers. Returns the record that ``card.json`` holds. Minimises ``contrastive_loss`` over the image-text pairs
+    of every batch (Radford et al. 2021, arXiv 2103.00020), or ``sigmoid_loss`` for a model with a logit bias (Zhai et
+    al. 2023, arXiv 2303.15343). Resumes from the last checkpoint in ``out/checkpoints``, if there is
     one, with the same data order and random views as an uninterrupted training. ``trackers`` may name tensorboard and
     wandb.
 
@@ -85,7 +88,7 @@ def pretrain(
     trained = replace(clip, model=towers.model.eval())
     record = job.record(history, seconds, held_out_recall(trained, data, seed=seed))
     if is_main_process():
-        _save_open_clip(trained, out / "model")
+        _save_model(trained, out / "model")
         write_json(out / "card.json", to_json(record))
     return record
 
@@ -181,8 +184,9 @@ def _losses(job: _Job, model: nn.Module, step: int) -> Iterator[Tensor]:
     images, texts = _batch(job, step)
     share = process_share(job.settings.batch_size)
     with global_draws(job.seed, "stochastic layers", step, *rank_seed_path(0), device=job.device):
-        image_features, text_features, scale = model(images[share].to(job.device), texts[share].to(job.device))
-    yield contrastive_loss(gathered(image_features.float()), gathered(text_features.float()), scale)
+        image_features, text_features, scale, bias = model(images[share].to(job.device), texts[share].to(job.device))
+    features = gathered(image_features.float()), gathered(text_features.float())
+    yield contrastive_loss(*features, scale) if bias is None else sigmoid_loss(*features, scale, bias)
 
 
 def _batch(job: _Job, step: int) -> tuple[Tensor, Tensor]:
@@ -225,10 +229,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _save_open_clip(clip: Clip, folder: Path) -> None:
-    """Writes open_clip's directory layout, so that ``local-dir:`` loads it in open_clip and here."""
+def _save_model(clip: Clip, folder: Path) -> None:
+    """Writes the layout of the model's library: transformers' own, or open_clip's, which ``local-dir:`` loads."""
     import open_clip
 
+    if isinstance(clip.model, DualEncoder) and isinstance(clip.tokenizer, Tokenizer):
+        save_transformers(clip.model, clip.tokenizer, clip.preprocessing, folder)
+        return
     config = {
         "model_cfg": model_config(str(clip.architecture["name"])),
         "preprocess_cfg": open_clip.get_model_preprocess_cfg(clip.model),

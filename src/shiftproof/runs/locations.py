@@ -12,7 +12,8 @@ from shiftproof.data.formats.registry import FORMATS
 from shiftproof.errors import InputError
 from shiftproof.storage import expanded
 
-_LOCAL = "local-dir"
+# Schemes of models whose rest is a path, or may be one where such a directory exists.
+_LOCAL, _LOCAL_OR_HUB = "local-dir", "hf"
 
 
 def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -40,10 +41,15 @@ def model_path(model: str, folder: Path | None) -> str:
     """The name of a model, with the path changed as in ``with_paths`` if it is that of a directory."""
     scheme, colon, path = model.partition(":")
     if colon:
-        return f"{_LOCAL}:{_place(path, folder)}" if scheme == _LOCAL else model
-    here, beside = expanded(model), (folder or Path()) / expanded(model)
-    is_directory = any((place / "classifier.json").is_file() for place in (here, beside))
-    return _place(model, folder) if is_directory or os.sep in model else model
+        is_path = scheme == _LOCAL or (scheme == _LOCAL_OR_HUB and _exists(path, "config.json", folder))
+        return f"{scheme}:{_place(path, folder)}" if is_path else model
+    return _place(model, folder) if _exists(model, "classifier.json", folder) or os.sep in model else model
+
+
+def _exists(directory: str, file: str, folder: Path | None) -> bool:
+    """Whether a directory with this file exists, relative to the working directory or to ``folder``."""
+    path = expanded(directory)
+    return any((place / file).is_file() for place in (path, (folder or Path()) / path))
 
 
 def _suite(suite: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
