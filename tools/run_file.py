@@ -51,7 +51,8 @@ LOOP_MEANINGS = {
     "checkpoints_kept": "keeps this many checkpoints",
 }
 MEANINGS: Mapping[str, str] = {
-    "model": "the start: `tiny`, `open_clip:ARCHITECTURE/TAG`, `hf-hub:ORG/NAME`, `local-dir:PATH`, or a classifier directory. "
+    "model": "the start: `tiny`, `open_clip:ARCHITECTURE/TAG`, `hf-hub:ORG/NAME`, `local-dir:PATH`, `hf:ORG/NAME`, "
+    "`hf:PATH`, or a classifier directory. "
     "A run file must name it",
     "random_weights": "allows a model whose name has no tag, and which thus has random weights (`--random-weights`)",
     "suite": "`emoji`, `emoji-development` or a [public data set](data-sets.md) such as `imagenet:PATH`, or a section about your own "

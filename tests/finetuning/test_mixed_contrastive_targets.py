@@ -85,7 +85,7 @@ def test_the_loss_is_the_cross_entropy_with_these_shares(zero: sp.Classifier, mo
     labels, recorded = [0, 0, 0, 1, 2, 3], Recorded(monkeypatch)
     plan = sp.mixing.MixUp().plan(len(labels), (64, 64), torch.Generator().manual_seed(2))
     loss = one_loss(zero, labels, plan, recorded)
-    images, texts, scale = recorded.towers(torch.zeros(len(labels), 3, 64, 64), recorded.tokens)
+    images, texts, scale, _ = recorded.towers(torch.zeros(len(labels), 3, 64, 64), recorded.tokens)
     logits, shares = (scale * images @ texts.T).tolist(), slow_shares(plan, labels)
     total = 0.0
     for rows, targets in ((logits, shares), (list(zip(*logits, strict=True)), list(zip(*shares, strict=True)))):
