@@ -89,6 +89,13 @@ def test_another_number_in_the_results_is_noticed(name: str, keys: list[str | in
     assert differs(page, copied)
 
 
+def test_another_number_in_the_paper_s_sweeps_is_noticed(copied: Sources) -> None:
+    path = copied.results / "wiseft_alpha_sweeps.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(",58.1,", ",98.1,", 1), encoding="utf-8")  # zero-shot's mean of the shifts
+    assert differs("docs/choosing-alpha.md", copied)
+
+
 def test_every_committed_result_is_on_a_page() -> None:
     committed = {
         str(path.relative_to(ROOT)) for folder in (RESULTS, BENCHMARKS) for path in (ROOT / folder).glob("*.json")

@@ -14,7 +14,9 @@ _UNIT = (
     r"(?:%|per cent|points?|times|images? (?:a|per) second|images/s|milliseconds?|seconds?|minutes?|hours?|ms|s|"
     r"[KMG]B|M parameters)"
 )
-MEASURED = re.compile(rf"{_COUNT} (?:{_UNIT})(?!\w)|\d+\.\d+|{_COUNT} of (?:the )?{_COUNT}(?!\w)", re.IGNORECASE)
+MEASURED = re.compile(
+    rf"{_COUNT} (?:{_UNIT})(?!\w)|(?<![A-Za-z]-)\b\d+\.\d+|{_COUNT} of (?:the )?{_COUNT}(?!\w)", re.IGNORECASE
+)
 
 
 def prose(page: str) -> str:
