@@ -21,8 +21,10 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+Reader = Callable[[str], None]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
 _file: ContextVar[Path | None] = ContextVar("file", default=None)
+_readers: ContextVar[tuple[Reader, ...]] = ContextVar("readers", default=())
 
 
 @contextlib.contextmanager
@@ -71,3 +73,26 @@ def file_being_read() -> Path | None:
     'photo.jpg'
     """
     return _file.get()
+
+
+@contextlib.contextmanager
+def reading_notes(reader: Reader) -> Iterator[None]:
+    """A context in which every note is sent to the reader.
+
+    >>> notes = []
+    >>> with reading_notes(notes.append):
+    ...     note("training starts")
+    >>> notes
+    ['training starts']
+    """
+    token = _readers.set((*_readers.get(), reader))
+    try:
+        yield
+    finally:
+        _readers.reset(token)
+
+
+def note(line: str) -> None:
+    """Sends every reader a line that is worth reading, but no warning."""
+    for reader in _readers.get():
+        reader(line)

@@ -44,6 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "models": (
         *(
             "devices",
+            "memory",
             "names",
             "prompts",
             "tiny",
@@ -57,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("zero_shot", "text_towers"),
         *("directories", "cards"),
     ),
-    "training": ("distributed", "hardware", "checkpoints", "log", "engine"),
+    "training": ("distributed", "precision", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (
         *("blocks", "intervals", "proportions", "significance", "robustness", "calibration", "metrics"),
         *("predictions", "inference", "retrieval"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -58,6 +59,9 @@ def main() -> None:
     """Runs the command line. The secondary processes of ``torchrun`` print nothing but errors."""
     from shiftproof.progress import is_secondary_process
 
+    # OpenMP reads this when torch is loaded, which happens later, inside the commands. Threads that spin while they
+    # wait for each other slow down whatever else runs, and themselves most of all (docs/decisions.md#speed).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with contextlib.redirect_stdout(io.StringIO()) if is_secondary_process() else contextlib.nullcontext():
             app(prog_name="shiftproof")

@@ -46,7 +46,21 @@ def live_progress() -> Iterator[None]:
         yield
         return
     console = Console(stderr=True)
-    with _bars(console) if console.is_terminal else _lines(), plain_warnings():
+    with _bars(console) if console.is_terminal else _lines(), plain_warnings(), _notes():
+        yield
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Prints notes, each once, though a command may train several networks."""
+    printed = set[str]()
+
+    def show(line: str) -> None:
+        if line not in printed:
+            printed.add(line)
+            print(line, file=sys.stderr, flush=True)
+
+    with progress.reading_notes(show):
         yield
 
 

@@ -21,6 +21,7 @@ from shiftproof.diagnosis.grids import layer_grid, timm_trunk
 from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier, Network, require_classifier
 from shiftproof.models.devices import resolve_device
+from shiftproof.models.memory import lay_out, uses_channels_last
 
 METHODS = ("auto", "cam", "grad-cam")
 
@@ -72,7 +73,7 @@ def class_activation_map(
     _require_fitting(classifier, images, classes)
     device = resolve_device(device)
     with _gradients_allowed(classifier, images):
-        network = _private(classifier.network, device)
+        network = _private(classifier, device)
         images, classes = _moved(images, device), classes.to(device)
         end = None if method == "grad-cam" or layer is not None else _linear_end(network, images[:1])
         if end is not None:
@@ -102,7 +103,7 @@ def class_evidence(
     _require_fitting(classifier, images, classes)
     device = resolve_device(device)
     with _gradients_allowed(classifier, images):
-        network = _private(classifier.network, device)
+        network = _private(classifier, device)
         images, classes = _moved(images, device), classes.to(device)
         end = _linear_end(network, images[:1])
         if end is None:
@@ -119,7 +120,7 @@ def map_kind(classifier: Classifier) -> str:
     size = classifier.preprocessing.size
     image = torch.zeros(1, 3, size, size)
     with _gradients_allowed(classifier, image):
-        network = _private(classifier.network, "cpu")
+        network = _private(classifier, "cpu")
         if _linear_end(network, image) is not None:
             return "cam"
         explained_module(network, None)
@@ -182,12 +183,16 @@ def _evidence(network: Network, end: _LinearEnd, images: Tensor, classes: Tensor
         return Evidence(maps, rows @ end.bias + network.head.bias[classes])
 
 
-def _private(network: Network, device: str) -> Network:
-    """Returns a copy in evaluation mode and float32 that shares the weights but no hooks, flags or gradients."""
+def _private(classifier: Classifier, device: str) -> Network:
+    """Returns a copy in evaluation mode and float32, in the memory format of the device.
+
+    It shares the other weights of the network, but no hooks, flags or gradients.
+    """
+    network = classifier.network
     memo: dict[int, Any] = {id(p): nn.Parameter(_shared(p), requires_grad=False) for p in network.parameters()}
     memo |= {id(buffer): _shared(buffer) for buffer in network.buffers()}
     private: Network = deepcopy(network, memo).to(device=device, dtype=torch.float32).eval()
-    return private
+    return lay_out(private, uses_channels_last(network, device, classifier.channels_last))
 
 
 def _shared(tensor: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def reestimate_batch_norm(
     order = torch.randperm(len(images), generator=child_generator(seed, "batch norm")).tolist()
     chosen = images.subset(order[: len(images) // size * size])
     place = resolve_device(device)
-    network = deepcopy(classifier.network).to(place).eval()
+    network = deepcopy(classifier.network_on(device=place))
     _reset_statistics(network)
     with torch.inference_mode():
         for number, batch in enumerate(evaluation_batches(chosen, classifier.preprocessing, size), 1):

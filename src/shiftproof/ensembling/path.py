@@ -27,6 +27,7 @@ from shiftproof.evaluation.predictions import Add
 from shiftproof.evaluation.proportions import Proportion, measure_proportion
 from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.models.devices import resolve_device
+from shiftproof.models.memory import lay_out, uses_channels_last
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.weights.arithmetic import combine, path_coefficients, require_compatible
 
@@ -173,25 +174,30 @@ def sweep_scores(
 def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: str) -> _Along:
     """Returns the function from a batch to the logits of every alpha, with both ends on the device."""
     require_choice("space", space, SPACES)
-    first, second = (end.network_on(device=device) for end in (zero_shot, fine_tuned))
-    require_compatible(first.state_dict(), second.state_dict())
-    towers = TextTowers.of((zero_shot, fine_tuned), device=device) if space == "weights" else None
+    models = zero_shot, fine_tuned
+    require_compatible(*(model.network.state_dict() for model in models))
+    towers = TextTowers.of(models, device=device) if space == "weights" else None
     if towers is not None:
-        return _interpolating(first, second, functools.cache(lambda alpha: towers.between(alpha).entries))
-    if _one_encoder(first, second):
+        return _interpolating(models, functools.cache(lambda alpha: towers.between(alpha).entries), device)
+    one_encoder = _one_encoder(zero_shot.network, fine_tuned.network)
+    if space == "weights" and not one_encoder:
+        return _interpolating(models, None, device)
+    first, second = (model.network_on(device=device) for model in models)
+    if one_encoder:
         return _mixing(lambda images: _two_heads(first, second, images))
-    if space == "outputs":
-        return _mixing(lambda images: (first(images), second(images)))
-    return _interpolating(first, second, None)
+    return _mixing(lambda images: (first(images), second(images)))
 
 
-def _interpolating(first: Network, second: Network, rebuilt: _Heads | None) -> _Along:
+def _interpolating(models: tuple[Classifier, Classifier], rebuilt: _Heads | None, device: str) -> _Along:
     """Moves the weights of one network along the path, batch by batch: three copies of the weights in all.
 
     ``rebuilt`` returns the entries of the head at an alpha where they are not interpolated.
     """
-    working = deepcopy(first)
-    ends, tensors = (first.state_dict(), second.state_dict()), working.state_dict()
+    start = models[0]
+    channels_last = uses_channels_last(start.network, device, start.channels_last)
+    working = lay_out(deepcopy(start.network).to(device), channels_last).eval()
+    ends = [{name: entry.to(device) for name, entry in model.network.state_dict().items()} for model in models]
+    tensors = working.state_dict()
 
     def logits(images: Tensor, alphas: Sequence[float]) -> Iterator[Tensor]:
         for alpha in alphas:

@@ -74,9 +74,13 @@ def finetune(
     require_suite(suite)
     device = resolve_device(device)
     require_trainable_batches(start, settings, seed=seed)
+    if settings.channels_last is not None:
+        start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
     begin, trials = _beginning(start, train, validation, settings, seed, device)
     record = {"settings": asdict(settings), "seed": seed, **trials}
+    settings = settings.on(device)
+    record["precision"] = settings.precision
     job = _Job(parent_entry("start", start), begin, train, validation, settings, seed, device, checkpoints, record)
     if settings.recipe == "linear-probe":
         return job.documented(begin, [])
@@ -169,7 +173,7 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
     """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
     patience = job.settings.early_stopping
     last = trainer.first if progress.is_over(patience) else trainer.course.steps
-    batches = _saving_unless_read(_batches(job, trainer.first, last), trainer, progress)
+    batches = _saving_unless_read(_batches(job, trainer, last), trainer, progress)
     for step, batch in enumerate(batches, trainer.first):
         try:
             loss = trainer.take(step, recipe.losses(trainer.model, batch, step))
@@ -336,9 +340,10 @@ def _optimizer(recipe: Recipe, settings: FinetuneSettings) -> torch.optim.Optimi
     return torch.optim.AdamW(recipe.groups(), lr=0.0)
 
 
-def _batches(job: _Job, first: int, steps: int) -> Iterator[Batch]:
-    """This process's share of every batch from step ``first`` on, mixed if the settings say so."""
-    train, settings, seed, device = job.train, job.settings, job.seed, job.device
+def _batches(job: _Job, trainer: Trainer, steps: int) -> Iterator[Batch]:
+    """This process's share of every remaining batch, mixed if the settings say so."""
+    train, settings, seed, device, first = job.train, job.settings, job.seed, job.device, trainer.first
+    memory_format = torch.channels_last if trainer.channels_last else torch.preserve_format
     order, share, mixer = child_seed(seed, "finetune"), process_share(settings.batch_size), settings.mixer
 
     def positions(step: int) -> list[int]:
@@ -349,9 +354,7 @@ def _batches(job: _Job, first: int, steps: int) -> Iterator[Batch]:
         train, job.begin.preprocessing, places, settings.crop_scale, seed=seed, first=first, share=share
     )
     for step, images in enumerate(pixels, first):
-        inputs = images.to(
-            device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
-        )
+        inputs = images.to(device, memory_format=memory_format)
         labels = torch.as_tensor(train.labels[positions(step)[share]], device=device)
         plan = None
         if mixer and settings.mixes_at(step, len(train)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,10 @@ FILLINGS = ("partner", "zero", "mean", "noise")
 # Limits on the elements of a run's masks. With smaller runs, the cost of starting operations dominates; the masks of
 # larger ones do not fit into the caches.
 _FLOAT_RUN_LIMIT, _BYTE_RUN_LIMIT = 1 << 19, 1 << 17
+# Images with at least this many pixels are cut and pasted one by one; masks are faster for smaller ones.
+_PASTED_PIXELS = 1 << 14
+# Added to a float32 number from 0 to 255, it leaves the number, rounded half to even, in the lowest byte.
+_ROUNDING = float(1 << 23)
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,11 @@ def _mix_in_runs(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
     interleaved = not images.is_contiguous() and _channels_last(images) and _channels_last(mixed)
     repeat = images.shape[1] if interleaved else 1
     planes, target = _planes(images, interleaved), _planes(mixed, interleaved)
-    floating = images.is_floating_point()
-    working = images.dtype if floating else torch.float32
-    limit = _FLOAT_RUN_LIMIT if floating else _BYTE_RUN_LIMIT
+    working = images.dtype if images.is_floating_point() else torch.float32
+    limit = _FLOAT_RUN_LIMIT if images.is_floating_point() else _BYTE_RUN_LIMIT
     longest = min(len(plan), limit // (plan.size[0] * plan.size[1] * repeat) or 1)
     masks = _Masks(plan, repeat, working, longest)
+    blend = torch.lerp if images.is_floating_point() else _ByteBlend(planes[:longest])
     for run in _runs(plan, longest):
         rows = slice(run.start, run.stop)
         anchors = planes[rows]
@@ -132,15 +137,34 @@ def _mix_in_runs(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
             target[rows].copy_(anchors)
             continue
         others = planes[run.partner : run.partner + run.stop - run.start]
-        if run.operation == "fill":
+        if run.fills:
             filling, seed = plan.fillings[run.start], int(plan.noise_seeds[run.start])
             others = _filled(anchors[0], filling, seed, repeat)[None]
         outside, inside = (others, anchors) if run.anchor_inside else (anchors, others)
-        if floating:
-            torch.lerp(outside, inside, masks.of(run), out=target[rows])
+        if run.operation == "paste":
+            _paste(outside, inside, masks.boxes[rows], target[rows])
         else:
-            blended = torch.lerp(outside.to(working), inside.to(working), masks.of(run))
-            target[rows].copy_(blended.round_())
+            blend(outside, inside, masks.of(run), out=target[rows])
+
+
+def _paste(outside: Tensor, inside: Tensor, boxes: Sequence[tuple[slice, slice]], target: Tensor) -> None:
+    """Copies images and pastes a box of another image into each of them."""
+    target.copy_(outside)
+    for i, (rows, columns) in enumerate(boxes):
+        pasted = inside[i, :, rows, columns]
+        target[i, :, rows, columns] = pasted.round() if pasted.dtype != target.dtype else pasted
+
+
+class _ByteBlend:
+    """Blends bytes in float32, in buffers that stay in the CPU's caches, and rounds half to even."""
+
+    def __init__(self, planes: Tensor) -> None:
+        self._first, self._second = (torch.empty(planes.shape, dtype=torch.float32) for _ in range(2))
+
+    def __call__(self, outside: Tensor, inside: Tensor, weights: Tensor, *, out: Tensor) -> None:
+        blended = self._first[: len(out)].copy_(outside)
+        torch.lerp(blended, self._second[: len(out)].copy_(inside), weights, out=blended)
+        out.copy_(blended.add_(_ROUNDING).view(torch.int32))
 
 
 @dataclass(frozen=True)
@@ -150,12 +174,14 @@ class _Run:
     start: int
     stop: int
     operation: str
+    fills: bool
     anchor_inside: bool
     partner: int
 
 
 def _runs(plan: MixPlan, longest: int) -> Iterator[_Run]:
     operations, partners, inside = _operations(plan), plan.partners.tolist(), plan.anchor_inside.tolist()
+    fills = [filling != "partner" for filling in plan.fillings]
     start, count = 0, len(plan)
     for stop in range(1, count + 1):
         continues = (
@@ -163,27 +189,28 @@ def _runs(plan: MixPlan, longest: int) -> Iterator[_Run]:
             and stop - start < longest
             and (operations[stop], inside[stop], partners[stop] - stop)
             == (operations[start], inside[start], partners[start] - start)
-            and operations[stop] in ("copy", "blend")
+            and (operations[stop] == "copy" or (operations[stop] in ("blend", "paste") and not fills[stop]))
         )
         if not continues:
-            yield _Run(start, stop, operations[start], inside[start], partners[start])
+            yield _Run(start, stop, operations[start], fills[start], inside[start], partners[start])
             start = stop
 
 
 def _operations(plan: MixPlan) -> list[str]:
     """The operation on each sample.
 
-    "copy" leaves it unchanged, "blend" blends it with its partner by a mask that is an outer product, "blend-circle" by
-    a circle's mask that is none, and "fill" covers a shape without a partner.
+    "copy" leaves it unchanged, "paste" exchanges a box, "blend" blends two images by a mask that is an outer product,
+    and "blend-circle" by a circle's mask that is none.
     """
+    large = plan.size[0] * plan.size[1] >= _PASTED_PIXELS
     operations = []
     for i, (shape, filling, edge, partner) in enumerate(
         zip(plan.shapes, plan.fillings, plan.edges.tolist(), plan.partners.tolist(), strict=True)
     ):
         if shape == "none" or (filling == "partner" and partner == i):
             operations.append("copy")
-        elif filling != "partner":
-            operations.append("fill")
+        elif shape == "square" and edge == 0 and (large or filling != "partner"):
+            operations.append("paste")
         else:
             operations.append("blend-circle" if shape == "circle" and edge != 1 else "blend")
     return operations
@@ -204,12 +231,22 @@ class _Masks:
     def of(self, run: _Run) -> Tensor:
         """The (n, 1, H, W * repeat) weights of the images inside the shapes of n samples."""
         buffer = self.buffer[: run.stop - run.start]
-        if run.operation == "blend-circle" or (run.operation == "fill" and self.plan.shapes[run.start] == "circle"):
+        if run.operation == "blend-circle":
             plan, one = self.plan, [run.start]
             circle = soft_mask("circle", plan.size, plan.centres[one], plan.extents[one], plan.edges[one])
             return buffer.copy_(circle.repeat_interleave(self.repeat, 2)[:, None])
         samples = slice(run.start, run.stop)
         return torch.mul(self.rows[samples], self.columns[samples], out=buffer)
+
+    @functools.cached_property
+    def boxes(self) -> list[tuple[slice, slice]]:
+        """The rows and columns of the planes where the masks of hard squares are 1."""
+        ranges = []
+        for weights in (self.rows.flatten(1), self.columns.flatten(1)):
+            covered = weights > 0
+            firsts, lengths = covered.int().argmax(1).tolist(), covered.sum(1).tolist()
+            ranges.append([slice(first, first + length) for first, length in zip(firsts, lengths, strict=True)])
+        return list(zip(*ranges, strict=True))
 
 
 def _profiles(plan: MixPlan) -> tuple[Tensor, Tensor]:
@@ -241,12 +278,18 @@ def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
     The result is floating-point; the noise for uint8 images is clipped to 0 to 255. With ``repeat`` interleaved
     channels, image and result are planes of (1, H, W * repeat).
     """
-    if repeat > 1:
-        channels = image.view(image.shape[1], -1, repeat).permute(2, 0, 1)
-        return _filled(channels, filling, seed).permute(1, 2, 0).flatten(1)[None]
     anchor = image if image.is_floating_point() else image.float()
     if filling == "zero":
         return anchor.new_zeros(()).expand_as(anchor)
+    if repeat > 1 and filling == "mean":
+        # Columns first, since the channels of a pixel are too few for the processor's vector instructions.
+        exact = torch.float64 if anchor.dtype == torch.float64 else torch.float32
+        colour = anchor[0].mean(0, dtype=exact).view(-1, repeat).mean(0).to(anchor.dtype)
+        return colour.repeat(anchor.shape[2] // repeat).expand_as(anchor)
+    if repeat > 1:
+        channels = anchor.view(anchor.shape[1], -1, repeat).permute(2, 0, 1)
+        noise = _filled(channels, filling, seed).permute(1, 2, 0).flatten(1)[None]
+        return noise if image.is_floating_point() else noise.clamp_(0, 255)
     mean = anchor.mean((1, 2), keepdim=True)
     if filling == "mean":
         return mean.expand_as(anchor)

@@ -17,6 +17,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refuse_path
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
+from shiftproof.models.memory import is_laid_out, lay_out, uses_channels_last
 
 
 class Network(nn.Module):
@@ -62,7 +63,8 @@ class Classifier:
     is the factor already folded into the head: the scale of the text tower that wrote it, and for other heads on
     features of length 1 the mean length of the rows (``head_scale``). It is 1 where features are not scaled to length
     1. ``alpha`` (0 is the start, 1 is fine-tuned) and ``parents`` state what an ensemble was made from, and
-    ``training`` how the classifier was fine-tuned.
+    ``training`` how the classifier was fine-tuned. ``channels_last`` says whether it runs in this memory format; None
+    chooses by the kind of network.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -77,6 +79,7 @@ class Classifier:
     parents: tuple[Mapping[str, Any], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     text: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    channels_last: bool | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         alpha = "" if self.alpha is None else f", alpha {self.alpha:g}"
@@ -87,10 +90,15 @@ class Classifier:
         return dict(self.network.state_dict())
 
     def network_on(self, *, device: str | torch.device = "auto") -> Network:
-        """Returns the network on a device, in evaluation mode: itself if it is there already, and a copy otherwise."""
+        """Returns the network on a device, in its memory format there (``uses_channels_last``) and in evaluation mode.
+
+        It is the network itself if that is the case already, and a copy otherwise.
+        """
         place = torch.device(resolve_device(device))
-        here = next(self.network.parameters()).device == place
-        return self.network.eval() if here else deepcopy(self.network).to(place).eval()
+        channels_last = uses_channels_last(self.network, place, self.channels_last)
+        if next(self.network.parameters()).device == place and is_laid_out(self.network, channels_last):
+            return self.network.eval()
+        return lay_out(deepcopy(self.network).to(place), channels_last).eval()
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
         """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped.

@@ -88,16 +88,17 @@ def write_card(card: Card, directory: Path) -> None:
     )
 
 
-def load_classifier(directory: str | Path) -> Classifier:
+def load_classifier(directory: str | Path, *, channels_last: bool | None = None) -> Classifier:
     """Reads a classifier directory, in evaluation mode on the CPU.
 
+    ``channels_last`` is the memory format in which the classifier will run; None chooses by the kind of network.
     Raises an InputError if a file is missing or damaged, or if the weights are not those that ``classifier.json`` was
     written with.
     """
     directory = expanded(directory)
     card = read_card(directory)
     values = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
-    classifier = rebuild(values, read_state_dict(directory / "model.safetensors"))
+    classifier = rebuild({**values, "channels_last": channels_last}, read_state_dict(directory / "model.safetensors"))
     if card.head == "rebuilt":
         classifier = replace(classifier, text=read_state_dict(directory / _TEXT))
     require_weights_of_card(card, classifier.state_dict(), directory)

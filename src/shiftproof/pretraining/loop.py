@@ -73,8 +73,10 @@ def pretrain(
     refuse_path("data", data, "captioned images, e.g. load_captioned_set('csv:PATH')")
     out = Path(out)
     _require_whole_batches(data, settings)
+    device = resolve_device(device)
+    settings = settings.on(device)
     data.require_readable()
-    job = _Job(clip, data, settings, seed, resolve_device(device), out, time.perf_counter())
+    job = _Job(clip, data, settings, seed, device, out, time.perf_counter())
     towers = TwoTowers(deepcopy(clip.model).to(job.device).train())
     require_images_for_batch_norm("pretrain", towers, settings.batch_size)
     if settings.gradient_checkpointing:

@@ -37,8 +37,9 @@ class FinishedRun:
 
         Raises an InputError if a file of the run is missing or damaged.
         """
-        models = {model: load_classifier(directory.classifier(model)) for model in MODELS}
         run_file = RunFile.read(directory.run_file)
+        channels_last = run_file.finetune.channels_last
+        models = {model: load_classifier(directory.classifier(model), channels_last=channels_last) for model in MODELS}
         suite = load_run_suite(run_file).relabelled(models["zero_shot"].classes)
         return cls(directory, run_file, suite, models, device)
 

@@ -148,17 +148,20 @@ class Run:
     @functools.cached_property
     def zero_shot(self) -> Classifier:
         """The start, as it was saved."""
-        return load_classifier(self.directory.classifier("zero_shot"))
+        return self._load("zero_shot")
 
     @functools.cached_property
     def fine_tuned(self) -> Classifier:
         """The fine-tuned classifier, as it was saved."""
-        return load_classifier(self.directory.classifier("fine_tuned"))
+        return self._load("fine_tuned")
 
     @functools.cached_property
     def ensemble(self) -> Classifier:
         """The weight-space ensemble at the chosen alpha, as it was saved."""
-        return load_classifier(self.directory.classifier("ensemble"))
+        return self._load("ensemble")
+
+    def _load(self, model: str) -> Classifier:
+        return load_classifier(self.directory.classifier(model), channels_last=self.run_file.finetune.channels_last)
 
     @functools.cached_property
     def path(self) -> PathRecord:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shiftproof import progress
 from shiftproof.errors import DivergenceError, InputError, TrainingInterruptedError
+from shiftproof.models.memory import uses_channels_last
 from shiftproof.seeding import child_generator
 from shiftproof.training.checkpoints import (
     TrainingState,
@@ -42,6 +43,7 @@ from shiftproof.training.distributed import (
 )
 from shiftproof.training.hardware import LoopSettings, accelerated, prepared, translating_out_of_memory
 from shiftproof.training.log import TrainingLog
+from shiftproof.training.precision import precision_advice
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -237,7 +239,7 @@ class Trainer:
     """A training in progress: takes steps, reports them, writes checkpoints and stops on SIGTERM and Ctrl-C.
 
     ``model`` is the wrapped module that must be called in the forward pass; ``begun`` is the checkpoint that the
-    training resumes from.
+    training resumes from. ``channels_last`` is the memory format of the weights, which suits the images, too.
     """
 
     module: nn.Module
@@ -251,6 +253,7 @@ class Trainer:
     stop_signal: Callable[[], int]
     log: TrainingLog
     begun: TrainingState | None
+    channels_last: bool
     _stopped_by: int = 0
     _started: float = field(default_factory=time.perf_counter)
 
@@ -305,6 +308,7 @@ class Trainer:
                 "own": loop_state,
                 "origin": self.course.origin,
                 "scaler": scaler.state_dict() if scaler else {},
+                "channels_last": self.channels_last,
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
         wait_for_main(self.device)  # no process continues, or ends, before it is written
@@ -347,7 +351,8 @@ def training(
         accelerated(settings, device) as accelerator,
         noticing_stop_signals(folder is not None, notice) as stop_signal,
     ):
-        model = prepared(module, settings, accelerator, device)
+        channels_last = uses_channels_last(module, device, _memory_format(settings, begun))
+        model = prepared(module, settings, accelerator, device, channels_last)
         if not same_everywhere(begun.step if begun else 0, device):
             raise InputError(
                 f"the processes see different checkpoints in {folder}. Choose an `out` that all machines share."
@@ -355,14 +360,34 @@ def training(
         if begun is not None and folder is not None:
             require_same_training(begun.state["origin"], course.origin, folder, course.earlier_origin)
             _restore(begun, module, optimizer, accelerator.scaler)
+        if advice := precision_advice(settings.precision, device):
+            progress.note(f"{course.stage}: {advice}")
         log = TrainingLog(folder, begun.step if begun else 0, trackers, course.origin)
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
         try:
             yield Trainer(
-                module, model, stepper, accelerator, course, settings, device, folder, stop_signal, log, begun
+                module,
+                model,
+                stepper,
+                accelerator,
+                course,
+                settings,
+                device,
+                folder,
+                stop_signal,
+                log,
+                begun,
+                channels_last,
             )
         finally:
             log.close()
+
+
+def _memory_format(settings: LoopSettings, begun: TrainingState | None) -> bool | None:
+    """The setting; where there is none, a resumed training keeps its format, which earlier versions did not record."""
+    if settings.channels_last is None and begun is not None:
+        return bool(begun.state.get("channels_last", False))
+    return settings.channels_last
 
 
 def _restore(begun: TrainingState, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:

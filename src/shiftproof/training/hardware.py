@@ -12,47 +12,52 @@ import torch
 from torch import nn
 
 from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
+from shiftproof.models.memory import lay_out
 from shiftproof.training.distributed import process_count
+from shiftproof.training.precision import FASTEST, PRECISIONS, resolved_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Accelerate's name of each. Weights, gradients and the optimiser's state are float32 in all of them.
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
 class LoopSettings:
     """How a training uses the machine; apart from ``precision``, the settings change a result in the last bits only.
 
-    ``precision`` is that of the forward pass (float16 needs a GPU). ``accumulate`` splits every batch into this many
+    ``precision`` is that of the forward pass (float16 needs a GPU); "fastest" stands for the fastest one on the device
+    (``resolved_precision``). ``accumulate`` splits every batch into this many
     parts, processed one after the other; batch norm, where there is any, then computes its statistics for each part.
-    ``gradient_checkpointing`` recomputes activations in the backward pass. Both save memory. ``channels_last`` and
-    ``compile`` may save time. A checkpoint is written every ``checkpoint_every`` steps, and the last
-    ``checkpoints_kept`` of them are kept.
+    ``gradient_checkpointing`` recomputes activations in the backward pass. Both save memory. ``channels_last`` is the
+    memory format; None chooses by the kind of network (``uses_channels_last``). ``compile`` may save time. A checkpoint
+    is written every ``checkpoint_every`` steps, and the last ``checkpoints_kept`` of them are kept.
     """
 
     precision: str = "float32"
     accumulate: int = 1
     gradient_checkpointing: bool = False
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: bool = False
     checkpoint_every: int = 500
     checkpoints_kept: int = 2
 
     def check_loop(self, section: str) -> None:
         """Raises an InputError that names the key, in its section of the run file, of a value that is not allowed."""
-        require_choice(f"{section}.precision", self.precision, PRECISIONS)
+        require_choice(f"{section}.precision", self.precision, (*PRECISIONS, FASTEST))
         require_at_least(f"{section}.accumulate", self.accumulate, 1)
         require_at_least(f"{section}.checkpoint_every", self.checkpoint_every, 1)
         require_at_least(f"{section}.checkpoints_kept", self.checkpoints_kept, 1)
+
+    def on(self, device: str | torch.device) -> Self:
+        """These settings with the precision that they mean on a device."""
+        return replace(self, precision=resolved_precision(self.precision, device))
 
     def deciding(self) -> Self:
         """These settings with defaults for all that may differ when a training is resumed."""
         machine: dict[str, Any] = {
             field.name: field.default for field in fields(LoopSettings) if field.name != "precision"
         }
-        return replace(self, **machine)
+        # This was the default of earlier versions, whose checkpoints and directories are to be recognised.
+        return replace(self, **machine | {"channels_last": False})
 
 
 @contextlib.contextmanager
@@ -90,11 +95,11 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
             state.update(entries)
 
 
-def prepared(module: nn.Module, settings: LoopSettings, accelerator: Accelerator, device: str) -> nn.Module:
-    """The module as it is trained: on the device, in the precision of the settings, over all processes."""
-    module = module.to(device)
-    if settings.channels_last:
-        module = module.to(memory_format=torch.channels_last)
+def prepared(
+    module: nn.Module, settings: LoopSettings, accelerator: Accelerator, device: str, channels_last: bool
+) -> nn.Module:
+    """The module as it is trained: on the device, in the memory format and precision, over all processes."""
+    module = lay_out(module.to(device), channels_last)
     if settings.compile:
         module.compile()
     return accelerator.prepare_model(module, device_placement=False)  # type: ignore[no-any-return]
