@@ -42,21 +42,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
-        *(
-            "devices",
-            "memory",
-            "names",
-            "prompts",
-            "tiny",
-            "local_weights",
-            "transformers",
-            "clip",
-            "encoders",
-            "classifier",
-            "identity",
-        ),
-        *("zero_shot", "text_towers"),
-        *("directories", "cards"),
+        *("devices", "memory", "names", "prompts", "tiny", "local_weights", "transformers", "clip", "encoders"),
+        *("classifier", "identity", "zero_shot", "text_towers", "directories", "cards"),
     ),
     "training": ("distributed", "precision", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (
@@ -64,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("predictions", "inference", "retrieval"),
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
-    "finetuning": ("settings", "depths", "probe", "recipes", "loop"),
+    "finetuning": ("settings", "anchor", "depths", "probe", "recipes", "loop"),
     "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "path", "rules"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (
@@ -90,8 +77,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("samples", "studies", "page"),
     ),
     "runs": (
-        *("directory", "yaml_text", "locations", "file", "samples", "evidence", "predictions", "doubts", "pipeline"),
-        *("finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
+        *("directory", "yaml_text", "locations", "file", "inputs", "samples", "evidence", "predictions", "doubts"),
+        *("pipeline", "finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (

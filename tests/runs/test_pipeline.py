@@ -15,7 +15,7 @@ import yaml
 import shiftproof as sp
 from shiftproof.errors import TrainingError
 from shiftproof.records.summaries import run_from_summary, summary_json
-from shiftproof.runs import pipeline, predictions
+from shiftproof.runs import inputs, pipeline, predictions
 from shiftproof.storage import locked
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ def test_the_kept_logits_are_those_of_the_classifier_beside_them(folders: Path, 
     asked, out = run_file(folders, alpha_rule=rule, alphas=[0.0, 0.5, 0.9]), tmp_path / "run"
     sp.run_pipeline(asked, out)
     kept: dict[str, np.ndarray] = {}
-    for name, images in pipeline.load_run_suite(asked).test_sets.items():
+    for name, images in inputs.load_run_suite(asked).test_sets.items():
         for model in MODELS:
             found = sp.predict(sp.load_classifier(out / model), images).logits
             with np.load(out / "predictions" / model / f"{name}.npz", allow_pickle=False) as file:
@@ -356,7 +356,7 @@ def test_an_alpha_that_is_not_on_the_path_is_measured_all_the_same(folders: Path
     assert record.path.alphas == (0.125, 0.9)
     assert {path.name for path in (out / "predictions").iterdir()} == {*MODELS, "alpha-0.125", "alpha-0.90"}
     ends = [sp.load_classifier(out / model) for model in MODELS[:2]]
-    suite = pipeline.load_run_suite(run_file(folders))
+    suite = inputs.load_run_suite(run_file(folders))
     for name, images in suite.test_sets.items():
         logits = sp.predict(sp.wise_ft(*ends, 0.5), images).logits
         assert record.models["ensemble"][name].accuracy == sp.evaluation.accuracy(logits, images.labels)

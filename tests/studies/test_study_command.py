@@ -23,7 +23,7 @@ from shiftproof.records.summaries import member_from_json
 from shiftproof.report.studies import (
     study_verdict,
 )
-from shiftproof.runs.pipeline import build_start, load_run_suite
+from shiftproof.runs.inputs import build_start, load_run_suite
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.spreads import measure_spreads
 

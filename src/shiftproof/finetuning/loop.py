@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
+from shiftproof.finetuning.anchor import Anchored, anchored_parameters, pull_to_start
 from shiftproof.finetuning.depths import has_timm_layers
 from shiftproof.finetuning.probe import probed
 from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of, require_trainable_batches
@@ -86,10 +87,9 @@ def finetune(
         return job.documented(begin, [])
     recipe = recipe_of(begin, settings, start, seed=seed, device=device)
     optimizer = _optimizer(recipe, settings)
-    anchor = _anchor(recipe.module, optimizer, start, settings)
-    course = job.course(start)
+    anchor = anchored_parameters(recipe.module, optimizer, start, settings)
     with training(
-        recipe.module, optimizer, course, settings, device=device, folder=checkpoints, trackers=trackers
+        recipe.module, optimizer, job.course(start), settings, device=device, folder=checkpoints, trackers=trackers
     ) as trainer:
         progress = _Progress.of(trainer, recipe, settings)
         _train(job, recipe, trainer, progress, anchor)
@@ -169,7 +169,7 @@ def _beginning(
     return begin, {"probe": [trial._asdict() for trial in trials]}
 
 
-def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anchor: Sequence[_Anchored]) -> None:
+def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anchor: Sequence[Anchored]) -> None:
     """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
     patience = job.settings.early_stopping
     last = trainer.first if progress.is_over(patience) else trainer.course.steps
@@ -179,7 +179,7 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
             loss = trainer.take(step, recipe.losses(trainer.model, batch, step))
             recipe.after_step()
             if not trainer.skipped:
-                _pull_to(anchor, trainer.course.lr_at(step) * job.settings.l2_to_start)
+                pull_to_start(anchor, trainer.course.lr_at(step) * job.settings.l2_to_start)
             progress.add_step(loss, recipe.module)
             if _ends_epoch(step, trainer.course.steps, job.settings.batch_size, len(job.train)):
                 with translating_out_of_memory("finetune", splits=trainer.course.splits):
@@ -326,14 +326,6 @@ class _Progress:
         return recipe.module if self.average is None else self.average.module
 
 
-class _Anchored(NamedTuple):
-    """A parameter, the value that it is pulled to, and its layer's share of the learning rate."""
-
-    parameter: nn.Parameter
-    origin: Tensor
-    share: float
-
-
 def _optimizer(recipe: Recipe, settings: FinetuneSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(recipe.groups(), lr=0.0, momentum=settings.momentum)
@@ -362,28 +354,6 @@ def _batches(job: _Job, trainer: Trainer, steps: int) -> Iterator[Batch]:
             plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), generator)
             inputs = mix_images(inputs, plan)
         yield Batch(inputs, labels, plan)
-
-
-def _anchor(
-    module: nn.Module, optimizer: torch.optim.Optimizer, start: Classifier, settings: FinetuneSettings
-) -> list[_Anchored]:
-    """The trainable parameters with the start's values; empty without an L2 penalty on the distance to the start."""
-    if not settings.l2_to_start:
-        return []
-    origin = start.state_dict() if settings.recipe != "flyp" else module.state_dict()  # both towers begin at theta_0
-    shares = {id(p): group.get("lr_share", 1.0) for group in optimizer.param_groups for p in group["params"]}
-    return [
-        _Anchored(p, origin[name].to(p.device, copy=True), shares[id(p)])
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    ]
-
-
-@torch.no_grad()
-def _pull_to(anchor: Sequence[_Anchored], strength: float) -> None:
-    """The proximal step of (l2 / 2) ||theta - theta_0||^2 at ``strength`` = lr l2, which is stable at any strength."""
-    for parameter, origin, share in anchor:
-        parameter.lerp_(origin, share * strength / (1 + share * strength))
 
 
 def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:

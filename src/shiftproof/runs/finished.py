@@ -14,7 +14,7 @@ from shiftproof.models.directories import load_classifier
 from shiftproof.records.runs import MODELS
 from shiftproof.runs.directory import RunDirectory
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.pipeline import load_run_suite
+from shiftproof.runs.inputs import load_run_suite
 from shiftproof.runs.predictions import PathFiles, predict_to_file, require_same_samples
 
 # The number of images per set for measurements with many models or layers: two views of every emoji drawing.

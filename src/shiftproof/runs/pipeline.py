@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
-from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
+from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
@@ -29,12 +28,9 @@ from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.finetuning.loop import finetune
-from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier
-from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
 from shiftproof.records.codec import document, to_json
 from shiftproof.records.paths import PathRecord
@@ -44,7 +40,8 @@ from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
 from shiftproof.runs.doubts import warn_of_loss, warn_of_shared_files, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
-from shiftproof.runs.file import RunFile, SuiteFile
+from shiftproof.runs.file import RunFile
+from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable, versions
 from shiftproof.runs.predictions import (
     PathFiles,
     measure_accuracy,
@@ -56,8 +53,6 @@ from shiftproof.runs.samples import write_maps, write_samples
 from shiftproof.storage import read_json, write_json, write_text
 from shiftproof.training.distributed import broadcast_from_main, joined_processes
 from shiftproof.training.log import trackers_from
-
-_VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
 @dataclass(frozen=True)
@@ -354,37 +349,6 @@ def has_logits(file: Path, images: ImageSet) -> bool:
         return False
 
 
-def load_run_suite(run_file: RunFile) -> ShiftSuite:
-    """Loads the embedded suite or the user's own data, with held-out sets of at most ``limit`` images."""
-    if isinstance(run_file.suite, SuiteFile):
-        sections = run_file.suite.model_dump()
-        suite = own_suite(sections["reference"], sections["shifts"], name=sections["name"], seed=run_file.seed)
-    else:
-        suite = load_suite(run_file.suite, seed=run_file.seed)
-    return suite.limited(run_file.limit)
-
-
-def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
-    """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes.
-
-    Raises an InputError for a model with random weights, unless the run file asks for them.
-    """
-    if (Path(run_file.model) / "classifier.json").is_file():
-        return load_classifier(run_file.model)
-    clip = load_clip(run_file.model, seed=run_file.seed, random_weights=run_file.random_weights)
-    return zero_shot_classifier(clip, suite.classes, run_file.prompts)
-
-
-def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:
-    """Raises an InputError where an image of any set is missing, or where batch norm would see a single image.
-
-    Otherwise a missing file of a shift would be noticed only after the fine-tuning.
-    """
-    suite.require_readable()
-    if start is not None:
-        require_trainable_batches(start, run_file.finetune, seed=run_file.seed)
-
-
 def request_of(run_file: RunFile) -> Request:
     """Returns the request of a run: ``run.yaml`` with the versions, compared by the settings that affect results."""
 
@@ -397,8 +361,3 @@ def request_of(run_file: RunFile) -> Request:
 def records_versions(settings: Path) -> bool:
     """Whether a run.yaml is that of a run directory, which records versions, rather than one that a user wrote."""
     return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that affect results."""
-    return {name: version(name) for name in _VERSIONED}

@@ -46,7 +46,8 @@ from shiftproof.runs.doubts import (
     warn_of_start_of_path,
 )
 from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.runs.pipeline import build_start, load_run_suite, records_versions, request_of, require_trainable
+from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable
+from shiftproof.runs.pipeline import records_versions, request_of
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.storage import json_text, read_json, write_json, write_text
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main

@@ -25,7 +25,7 @@ from shiftproof.records.studies import StudyMember
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.pipeline import build_start, load_run_suite, versions
+from shiftproof.runs.inputs import build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from

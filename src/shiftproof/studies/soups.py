@@ -17,7 +17,7 @@ from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import StudyDirectory
-from shiftproof.runs.pipeline import build_start
+from shiftproof.runs.inputs import build_start
 from shiftproof.storage import read_json, write_json
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.members import sweep_member

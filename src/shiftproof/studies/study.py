@@ -21,7 +21,7 @@ from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
 from shiftproof.runs.file import read_yaml
-from shiftproof.runs.pipeline import build_start, require_trainable, versions
+from shiftproof.runs.inputs import build_start, require_trainable, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
 from shiftproof.studies.file import MemberRun, StudyFile
