@@ -98,7 +98,7 @@ def test_another_precision_on_another_processor_is_another_training(
     processor(MILAN)
     sp.finetune(zero, few, settings, device="cpu", checkpoints=tmp_path)
     processor(SAPPHIRE)
-    with pytest.raises(sp.InputError, match="these differ: precision"):
+    with pytest.raises(sp.InputError, match="these differ: 'precision'"):
         sp.finetune(zero, few, settings, device="cpu", checkpoints=tmp_path)
 
 

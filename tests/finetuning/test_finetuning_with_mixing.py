@@ -35,13 +35,13 @@ ELSEWHERE = "open_clip:ViT-B-32/openai"  # a model without settings of its own
 
 
 def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing | None, off: int = 0) -> sp.Classifier:
-    """The loop without anything around it; the last ``off`` steps do not mix."""
-    train, network = SUITE.reference.train, deepcopy(start.network).train()
+    """The loop without anything around it, in channels-last memory; the last ``off`` steps do not mix."""
+    train, network = SUITE.reference.train, deepcopy(start.network).train().to(memory_format=torch.channels_last)
     parameters, steps = list(network.parameters()), asked.steps(len(SUITE.reference.train))
     optimizer = torch.optim.AdamW(parameter_groups(network, asked.weight_decay), lr=0.0)
     places = [positions_at(step, asked.batch_size, len(train), child_seed(0, "finetune")) for step in range(steps)]
-    for step, images in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, seed=0)):
-        labels = torch.as_tensor(train.labels[places[step]])
+    for step, batch in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, seed=0)):
+        images, labels = batch.to(memory_format=torch.channels_last), torch.as_tensor(train.labels[places[step]])
         if mixing is None or step >= steps - off:
             loss = functional.cross_entropy(network(images), labels, label_smoothing=asked.label_smoothing)
         else:

@@ -80,7 +80,7 @@ def finetune(
     train, validation = _splits(start, suite, settings, seed)
     begin, trials = _beginning(start, train, validation, settings, seed, device)
     record = {"settings": asdict(settings), "seed": seed, **trials}
-    settings = settings.on(device)
+    settings = settings.resolved_on(device=device)
     record["precision"] = settings.precision
     job = _Job(parent_entry("start", start), begin, train, validation, settings, seed, device, checkpoints, record)
     if settings.recipe == "linear-probe":

@@ -74,7 +74,7 @@ def pretrain(
     out = Path(out)
     _require_whole_batches(data, settings)
     device = resolve_device(device)
-    settings = settings.on(device)
+    settings = settings.resolved_on(device=device)
     data.require_readable()
     job = _Job(clip, data, settings, seed, device, out, time.perf_counter())
     towers = TwoTowers(deepcopy(clip.model).to(job.device).train())

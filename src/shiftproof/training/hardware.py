@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
+from shiftproof.models.devices import resolve_device
 from shiftproof.models.memory import lay_out
 from shiftproof.training.distributed import process_count
 from shiftproof.training.precision import FASTEST, PRECISIONS, resolved_precision
@@ -47,9 +48,9 @@ class LoopSettings:
         require_at_least(f"{section}.checkpoint_every", self.checkpoint_every, 1)
         require_at_least(f"{section}.checkpoints_kept", self.checkpoints_kept, 1)
 
-    def on(self, device: str | torch.device) -> Self:
+    def resolved_on(self, *, device: str | torch.device = "auto") -> Self:
         """These settings with the precision that they mean on a device."""
-        return replace(self, precision=resolved_precision(self.precision, device))
+        return replace(self, precision=resolved_precision(self.precision, resolve_device(device)))
 
     def deciding(self) -> Self:
         """These settings with defaults for all that may differ when a training is resumed."""
