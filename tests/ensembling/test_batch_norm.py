@@ -82,7 +82,9 @@ def inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 def test_statistics_are_those_of_every_layers_inputs(own: sp.Classifier, train: sp.ImageSet) -> None:
     found = reestimate_batch_norm(own, train)
-    network = deepcopy(own.network).train()  # nothing in this network but batch norm knows the difference
+    network = deepcopy(
+        own.network_on(device="cpu")
+    ).train()  # nothing in this network but batch norm knows the difference
     layers = norms(network)
     pixels = next(evaluation_batches(train, own.preprocessing, len(train)))
     with torch.no_grad(), inputs_of(layers) as seen:
