@@ -6,7 +6,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 
+import io
 import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,25 @@ from shiftproof.cli import app as cli
 # Scripts that tests start in processes of their own find tests/support too.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+# A shell that starts the tests in the background ignores Ctrl-C for them, and so for the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("shiftproof", deadline=None, max_examples=40)
 settings.load_profile("shiftproof")
 
 COLOURS = {"lemon": (240, 210, 40), "red_apple": (200, 30, 40), "pear": (120, 190, 60)}
 IMAGES_PER_CLASS = {"train": 6, "validation": 3, "test": 3, "sketch": 3}
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly, which shuffles the files
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, so that no worker is alone with one of them in the end."""
+    ranks: dict[Path, int] = {}
+    for item in items:
+        lasting = item.get_closest_marker("ray") or item.get_closest_marker("multiprocess")
+        rank = 0 if lasting else 1 if item.get_closest_marker("slow") else 2
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +84,15 @@ def _drawing(name: str, colour: tuple[int, int, int] | None, draw_from: random.R
     else:
         pen.polygon([(x, y - half), (x + half // 2, y + half), (x - half // 2, y + half)], colour, "black")
     return image
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports get figures of one pixel, since drawing them is half of what a small run takes."""
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "PNG")
+    for module in ("figures", "page"):
+        monkeypatch.setattr(f"shiftproof.report.{module}.figure_bytes", lambda figure, kind="png": content.getvalue())
 
 
 @pytest.fixture

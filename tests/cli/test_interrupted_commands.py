@@ -6,15 +6,15 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from support import processes
 from support.commands import Call, data_flags, logged_steps, quick_training_flags
+from support.processes import ForkedProcess
 from support.studies import fruit_study, in_yaml
 
 from shiftproof.runs import stages
@@ -34,7 +34,11 @@ def run_command(folder: Path, folders: Path) -> list[str]:
 
 
 def pretrain_command(folder: Path, folders: Path) -> list[str]:
-    pretrain = {"data": "emoji-captions", "steps": 100, "batch_size": 8, "checkpoint_every": 500}
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "caption"])
+        rows.writerows([path, f"a {path.parent.name}"] for path in sorted((folders / "train").rglob("*.png")))
+    pretrain = {"data": "csv:pairs.csv", "steps": 100, "batch_size": 4, "checkpoint_every": 500}
     asked = {"model": "open_clip:shiftproof-tiny", "pretrain": pretrain}
     (folder / "pre.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
     return ["pretrain", "pre.yaml"]
@@ -47,20 +51,18 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
 }
 
 
-def launch(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+def launch(arguments: list[str], folder: Path) -> ForkedProcess:
     """Starts a command in a group of processes of its own, as a shell does in the foreground of a terminal."""
-    command = [sys.executable, "-m", "shiftproof", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+    return processes.start("module", "shiftproof", *arguments, cwd=folder, start_new_session=True)
 
 
-def wait_for(launched: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+def wait_for(launched: ForkedProcess, reached: Callable[[], bool]) -> None:
     until = time.monotonic() + 600
     while not reached() and launched.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
 
 
-def press_ctrl_c(launched: subprocess.Popen[str]) -> None:
+def press_ctrl_c(launched: ForkedProcess) -> None:
     """Sends SIGINT to the whole group, as a terminal does."""
     os.killpg(launched.pid, signal.SIGINT)
 
@@ -84,8 +86,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_a_training_shorter_than_their_distance(
     taken, planned = int(told[1]), int(told[2])
     assert 0 < taken < planned < 500
     assert (tmp_path / f"out/checkpoints/step-{taken:08d}/state.json").is_file()
-    command = [sys.executable, "-m", "shiftproof", *arguments, "--resume"]
-    resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    resumed = processes.run("module", "shiftproof", *arguments, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert logged_steps(tmp_path / "out") == list(range(1, planned + 1))
 
@@ -105,9 +106,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(folders: Path, tmp_path: Pat
         "main()\n",
         encoding="utf-8",
     )
-    command = [sys.executable, str(script), *finetune_command(tmp_path, folders), "--out", "out"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    launched = subprocess.Popen(command, cwd=tmp_path, text=True, **pipes)  # type: ignore[call-overload]
+    launched = processes.start("script", script, *finetune_command(tmp_path, folders), "--out", "out", cwd=tmp_path)
     wait_for(launched, (tmp_path / "started").is_file)
     launched.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -142,10 +141,7 @@ def test_ctrl_c_stops_every_run_of_a_study_after_its_step(folders: Path, tmp_pat
         taken = len(log.read_text(encoding="utf-8").splitlines())
         assert [path.name for path in log.parent.glob("step-*")] == [f"step-{taken:08d}"]
     assert not (tmp_path / "out/study.json").exists()
-    changed = [*arguments, "--resume"]
-    resumed = subprocess.run(
-        [sys.executable, "-m", "shiftproof", *changed], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    resumed = processes.run("module", "shiftproof", *arguments, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     with (tmp_path / "out/study.csv").open(encoding="utf-8", newline="") as table:
         assert {row["seed"] for row in csv.DictReader(table)} == {"0", "1", "2"}

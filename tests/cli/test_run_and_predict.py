@@ -73,7 +73,7 @@ alphas: 3
         assert line.split(maxsplit=2) == [f"{100 * probability:.1f}", "%", name]
 
 
-def test_a_mistake_in_a_fresh_process(tmp_path: Path) -> None:
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     ended = run_in_process("zeroshot", "tiny", "--reference", "folder:fotos", "--test", "folder:fotos", cwd=tmp_path)
     assert ended == CommandResult(
         2, "", "shiftproof: the folder fotos does not exist. Check the path after 'folder:'.\n"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+from support import processes
 
 import shiftproof as sp
 
@@ -16,8 +15,7 @@ PAGE = (ROOT / "docs" / "run-file.md").read_text(encoding="utf-8")
 
 
 def test_the_page_is_what_the_settings_give() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "run_file.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run("script", ROOT / "tools" / "run_file.py", "--check")
     assert done.returncode == 0, done.stderr
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import processes
 
 import shiftproof as sp
 from shiftproof.ensembling import path as path_module
@@ -31,6 +29,8 @@ from shiftproof.records.paths import PathPoint
 from shiftproof.report.paths import rules_table
 from shiftproof.runs import predictions
 from shiftproof.runs.stages import run_sweep
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("lemon", "pear", "red_apple")
@@ -327,8 +327,7 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(
 ) -> None:
     run_file, out, whole = tmp_path / "run.yaml", tmp_path / "out", tmp_path / "whole"
     run_file.write_text(asked(folders).to_yaml(), encoding="utf-8")
-    arguments = [sys.executable, "-c", KILLED, *map(str, (run_file, *saved, out))]
-    ended = subprocess.run(arguments, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    ended = processes.run("code", KILLED, run_file, *saved, out)
     assert ended.returncode == -signal.SIGKILL
     assert not (out / "path.json").exists()
     assert len(list(out.glob("predictions/*/*.npz"))) == 4

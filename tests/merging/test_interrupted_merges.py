@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import processes
 from support.folders import assert_unchanged, tree_contents
 from support.weights import save_checkpoint, save_pair
 
@@ -200,9 +201,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path
     shutil.rmtree(folder)
 
 
-def killed_at(command: Sequence[str], made: Path, size: int) -> bool:
+def killed_at(arguments: Sequence[str], made: Path, size: int) -> bool:
     """Kills a command once it has written so many bytes; whether it was still at it."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    with processes.start("module", "shiftproof", *arguments) as running:
         while running.poll() is None:
             with contextlib.suppress(FileNotFoundError):  # not begun, or moved into place in this very moment
                 if sum(file.stat().st_size for file in made.iterdir()) >= size:
@@ -218,7 +219,6 @@ def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
 ) -> None:
     small = save_pair(tmp_path / "small")
     arguments = ["merge", *map(str, large), "--alpha", "0.3", "--out", str(tmp_path / out), "--overwrite"]
-    command = [sys.executable, "-m", "shiftproof.cli.app", *arguments]
     made = tmp_path / f".{out}.partial" / "made"
 
     def standing() -> dict[str, str]:
@@ -228,7 +228,7 @@ def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
         for _ in range(5):  # a busy machine may look away until the merge is done
             merge_files(*small, out=tmp_path / out, overwrite=True)
             earlier = standing()
-            if killed_at(command, made, int(share * (160 << 20))):
+            if killed_at(arguments, made, int(share * (160 << 20))):
                 break
         else:
             pytest.fail("the merge was always done before it could be killed")
@@ -238,7 +238,7 @@ def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
             merge_files(*small, out=tmp_path / out)
         assert standing() == earlier
     if out == "merged":
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        ended = processes.run("module", "shiftproof", *arguments)
         assert (ended.returncode, ended.stderr.count("Traceback")) == (0, 0)
     else:  # in this process, which spares the imports
         merge_files(*large, alpha=0.3, out=tmp_path / out, overwrite=True)
@@ -270,10 +270,7 @@ def test_memory_stays_bounded(tmp_path: Path, large: tuple[Path, Path]) -> None:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
-    command = [sys.executable, "-c", MERGER, str(tmp_path / "merged"), *map(str, large)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
+    with processes.start("code", MERGER, tmp_path / "merged", *large) as running:
         assert running.stdout.readline() == "ready\n"
         before, most, samples = anonymous(running.pid), 0, 0
         running.stdin.write("\n")
@@ -302,9 +299,7 @@ with staged(Path(sys.argv[1])) as made:
 @pytest.mark.parametrize("out", ["merged", "merged.safetensors"])
 def test_a_second_process_is_refused(tmp_path: Path, out: str) -> None:
     a, b = save_pair(tmp_path)
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / out)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
+    with processes.start("code", HOLDER, tmp_path / out) as holder:
         assert holder.stdout.readline() == "held\n"
         with assert_unchanged(tmp_path), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
             merge_files(a, b, out=tmp_path / out)

@@ -1,14 +1,14 @@
-"""Runs of the command line, in this process or in a fresh one."""
+"""Runs of the command line, in this process or in one of their own."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from support import processes
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ Call = Callable[..., CommandResult]  # the fixture ``call``: runs a command in t
 
 def run_in_process(*arguments: str | Path, cwd: Path) -> CommandResult:
     """Runs a command in a process of its own."""
-    command = [sys.executable, "-m", "shiftproof.cli.app", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = processes.run("module", "shiftproof", *arguments, cwd=cwd)
     return CommandResult(done.returncode, done.stdout, done.stderr)
 
 

@@ -24,7 +24,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support import processes
 from support.classifiers import classifier_around
+from support.processes import ForkedProcess
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -307,27 +309,19 @@ def draw_captioned(folder: Path) -> None:
         (folder / f"{i}.txt").write_text(f"a {CLASSES.names[train.labels[i]]}, number {i}\n", encoding="utf-8")
 
 
-def started(role: str, folder: Path) -> subprocess.Popen[str]:
+def started(role: str, folder: Path) -> ForkedProcess:
     """Two processes in a role, on one CPU each."""
     (folder / role).mkdir()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*launch, __file__, role, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    launch = ["--standalone", "--nproc-per-node", "2", "--start-method", "fork", "--run-path"]
+    return processes.start("module", "torch.distributed.run", *launch, __file__, role, folder)
 
 
-def ended(launched: subprocess.Popen[str]) -> str:
+def ended(launched: ForkedProcess) -> str:
     """What a launch has said in the end; one that hangs is ended."""
     try:
-        return launched.communicate(timeout=500)[0]
-    except subprocess.TimeoutExpired:
-        launched.terminate()  # which torchrun hands on to its processes
-        said = launched.communicate(timeout=60)[0]
-        pytest.fail(f"two processes hang: {said}")
+        return "".join(launched.communicate(timeout=500))
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"two processes hang: {error.output}")
 
 
 def result(ran: Ran, role: str, name: str, index: int = 0) -> tuple[dict[str, Tensor], Any]:
