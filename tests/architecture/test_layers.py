@@ -13,6 +13,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "": ("errors", "seeding", "storage", "progress"),
     "records": (
         *("codec", "accuracy", "paths", "rules", "pretraining", "runs", "merges", "backgrounds", "windows"),
+        "benchmarks",
         *("comparisons", "diagnosis", "studies", "summaries"),
     ),
     "weights": ("arithmetic", "schedules", "signatures", "wrappers", "quantization", "checkpoints"),
@@ -23,6 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "labels",
             "loading",
             "decoding",
+            "transforms",
             "pictures",
             "formats.entries",
             "formats.folder",
@@ -44,10 +46,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "models": (
         *("devices", "memory", "names", "prompts", "tiny", "local_weights", "transformers", "clip", "encoders"),
         *("classifier", "identity", "zero_shot", "text_towers", "directories", "cards"),
+        *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip", "export.exporting"),
+        *("export.card", "export.hub"),
     ),
     "training": ("distributed", "precision", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (
         *("blocks", "intervals", "proportions", "significance", "robustness", "calibration", "metrics"),
+        "benchmark_metrics",
         *("predictions", "inference", "retrieval"),
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
@@ -78,12 +83,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         *("directory", "yaml_text", "locations", "file", "inputs", "samples", "evidence", "predictions", "doubts"),
-        *("pipeline", "finished", "networks", "parts", "comparisons", "diagnose", "stages", "interventions"),
+        *("pipeline", "finished", "networks", "parts", "comparisons", "diagnose", "benchmarks"),
+        *("stages", "interventions", "exports"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (
         *("failures", "group", "parsing", "options", "console"),
-        *("start", "stages", "weights", "diagnose", "studies", "data", "app"),
+        *("start", "stages", "weights", "diagnose", "studies", "data", "exports", "app"),
     ),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]

@@ -19,7 +19,7 @@ from shiftproof.cli import app as cli
 SUBJECTS = {
     "Start here": ["demo", "run"],
     "Single stages": ["pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict"],
-    "Weights": ["merge"],
+    "Weights": ["merge", "export"],
     "Understand": ["report", "study", "diagnose"],
     "Data": ["export-suite"],
 }
@@ -120,7 +120,7 @@ def test_the_package_loads_little_beyond_a_bare_interpreter(tmp_path: Path) -> N
 
 COMMANDS = {
     "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
-    "merge", "study", "diagnose strong-edge", "diagnose backgrounds",
+    "merge", "export", "study", "diagnose strong-edge", "diagnose backgrounds",
     "diagnose agreement", "diagnose connectivity", "diagnose movement", "diagnose cka", "diagnose cam",
     "diagnose run",
 }  # fmt: skip

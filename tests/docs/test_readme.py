@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import shiftproof as sp
 from shiftproof.runs.file import DEMO_FILE, MODEL_SETTINGS, RunFile
+from shiftproof.runs.stages import predict_images
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,12 +48,29 @@ def test_the_mixing_examples_run() -> None:
     names: dict[str, object] = {}
     exec(in_page, names)
     assert names["targets"].shape == (8, 1000)
-    in_readme = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    in_readme = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
     assert "SmoothMix" in in_readme
     images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
     names = {"sp": sp, "images": images, "labels": labels, "model": lambda x: torch.zeros(len(x), 1000)}
     exec(in_readme, names)
     assert torch.isclose(names["loss"], torch.tensor(1000.0).log())
+
+
+def test_the_example_for_your_own_code_runs(
+    tiny: sp.models.Clip,
+    folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
+    sp.save_classifier(classifier, "ensemble")
+    shutil.copy(folders / "test" / "pear" / "pear-0.png", "some.jpg")
+    names: dict[str, object] = {"sp": sp}
+    exec(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    (answer,) = predict_images("ensemble", [Path("some.jpg")])
+    assert capsys.readouterr().out == f"{answer.top[0][0]}\n"
 
 
 def test_the_run_file_of_the_readme_is_one() -> None:

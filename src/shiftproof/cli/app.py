@@ -16,6 +16,7 @@ import typer
 
 from shiftproof.cli.data import export_suite
 from shiftproof.cli.diagnose import diagnose
+from shiftproof.cli.exports import export
 from shiftproof.cli.group import CommandGroup, with_options
 from shiftproof.cli.stages import evaluate, finetune, predict, pretrain, sweep, zeroshot
 from shiftproof.cli.start import demo, run
@@ -36,7 +37,7 @@ _UNDERSTAND = "Understand"
 _SUBJECTS = {
     "Start here": (demo, run),
     "Single stages": (pretrain, zeroshot, finetune, sweep, evaluate, predict),
-    "Weights": (merge,),
+    "Weights": (merge, export),
     _UNDERSTAND: (report, study),
     "Data": (export_suite,),
 }

@@ -42,6 +42,10 @@ Overwrite = Annotated[bool, Option("--overwrite", help="Delete the results of an
 RandomWeights = Annotated[
     bool, Option("--random-weights", help="Allow a model whose name has no tag, and which thus has random weights.")
 ]
+ClipBenchmark = Annotated[
+    Path | None,
+    Option("--clip-benchmark", help="Write every result to this folder as a JSON file of CLIP_benchmark, too."),
+]
 RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from shiftproof.cli.options import (
+    ClipBenchmark,
     FinetuningOptions,
     Overwrite,
     Prompts,
@@ -176,6 +177,7 @@ def evaluate(
     out: Annotated[
         Path | None, Option("--out", help="Write results.jsonl to this directory [default: nothing is written].")
     ] = None,
+    clip_benchmark: ClipBenchmark = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a classifier on a suite or on your own data.
@@ -190,7 +192,15 @@ def evaluate(
 
     sets = data.named_sets()
     with live_progress():
-        records = run_evaluate(classifier, sets, suite=data.suite, device=device, out=out, overwrite=overwrite)
+        records = run_evaluate(
+            classifier,
+            sets,
+            suite=data.suite,
+            device=device,
+            out=out,
+            clip_benchmark=clip_benchmark,
+            overwrite=overwrite,
+        )
     print_table(records_table(records))
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from shiftproof.cli.options import Overwrite, RandomWeights, Resume
+from shiftproof.cli.options import ClipBenchmark, Overwrite, RandomWeights, Resume
+from shiftproof.errors import counted
 
 
 def report(
@@ -16,6 +17,7 @@ def report(
         Path | None,
         Option("--out", help="Write the report to this file [default: report.html of the run, if there is one run]."),
     ] = None,
+    clip_benchmark: ClipBenchmark = None,
 ) -> None:
     """Regenerate the report of a run, or write one report for several seeds of a run.
 
@@ -24,6 +26,12 @@ def report(
     from shiftproof.report.page import render_report
 
     print(render_report(runs, out))
+    if clip_benchmark is not None:
+        from shiftproof.runs.benchmarks import benchmark_run
+
+        for run in runs:
+            files = benchmark_run(run, clip_benchmark / run.resolve().name if len(runs) > 1 else clip_benchmark)
+            print(f"{counted(len(files), 'result')} of CLIP_benchmark's form in {files[0].parent}")
 
 
 def study(

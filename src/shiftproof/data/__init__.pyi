@@ -7,11 +7,13 @@ from .labels import ClassSpace
 from .loading import Preprocessing
 from .sets import ImageSet, array_set, load_set, unlabelled_set, with_masks
 from .suites import Reference, Shift, ShiftSuite, corrupted, export_suite, load_data, load_suite, own_suite
+from .transforms import ImageTransform
 
 __all__ = [
     "CaptionedSet",
     "ClassSpace",
     "ImageSet",
+    "ImageTransform",
     "Preprocessing",
     "Reference",
     "Shift",

@@ -107,6 +107,19 @@ def read_picture(path: str | Path) -> Picture:
     return Picture(np.asarray(image), conversions)
 
 
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """The (H, W, 3) uint8 RGB pixels of an image that Pillow has opened, by the rule of ``read_picture``.
+
+    Raises an InputError for anything else than a Pillow image, and for floating-point or 32-bit values.
+
+    >>> pixels_of(Image.new("L", (4, 2), 7)).shape
+    (2, 4, 3)
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"`image` is of the type {type(image).__name__}; it must be a Pillow image (PIL.Image.Image).")
+    return np.asarray(_in_upright_rgb(image, "the image", _WHITE)[0])
+
+
 def decode_mask(path: str | Path) -> NDArray[np.uint8]:
     """The (H, W) uint8 coverage of the object, 0 to 255, from a grey image file in which the object is white.
 
@@ -128,19 +141,24 @@ def _decoded(path: str | Path, what: str, ground: tuple[int, ...]) -> tuple[Imag
     """An image file in RGB, with transparency placed on a ground, and the conversions that this took."""
     try:
         with progress.reading(path), Image.open(path) as image:
-            frames = image.format in _ANIMATED and getattr(image, "is_animated", False)
-            stored = _orientation(image)
-            image.load()
-            # Pillow turns a TIFF itself while it loads it, and then removes the orientation.
-            remaining = _orientation(image)
-            colour, kinds = _in_rgb(image, f"the {what} {path}", ground)
-            turned = colour.transpose(_TURNS[remaining]) if remaining in _TURNS else colour
+            return _in_upright_rgb(image, f"the {what} {path}", ground)
     except (InputError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
     except Exception as error:  # Pillow's decoders raise almost anything, such as IndexError, for damaged files
         raise InputError(f"the {what} {path} cannot be decoded ({error}). Fix or remove it.") from error
+
+
+def _in_upright_rgb(image: Image.Image, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:
+    """An image in RGB, turned as its orientation says, with transparency placed on a ground, and the conversions."""
+    frames = image.format in _ANIMATED and getattr(image, "is_animated", False)
+    stored = _orientation(image)
+    image.load()
+    # Pillow turns a TIFF itself while it loads it, and then removes the orientation.
+    remaining = _orientation(image)
+    colour, kinds = _in_rgb(image, what, ground)
+    turned = colour.transpose(_TURNS[remaining]) if remaining in _TURNS else colour
     return turned, (*([FIRST_FRAME] if frames else []), *([UPRIGHT] if stored in _TURNS else []), *kinds)
 
 

@@ -5,6 +5,9 @@ from .clip import Clip, load_clip
 from .devices import resolve_device
 from .directories import load_classifier, save_classifier
 from .encoders import Encoder, load_encoder, own_class_space
+from .export.card import KnownResults, write_model_card
+from .export.exporting import Export, export_classifier
+from .export.hub import push_to_hub
 from .identity import fingerprint
 from .prompts import prompt_templates
 from .zero_shot import zero_shot_classifier
@@ -13,8 +16,11 @@ __all__ = [
     "Classifier",
     "Clip",
     "Encoder",
+    "Export",
+    "KnownResults",
     "Network",
     "Task",
+    "export_classifier",
     "fingerprint",
     "load_classifier",
     "load_clip",
@@ -22,7 +28,9 @@ __all__ = [
     "own_class_space",
     "own_head_classifier",
     "prompt_templates",
+    "push_to_hub",
     "resolve_device",
     "save_classifier",
+    "write_model_card",
     "zero_shot_classifier",
 ]

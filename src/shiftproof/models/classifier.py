@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
+from shiftproof.data.transforms import ImageTransform
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refuse_path
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
@@ -84,6 +85,11 @@ class Classifier:
     def __repr__(self) -> str:
         alpha = "" if self.alpha is None else f", alpha {self.alpha:g}"
         return f"Classifier({self.source!r}, {len(self.classes)} classes, {self.head} head{alpha})"
+
+    @property
+    def preprocess(self) -> ImageTransform:
+        """The preprocessing as a function: a Pillow image to the (3, size, size) input of ``network``."""
+        return ImageTransform(self.preprocessing)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name."""

@@ -101,7 +101,7 @@ def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
     """Builds the image tower that an ``architecture`` describes, without loading its weights."""
     import open_clip
 
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_logging():
         model = open_clip.CLIP(
             embed_dim=architecture["embed_dim"],
             vision_cfg=dict(architecture["vision_cfg"]),
@@ -118,7 +118,7 @@ def _build(name: str, architecture: str, pretrained: str | None, seed: int) -> C
     path = None if tag_config else local_path(architecture, pretrained)
     # QuickGELU belongs to the weights; open_clip only warns where the architecture's name does not imply it.
     quick_gelu = bool((tag_config or {}).get("quick_gelu"))
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_logging():
         torch.manual_seed(seed)  # open_clip draws random weights from the global state
         try:
             if path:
@@ -192,7 +192,7 @@ def model_config(architecture: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_logging() -> Iterator[None]:
     """Silences open_clip, which logs to the root logger that weights are random, as the caller requested."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -6,6 +6,7 @@ a damaged entry in the file.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -129,6 +130,11 @@ def run_from_summary(value: Any) -> RunRecord:
         seed=summary.seed,
         versions=summary.versions,
     )
+
+
+def results_from_lines(text: str) -> list[AccuracyRecord]:
+    """Builds the records of ``results.jsonl`` from its text; raises an InputError, or a ValueError for invalid JSON."""
+    return [from_json(AccuracyRecord, json.loads(line), "a line") for line in text.splitlines() if line.strip()]
 
 
 def path_json(path: PathRecord) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from shiftproof.records.codec import from_json
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
-from shiftproof.records.summaries import run_from_summary
+from shiftproof.records.summaries import results_from_lines, run_from_summary
 from shiftproof.report.accuracy import accuracy_table, class_table, group_table, interval_name
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
@@ -161,8 +160,7 @@ def _read_results(directory: Path) -> list[AccuracyRecord]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [from_json(AccuracyRecord, json.loads(line), "a line") for line in lines if line.strip()]
+        return results_from_lines(path.read_text(encoding="utf-8"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged ({error!r}). Repeat the run, or delete the file to make the report without the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError, refuse_path, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
+from shiftproof.evaluation.predictions import Predictions
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
@@ -37,6 +38,7 @@ from shiftproof.records.paths import PathRecord
 from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
+from shiftproof.runs.benchmarks import benchmark_record, write_benchmark
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
 from shiftproof.runs.doubts import (
     warn_of_guessing,
@@ -251,12 +253,14 @@ def run_evaluate(
     suite: str | None = None,
     device: str | torch.device = "auto",
     out: str | Path | None = None,
+    clip_benchmark: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
     """Scores a classifier directory on the test sets of an embedded suite and on named data.
 
     ``sets`` maps the name of each set to its data, such as folder:PATH. With ``out``, the records are also written to
-    ``results.jsonl`` in that directory. A set may lack classes of the classifier; a warning names them.
+    ``results.jsonl`` in that directory. With ``clip_benchmark``, each result is also written to that folder in the form
+    of LAION's CLIP_benchmark. A set may lack classes of the classifier; a warning names them.
 
     Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
     """
@@ -269,7 +273,18 @@ def run_evaluate(
     for name, image_set in images.items():
         warn_of_missing_classes(image_set, name)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
-        return score(classifier, images, directory.name, resolve_device(device), out)
+        keep = None if clip_benchmark is None else _benchmark_writer(classifier, directory.name, Path(clip_benchmark))
+        return score(classifier, images, directory.name, resolve_device(device), out, keep=keep)
+
+
+def _benchmark_writer(classifier: Classifier, model: str, folder: Path) -> Callable[[str, Predictions], object]:
+    """A function that writes the result of a classifier on a named set in the form of CLIP_benchmark."""
+
+    def write(name: str, predictions: Predictions) -> None:
+        record = benchmark_record(classifier, model, name, predictions.logits, predictions.labels)
+        write_benchmark(record, folder)
+
+    return write
 
 
 def score(
@@ -280,15 +295,18 @@ def score(
     out: Path | None,
     *,
     together: bool = False,
+    keep: Callable[[str, Predictions], object] | None = None,
 ) -> tuple[AccuracyRecord, ...]:
     """The accuracy of a classifier on every set, as records that name it ``model``.
 
     With ``out``, the records are also written to ``results.jsonl`` in that directory. With ``together``, all processes
-    of a distributed job share the work.
+    of a distributed job share the work. ``keep`` is called with the name and the predictions of every set.
     """
     records = []
     for name, images in sets.items():
         predictions = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
+        if keep is not None:
+            keep(name, predictions)
         records.append(
             evaluate(
                 scores(predictions.logits, predictions.labels),

@@ -1,0 +1,1 @@
+"""Classifiers in the forms that other libraries and runtimes read."""

@@ -1,0 +1,36 @@
+"""The result of a model on one data set in the form of LAION's CLIP_benchmark, whose ``build`` makes tables of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchmarkMetrics:
+    """Fractions of the images whose class is the most probable one and among the five most probable ones.
+
+    ``acc5`` is None for fewer than five classes. ``mean_per_class_recall`` is the mean of the classes' accuracies, over
+    those that have images.
+    """
+
+    acc1: float
+    acc5: float | None
+    mean_per_class_recall: float
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """A model's metrics on a data set. ``model`` names the architecture and ``pretrained`` the weights."""
+
+    dataset: str
+    model: str
+    pretrained: str
+    task: str
+    metrics: BenchmarkMetrics
+    language: str = "en"
+
+    @property
+    def file_name(self) -> str:
+        """The name that CLIP_benchmark's documentation gives the file."""
+        parts = (self.dataset, self.pretrained, self.model, self.language, self.task)
+        return "_".join(part.replace("/", "-").replace(":", "-") for part in parts) + ".json"
