@@ -52,8 +52,13 @@ LOOP_MEANINGS = {
 }
 MEANINGS: Mapping[str, str] = {
     "model": "the start: `tiny`, `open_clip:ARCHITECTURE/TAG`, `hf-hub:ORG/NAME`, `local-dir:PATH`, `hf:ORG/NAME`, "
-    "`hf:PATH`, or a classifier directory. "
+    "`hf:PATH`, `timm:NAME.TAG`, `torchvision:NAME.WEIGHTS`, `lite0`, or a classifier directory. "
     "A run file must name it",
+    "head": "the head of a named model. `zero-shot` is the only one, and the default, of a model with a text tower. Without one, "
+    "`probe` (the default) is a linear probe, trained on the reference, and `own` the pretrained head, whose classes are matched by "
+    "WordNet id (`--head`)",
+    "weights": "a file with a state dict that replaces the weights of the named model, or `FILE:KEY` (`--weights`); see "
+    "[starts](starts.md)",
     "random_weights": "allows a model whose name has no tag, and which thus has random weights (`--random-weights`)",
     "suite": "`emoji`, `emoji-development` or a [public data set](data-sets.md) such as `imagenet:PATH`, or a section about your own "
     "data",
@@ -89,6 +94,8 @@ MEANINGS: Mapping[str, str] = {
     "finetune.clip_norm": "the largest global norm of the gradients",
     "finetune.label_smoothing": "the share of a label that is spread over all classes, from 0 to 1",
     "finetune.crop_scale": "the range of the share of the image's area that a random crop covers, above 0 and up to 1",
+    "finetune.augment": "changes of the crops, applied in their order: `none`, or a list of `flip`, `vertical-flip`, `randaugment`, "
+    "`color-jitter` and `random-erasing`, or of methods with settings; see [fine-tuning](fine-tuning.md)",
     "finetune.mixing": "`none`, `smoothmix-circle`, `smoothmix-square`, `cutmix`, `cutout`, `mixup`, names with weights, or a method "
     "with its settings; see [mixing](mixing.md)",
     "finetune.mixing_probability": "the probability that a sample is mixed, from 0 to 1; without it, that of the mixing",

@@ -43,10 +43,11 @@ from .merging.files import merge_files
 from .merging.methods import MergeSettings
 from .mixing.methods import CutMix, Cutout, MixChoice, MixUp, SmoothMix
 from .mixing.targets import soft_cross_entropy
-from .models.classifier import Classifier, own_head_classifier
+from .models.classifier import Classifier
 from .models.clip import load_clip
 from .models.directories import load_classifier, save_classifier
 from .models.encoders import load_encoder
+from .models.heads import own_head_classifier
 from .models.zero_shot import zero_shot_classifier
 from .pretraining.loop import pretrain
 from .pretraining.settings import PretrainSettings

@@ -20,8 +20,9 @@ from torch.nn import functional
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing
 from shiftproof.diagnosis.cam import class_activation_map, class_evidence, map_kind, scale_to_one
-from shiftproof.models.classifier import Network, own_head_classifier
+from shiftproof.models.classifier import Network
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.heads import own_head_classifier
 
 SPACE = sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"])
 CLASSES = torch.tensor([2, 0])

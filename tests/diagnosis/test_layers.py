@@ -19,8 +19,9 @@ from shiftproof.data.loading import Preprocessing, normalise, resize, to_unit_ra
 from shiftproof.data.sets import array_set
 from shiftproof.diagnosis.cka import CkaTable, linear_cka
 from shiftproof.diagnosis.layers import layer_names, measure_layers
-from shiftproof.models.classifier import Network, own_head_classifier
+from shiftproof.models.classifier import Network
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.heads import own_head_classifier
 from shiftproof.records.comparisons import LayersRecord
 from shiftproof.report.figures import figure_bytes
 from shiftproof.report.layers import layers_figure, layers_table, short_names

@@ -13,8 +13,9 @@ from torch import nn
 
 import shiftproof as sp
 from shiftproof.finetuning.depths import has_timm_layers, parameter_depths
-from shiftproof.models.classifier import Network, own_head_classifier
+from shiftproof.models.classifier import Network
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.heads import own_head_classifier
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "pear"])
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing, normalise, resize, to_unit_range
 from shiftproof.models import encoders
-from shiftproof.models.classifier import own_head_classifier, require_same_task
+from shiftproof.models.classifier import require_same_task
 from shiftproof.models.encoders import Encoder, build_encoder, load_encoder, own_class_space, split_head
+from shiftproof.models.heads import own_head_classifier
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from shiftproof.cli.group import CommandGroup, with_options
-from shiftproof.cli.options import Overwrite, RandomWeights, ResolvedDevice
+from shiftproof.cli.options import Head, Overwrite, RandomWeights, ResolvedDevice
 from shiftproof.runs.parts import PARTS
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ImageOptions:
             help="Give a named model a zero-shot head with the prompts photo, short or openai, or with a template.",
         ),
     ] = "photo"
+    head: Head = None
     seed: Annotated[int, Option("--seed", min=0, help="Seed the choice of images and all other random numbers.")] = 0
     device: ResolvedDevice = "auto"
     random_weights: RandomWeights = False
@@ -91,10 +92,6 @@ class InterventionOptions(ImageOptions):
         list[str] | None,
         Option("--model", help="Add a model by its name: tiny, timm:NAME.TAG, open_clip:ARCH/TAG. Can be repeated."),
     ] = None
-    head: Annotated[
-        str,
-        Option("--head", help="Give the models of --model a zero-shot head from the text tower, or keep their own."),
-    ] = "zero-shot"
     masks: Annotated[
         Path | None, Option("--masks", help="Read object masks from CLASS/NAME.png in this folder, white on black.")
     ] = None

@@ -46,6 +46,22 @@ ClipBenchmark = Annotated[
     Path | None,
     Option("--clip-benchmark", help="Write every result to this folder as a JSON file of CLIP_benchmark, too."),
 ]
+Head = Annotated[
+    str | None,
+    Option(
+        "--head",
+        help="Give a model without a text tower a linear probe trained on the reference (probe, the default), or keep "
+        "its own head (own).",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    Option(
+        "--weights",
+        metavar="FILE",
+        help="Load this state dict into the named model, e.g. of open_clip's training, wise-ft, model-soups or FLYP.",
+    ),
+]
 RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 

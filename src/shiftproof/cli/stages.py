@@ -11,6 +11,7 @@ from typer import Argument, Option
 from shiftproof.cli.options import (
     ClipBenchmark,
     FinetuningOptions,
+    Head,
     Overwrite,
     Prompts,
     RandomWeights,
@@ -21,6 +22,7 @@ from shiftproof.cli.options import (
     SettingOptions,
     SuiteOptions,
     TrainingOptions,
+    Weights,
 )
 
 if TYPE_CHECKING:
@@ -58,16 +60,23 @@ def pretrain(
 def zeroshot(
     model: Annotated[
         str,
-        Argument(help="A model's name: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME, local-dir:PATH or hf:ORG/NAME."),
+        Argument(
+            help="A model's name: tiny, open_clip:ARCH/TAG, hf-hub:ORG/NAME, local-dir:PATH, hf:ORG/NAME, "
+            "timm:NAME.TAG, torchvision:NAME.WEIGHTS or lite0."
+        ),
     ],
     data: SuiteOptions,
     settings: SettingOptions,
     prompts: Prompts = "photo",
+    head: Head = None,
+    weights: Weights = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
     random_weights: RandomWeights = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Build a zero-shot classifier and score it on every test set.
+    """Build the start, such as a zero-shot classifier, and score it on every test set.
+
+    A model without a text tower, such as timm:resnet50.a1_in1k, gets a linear probe or keeps its own head (--head).
 
     Example: shiftproof zeroshot tiny --suite emoji --out runs/zeroshot
     """
@@ -75,7 +84,8 @@ def zeroshot(
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_zero_shot
 
-    run_file = settings.resolve(model=model, suite=data.section(), prompts=prompts, random_weights=random_weights)
+    keys = {"prompts": prompts, "head": head, "weights": weights, "random_weights": random_weights}
+    run_file = settings.resolve(model=model, suite=data.section(), **keys)
     with live_progress():
         records = run_zero_shot(run_file, out, overwrite=overwrite)
     print_table(records_table(records))
@@ -87,6 +97,8 @@ def finetune(
     data: SuiteOptions,
     settings: FinetuningOptions,
     prompts: Prompts = "photo",
+    head: Head = None,
+    weights: Weights = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/finetune"),
     random_weights: RandomWeights = False,
     resume: Resume = False,
@@ -103,7 +115,8 @@ def finetune(
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_finetune
 
-    run_file = settings.resolve(model=start, suite=data.section(), prompts=prompts, random_weights=random_weights)
+    keys = {"prompts": prompts, "head": head, "weights": weights, "random_weights": random_weights}
+    run_file = settings.resolve(model=start, suite=data.section(), **keys)
     with live_progress():
         records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)
     print_table(records_table(records))
@@ -171,7 +184,9 @@ def _print_sweep(measured: Sweep) -> None:
 
 
 def evaluate(
-    classifier: Annotated[Path, Argument(help="A classifier directory.")],
+    classifier: Annotated[
+        str, Argument(help="A classifier directory, or the name of a network with its own head, such as lite0.")
+    ],
     data: ScoringOptions,
     device: ResolvedDevice = "auto",
     out: Annotated[
@@ -182,7 +197,8 @@ def evaluate(
 ) -> None:
     """Score a classifier on a suite or on your own data.
 
-    The labels are matched by the names of the classes.
+    The labels are matched by the names of the classes. A pretrained network, such as timm:resnet50.a1_in1k, is scored
+    with the head that it was pretrained with: for one of ImageNet, the folders are named by WordNet ids.
 
     Example: shiftproof evaluate runs/tuned --test folder:photos --shift sketch=folder:sketches
     """
@@ -205,7 +221,9 @@ def evaluate(
 
 
 def predict(
-    classifier: Annotated[Path, Argument(help="A classifier directory.")],
+    classifier: Annotated[
+        str, Argument(help="A classifier directory, or the name of a network with its own head, such as lite0.")
+    ],
     images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files, or folders of images.")],
     top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,

@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shiftproof.data.augmentations import augmentation
 from shiftproof.data.loading import (
     Preprocessing,
     crop_draws,
@@ -53,20 +54,27 @@ def training_batches(
     seed: int,
     first: int = 0,
     share: slice = slice(None),
+    augment: Sequence[Any] = (),
 ) -> Iterator[Tensor]:
     """Yields (B, 3, size, size) randomly cropped, normalised inputs for each batch of positions.
 
     ``crop_scale`` bounds the share of an image's area that a crop covers, two fractions in (0, 1]; ``first`` is the
-    number of the first batch. The crops depend on the seed, the batch's number and the place in it, but neither on the
-    threads nor on which ``share`` of every batch is yielded.
+    number of the first batch. ``augment`` are augmentations of the crops (``data.augmentations``). The random numbers
+    depend on the seed, the batch's number and the place in it, but neither on the threads nor on which ``share`` of
+    every batch is yielded.
     """
     require_set(images)
+    change = augmentation(augment, preprocessing)
+
+    def sample(number: int, place: int, i: int, draws: Sequence[float]) -> NDArray[np.uint8]:
+        crop = resized_crop(images.read(i), preprocessing, crop_scale, draws)
+        return crop if change is None else change(crop, child_generator(seed, "augment", number, place))
 
     def make(job: tuple[int, Sequence[int]]) -> NDArray[np.uint8]:
         number, positions = job
         draws = crop_draws(len(positions), child_generator(seed, "crops", number))
-        selected = list(zip(positions, draws, strict=True))[share]
-        return np.stack([resized_crop(images.read(i), preprocessing, crop_scale, four) for i, four in selected])
+        selected = list(enumerate(zip(positions, draws, strict=True)))[share]
+        return np.stack([sample(number, place, i, four) for place, (i, four) in selected])
 
     for pixels in _results(images, make, enumerate(batches, first)):
         yield normalise(to_unit_range(pixels), preprocessing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def require_same_training(
     Settings that do not affect the result (``LoopSettings`` except the precision) may differ. ``remedy`` ends the
     message.
     """
-    requested = json.loads(json.dumps(asdict(settings)))
+    requested = json.loads(json.dumps(settings.recorded()))
     recorded = network.training.get("settings", {})
     before = network.classes.ids, network.training.get("seed"), _deciding(recorded)
     if before != (classes.ids, seed, _deciding(requested)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.finetuning.anchor import Anchored, anchored_parameters, pull_to_start
 from shiftproof.finetuning.depths import has_timm_layers
-from shiftproof.finetuning.probe import probed
+from shiftproof.finetuning.probe import ProbeCrops, probed
 from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of, require_trainable_batches
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import mix_images
@@ -79,7 +79,7 @@ def finetune(
         start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
     begin, trials = _beginning(start, train, validation, settings, seed, device)
-    record = {"settings": asdict(settings), "seed": seed, **trials}
+    record = {"settings": settings.recorded(), "seed": seed, **trials}
     settings = settings.resolved_on(device=device)
     record["precision"] = settings.precision
     job = _Job(parent_entry("start", start), begin, train, validation, settings, seed, device, checkpoints, record)
@@ -128,7 +128,7 @@ class _Job:
             batch_size=settings.batch_size,
             splits=settings.recipe != "flyp",
             origin={
-                **asdict(settings.deciding()),
+                **settings.deciding().recorded(),
                 "seed": self.seed,
                 "start": self.parent["fingerprint"],
                 "images": samples_digest(self.train),
@@ -165,7 +165,8 @@ def _beginning(
     if settings.recipe not in ("linear-probe", "lp-ft"):
         return start, {}
     probe_seed = child_seed(seed, "probe")
-    begin, trials = probed(start, train, validation, crop_scale=settings.crop_scale, seed=probe_seed, device=device)
+    crops = ProbeCrops(settings.crop_scale, settings.augment, probe_seed)
+    begin, trials = probed(start, train, validation, crops, device=device)
     return begin, {"probe": [trial._asdict() for trial in trials]}
 
 
@@ -343,7 +344,14 @@ def _batches(job: _Job, trainer: Trainer, steps: int) -> Iterator[Batch]:
 
     places = map(positions, range(first, steps))
     pixels = training_batches(
-        train, job.begin.preprocessing, places, settings.crop_scale, seed=seed, first=first, share=share
+        train,
+        job.begin.preprocessing,
+        places,
+        settings.crop_scale,
+        seed=seed,
+        first=first,
+        share=share,
+        augment=settings.augment,
     )
     for step, images in enumerate(pixels, first):
         inputs = images.to(device, memory_format=memory_format)

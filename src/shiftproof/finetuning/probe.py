@@ -1,9 +1,12 @@
-"""A linear probe: logistic regression on cached features by L-BFGS, its penalty chosen on the validation split."""
+"""A linear probe: logistic regression on cached features by L-BFGS, its penalty chosen on the validation split.
+
+It gives a head to a network that has none for the task, and in the recipes it trains the head of a start.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +17,12 @@ from torch.nn import functional
 
 from shiftproof import progress
 from shiftproof.data.batches import evaluation_batches, training_batches
-from shiftproof.data.sets import ImageSet
+from shiftproof.data.sets import ImageSet, require_set
 from shiftproof.errors import InputError, require_between
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
+from shiftproof.models.encoders import Encoder
+from shiftproof.models.heads import unlearned_classifier
 
 # From one that hardly lets the head move to one where the training images alone determine it.
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -32,6 +37,29 @@ class Head:
 
     weight: Tensor
     bias: Tensor
+
+
+@dataclass(frozen=True)
+class ProbeCrops:
+    """The random crops whose features are cached: the range of their area, their augmentations, and their seed."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    augment: tuple[Any, ...] = ()
+    seed: int = 0
+
+
+# A start depends neither on the settings of a fine-tuning nor on the run's seed.
+_START_CROPS = ProbeCrops()
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The (N, D) features of random crops and their (N,) labels, and those of the validation split."""
+
+    train: Tensor
+    labels: Tensor
+    validation: Tensor
+    validation_labels: NDArray[np.int64]
 
 
 class ProbeTrial(NamedTuple):
@@ -75,9 +103,8 @@ def probed(
     start: Classifier,
     train: ImageSet,
     validation: ImageSet,
+    crops: ProbeCrops,
     *,
-    crop_scale: tuple[float, float],
-    seed: int,
     device: str | torch.device = "auto",
 ) -> tuple[Classifier, tuple[ProbeTrial, ...]]:
     """The start with a head from logistic regression, and the trials of the penalty, from the largest.
@@ -85,30 +112,86 @@ def probed(
     Features are those of random crops, as in training. The penalty is the one whose head is best on the validation
     split, or the larger of equals. Raises an InputError where the start's features are not finite.
     """
-    device = resolve_device(device)
-    cached, labels = _training_features(start, train, crop_scale, seed, device)
-    held_out = _features(start, evaluation_batches(validation, start.preprocessing, _BATCH), device)
-    if not torch.isfinite(cached).all():
-        raise InputError("the start's features are not finite. Choose another model.")
+    sets = _cached_features(start, train, validation, crops, device)
     origin = Head(start.network.head.weight.detach().cpu(), start.network.head.bias.detach().cpu())
+    best, trials = _best_head(sets, origin)
+    return _with_head(start, best), trials
+
+
+def probe_classifier(
+    encoder: Encoder, train: ImageSet, validation: ImageSet, *, device: str | torch.device = "auto"
+) -> Classifier:
+    """The network with a linear head for the classes of ``train``, by logistic regression on its features.
+
+    This is the start, theta_0, of a network without a text tower. The penalty is chosen on ``validation``, with
+    features that are centred and scaled to a mean square length of 1, so that it does not depend on the network's
+    scale; the head that results takes the features as they are. The crops of ``train`` are the same in every call: the
+    same images give the same start. The trials of the penalty are in ``training["probe"]``.
+
+    Raises an InputError where the features are no vectors or not finite.
+
+    >>> from shiftproof import load_encoder, load_suite
+    >>> reference = load_suite("emoji").reference
+    >>> some = reference.train.subset(range(20))
+    >>> probe_classifier(load_encoder("timm:test_resnet"), some, some, device="cpu").head
+    'probe'
+    """
+    require_set(train)
+    require_set(validation)
+    blank = unlearned_classifier(encoder, train.classes)
+    sets = _cached_features(blank, train, validation, _START_CROPS, device)
+    centre = sets.train.double().mean(0)
+    scale = float((sets.train.double() - centre).square().sum(1).mean().sqrt()) or 1.0  # 0 where all are alike
+    train_features, held_out = (_scaled(part, centre, scale) for part in (sets.train, sets.validation))
+    origin = Head(blank.network.head.weight.detach(), blank.network.head.bias.detach())
+    best, trials = _best_head(replace(sets, train=train_features, validation=held_out), origin)
+    weight = best.weight.double() / scale
+    head = Head(weight.float(), (best.bias.double() - weight @ centre).float())
+    record = {"probe": [trial._asdict() for trial in trials]}
+    return replace(_with_head(blank, head), head="probe", training=record)
+
+
+def _scaled(features: Tensor, centre: Tensor, scale: float) -> Tensor:
+    return ((features.double() - centre) / scale).float()
+
+
+def _with_head(start: Classifier, head: Head) -> Classifier:
+    weights = start.state_dict() | {"head.weight": head.weight, "head.bias": head.bias}
+    return replace(start.with_weights(weights), head="trained")
+
+
+def _best_head(sets: _Features, origin: Head) -> tuple[Head, tuple[ProbeTrial, ...]]:
+    """The head of the penalty that is best on the validation features, or of the larger of equals, and all trials."""
     best, head, trials = origin, origin, list[ProbeTrial]()
     for number, penalty in enumerate(PENALTIES):
-        head = logistic_head(cached, labels, origin, penalty, begin=head)
-        right = (held_out @ head.weight.T + head.bias).argmax(1).numpy() == validation.labels
+        head = logistic_head(sets.train, sets.labels, origin, penalty, begin=head)
+        right = (sets.validation @ head.weight.T + head.bias).argmax(1).numpy() == sets.validation_labels
         trials.append(ProbeTrial(penalty, float(right.mean())))
         if trials[-1].validation > max((trial.validation for trial in trials[:-1]), default=-1.0):
             best = head
         progress.report("probe", number + 1, len(PENALTIES), validation=trials[-1].validation)
-    weights = start.state_dict() | {"head.weight": best.weight, "head.bias": best.bias}
-    return replace(start.with_weights(weights), head="trained"), tuple(trials)
+    return best, tuple(trials)
 
 
-def _training_features(
-    start: Classifier, train: ImageSet, crop_scale: tuple[float, float], seed: int, device: str
-) -> tuple[Tensor, Tensor]:
+def _cached_features(
+    start: Classifier,
+    train: ImageSet,
+    validation: ImageSet,
+    crops: ProbeCrops,
+    device: str | torch.device,
+) -> _Features:
+    device = resolve_device(device)
+    cached, labels = _training_features(start, train, crops, device)
+    held_out = _features(start, evaluation_batches(validation, start.preprocessing, _BATCH), device)
+    if not torch.isfinite(cached).all():
+        raise InputError("the start's features are not finite. Choose another model.")
+    return _Features(cached, labels, held_out, validation.labels)
+
+
+def _training_features(start: Classifier, train: ImageSet, crops: ProbeCrops, device: str) -> tuple[Tensor, Tensor]:
     places = list(range(len(train))) * _VIEWS
     batches = [places[at : at + _BATCH] for at in range(0, len(places), _BATCH)]
-    pixels = training_batches(train, start.preprocessing, batches, crop_scale, seed=seed)
+    pixels = training_batches(train, start.preprocessing, batches, crops.scale, seed=crops.seed, augment=crops.augment)
     return _features(start, pixels, device), torch.as_tensor(train.labels[places])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
+from shiftproof.data.augmentations import augmentation_specs
 from shiftproof.errors import InputError, require_at_least, require_between, require_choice
 from shiftproof.mixing.methods import Mixing
 from shiftproof.mixing.named import mixing_from, mixing_settings
@@ -23,6 +24,8 @@ RECIPES = (
     "norms-and-biases",
 )
 OPTIMIZERS = ("adamw", "sgd")
+# Settings that were added after checkpoints and classifiers had been written without them.
+_LATER = ("augment",)
 # Settings without effect where no step is taken.
 _UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopping", "label_smoothing")
 
@@ -42,7 +45,9 @@ class FinetuneSettings(LoopSettings):
 
     The optimiser is AdamW, or SGD with ``momentum``. The rate rises to ``lr`` during ``warmup_steps`` (at most a tenth
     of all steps), then falls to 0 along a cosine. Gradients are clipped to the global norm ``clip_norm``, and crops
-    cover a random share of the area in the range ``crop_scale``. ``weight_decay`` applies to matrices only.
+    cover a random share of the area in the range ``crop_scale``. ``augment`` are augmentations of the crops by name, in
+    their order: flip, vertical-flip, randaugment, color-jitter and random-erasing, or methods with settings
+    (``augmentation_specs``). ``weight_decay`` applies to matrices only.
 
     ``l2_to_start`` pulls the weights to the start's by (l2 / 2) ||theta - theta_0||^2, in a separate step after the
     optimiser's, as AdamW applies weight decay. ``distillation`` is the weight w in the loss (1 - w) cross-entropy +
@@ -75,6 +80,7 @@ class FinetuneSettings(LoopSettings):
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     crop_scale: tuple[float, float] = (0.9, 1.0)
+    augment: Any = ()
     mixing: Any = "none"
     mixing_probability: float | None = None
     mixing_off_epochs: int = 0
@@ -94,6 +100,7 @@ class FinetuneSettings(LoopSettings):
         require_choice("finetune.optimizer", self.optimizer, OPTIMIZERS)
         if isinstance(self.mixing, Mixing):  # settings are written to files, so they hold plain values only
             object.__setattr__(self, "mixing", mixing_settings(self.mixing))
+        object.__setattr__(self, "augment", augmentation_specs(self.augment, "finetune.augment"))
         _check_ranges(self)  # first: the range of mixing_off_epochs depends on the epochs
         _check_mixing(self)
         self.check_loop("finetune")
@@ -123,6 +130,10 @@ class FinetuneSettings(LoopSettings):
         5
         """
         return math.ceil(self.epochs * images / self.batch_size)
+
+    def recorded(self) -> dict[str, Any]:
+        """The settings as plain values, without those that earlier versions did not have where they are unused."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
 
     def warmup(self, steps: int) -> int:
         """The number of warm-up steps in a training of ``steps`` steps."""

@@ -1,6 +1,6 @@
 """Pretrained encoders, the classifiers built from them, and the directories that hold a classifier."""
 
-from .classifier import Classifier, Network, Task, own_head_classifier
+from .classifier import Classifier, Network, Task
 from .clip import Clip, load_clip
 from .devices import resolve_device
 from .directories import load_classifier, save_classifier
@@ -8,6 +8,7 @@ from .encoders import Encoder, load_encoder, own_class_space
 from .export.card import KnownResults, write_model_card
 from .export.exporting import Export, export_classifier
 from .export.hub import push_to_hub
+from .heads import own_head_classifier
 from .identity import fingerprint
 from .prompts import prompt_templates
 from .zero_shot import zero_shot_classifier

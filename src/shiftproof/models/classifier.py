@@ -17,15 +17,15 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.transforms import ImageTransform
 from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refuse_path
 from shiftproof.models.devices import resolve_device
-from shiftproof.models.encoders import Encoder, build_encoder, own_class_space, split_head
+from shiftproof.models.encoders import build_encoder
 from shiftproof.models.memory import is_laid_out, lay_out, uses_channels_last
 
 
 class Network(nn.Module):
     """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x))).
 
-    ``normalised`` says whether features are scaled to length 1, as CLIP's are; the pretrained head of a timm model
-    takes them unscaled.
+    ``normalised`` says whether features are scaled to length 1, as CLIP's are; the head of an image network takes them
+    unscaled.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Linear, normalised: bool = True) -> None:
@@ -59,13 +59,13 @@ class Classifier:
     """A network with its class space, preprocessing and provenance; treat it as immutable.
 
     ``architecture`` describes how to rebuild the encoder. ``head`` says what the head's rows are: "zero-shot" (text
-    embeddings), "own" (the pretrained head of the encoder), "trained", "frozen" (the start's, with a trained encoder),
-    "rebuilt" (by a fine-tuned text tower, whose weights are ``text``), "interpolated" or "averaged". ``logit_scale``
-    is the factor already folded into the head: the scale of the text tower that wrote it, and for other heads on
-    features of length 1 the mean length of the rows (``head_scale``). It is 1 where features are not scaled to length
-    1. ``alpha`` (0 is the start, 1 is fine-tuned) and ``parents`` state what an ensemble was made from, and
-    ``training`` how the classifier was fine-tuned. ``channels_last`` says whether it runs in this memory format; None
-    chooses by the kind of network.
+    embeddings), "own" (the pretrained head of the encoder), "probe" (a linear probe of the start's features),
+    "trained", "frozen" (the start's, with a trained encoder), "rebuilt" (by a fine-tuned text tower, whose weights are
+    ``text``), "interpolated" or "averaged". ``logit_scale`` is the factor already folded into the head: the scale of
+    the text tower that wrote it, and for other heads on features of length 1 the mean length of the rows
+    (``head_scale``). It is 1 where features are not scaled to length 1. ``alpha`` (0 is the start, 1 is fine-tuned) and
+    ``parents`` state what an ensemble was made from, and ``training`` how the classifier was trained.
+    ``channels_last`` says whether it runs in this memory format; None chooses by the kind of network.
     """
 
     network: Network = field(repr=False, compare=False)
@@ -142,32 +142,6 @@ def _rows_of(classes: ClassSpace, wanted: ClassSpace) -> list[int]:
     return [int(row) for row in classes.labels_of(wanted.ids, "the other classifier")]
 
 
-def own_head_classifier(encoder: Encoder) -> Classifier:
-    """The classifier that a timm model is with its pretrained head: its logits are timm's, its classes the head's.
-
-    Raises an InputError where the model has no linear head directly after its features.
-
-    >>> from shiftproof.models.encoders import load_encoder
-    >>> resnet = own_head_classifier(load_encoder("timm:resnet18"))
-    >>> resnet.head, resnet.classes.ids[0], resnet.classes.names[0]
-    ('own', 'n01440764', 'tench, Tinca tinca')
-    """
-    refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
-    features, head = split_head(encoder)
-    network = Network(features, head, normalised=False)
-    network.requires_grad_(True)
-    return Classifier(
-        network=network.eval(),
-        classes=own_class_space(head.out_features),
-        preprocessing=encoder.preprocessing,
-        architecture={**encoder.architecture, "normalised": False},
-        source=encoder.name,
-        prompts=(),
-        head="own",
-        logit_scale=1.0,
-    )
-
-
 def head_scale(weight: Tensor, *, otherwise: float = 1.0) -> float:
     """The mean length of the (K, D) rows of a head, which is the scale of its logits on features of length 1.
 
@@ -208,7 +182,7 @@ def require_same_task(first: Task, second: Task) -> None:
             "Fine-tune from the classifier that you ensemble with."
         )
     keys = ["library", "embed_dim", "vision_cfg", "quick_gelu", "normalised"]
-    if first.architecture.get("library") == "timm":
+    if first.architecture.get("library") in ("timm", "torchvision"):
         keys += ["name", "tag"]  # open_clip's name adds nothing to its config
     if differing := [key for key in keys if first.architecture.get(key) != second.architecture.get(key)]:
         raise IncompatibleWeightsError(

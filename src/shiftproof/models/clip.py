@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from torch import Tensor, nn
 
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, nearest, refuse_path, require_name
-from shiftproof.models.local_weights import load_local_weights, local_path
-from shiftproof.models.names import SCHEMES, random_weights_refused, unknown_model
+from shiftproof.models.local_weights import fit_weights, load_local_weights, local_path
+from shiftproof.models.names import (
+    SCHEMES,
+    is_encoder,
+    is_untagged,
+    random_weights_refused,
+    split_weights,
+    unknown_model,
+    with_weights,
+)
 from shiftproof.models.tiny import TINY_ARCHITECTURE, TINY_CONFIG, TINY_WEIGHTS
 from shiftproof.models.transformers import SCHEME as TRANSFORMERS
 from shiftproof.models.transformers import load_transformers
 from shiftproof.storage import expanded, read_json
 
 _LOCAL = "local-dir:"
+_IMAGE_TOWER = "visual."
 Tokenizer = Callable[[Sequence[str]], Tensor]
 # A classifier has no text tower. open_clip builds one anyway, so it gets the smallest possible one.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 4, "heads": 1, "layers": 1}
@@ -61,12 +71,16 @@ def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
     ``hf-hub:ORG/NAME`` and ``local-dir:PATH`` (schemes of open_clip), ``hf:ORG/NAME`` and ``hf:PATH`` (CLIP, SigLIP and
     SigLIP 2 of transformers). Raises an InputError for an unknown name, for a model without a text tower or with
     rectangular images, where the weights cannot be loaded and, unless ``random_weights`` is set, for a name without a
-    tag.
+    tag. ``NAME with weights FILE`` loads the weights in a local file into a model: those of open_clip's training,
+    wise-ft, model-soups or FLYP, for example. Where the file has no text tower, that of NAME stays.
 
     >>> load_clip("tiny").preprocessing.size
     64
     """
     require_name("name", name, "open_clip:ViT-B-32/openai")
+    name, file = split_weights(name)
+    if file is not None:
+        return _with_trained_weights(load_clip(name, seed=seed), file)
     if name.startswith(TRANSFORMERS):
         return Clip(name, **vars(load_transformers(name)))
     import open_clip
@@ -76,7 +90,7 @@ def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
         name = f"{_LOCAL}{expanded(name.removeprefix(_LOCAL))}"
     if name == "tiny":
         return _build(name, TINY_ARCHITECTURE, str(TINY_WEIGHTS), seed)
-    if name.startswith("timm:"):
+    if is_encoder(name):
         raise InputError(
             f"{name!r} has no text tower, so it has no zero-shot head. "
             "Use its pretrained head: own_head_classifier(load_encoder(NAME))."
@@ -95,6 +109,23 @@ def load_clip(name: str, *, seed: int = 0, random_weights: bool = True) -> Clip:
         best_first = sorted(tags, key=lambda known: known != "openai")
         raise random_weights_refused(name, [f"open_clip:{architecture}/{known}" for known in best_first])
     return _build(name, architecture, tag or None, seed)
+
+
+def _with_trained_weights(clip: Clip, file: str) -> Clip:
+    """The model with the weights in a local file, which must have the whole image tower."""
+    fitted = fit_weights(file, clip.model.state_dict())
+    tower = [name for name in fitted.missing if name.startswith(_IMAGE_TOWER)]
+    if tower or fitted.reshaped or (fitted.missing and is_untagged(clip.name)):
+        raise fitted.refusal(clip.name)
+    if fitted.missing:
+        warnings.warn(
+            f"{file} lacks {len(fitted.missing):,} entries of the text tower, such as {fitted.missing[0]!r}; they stay "
+            f"those of {clip.name!r}.",
+            stacklevel=3,
+        )
+    fitted.warn_of_unused(clip.name)
+    clip.model.load_state_dict(dict(fitted.entries), strict=False)
+    return replace(clip, name=with_weights(clip.name, file))
 
 
 def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:

@@ -6,9 +6,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shiftproof.errors import InputError, nearest
+from shiftproof.storage import expanded
 
 SCHEMES = ("open_clip:", "hf-hub:", "local-dir:", "hf:")
+# Models without a text tower.
+ENCODER_SCHEMES = ("timm:", "torchvision:")
+ENCODER_NAMES = ("lite0",)
+_WEIGHTS_OF = " with weights "
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a name is that of a model without a text tower.
+
+    >>> is_encoder("timm:resnet18"), is_encoder("tiny")
+    (True, False)
+    """
+    name, _ = split_weights(name)
+    return name.startswith(ENCODER_SCHEMES) or name in ENCODER_NAMES
+
+
+def with_weights(name: str, file: str | Path) -> str:
+    """The name of a model whose weights are those in a local file.
+
+    >>> with_weights("open_clip:ViT-B-32/openai", "/tuned.pt")
+    'open_clip:ViT-B-32/openai with weights /tuned.pt'
+    """
+    return f"{name}{_WEIGHTS_OF}{expanded(file).absolute()}"
+
+
+def split_weights(name: str) -> tuple[str, str | None]:
+    """Splits a name of ``with_weights`` into that of the model and the file, which is None for any other name.
+
+    >>> split_weights("open_clip:ViT-B-32/openai with weights /tuned.pt"), split_weights("tiny")
+    (('open_clip:ViT-B-32/openai', '/tuned.pt'), ('tiny', None))
+    """
+    model, separator, file = name.partition(_WEIGHTS_OF)
+    return model, file if separator else None
+
+
+def is_untagged(name: str) -> bool:
+    """Whether a model's name says nothing of its weights, so that they are random.
+
+    >>> is_untagged("open_clip:ViT-B-32"), is_untagged("timm:resnet18.a1_in1k")
+    (True, False)
+    """
+    scheme, _, rest = name.partition(":")
+    return {"open_clip": "/", "timm": ".", "torchvision": "."}.get(scheme, "") not in rest
 
 
 def random_weights_refused(name: str, tagged: Sequence[str]) -> InputError:
@@ -23,10 +67,11 @@ def random_weights_refused(name: str, tagged: Sequence[str]) -> InputError:
 def unknown_model(name: str) -> InputError:
     """The error for a name that is no model's, with a hint at what stands under that path, if anything does."""
     examples = (
-        "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, hf:ORG/NAME, or a classifier "
-        "directory."
+        "Examples: tiny, open_clip:ViT-B-32/openai, hf-hub:ORG/NAME, local-dir:PATH, hf:ORG/NAME, timm:NAME.TAG, "
+        "torchvision:NAME.WEIGHTS, lite0, or a classifier directory."
     )
-    return InputError(f"unknown model {name!r}. {_hint(name) or nearest(name, ['tiny', *SCHEMES])} {examples}")
+    known = ["tiny", *ENCODER_NAMES, *SCHEMES, *ENCODER_SCHEMES]
+    return InputError(f"unknown model {name!r}. {_hint(name) or nearest(name, known)} {examples}")
 
 
 def _hint(name: str) -> str | None:

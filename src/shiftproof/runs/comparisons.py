@@ -17,10 +17,8 @@ from shiftproof.diagnosis.overrides import measure_overrides
 from shiftproof.diagnosis.strong_edge import map_examples
 from shiftproof.errors import InputError, require_choice
 from shiftproof.models.classifier import Classifier
-from shiftproof.models.clip import Clip, load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier
-from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.comparisons import (
     ConnectivityRecord,
     FollowedRecord,
@@ -32,6 +30,7 @@ from shiftproof.records.diagnosis import PairRecord
 from shiftproof.records.windows import MapExample
 from shiftproof.runs.evidence import find_path
 from shiftproof.runs.predictions import temporary_logits
+from shiftproof.runs.starts import StartSettings, build_named_start
 from shiftproof.storage import expanded
 
 
@@ -39,10 +38,10 @@ from shiftproof.storage import expanded
 class PairFile:
     """The request to compare some classifiers on some images.
 
-    ``models`` are classifier directories or model names; a named model gets the zero-shot head for the classes of the
-    first directory or, without one, of the data. ``random_weights`` allows a name without a tag. The images are those
-    of ``data`` (a data name), of ``unlabelled`` (a folder of images of unknown classes), of one ``shift`` of ``suite``,
-    or of all its test sets; at most ``images`` of each, spread over the classes.
+    ``models`` are classifier directories or model names; a named model gets a ``head``, as in a run file, for the
+    classes of the first directory or, without one, of the data. ``random_weights`` allows a name without a tag. The
+    images are those of ``data`` (a data name), of ``unlabelled`` (a folder of images of unknown classes), of one
+    ``shift`` of ``suite``, or of all its test sets; at most ``images`` of each, spread over the classes.
     """
 
     models: tuple[str, ...]
@@ -52,6 +51,7 @@ class PairFile:
     unlabelled: Path | None = None
     images: int | None = None
     prompts: str = "photo"
+    head: str | None = None
     seed: int = 0
     device: str = "auto"
     random_weights: bool = False
@@ -151,12 +151,14 @@ def compare_weights(pair: PairFile) -> tuple[MovementRecord, ...]:
 def _models(pair: PairFile) -> dict[str, Classifier]:
     """Loads the classifiers by a short name each, with their classes in the order of the first."""
     loaded = {name: load_classifier(name) for name in pair.models if (expanded(name) / "classifier.json").is_file()}
-    classes = next((classifier.classes for classifier in loaded.values()), None) or _classes_of(pair)
+    classes = next((classifier.classes for classifier in loaded.values()), None)
+    if classes is None and len(loaded) < len(pair.models):
+        classes = _classes_of(pair)
     models: dict[str, Classifier] = {}
     for number, name in enumerate(pair.models, 1):
         if name not in loaded and (os.sep in name or Path(name).exists()) and ":" not in name:
             raise InputError(f"{name} holds no classifier.json. Name a classifier's directory, e.g. RUN/fine_tuned.")
-        classifier = loaded.get(name) or zero_shot_classifier(_clip(pair, name), classes, pair.prompts)
+        classifier = loaded.get(name) or _named(pair, name, classes)
         short = Path(name).absolute().name if name in loaded else name
         short = f"{Path(name).absolute().parent.name}-{short}" if short in models and name in loaded else short
         first = next(iter(models.values()), classifier)
@@ -164,13 +166,17 @@ def _models(pair: PairFile) -> dict[str, Classifier]:
     return models
 
 
-def _clip(pair: PairFile, name: str) -> Clip:
-    return load_clip(name, seed=pair.seed, random_weights=pair.random_weights)
+def _named(pair: PairFile, name: str, classes: ClassSpace | None) -> Classifier:
+    settings = StartSettings(pair.head, pair.prompts, pair.seed, pair.random_weights, pair.device)
+    embedded = pair.data is None and pair.unlabelled is None
+    reference = load_suite(pair.suite, seed=pair.seed).reference if embedded else None
+    return build_named_start(name, classes, settings, reference)
 
 
-def _classes_of(pair: PairFile) -> ClassSpace:
-    if pair.unlabelled is not None and pair.data is None:
-        raise InputError("unlabelled images do not name the classes. Give a classifier directory among the models.")
+def _classes_of(pair: PairFile) -> ClassSpace | None:
+    """The classes of the images, unless they have no labels."""
+    if pair.unlabelled is not None:
+        return None
     return load_data(pair.data).classes if pair.data else load_suite(pair.suite, seed=pair.seed).classes
 
 

@@ -72,14 +72,18 @@ class PretrainFile(PretrainSettings):
 class RunFile(Frozen):
     """All settings of a run; the same run file and seed give the same results.
 
-    ``random_weights`` allows a model whose name has no tag. ``limit`` is the largest number of images that any held-out
-    set may have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
+    ``head`` is that of a named model; None stands for a zero-shot head, or for a linear probe where the model has no
+    text tower. ``weights`` is a local file whose weights replace those of the named model; ``random_weights`` allows a
+    model whose name has no tag. ``limit`` is the largest number of images that any held-out set may have, the same ones
+    in every run; ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
     """
 
     model: str = "tiny"
+    head: Literal["zero-shot", "probe", "own"] | None = None
+    weights: str | None = None
     random_weights: bool = False
     suite: str | SuiteFile = "emoji"
     prompts: str | list[str] = "photo"

@@ -6,12 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
+from shiftproof.errors import InputError
 from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier
-from shiftproof.models.clip import load_clip
 from shiftproof.models.directories import load_classifier
-from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.runs.file import RunFile, SuiteFile
+from shiftproof.runs.starts import StartSettings, build_named_start
 
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
@@ -27,14 +27,26 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
 
 
 def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
-    """Loads the start: a classifier directory, or a model with a zero-shot head for the suite's classes.
+    """Loads the start: a classifier directory, or a model with a head for the suite's classes.
 
-    Raises an InputError for a model with random weights, unless the run file asks for them.
+    Raises an InputError for a model with random weights, unless the run file asks for them, and for a head that the
+    start cannot have.
     """
     if (Path(run_file.model) / "classifier.json").is_file():
+        if run_file.head is not None:
+            raise InputError(f"{run_file.model} is a classifier directory, whose classifier has a head. Omit `head`.")
+        if run_file.weights is not None:
+            raise InputError(f"{run_file.model} is a classifier directory, which has weights. Omit `weights`.")
         return load_classifier(run_file.model)
-    clip = load_clip(run_file.model, seed=run_file.seed, random_weights=run_file.random_weights)
-    return zero_shot_classifier(clip, suite.classes, run_file.prompts)
+    settings = StartSettings(
+        head=run_file.head,
+        prompts=run_file.prompts,
+        seed=run_file.seed,
+        random_weights=run_file.random_weights,
+        device=run_file.device,
+        weights=run_file.weights,
+    )
+    return build_named_start(run_file.model, suite.classes, settings, suite.reference)
 
 
 def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:

@@ -19,11 +19,10 @@ from shiftproof.diagnosis.windows import Window, WindowSettings
 from shiftproof.errors import InputError, require_at_least, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.classifier import Classifier, own_head_classifier
+from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
-from shiftproof.models.encoders import load_encoder
 from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.records.backgrounds import BackgroundStudy
 from shiftproof.records.codec import document
@@ -31,9 +30,9 @@ from shiftproof.records.windows import StrongEdgeStudy
 from shiftproof.report.figures import save_figure
 from shiftproof.report.windows import window_figure
 from shiftproof.runs.directory import INTERVENTION, InterventionDirectory, claim
+from shiftproof.runs.starts import HEADS, OWN, ZERO_SHOT, StartSettings, build_named_start
 from shiftproof.storage import write_atomically, write_json
 
-HEADS = ("zero-shot", "own")
 # The study trains networks without mixing, with hard edges and with soft edges.
 STUDY_MIXINGS = ("none", "cutmix", "smoothmix-square", "smoothmix-circle")
 STUDY_STARTS = ("scratch", "tuned")
@@ -51,16 +50,16 @@ _OTHER_OUT = "Choose another `out`, or add `overwrite=True` to train it again."
 class DiagnosisFile:
     """The request to diagnose some models on some images.
 
-    ``classifiers`` are directories, ``models`` names; ``head`` says whether a named model gets the zero-shot head that
-    its text tower gives for the data's classes ("zero-shot"), or its published head ("own"), and ``random_weights``
-    allows a name without a tag. Without models, the study trains networks on ``suite``. The images are those of
-    ``data`` (a data name) or else those of the suite's ``shift`` or, without one, of the test split of its reference;
-    ``masks`` is a parallel folder of object masks. ``images`` is the number of images, spread over the classes.
+    ``classifiers`` are directories, ``models`` names; ``head`` is that of the named models, as in a run file, and
+    ``random_weights`` allows a name without a tag. A network's own head keeps all of its classes. Without models, the
+    study trains networks on ``suite``. The images are those of ``data`` (a data name) or else those of the suite's
+    ``shift`` or, without one, of the test split of its reference; ``masks`` is a parallel folder of object masks.
+    ``images`` is the number of images, spread over the classes.
     """
 
     classifiers: tuple[Path, ...] = ()
     models: tuple[str, ...] = ()
-    head: str = "zero-shot"
+    head: str | None = None
     prompts: str = "photo"
     suite: str = "emoji"
     shift: str | None = None
@@ -72,7 +71,7 @@ class DiagnosisFile:
     random_weights: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("head", self.head, HEADS)
+        require_choice("head", self.head or ZERO_SHOT, HEADS)
         require_at_least("the number of images", self.images, 2)
         if self.data is not None and self.shift is not None:
             raise InputError("`shift` names images of a suite, and `data` names other images. Give one of the two.")
@@ -158,12 +157,10 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
     for directory in (path.absolute() for path in request.classifiers):  # "." has no name
         name = directory.name if directory.name not in models else f"{directory.parent.name}-{directory.name}"
         models[name] = load_classifier(directory)
+    settings = StartSettings(request.head, request.prompts, request.seed, request.random_weights, request.device)
+    reference = None if request.data else load_suite(request.suite, seed=request.seed).reference
     for name in request.models:
-        options: dict[str, Any] = {"seed": request.seed, "random_weights": request.random_weights}
-        if request.head == "own":
-            models[name] = own_head_classifier(load_encoder(name, **options))
-        else:
-            models[name] = zero_shot_classifier(load_clip(name, **options), images.classes, request.prompts)
+        models[name] = build_named_start(name, None if request.head == OWN else images.classes, settings, reference)
     if len(models) < len(request.classifiers) + len(request.models):
         raise InputError("two of the models have the same name. Name every model once, or rename a directory.")
     for model in models.values():

@@ -28,6 +28,8 @@ def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, An
     changed = dict(settings)
     if isinstance(model := changed.get("model"), str):
         changed["model"] = model_path(model, folder)
+    if isinstance(weights := changed.get("weights"), str):
+        changed["weights"] = _place(weights, folder)
     if isinstance(suite := changed.get("suite"), Mapping):
         changed["suite"] = _suite(suite, folder)
     elif isinstance(suite, str):

@@ -51,6 +51,7 @@ from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable
 from shiftproof.runs.pipeline import records_versions, request_of
 from shiftproof.runs.predictions import PathFiles
+from shiftproof.runs.starts import load_scored
 from shiftproof.storage import json_text, read_json, write_json, write_text
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
 from shiftproof.training.log import trackers_from
@@ -256,16 +257,17 @@ def run_evaluate(
     clip_benchmark: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Scores a classifier directory on the test sets of an embedded suite and on named data.
+    """Scores a classifier on the test sets of an embedded suite and on named data.
 
-    ``sets`` maps the name of each set to its data, such as folder:PATH. With ``out``, the records are also written to
+    ``directory`` is that of the classifier, or the name of a network with its own head, such as lite0. ``sets`` maps
+    the name of each set to its data, such as folder:PATH. With ``out``, the records are also written to
     ``results.jsonl`` in that directory. With ``clip_benchmark``, each result is also written to that folder in the form
     of LAION's CLIP_benchmark. A set may lack classes of the classifier; a warning names them.
 
     Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
     """
-    directory, out = Path(directory), None if out is None else Path(out)
-    classifier = load_classifier(directory)
+    out = None if out is None else Path(out)
+    classifier = load_scored(directory)
     images: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
     images |= {name: load_data(data, classifier.classes, partial=True) for name, data in (sets or {}).items()}
     if not images:
@@ -273,8 +275,9 @@ def run_evaluate(
     for name, image_set in images.items():
         warn_of_missing_classes(image_set, name)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
-        keep = None if clip_benchmark is None else _benchmark_writer(classifier, directory.name, Path(clip_benchmark))
-        return score(classifier, images, directory.name, resolve_device(device), out, keep=keep)
+        model = Path(directory).name
+        keep = None if clip_benchmark is None else _benchmark_writer(classifier, model, Path(clip_benchmark))
+        return score(classifier, images, model, resolve_device(device), out, keep=keep)
 
 
 def _benchmark_writer(classifier: Classifier, model: str, folder: Path) -> Callable[[str, Predictions], object]:
@@ -340,15 +343,16 @@ def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
 def predict_images(
     directory: str | Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
 ) -> list[Answer]:
-    """The ``top`` most probable classes of each image, by the classifier in a directory; a folder is all its images.
+    """The ``top`` most probable classes of each image; a folder is all its images.
+
+    ``directory`` is that of the classifier, or the name of a network with its own head, such as lite0.
 
     Raises an InputError that names a file which is missing or cannot be decoded, or a folder without images.
     """
-    directory = Path(directory)
     skipped = SkippedFiles()
     images = named_pictures(images, skipped)
     skipped.warn("images")
-    classifier = load_classifier(directory)
+    classifier = load_scored(directory)
     names, labels = [str(image) for image in images], np.zeros(len(images), dtype=np.int64)
     unlabelled = picture_set("images", classifier.classes, names, labels, images)
     probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=resolve_device(device)).logits))

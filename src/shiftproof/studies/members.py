@@ -20,6 +20,7 @@ from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import save_classifier
+from shiftproof.models.names import is_encoder
 from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyMember
 from shiftproof.records.summaries import member_from_json, member_json
@@ -30,7 +31,7 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
-_START_KEYS = ("model", "random_weights", "suite", "prompts", "seed", "limit")
+_START_KEYS = ("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit")
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
@@ -48,7 +49,7 @@ def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: i
     suite = cached_suite(start_key(run_file))
     with locked(directory.root):
         write_text(directory.run_file, run_file.to_yaml() + yaml.safe_dump({"versions": versions()}))
-        start = build_start(run_file, suite)
+        start = start_of(run_file, suite)
         tuned = finetune(
             start,
             suite.relabelled(start.classes),
@@ -138,11 +139,27 @@ def cached_suite(key: str) -> ShiftSuite:
     return load_run_suite(RunFile.model_validate_json(key))
 
 
+def start_of(run_file: RunFile, suite: ShiftSuite) -> Classifier:
+    """Builds the start of a run; that of a model without a text tower only once for all runs with this start.
+
+    A linear probe of such a model takes a while.
+    """
+    if not is_encoder(run_file.model):
+        return build_start(run_file, suite)
+    return _cached_start(start_key(run_file), resolve_device(run_file.device))
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_start(key: str, device: str) -> Classifier:
+    run_file = RunFile.model_validate_json(key).model_copy(update={"device": device})
+    return build_start(run_file, cached_suite(key))
+
+
 @functools.lru_cache(maxsize=2)
 def _start_correct(key: str, device: str) -> dict[str, NDArray[np.bool_]]:
     """Returns which (N,) images of each set the start classifies correctly, for all runs with this start."""
-    run_file = RunFile.model_validate_json(key)
-    start = build_start(run_file, cached_suite(key))
+    run_file = RunFile.model_validate_json(key).model_copy(update={"device": device})
+    start = start_of(run_file, cached_suite(key))
     sets = path_sets(cached_suite(key).relabelled(start.classes))
     predictions = {name: predict(start, images, device=device) for name, images in sets.items()}
     return {name: correct_rows(p.logits, p.labels) for name, p in predictions.items()}

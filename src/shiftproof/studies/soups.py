@@ -17,10 +17,9 @@ from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import StudyDirectory
-from shiftproof.runs.inputs import build_start
 from shiftproof.storage import read_json, write_json
 from shiftproof.studies.file import MemberRun, StudyFile
-from shiftproof.studies.members import sweep_member
+from shiftproof.studies.members import start_of, sweep_member
 
 
 def with_soups(
@@ -59,7 +58,7 @@ def _soup(
     first = next(run for run in runs if run.name == names[0])
     # Soups are made in this process, whatever devices Ray gave the members.
     first = replace(first, run_file=first.run_file.model_copy(update={"device": "auto"}))
-    start, device = build_start(first.run_file, suite), resolve_device("auto")
+    start, device = start_of(first.run_file, suite), resolve_device("auto")
     classifiers = [load_classifier(directory.member(name).fine_tuned) for name in names]
     if kind == "greedy":
         greedy = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device=device)

@@ -21,11 +21,19 @@ from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
 from shiftproof.runs.file import read_yaml
-from shiftproof.runs.inputs import build_start, require_trainable, versions
+from shiftproof.runs.inputs import require_trainable, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
 from shiftproof.studies.file import MemberRun, StudyFile
-from shiftproof.studies.members import cached_suite, is_done, read_member, require_same_run, run_member, start_key
+from shiftproof.studies.members import (
+    cached_suite,
+    is_done,
+    read_member,
+    require_same_run,
+    run_member,
+    start_key,
+    start_of,
+)
 from shiftproof.studies.soups import with_soups
 from shiftproof.studies.spreads import measure_spreads
 from shiftproof.training.checkpoints import noticing_stop_signals
@@ -97,7 +105,7 @@ def run_study(
 def _require_trainable(members: Sequence[MemberRun], suite: ShiftSuite) -> None:
     """Raises an InputError where an image is missing, or where a run of the first run's model has too small batches."""
     first = members[0].run_file
-    start = build_start(first, suite)
+    start = start_of(first, suite)
     require_trainable(first, suite, start)
     for run in members:
         if run.run_file.model == first.model:

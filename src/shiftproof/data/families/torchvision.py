@@ -17,7 +17,7 @@ SUN397_LISTS = {"train": "Training_01.txt", "test": "Testing_01.txt"}
 
 def read_cars(root: Path, part: str) -> ImageSet:
     """The "train" or "test" images of Stanford Cars in ``root/stanford_cars``: 196 models of cars."""
-    from torchvision.datasets import StanfordCars  # type: ignore[import-untyped]
+    from torchvision.datasets import StanfordCars
 
     return _read("cars", _holder(root, "stanford_cars"), part, lambda folder: StanfordCars(folder, split=part))
 

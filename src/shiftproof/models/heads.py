@@ -1,0 +1,91 @@
+"""Classifiers of networks without a text tower: with their pretrained head, or with a new one that is to be trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.errors import InputError, listed, refuse_path
+from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.encoders import Encoder, own_class_space, split_head, without_head
+
+
+def own_head_classifier(encoder: Encoder, classes: ClassSpace | None = None) -> Classifier:
+    """The classifier that an image network is with its pretrained head, whose logits and classes it has.
+
+    With ``classes``, only the rows of these remain, in their order; they are matched by id, which for ImageNet networks
+    is the WordNet id. Raises an InputError where the model has no linear head directly after its features, or where
+    that head lacks one of the classes.
+
+    >>> from shiftproof import load_encoder
+    >>> resnet = own_head_classifier(load_encoder("timm:resnet18"))
+    >>> resnet.head, resnet.classes.ids[0], resnet.classes.names[0]
+    ('own', 'n01440764', 'tench, Tinca tinca')
+    >>> fish = ClassSpace.from_ids(["n01443537", "n01440764"])
+    >>> own_head_classifier(load_encoder("timm:resnet18"), fish).classes.names[0]
+    'goldfish, Carassius auratus'
+    """
+    refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
+    features, head = split_head(encoder)
+    space = own_class_space(head.out_features)
+    if classes is not None and classes.ids != space.ids:
+        rows = _rows_of_own_head(encoder, space, classes)
+        head = _linear(head.weight.detach()[rows], head.bias.detach()[rows])
+        space = ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
+    return _classifier_of_encoder(encoder, features, head, space, "own")
+
+
+def unlearned_classifier(encoder: Encoder, classes: ClassSpace) -> Classifier:
+    """A network with a new head for ``classes`` whose weights are 0: what a linear probe of its features begins with.
+
+    Raises an InputError where the network does not give one vector of features for each image.
+
+    >>> from shiftproof import load_encoder
+    >>> blank = unlearned_classifier(load_encoder("timm:resnet18"), ClassSpace.from_ids(["lemon", "pear"]))
+    >>> tuple(blank.network.head.weight.shape)
+    (2, 512)
+    """
+    refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
+    features, width = without_head(encoder)
+    head = _linear(torch.zeros(len(classes), width), torch.zeros(len(classes)))
+    return _classifier_of_encoder(encoder, features, head, classes, "trained")
+
+
+def _classifier_of_encoder(
+    encoder: Encoder, features: nn.Module, head: nn.Linear, classes: ClassSpace, kind: str
+) -> Classifier:
+    network = Network(features, head, normalised=False)
+    network.requires_grad_(True)
+    return Classifier(
+        network=network.eval(),
+        classes=classes,
+        preprocessing=encoder.preprocessing,
+        architecture={**encoder.architecture, "normalised": False},
+        source=encoder.name,
+        prompts=(),
+        head=kind,
+        logit_scale=1.0,
+    )
+
+
+def _rows_of_own_head(encoder: Encoder, space: ClassSpace, classes: ClassSpace) -> list[int]:
+    """The rows of a pretrained head for the given classes; an InputError says which classes it lacks."""
+    lacking = sorted(set(classes.keys) - set(space.keys))
+    numbered = space.ids == tuple(str(number) for number in range(len(space)))
+    if lacking or (numbered and len(classes) != len(space)):
+        known = "classes that have only numbers" if numbered else f"other classes, such as {space.ids[0]!r}"
+        raise InputError(
+            f"the head of {encoder.name!r} has {len(space):,} {known}; it lacks {len(lacking):,} of the "
+            f"{len(classes):,} classes of the data: {listed(lacking or classes.ids)}. Train a new head with "
+            "`head='probe'`, or name the folders of the data by the ids of the head's classes."
+        )
+    return [int(row) for row in space.labels_of(classes.ids, encoder.name)]
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head
