@@ -98,6 +98,13 @@ class ShiftSuite:
         """The reference's test split and every shift, by name."""
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
 
+    def conversions(self) -> dict[str, dict[str, int]]:
+        """How many of the pictures read so far had to be converted to 8-bit RGB: by data name, then by conversion."""
+        reference = self.reference
+        sets = (reference.train, reference.validation, *self.test_sets.values())
+        sources = (source for images in sets for source in images.conversions)
+        return {source.name: counts for source in sources if (counts := source.counts())}
+
     def require_readable(self) -> None:
         """Raises an InputError unless all files of all sets exist and one sample of each can be decoded."""
         reference = self.reference

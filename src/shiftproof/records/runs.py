@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
@@ -17,7 +17,8 @@ class RunRecord:
 
     ``models[name][set]`` are the evaluations of zero_shot, fine_tuned and ensemble; those on the reference use its
     test split. ``kinds`` says for every shift whether it is natural or synthetic. ``alpha`` is the chosen one; the best
-    alpha on each set is given by the path's ``oracle()``.
+    alpha on each set is given by the path's ``oracle()``. ``conversions`` count, by data name and conversion, the
+    pictures that were not plain 8-bit RGB.
     """
 
     suite: str
@@ -33,6 +34,7 @@ class RunRecord:
     seconds: Mapping[str, float]
     seed: int
     versions: Mapping[str, str]
+    conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ class _Summary:
     seconds: Mapping[str, float]
     seed: int
     versions: Mapping[str, str]
+    conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def summary_json(record: RunRecord) -> dict[str, Any]:
         "alpha_rule": record.alpha_rule,
         "alpha_path": plain["path"]["points"],
         "oracle_alpha": record.path.oracle(),
-        **{name: plain[name] for name in ("seconds", "seed", "versions")},
+        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions")},
     }
 
 
@@ -129,6 +130,7 @@ def run_from_summary(value: Any) -> RunRecord:
         seconds=summary.seconds,
         seed=summary.seed,
         versions=summary.versions,
+        conversions=summary.conversions,
     )
 
 

@@ -34,7 +34,16 @@ class Layout:
 _CLASSIFIER = ("classifier.json", "model.safetensors", "text_tower.safetensors")
 _RUN_FILES = {
     *MODELS,
-    *("run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"),
+    *(
+        "run.yaml",
+        "stages.json",
+        "conversions.json",
+        "path.json",
+        "rules.json",
+        "results.jsonl",
+        "summary.json",
+        "report.html",
+    ),
     *("diagnosis.json", "diagnosis"),
     *("checkpoints", "predictions", "samples", "maps", "figures"),
 }
@@ -208,6 +217,11 @@ class RunDirectory(OutputDirectory):
     def stages(self) -> Path:
         """The file with the finished stages and the seconds that each took."""
         return self.root / "stages.json"
+
+    @property
+    def conversions(self) -> Path:
+        """The file that says how many pictures had to be converted, by data name."""
+        return self.root / "conversions.json"
 
     @property
     def summary(self) -> Path:

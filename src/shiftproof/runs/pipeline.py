@@ -103,6 +103,7 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
                 stage.work(run)
                 run.seconds[stage.name] = round(time.perf_counter() - started, 3)
                 write_json(run.directory.stages, run.seconds)
+                write_json(run.directory.conversions, conversions_so_far(run))
         return conclude(run)
 
 
@@ -315,7 +316,21 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         seconds=run.seconds,
         seed=run.run_file.seed,
         versions=versions(),
+        conversions=conversions_so_far(run),
     )
+
+
+def conversions_so_far(run: Run) -> dict[str, dict[str, int]]:
+    """Counts the converted pictures by data name; a set that a resumed run does not read again keeps its counts."""
+    file = run.directory.conversions
+    earlier = read_json(file) if file.is_file() else {}
+    counts = run.suite_as_loaded.conversions()
+    sources = sorted({*earlier, *counts})
+    return {name: max(earlier.get(name, {}), counts.get(name, {}), key=_total) for name in sources}
+
+
+def _total(counts: dict[str, int]) -> int:
+    return sum(counts.values())
 
 
 def _has_clusters(records: Iterable[AccuracyRecord]) -> bool:
