@@ -4,8 +4,9 @@
     python tools/compare_versions.py compare BEFORE AFTER                 compare two such outputs
 
 ``collect`` runs the demo (seed 0), zeroshot, finetune, sweep, evaluate, a merge of two files and a study of two runs.
-``compare`` ignores versions, schema numbers, durations and fingerprints, which name the same classifier differently from
-one version to the next; everything else must be equal, and the merged file must have the same bytes. It exits with 1 otherwise.
+``compare`` ignores versions, schema numbers, durations and fingerprints, which name the same classifier differently
+from one version to the next; everything else must be equal, and the merged file must have the same bytes. It exits
+with 1 otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ STUDY = {
     "run": {"suite": "emoji-development-1", "limit": 64, "alphas": [0, 0.5, 1], "finetune": {"epochs": 1}},
     "grid": {"finetune.lr": [1e-3, 2e-3]},
 }
-# Entries that may differ: versions, schema numbers, which some files of version 0.1 lack, durations, and the fingerprints that identify a classifier.
+# Entries that may differ: versions, schema numbers, which some files of version 0.1 lack, durations, and the
+# fingerprints that identify a classifier.
 IGNORED = {"versions", "schema", "seconds", "fingerprint", "shiftproof"}
 FINGERPRINT = re.compile(r"(v\d+:)?[0-9a-f]{64}")
 SHORT = ["--set", "finetune.epochs=2", "--set", "limit=200"]
