@@ -82,8 +82,11 @@ def differing(sources: Sources) -> Iterator[str]:
 def regenerate(arguments: Sequence[str], sources: Sources) -> str:
     """Copies results if asked to, and regenerates or checks the pages; returns what is wrong, or nothing."""
     if "--take" in arguments:
-        for folder in map(Path, arguments[arguments.index("--take") + 1 :]):
-            take(folder, sources)
+        try:
+            for folder in map(Path, arguments[arguments.index("--take") + 1 :]):
+                take(folder, sources)
+        except OutdatedError as error:
+            return str(error)
     if "--check" in arguments:
         stale = list(differing(sources))
         return f"{', '.join(stale)} differ from the results; run `python tools/results.py`" if stale else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import results
-from pages import figures
+from pages import figures, taking
 from pages.markdown import OutdatedError
 from pages.sources import Sources
 
@@ -126,7 +126,30 @@ def test_the_figure_and_the_table_of_the_readme_are_taken_from_the_same_run(copi
     assert results.regenerate(["--take", str(run)], copied) == ""
     assert figure.read_bytes() != before
     assert (copied.root / "README.md").read_text(encoding="utf-8") != table
-    assert list(results.differing(copied)) == []
+    assert list(figures.stale_figures(copied)) == []
+    assert not differs("README.md", copied)
+
+
+def test_the_figures_of_a_strong_edge_study_are_taken_with_its_results(copied: Sources, tmp_path: Path) -> None:
+    run = tmp_path / "strong-edge"
+    shutil.copytree(copied.images, run / "figures")
+    shutil.copyfile(copied.results / "strong-edge-seed-0.json", run / "strong_edge.json")
+    change(run / "strong_edge.json", ["contrasts", 0, "means", "window_share", "value"])
+    shutil.copyfile(run / "strong_edge.json", copied.results / "strong-edge-seed-0.json")
+    assert list(figures.stale_figures(copied)) == list(figures.COPIED)
+    taking.take(run, copied)
+    assert list(figures.stale_figures(copied)) == []
+
+
+def test_a_run_without_the_parts_that_pages_show_is_refused(copied: Sources, tmp_path: Path) -> None:
+    run = tmp_path / "demo-1"
+    run.mkdir()
+    diagnosis = json.loads((copied.results / "diagnosis-seed-1.json").read_text(encoding="utf-8"))
+    (run / "diagnosis.json").write_text(json.dumps(diagnosis | {"other_paths": [], "baselines": {}}), encoding="utf-8")
+    shutil.copyfile(copied.results / "demo-seed-1.json", run / "summary.json")
+    message = results.regenerate(["--take", str(run)], copied)
+    assert "diagnosis.json lacks baselines, other_paths, which the pages show" in message
+    assert list(figures.stale_figures(copied)) == []
 
 
 def test_a_figure_of_other_results_is_noticed(copied: Sources) -> None:

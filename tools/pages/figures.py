@@ -41,18 +41,20 @@ DRAWN: dict[str, tuple[str, Callable[[Path], Figure | None]]] = {
     **{f"diagnosis-{name}": ("diagnosis-seed-0", _diagnosis(name)) for name in _DIAGNOSES},
     **{name: (f"study-{name}", _study) for name in ("hyperparameters", "recipes")},
 }
+# For each figure that shows images, the results of the run from which it is copied.
+COPIED = {f"strong-edge-{start}": "strong-edge-seed-0" for start in ("scratch", "tuned")}
 
 
 def stale_figures(sources: Sources) -> Iterator[str]:
-    """The names of the figures that were drawn from other results than the committed ones."""
-    for name, (results, _) in DRAWN.items():
+    """The names of the figures that show other results than the committed ones."""
+    for name, results in ({name: results for name, (results, _) in DRAWN.items()} | COPIED).items():
         if _hash_in(sources.images / f"{name}.png") != hash_of(sources.results / f"{results}.json"):
             yield name
 
 
 def draw(sources: Sources) -> None:
     """Draws the figures whose results have changed."""
-    for name in list(stale_figures(sources)):
+    for name in DRAWN.keys() & set(stale_figures(sources)):
         results, drawing = DRAWN[name]
         path = sources.results / f"{results}.json"
         figure = drawing(path)

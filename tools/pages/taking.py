@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pages.figures import save
+from pages.figures import COPIED, save
+from pages.markdown import OutdatedError
 from pages.sources import Sources
 from shiftproof.storage import read_json, write_json
+
+# What the pages show of a diagnosis and only `shiftproof diagnose run --parts` measures; planes of the first seed only.
+_FIELDS = ("layers", "baselines", "other_paths", "diversity")
 
 
 def take(folder: Path, sources: Sources) -> None:
@@ -15,8 +19,8 @@ def take(folder: Path, sources: Sources) -> None:
     sources.results.mkdir(parents=True, exist_ok=True)
     if (folder / "summary.json").is_file():
         seed = read_json(folder / "summary.json")["seed"]
-        shutil.copyfile(folder / "summary.json", sources.results / f"demo-seed-{seed}.json")
         _take_diagnosis(folder, sources.results / f"diagnosis-seed-{seed}.json")
+        shutil.copyfile(folder / "summary.json", sources.results / f"demo-seed-{seed}.json")
     elif (folder / "study.json").is_file():
         shutil.copyfile(folder / "study.json", sources.results / f"study-{folder.name}.json")
     else:
@@ -26,6 +30,13 @@ def take(folder: Path, sources: Sources) -> None:
 def _take_diagnosis(folder: Path, destination: Path) -> None:
     """Copies the diagnosis of a demo, without what the pages do not show."""
     diagnosis = read_json(folder / "diagnosis.json")
+    shown = (*_FIELDS, "planes") if diagnosis["seed"] == 0 else _FIELDS
+    missing = [field for field in shown if not diagnosis[field]]
+    if missing:
+        raise OutdatedError(
+            f"{folder / 'diagnosis.json'} lacks {', '.join(missing)}, which the pages show; docs/diagnosis.md says how "
+            "to run `shiftproof diagnose run` for them"
+        )
     diagnosis |= {"confidence": [], "by_class": [], "movement": [], "strong_edge": None}
     write_json(destination, diagnosis)
 
@@ -35,6 +46,5 @@ def _take_strong_edge(folder: Path, sources: Sources) -> None:
     study["models"] = {model: {"clean": windows["clean"]} for model, windows in study["models"].items()}
     results = sources.results / f"strong-edge-seed-{study['seed']}.json"
     write_json(results, study)
-    if study["seed"] == 0:
-        for figure in (folder / "figures").glob("*.png"):
-            save(figure.read_bytes(), sources.images / figure.name, results)
+    for name in (name for name, shown in COPIED.items() if shown == results.stem):
+        save((folder / "figures" / f"{name}.png").read_bytes(), sources.images / f"{name}.png", results)
