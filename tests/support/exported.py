@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import shiftproof as sp
-from shiftproof.models.classifier import own_head_classifier
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.heads import own_head_classifier
 
 CLASSES = sp.ClassSpace(
     ("lemon", "n02", "pear", "plum", "fig", "kiwi"), ("lemon", "red apple", "pear", "plum", "fig", "kiwi")
