@@ -2,6 +2,7 @@
 
     python tools/results.py                       regenerate tables and findings, and the figures of changed results
     python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2   copy the results of the demo first
+    python tools/results.py --take-summaries runs/demo-0 runs/demo-1     copy the accuracies of the demo alone
     python tools/results.py --take runs/strong-edge                      copy a strong-edge study and its figures first
     python tools/results.py --take runs/hyperparameters runs/recipes     copy studies first
     python tools/results.py --check               fail if a page or a figure differs from the results
@@ -20,7 +21,7 @@ from pathlib import Path
 from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, speed, strong_edge, studies, verdicts
 from pages.markdown import OutdatedError
 from pages.sources import Sources
-from pages.taking import take
+from pages.taking import take, take_summary
 
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
@@ -81,12 +82,13 @@ def differing(sources: Sources) -> Iterator[str]:
 
 def regenerate(arguments: Sequence[str], sources: Sources) -> str:
     """Copies results if asked to, and regenerates or checks the pages; returns what is wrong, or nothing."""
-    if "--take" in arguments:
-        try:
-            for folder in map(Path, arguments[arguments.index("--take") + 1 :]):
-                take(folder, sources)
-        except OutdatedError as error:
-            return str(error)
+    for option, copy in (("--take", take), ("--take-summaries", take_summary)):
+        if option in arguments:
+            try:
+                for folder in map(Path, arguments[arguments.index(option) + 1 :]):
+                    copy(folder, sources)
+            except OutdatedError as error:
+                return str(error)
     if "--check" in arguments:
         stale = list(differing(sources))
         return f"{', '.join(stale)} differ from the results; run `python tools/results.py`" if stale else ""

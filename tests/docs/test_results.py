@@ -14,6 +14,8 @@ from pages import figures, taking
 from pages.markdown import OutdatedError
 from pages.sources import Sources
 
+from shiftproof.storage import read_json, write_json
+
 ROOT = Path(__file__).parents[2]
 RESULTS, BENCHMARKS = "docs/results", "benchmarks/results"
 # A number in each kind of committed file, and a page that shows it.
@@ -27,7 +29,10 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
     ),
     (f"{RESULTS}/diagnosis-seed-0.json", ["baselines", "colour", 4], "docs/decisions.md"),
     (f"{RESULTS}/diagnosis-seed-1.json", ["overrides", "sketch", "lead", "value"], "docs/diagnosis.md"),
-    (f"{RESULTS}/diagnosis-seed-2.json", ["averages", 2, "accuracy", "interval", 1], "README.md"),
+    (f"{RESULTS}/diagnosis-seed-2.json", ["overrides", "sketch", "lead", "value"], "docs/diagnosis.md"),
+    (f"{RESULTS}/averages-seed-0.json", [0, "accuracy", "interval", 0], "README.md"),
+    (f"{RESULTS}/averages-seed-1.json", [1, "accuracy", "interval", 1], "README.md"),
+    (f"{RESULTS}/averages-seed-2.json", [2, "accuracy", "interval", 1], "README.md"),
     (f"{RESULTS}/strong-edge-seed-0.json", ["contrasts", 0, "means", "window_share", "value"], "docs/strong-edge.md"),
     (f"{RESULTS}/strong-edge-seed-1.json", ["contrasts", 0, "means", "window_share", "value"], "docs/diagnosis.md"),
     (
@@ -115,19 +120,25 @@ def test_other_numbers_on_a_page_are_noticed(page: str, copied: Sources) -> None
     assert results.updated(page, copied) == right != text
 
 
-def test_the_figure_and_the_table_of_the_readme_are_taken_from_the_same_run(copied: Sources, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--take", "--take-summaries"])
+def test_the_figure_and_the_table_of_the_readme_are_taken_from_the_same_run(
+    copied: Sources, tmp_path: Path, option: str
+) -> None:
     run = tmp_path / "demo-0"
     run.mkdir()
-    shutil.copyfile(copied.results / "diagnosis-seed-0.json", run / "diagnosis.json")
+    diagnosis = read_json(copied.results / "diagnosis-seed-0.json")
+    averages = read_json(copied.results / "averages-seed-0.json")
+    write_json(run / "diagnosis.json", {**diagnosis, "averages": averages})
     shutil.copyfile(copied.results / "demo-seed-0.json", run / "summary.json")
     change(run / "summary.json", ["models", "ensemble", "colour", "accuracy"])
-    figure = copied.images / "path.png"
-    before, table = figure.read_bytes(), (copied.root / "README.md").read_text(encoding="utf-8")
-    assert results.regenerate(["--take", str(run)], copied) == ""
+    figure, committed = copied.images / "path.png", copied.results / "diagnosis-seed-0.json"
+    before, table, earlier = figure.read_bytes(), (copied.root / "README.md").read_text("utf-8"), committed.read_bytes()
+    assert results.regenerate([option, str(run)], copied) == ""
     assert figure.read_bytes() != before
     assert (copied.root / "README.md").read_text(encoding="utf-8") != table
     assert list(figures.stale_figures(copied)) == []
     assert not differs("README.md", copied)
+    assert (committed.read_bytes() == earlier) == (option == "--take-summaries")
 
 
 def test_the_figures_of_a_strong_edge_study_are_taken_with_its_results(copied: Sources, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pages.markdown import OutdatedError, accuracy_cell, markdown, span, stacked
 from pages.sources import Sources
-from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.records.diagnosis import AverageRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.report.accuracy import method_names
 
@@ -17,13 +17,13 @@ _KINDS = ("natural", "synthetic")
 
 def summary_table(sources: Sources) -> str:
     """One row per model: every seed's accuracy on the reference and on the mean of each kind of shift."""
-    pairs = list(_runs_with_diagnoses(sources))
+    pairs = list(_runs_with_averages(sources))
     run = pairs[0][0]
     natural, synthetic = (len(run.shifts_of(kind)) for kind in _KINDS)
     header = ("model", "reference", f"mean of the {natural} natural shifts", f"mean of the {synthetic} corruptions")
     rows = []
     for model in MODELS:
-        cells = [[_cell(run, diagnosis, model, kind) for run, diagnosis in pairs] for kind in (None, *_KINDS)]
+        cells = [[_cell(run, averages, model, kind) for run, averages in pairs] for kind in (None, *_KINDS)]
         rows.append((NAMES[model], *(stacked(dict.fromkeys(lines)) for lines in cells)))
     seeds = " / ".join(str(run.seed) for run, _ in pairs)
     method = method_names([run.models["ensemble"][run.reference].interval_method])
@@ -34,25 +34,35 @@ def summary_table(sources: Sources) -> str:
     return f"{title}\n\n{markdown(header, rows)}\n\n{conclusion([run for run, _ in pairs])}"
 
 
-def _runs_with_diagnoses(sources: Sources) -> Iterator[tuple[RunRecord, DiagnosisRecord]]:
-    """The runs with their diagnoses; OutdatedError if a diagnosis is of another run."""
-    for run, diagnosis in zip(sources.demo(), sources.diagnoses(), strict=True):
+_Averages = Sequence[AverageRecord]
+
+
+def _runs_with_averages(sources: Sources) -> Iterator[tuple[RunRecord, _Averages]]:
+    """The runs with their means over shifts; OutdatedError if the means are of another run."""
+    for run, averages in zip(sources.demo(), sources.averages(), strict=True):
         for model in MODELS:
-            sets = run.shifts_of("natural")
-            average = diagnosis.average(model, *sets)
-            if average is None or abs(average.accuracy.value - (run.mean_accuracy(model, sets) or 0)) > 1e-9:
-                raise OutdatedError(f"the diagnosis of seed {run.seed} is of another run than the summary; take both")
-        yield run, diagnosis
+            for kind in _KINDS:
+                mean = run.mean_accuracy(model, run.shifts_of(kind))
+                if mean is None or abs(_average(run, averages, model, kind).accuracy.value - mean) > 1e-9:
+                    raise OutdatedError(f"the means of seed {run.seed} are of another run than the summary; take both")
+        yield run, averages
 
 
-def _cell(run: RunRecord, diagnosis: DiagnosisRecord, model: str, kind: str | None) -> str:
+def _average(run: RunRecord, averages: _Averages, model: str, kind: str) -> AverageRecord:
+    for average in averages:
+        if (average.model, average.sets) == (model, run.shifts_of(kind)):
+            return average
+    raise OutdatedError(f"the results of seed {run.seed} have no mean of the {kind} shifts")
+
+
+def _cell(run: RunRecord, averages: _Averages, model: str, kind: str | None) -> str:
     if kind is None:
         record = run.models[model][run.reference]
         return accuracy_cell(record.accuracy, record.interval)
-    average = diagnosis.average(model, *run.shifts_of(kind))
-    if average is None or average.accuracy.interval is None:
-        raise OutdatedError(f"the diagnosis of seed {run.seed} has no interval for the mean of the {kind} shifts")
-    return accuracy_cell(average.accuracy.value, average.accuracy.interval)
+    measured = _average(run, averages, model, kind).accuracy
+    if measured.interval is None:
+        raise OutdatedError(f"the mean of the {kind} shifts has no interval in the results of seed {run.seed}")
+    return accuracy_cell(measured.value, measured.interval)
 
 
 def conclusion(runs: Sequence[RunRecord]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftproof.records.codec import from_json
-from shiftproof.records.diagnosis import DiagnosisRecord
+from shiftproof.records.diagnosis import AverageRecord, DiagnosisRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.records.studies import StudyRecord
 from shiftproof.records.summaries import run_from_summary, study_from_json
@@ -39,6 +39,11 @@ class Sources:
     def demo(self) -> list[RunRecord]:
         """The runs of the demo, in the order of their seeds."""
         return [run_from_summary(read_json(path)) for path in sorted(self.results.glob("demo-seed-*.json"))]
+
+    def averages(self) -> list[tuple[AverageRecord, ...]]:
+        """The means over the shifts of a kind of the runs of the demo, in the order of their seeds."""
+        paths = sorted(self.results.glob("averages-seed-*.json"))
+        return [from_json(tuple[AverageRecord, ...], read_json(path), str(path)) for path in paths]
 
     def diagnoses(self) -> list[DiagnosisRecord]:
         """The diagnoses of the runs of the demo, in the order of their seeds."""

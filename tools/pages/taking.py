@@ -18,16 +18,23 @@ def take(folder: Path, sources: Sources) -> None:
     """Copies the committed part of a run: a demo, a study, or a strong-edge study without its single windows."""
     sources.results.mkdir(parents=True, exist_ok=True)
     if (folder / "summary.json").is_file():
-        seed = read_json(folder / "summary.json")["seed"]
-        _take_diagnosis(folder, sources.results / f"diagnosis-seed-{seed}.json")
-        shutil.copyfile(folder / "summary.json", sources.results / f"demo-seed-{seed}.json")
+        _take_diagnosis(folder, sources)
+        take_summary(folder, sources)
     elif (folder / "study.json").is_file():
         shutil.copyfile(folder / "study.json", sources.results / f"study-{folder.name}.json")
     else:
         _take_strong_edge(folder, sources)
 
 
-def _take_diagnosis(folder: Path, destination: Path) -> None:
+def take_summary(folder: Path, sources: Sources) -> None:
+    """Copies the accuracies of a demo alone; the committed diagnosis stays that of an earlier run of this seed."""
+    summary = folder / "summary.json"
+    seed = read_json(summary)["seed"]
+    shutil.copyfile(summary, sources.results / f"demo-seed-{seed}.json")
+    write_json(sources.results / f"averages-seed-{seed}.json", read_json(folder / "diagnosis.json")["averages"])
+
+
+def _take_diagnosis(folder: Path, sources: Sources) -> None:
     """Copies the diagnosis of a demo, without what the pages do not show."""
     diagnosis = read_json(folder / "diagnosis.json")
     shown = (*_FIELDS, "planes") if diagnosis["seed"] == 0 else _FIELDS
@@ -38,7 +45,7 @@ def _take_diagnosis(folder: Path, destination: Path) -> None:
             "to run `shiftproof diagnose run` for them"
         )
     diagnosis |= {"confidence": [], "by_class": [], "movement": [], "strong_edge": None}
-    write_json(destination, diagnosis)
+    write_json(sources.results / f"diagnosis-seed-{diagnosis['seed']}.json", diagnosis)
 
 
 def _take_strong_edge(folder: Path, sources: Sources) -> None:
