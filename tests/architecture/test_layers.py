@@ -48,8 +48,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("devices", "memory", "names", "prompts", "tiny", "local_weights", "transformers", "clip"),
         *("torchvision_models", "lite0", "encoders", "classifier", "identity", "heads", "zero_shot", "text_towers"),
         *("directories", "cards"),
-        *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip", "export.exporting"),
-        *("export.card", "export.hub"),
+        *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip"),
+        *("export.clip_conversion", "export.transformers", "export.exporting", "export.card", "export.hub"),
     ),
     "training": ("distributed", "precision", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.classifiers import convolution_classifier
-from support.exported import CLASSES, PROMPTS, logits_on, photo, run_code, small_clip, timm_classifier, trained
+from support.exported import CLASSES, PROMPTS, assert_usable, photo, small_clip, timm_classifier, trained
 from support.text_towers import contrastive
 
 import shiftproof as sp
@@ -42,17 +41,6 @@ def zero(clip: sp.models.Clip) -> sp.Classifier:
 @pytest.fixture(scope="module")
 def vit() -> sp.Classifier:
     return trained(timm_classifier("test_vit"))
-
-
-def assert_usable(classifier: sp.Classifier, export: exporting.Export, tmp_path: Path) -> None:
-    """The code of the card runs and computes the classifier's logits, for a picture that is not square."""
-    expected = logits_on(classifier, photo(tmp_path / "photo.jpg"))
-    with contextlib.chdir(export.directory.parent):
-        answer, names = run_code(export.usage.replace("photo.jpg", str(tmp_path / "photo.jpg")))
-    logits = torch.as_tensor(names["logits"])
-    assert logits.shape == (1, len(classifier.classes))
-    assert torch.allclose(logits[0], expected, rtol=1e-3, atol=1e-3)
-    assert answer == classifier.classes.names[int(expected.argmax())]
 
 
 def test_a_zero_shot_classifier_goes_to_open_clip_with_its_text_tower(zero: sp.Classifier, tmp_path: Path) -> None:

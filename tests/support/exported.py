@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -13,6 +16,7 @@ from safetensors.torch import save_file
 
 import shiftproof as sp
 from shiftproof.models.encoders import load_encoder
+from shiftproof.models.export.exporting import Export
 from shiftproof.models.heads import own_head_classifier
 
 CLASSES = sp.ClassSpace(
@@ -28,14 +32,18 @@ SMALL_CLIP = {
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear", "resize_mode": "squash"}
 
 
-def small_clip(folder: Path, seed: int = 0) -> str:
-    """The name of a small open_clip model in a new directory; its activation and preprocessing are unusual ones."""
+def small_clip(folder: Path, seed: int = 0, **changes: Mapping[str, Any]) -> str:
+    """The name of a small open_clip model in a new directory; its activation and preprocessing are unusual ones.
+
+    ``changes`` are settings of ``vision_cfg`` or ``text_cfg``.
+    """
     folder.mkdir()
-    config = {"model_cfg": SMALL_CLIP, "preprocess_cfg": PREPROCESS}
-    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    model_cfg = {part: {**value, **changes[part]} if part in changes else value for part, value in SMALL_CLIP.items()}
+    config = json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS})
+    (folder / "open_clip_config.json").write_text(config, encoding="utf-8")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**json.loads(json.dumps(SMALL_CLIP)))
+        model = open_clip.CLIP(**json.loads(config)["model_cfg"])
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
@@ -75,3 +83,14 @@ def run_code(code: str) -> tuple[str, dict[str, object]]:
     names: dict[str, object] = {"print": lambda *words: printed.append(" ".join(map(str, words)))}
     exec(code, names)
     return printed[-1], names
+
+
+def assert_usable(classifier: sp.Classifier, export: Export, tmp_path: Path) -> None:
+    """The code of the card runs and computes the classifier's logits, for a picture that is not square."""
+    expected = logits_on(classifier, photo(tmp_path / "photo.jpg"))
+    with contextlib.chdir(export.directory.parent):
+        answer, names = run_code(export.usage.replace("photo.jpg", str(tmp_path / "photo.jpg")))
+    logits = torch.as_tensor(names["logits"])
+    assert logits.shape == (1, len(classifier.classes))
+    assert torch.allclose(logits[0], expected, rtol=1e-3, atol=1e-3)
+    assert answer == classifier.classes.names[int(expected.argmax())]

@@ -12,7 +12,7 @@ from shiftproof.cli.options import Overwrite
 
 def export(
     classifier: Annotated[Path, Argument(help="A classifier directory.")],
-    to: Annotated[str, Option("--to", help="Write for open_clip, timm, onnx or torchscript.")],
+    to: Annotated[str, Option("--to", help="Write for open_clip, transformers, timm, onnx or torchscript.")],
     out: Annotated[Path, Option("--out", help="Write the files and a model card to this directory.")],
     results: Annotated[
         Path | None,

@@ -155,7 +155,7 @@ def load_transformers(name: str) -> LoadedModel:
         open_checkpoint(folder)  # this explains damaged files and pointers of Git LFS
         place = str(folder)
     # transformers draws initial weights from the global state before it reads the trained ones.
-    with torch.random.fork_rng(devices=[]), _quiet(), _explained(name):
+    with torch.random.fork_rng(devices=[]), quiet_transformers(), _explained(name):
         config = transformers.AutoConfig.from_pretrained(place)
         _require_supported(name, config)
         model_class = getattr(transformers, _CLASSES[config.model_type][0])
@@ -180,7 +180,7 @@ def build_image_tower(architecture: Mapping[str, Any]) -> nn.Module:
     """Builds the image tower that an ``architecture`` describes, without loading its weights."""
     transformers = _transformers()
     _, model_class, config_class = (getattr(transformers, name) for name in _CLASSES[architecture["name"]])
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
         model = model_class(config_class(**architecture["vision_cfg"]))
         width, embedding = model.config.hidden_size, architecture["embed_dim"]
         projection = nn.Linear(width, embedding, bias=False) if architecture["name"] == "clip" else None
@@ -386,7 +386,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silences transformers, which logs every entry of a checkpoint that it does not use and shows progress bars."""
     from transformers.utils import logging
 

@@ -17,9 +17,10 @@ from shiftproof.models.export.onnx import ONNX
 from shiftproof.models.export.open_clip import OPEN_CLIP, spread_rows
 from shiftproof.models.export.timm import TIMM
 from shiftproof.models.export.torchscript import TORCHSCRIPT
+from shiftproof.models.export.transformers import TRANSFORMERS
 from shiftproof.storage import expanded, move_into_place, require_directory_name, staged
 
-_FORMATS = {entry.name: entry for entry in (OPEN_CLIP, TIMM, ONNX, TORCHSCRIPT)}
+_FORMATS = {entry.name: entry for entry in (OPEN_CLIP, TRANSFORMERS, TIMM, ONNX, TORCHSCRIPT)}
 EXPORT_FORMATS = tuple(_FORMATS)
 CARD_FILE = "README.md"
 _TOLERANCE = 1e-3  # of the largest logit
@@ -45,9 +46,9 @@ class Export:
 def export_classifier(classifier: Classifier, to: str, out: str | Path, *, overwrite: bool = False) -> Export:
     """Writes a classifier as a directory for another library, and checks it with that library.
 
-    ``to`` is "open_clip", "timm", "onnx" or "torchscript". The library reads the directory, prepares three pictures and
-    computes their logits; the directory is kept only if these agree with the classifier's. With ``overwrite``, an
-    earlier export in ``out`` is replaced.
+    ``to`` is "open_clip", "transformers", "timm", "onnx" or "torchscript". The library reads the directory, prepares
+    three pictures and computes their logits; the directory is kept only if these agree with the classifier's. With
+    ``overwrite``, an earlier export in ``out`` is replaced.
 
     Raises an InputError that names the other formats if this one cannot hold the classifier, if the logits differ, if a
     package is missing, or if ``out`` holds other files.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +18,8 @@ from torch.nn import functional
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.memory import lay_out
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -101,6 +103,11 @@ def read_labels(directory: Path) -> Labels:
     return labels_from(read_json(directory / LABELS_FILE))
 
 
+def plain_network(classifier: Classifier) -> Network:
+    """A copy of the network on the CPU in evaluation mode, with contiguous weights, which files and graphs hold."""
+    return lay_out(deepcopy(classifier.network).to("cpu"), channels_last=False).eval()
+
+
 def write_head(classifier: Classifier, directory: Path) -> None:
     """Writes the linear head, (K, D) ``weight`` and (K,) ``bias``, to a file of its own."""
     head = classifier.network.head
@@ -113,6 +120,14 @@ def head_logits(directory: Path, features: Tensor) -> Tensor:
     head, normalised = read_state_dict(directory / HEAD_FILE), read_labels(directory).normalised
     scaled = functional.normalize(features, dim=-1) if normalised else features
     return functional.linear(scaled, head["weight"], head["bias"])
+
+
+def head_note(classifier: Classifier, library: str) -> str:
+    """The note on a head in a file of its own, beside both towers of a model."""
+    return (
+        f"{library} has no linear head, so the one of this classifier is in {HEAD_FILE}, and the code above applies "
+        f"it. The text tower is that of {classifier.source}: its prompts give other logits than the head."
+    )
 
 
 def has_head_file(directory: Path) -> bool:

@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from shiftproof.models.export.formats import (
     labels_json,
     names_code,
     needing,
+    plain_network,
     read_labels,
     stacked,
     transform_code,
@@ -40,7 +40,7 @@ _LARGEST = 2_000_000_000  # bytes; a protocol buffer holds 2 GiB
 def _write(classifier: Classifier, directory: Path) -> Written:
     with needing("onnx", "the format onnx"):
         import onnxscript  # noqa: F401
-    network = deepcopy(classifier.network_on(device="cpu"))
+    network = plain_network(classifier)
     size = classifier.preprocessing.size
     large = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) > _LARGEST
     with _quiet(), torch.no_grad():

@@ -24,6 +24,7 @@ from shiftproof.models.export.formats import (
     has_head_file,
     head_code,
     head_logits,
+    head_note,
     names_code,
     read_labels,
     stacked,
@@ -109,10 +110,7 @@ def _write(classifier: Classifier, directory: Path) -> Written:
     notes = []
     if not prompts_as_head:
         write_head(classifier, directory)
-        notes.append(
-            "open_clip has no linear head, so the one of this classifier is in head.safetensors, and the code above "
-            f"applies it. The text tower is that of {classifier.source}: its prompts give other logits than the head."
-        )
+        notes.append(head_note(classifier, "open_clip"))
     if _has_tiny_tower(directory):
         notes.append("The image tower is shiftproof's own; `import shiftproof.models.tiny` registers it with timm.")
     return Written(tuple(notes), prompts_as_head)

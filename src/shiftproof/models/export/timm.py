@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from shiftproof.models.export.formats import (
     head_code,
     head_logits,
     names_code,
+    plain_network,
     stacked,
     write_head,
     write_labels,
 )
+from shiftproof.storage import read_json, write_json
 
 MODEL_FILES = ("config.json", "model.safetensors")
 _CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
@@ -35,7 +36,7 @@ def write_timm_model(classifier: Classifier, directory: Path, label_names: Seque
 
     ``label_names`` are the names that the config gives the classes.
     """
-    network = deepcopy(classifier.network_on(device="cpu"))
+    network = plain_network(classifier)
     model, holds_head = network.encoder, _put_head(network)
     from timm.models import save_for_hf
 
@@ -44,13 +45,17 @@ def write_timm_model(classifier: Classifier, directory: Path, label_names: Seque
         str(directory),
         model_config={
             "label_names": list(label_names),
-            "label_descriptions": dict(zip(classifier.classes.ids, classifier.classes.names, strict=True)),
+            "label_descriptions": dict(zip(label_names, classifier.classes.names, strict=True)),
         }
         if holds_head
         else None,
         safe_serialization=True,
         data_config=_data_config(classifier.preprocessing),
     )
+    # transformers passes this number beside the arguments, which must not contain it; timm reads it elsewhere.
+    config = read_json(directory / "config.json")
+    config.get("model_args", {}).pop("num_classes", None)
+    write_json(directory / "config.json", config)
     write_labels(classifier, directory)
     if holds_head:
         return Written()

@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from shiftproof.models.export.formats import (
     labels_from,
     labels_json,
     names_code,
+    plain_network,
     read_labels,
     stacked,
     transform_code,
@@ -33,7 +33,7 @@ _FILE = "model.torchscript.pt"
 
 
 def _write(classifier: Classifier, directory: Path) -> Written:
-    network = deepcopy(classifier.network_on(device="cpu"))
+    network = plain_network(classifier)
     size = classifier.preprocessing.size
     with _quiet(), torch.no_grad():
         example = torch.zeros(2, 3, size, size)
