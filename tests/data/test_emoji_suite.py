@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import processes
 from support.image_sets import pixels_of, same_pixels
 
 import shiftproof as sp
@@ -56,6 +56,7 @@ def test_classes_are_called_what_unicode_calls_them(emoji_suite: sp.ShiftSuite) 
     assert emoji_suite.classes == sp.ClassSpace.from_ids(emoji_suite.classes.ids)  # exported folders come back alike
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_suite_and_moves_the_training_views_only(emoji_suite: sp.ShiftSuite) -> None:
     again, other = sp.load_suite("emoji", seed=0), sp.load_suite("emoji", seed=1)
     assert same_pixels(emoji_suite.reference.train, again.reference.train)
@@ -69,6 +70,7 @@ def test_one_seed_gives_one_suite_and_moves_the_training_views_only(emoji_suite:
     assert emoji_suite.reference.train.ids == other.reference.train.ids
 
 
+@pytest.mark.slow
 def test_no_training_view_stands_in_a_held_out_set(emoji_suite: sp.ShiftSuite) -> None:
     seen = {image.tobytes() for image in pixels_of(emoji_suite.reference.train)}
     assert len(seen) == len(emoji_suite.reference.train)
@@ -91,6 +93,7 @@ def test_renditions_are_split_into_seen_and_withheld(emoji_suite: sp.ShiftSuite)
     assert emoji_suite.reference.test.groups is None
 
 
+@pytest.mark.slow
 def test_every_emoji_set_has_the_masks_of_its_objects(emoji_suite: sp.ShiftSuite) -> None:
     by_name = {"train": emoji_suite.reference.train, **emoji_suite.test_sets}
     for name in ("train", "colour", "sketch", "painting", "monochrome"):
@@ -136,9 +139,9 @@ def test_what_is_tuned_and_what_is_tested_share_no_concept() -> None:
         sp.load_suite("emoji-developmnt-4")
 
 
+@pytest.mark.slow
 def test_the_committed_concepts_are_those_that_the_tool_derives() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "emoji_concepts.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = processes.run("script", ROOT / "tools" / "emoji_concepts.py", "--check")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(concepts())} concepts\n"
 
@@ -164,6 +167,7 @@ def test_a_sketch_has_the_lines_and_a_painting_has_the_fill() -> None:
     assert not np.array_equal(drawn[3], drawn[1])  # by another hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"no array", "cut", "other"])
 def test_a_damaged_cache_is_rendered_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | str

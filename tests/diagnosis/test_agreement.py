@@ -185,6 +185,7 @@ def resampled(measure: Any, models: list[Logits], labels: NDArray[np.int64], gro
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True])
 def test_intervals_are_about_those_of_resampling_the_measures_themselves(grouped: bool) -> None:
     generator = np.random.default_rng(3)

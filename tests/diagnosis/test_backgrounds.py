@@ -297,6 +297,7 @@ def test_sets_without_masks_and_images_without_objects_are_refused() -> None:
         found["only-background"].read(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clutter", "sketch"])
 def test_emoji_keep_their_object_and_lose_their_background(name: str) -> None:
     images = sp.load_suite("emoji").test_sets[name].subset(range(400, 440))
@@ -377,6 +378,7 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
     assert border.variants["only-foreground"].accuracy == 8 / 19  # black: the first class
 
 
+@pytest.mark.slow
 def test_a_study_is_repeatable_and_no_classifier_moves_another() -> None:
     images = flags(LABELS, BEHIND, [(16 + i, 30 - i) for i in range(19)])
     pair = {"border": looking("border"), "cropped": looking("border", "shortest")}
@@ -426,6 +428,7 @@ def test_a_study_that_cannot_be_made_says_why(call: Callable[[], object], said: 
             call()
 
 
+@pytest.mark.slow
 def test_the_zero_shot_model_has_no_gap_on_white(tiny: sp.models.Clip) -> None:
     whole = sp.load_data("emoji")
     images = whole.subset(range(800, 840))

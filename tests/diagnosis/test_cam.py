@@ -133,6 +133,7 @@ def test_the_map_is_the_papers_formula(zero: sp.Classifier) -> None:
         torch.testing.assert_close(found[b], torch.tensor(slow_enlarged(slow, 64)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -163,6 +164,7 @@ def test_the_mean_of_the_evidence_and_its_bias_are_the_logit(make: Callable[[], 
     torch.testing.assert_close(maps, enlarged(evidence.maps, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -240,6 +242,7 @@ def test_evidence_is_found_where_it_was_planted(last: bool, channels: int, metho
 # ---- Grad-CAM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "test_efficientnet"])
 def test_grad_cam_is_exact_cam_where_the_head_is_linear_on_the_mean(name: str) -> None:
     classifier = timm_classifier(name)
@@ -328,6 +331,7 @@ def test_grad_cam_on_the_tiny_model_reads_its_last_map(zero: sp.Classifier) -> N
         parameter.grad = None
 
 
+@pytest.mark.slow
 def test_any_layer_with_a_map_can_be_named() -> None:
     classifier = timm_classifier("resnet18")
     images = images_of(classifier)
@@ -337,6 +341,7 @@ def test_any_layer_with_a_map_can_be_named() -> None:
     assert not torch.allclose(fine, coarse)
 
 
+@pytest.mark.slow
 def test_an_open_clip_model_from_its_name_has_maps() -> None:
     name = "open_clip:ViT-S-32-alt"
     assert name.removeprefix("open_clip:") in open_clip.list_models()

@@ -64,6 +64,7 @@ def test_macro_f1_is_the_mean_over_the_classes_present(pairs: list[tuple[int, in
     assert sp.evaluation.macro_f1(np.array(named), np.array(truth), weights) == pytest.approx(doubled)
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.booleans())
 def test_a_contrast_is_resampled_as_by_hand(seed: int, clusters: int, shared: bool) -> None:

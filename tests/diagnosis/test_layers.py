@@ -66,6 +66,7 @@ def images() -> sp.ImageSet:
 # ---- which layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -126,6 +127,7 @@ def by_hand(classifier: sp.Classifier, images: sp.ImageSet) -> dict[str, NDArray
     return {name: torch.cat(rows).numpy() for name, rows in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debiased", [False, True])
 @pytest.mark.parametrize(
     "make", [lambda: small_transformer(), lambda: timm_classifier("test_resnet"), lambda: timm_classifier("test_vit")]
@@ -143,6 +145,7 @@ def test_every_cell_is_linear_cka_of_features_taken_by_hand(
     assert np.ptp(expected) > 0.05  # it does tell layers apart
 
 
+@pytest.mark.slow
 def test_maps_with_channels_last_are_known(images: sp.ImageSet) -> None:
     swin = timm_classifier("swin_tiny_patch4_window7_224")
     few = images.subset(range(5))
@@ -252,6 +255,7 @@ def state_of(classifier: sp.Classifier) -> list[Any]:
     return [hooks, [m.training for m in modules], [sorted(vars(m)) for m in modules], weights]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_after", [None, 0, 1, 3])
 def test_nothing_is_left_behind(images: sp.ImageSet, fails_after: int | None) -> None:
     first, second = small_transformer(), timm_classifier("test_resnet")
@@ -353,6 +357,7 @@ def test_the_table_holds_what_both_have() -> None:
     assert "1,234 images of noise" in table.title
 
 
+@pytest.mark.slow
 def test_the_figure_writes_every_value_in_a_legible_colour() -> None:
     figure = layers_figure(RECORD, "zero_shot $1", "fine-tuned")
     axes = figure.axes[0]

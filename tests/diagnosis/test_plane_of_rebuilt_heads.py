@@ -40,6 +40,7 @@ def flat(model: sp.Classifier, text: dict[str, Tensor]) -> Tensor:
     return torch.cat([entry.double().flatten() for entry in entries if entry.is_floating_point()])
 
 
+@pytest.mark.slow
 def test_every_point_has_the_head_that_its_text_tower_writes(
     models: list[sp.Classifier], images: sp.ImageSet, tiny: sp.models.Clip
 ) -> None:
@@ -66,6 +67,7 @@ def test_every_point_has_the_head_that_its_text_tower_writes(
     assert farthest > 0.01  # averaged heads give another loss, which the comparison above would see
 
 
+@pytest.mark.slow
 def test_the_three_models_keep_their_own_heads(models: list[sp.Classifier], images: sp.ImageSet) -> None:
     plane = sp.diagnosis.measure_plane(*models, images, steps=2)
     for name, model in zip(("zero_shot", "first", "second"), models, strict=True):

@@ -259,6 +259,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return sp.save_classifier(zero, root / "zero"), sp.save_classifier(zero.with_weights(moved), root / "tuned")
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_averaged_and_measured_statistics(
     tmp_path: Path, folders: Path, resnets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -145,6 +145,7 @@ def test_head_only_keeps_every_bit_of_the_encoder() -> None:
     assert {name for name in before if before[name] != after[name]} == {"head.weight", "head.bias"}
 
 
+@pytest.mark.slow
 def test_the_last_good_epoch_that_is_kept_is_the_average(
     tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

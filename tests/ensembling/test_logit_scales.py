@@ -101,6 +101,7 @@ def test_the_scale_of_merged_directories_is_that_of_the_head(
     assert_scale_is_that_of_the_head(sp.load_classifier(tmp_path / "merged"), 50 if method == "linear" else None)
 
 
+@pytest.mark.slow
 def test_a_rebuilt_head_has_the_scale_of_the_combined_text_tower(tiny: sp.models.Clip) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     members = [contrastive(start, tiny, seed) for seed in range(2)]

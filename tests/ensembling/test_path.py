@@ -96,6 +96,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # One pass.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [4, 256])
 def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
     ends: Ends, folders: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
@@ -163,6 +164,7 @@ def test_there_is_one_working_copy_and_the_ends_stay_as_they_were(
 # Where the head alone differs, and in output space.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["weights", "outputs"])
 def test_a_head_only_path_runs_the_encoder_once(
     head_ends: Ends, folders: Path, space: str, monkeypatch: pytest.MonkeyPatch
@@ -249,6 +251,7 @@ def saved(ends: Ends, tmp_path: Path) -> tuple[Path, Path]:
     return sp.save_classifier(ends[0], tmp_path / "zero"), sp.save_classifier(ends[1], tmp_path / "tuned")
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_from_what_it_kept(
     saved: tuple[Path, Path], folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +276,7 @@ def test_a_sweep_resumes_from_what_it_kept(
     assert [point for point in more.path.points if point.alpha != 0.25] == list(first.path.points)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_something_else_is_not_gone_on_with(saved: tuple[Path, Path], folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_sweep(asked(folders, alphas=[0.0, 1.0]), *saved, out)
@@ -322,6 +326,7 @@ run_sweep(RunFile.read(run_file), *ends, out)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_to_the_same_bytes(
     saved: tuple[Path, Path], folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +344,7 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_resumes_inside_its_sweep(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = asked(folders, finetune={"epochs": 1, "batch_size": 9, "lr": 1e-3, "warmup_steps": 0})
     save, calls = predictions.save_scores, []

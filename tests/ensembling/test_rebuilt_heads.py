@@ -97,6 +97,7 @@ def test_with_an_alpha_per_layer_the_text_tower_takes_that_of_the_head(
     ).norm()
 
 
+@pytest.mark.slow
 def test_one_alpha_for_every_entry_is_that_alpha(zero: sp.Classifier, members: list[sp.Classifier]) -> None:
     one, each = (sp.wise_ft(zero, members[0], a) for a in (0.4, dict.fromkeys(zero.state_dict(), 0.4)))
     assert same_bits(one.state_dict(), each.state_dict()) and same_bits(one.text or {}, each.text or {})
@@ -105,6 +106,7 @@ def test_one_alpha_for_every_entry_is_that_alpha(zero: sp.Classifier, members: l
         assert same_bits(same.state_dict(), end.state_dict()) and same.logit_scale == end.logit_scale
 
 
+@pytest.mark.slow
 def test_two_fine_tuned_text_towers_lie_on_one_path(members: list[sp.Classifier], tiny: sp.models.Clip) -> None:
     first, second, _ = members
     text = weighted([first.text or {}, second.text or {}], lambda _: (0.7, 0.3))
@@ -136,6 +138,7 @@ def test_a_soup_of_one_is_that_one(members: list[sp.Classifier]) -> None:
     assert (soup.head, soup.logit_scale) == ("rebuilt", members[1].logit_scale)
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_is_the_uniform_one_of_what_it_took(members: list[sp.Classifier]) -> None:
     greedy = sp.greedy_soup(members, pictures())
     for trial in greedy.record.trials:
@@ -159,6 +162,7 @@ def stock_shares(start: Tensor, tuned: Sequence[Tensor]) -> tuple[float, ...]:
     return (1 - t, *[t / count] * count)
 
 
+@pytest.mark.slow
 def test_model_stock_moves_the_text_towers_by_the_papers_ratio(
     zero: sp.Classifier, members: list[sp.Classifier], tiny: sp.models.Clip
 ) -> None:
@@ -203,6 +207,7 @@ def test_heads_that_were_made_in_different_ways_are_refused(zero: sp.Classifier,
         sp.uniform_soup([members[0], other_prompts])
 
 
+@pytest.mark.slow
 def test_a_start_with_another_encoder_has_no_known_text_tower(
     zero: sp.Classifier, members: list[sp.Classifier]
 ) -> None:
@@ -239,6 +244,7 @@ def test_a_merge_of_directories_with_rebuilt_heads_is_refused(directories: list[
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_directories_rebuilds_the_heads(
     directories: list[str], zero: sp.Classifier, members: list[sp.Classifier], folders: Path, tmp_path: Path
 ) -> None:

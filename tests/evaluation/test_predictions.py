@@ -91,6 +91,7 @@ def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
         sp.evaluation.open_predictions(path)
 
 
+@pytest.mark.slow
 def test_a_large_file_is_measured_without_being_held(tmp_path: Path) -> None:
     one, other = (
         sp.evaluation.open_predictions(sp.evaluation.save_predictions(made(8000, 400, seed), tmp_path / f"{seed}.npz"))

@@ -95,6 +95,7 @@ def test_selective_accuracy_is_the_mean_over_orders_of_ties(pairs: list[tuple[fl
     assert sp.evaluation.selective_accuracy(confidence[::-1], correct[::-1], coverage) == pytest.approx(found)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.floats(0.3, 4))
 def test_the_fitted_temperature_is_the_best_of_a_grid(seed: int, truth: float) -> None:
     generator = np.random.default_rng(seed)

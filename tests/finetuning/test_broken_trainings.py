@@ -22,6 +22,7 @@ from shiftproof.training import engine as training
 from shiftproof.training.engine import optimisation_step, parameter_groups
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.models.Clip, tmp_path: Path) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
@@ -31,6 +32,7 @@ def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.models.C
     assert sp.models.fingerprint(kept) == sp.models.fingerprint(start)
 
 
+@pytest.mark.slow
 def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.models.Clip, tmp_path: Path) -> None:
     # One step in all: no later loss could tell.
     start = sp.zero_shot_classifier(tiny, CLASSES)
@@ -39,6 +41,7 @@ def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.models.Cl
     assert sp.models.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == sp.models.fingerprint(start)
 
 
+@pytest.mark.slow
 def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, asked = sp.zero_shot_classifier(tiny, CLASSES), two_epochs(epochs=3, lr=1e-3)
     reached: list[str] = []

@@ -45,6 +45,7 @@ def test_the_layers_of_the_tiny_model_are_its_numbered_blocks(tiny: sp.models.Cl
     assert depths["head.weight"] == max(depths.values()) > depths["encoder.head.proj.weight"] > blocks[-1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_counted_other_layers_is_refused(tmp_path: Path, folders: Path) -> None:
     """The parameters of its optimiser are in another order, so resuming it would mix up their moments."""
     suite = sp.own_suite({split: f"folder:{folders / split}" for split in ("train", "validation", "test")}, {})

@@ -78,6 +78,7 @@ def test_with_mixing_it_is_the_bare_loop_on_mixed_images_and_labels(name: str, s
     assert (plain["head.weight"] - found["head.weight"]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
 @pytest.mark.parametrize("mixing", [*MIXINGS, {"mixup": 1, "cutmix": 3}])
 def test_mixing_changes_the_weights_and_the_seed_repeats_them(recipe: str, mixing: Any) -> None:

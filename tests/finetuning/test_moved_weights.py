@@ -25,6 +25,7 @@ def test_end_to_end_moves_the_encoder_and_its_statistics() -> None:
     assert {name for name in before if before[name] == after[name]} == set()
 
 
+@pytest.mark.slow
 def test_end_to_end_learns_the_reference(tiny: sp.models.Clip) -> None:
     start = sp.zero_shot_classifier(tiny, CLASSES)
     tuned = sp.finetune(start, SUITE, two_epochs(epochs=6, lr=1e-3))

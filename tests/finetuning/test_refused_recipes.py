@@ -77,6 +77,7 @@ def test_a_key_that_is_misspelt_is_told(zero: sp.Classifier) -> None:
         sp.RunFile.resolve({}, ["finetune.early_stoping=1"])
 
 
+@pytest.mark.slow
 def test_float16_needs_a_gpu(few: sp.ShiftSuite) -> None:
     with pytest.raises(sp.InputError, match=r"float16 needs a GPU. Use bfloat16"):
         sp.finetune(two_convolutions(few.classes), few, two_steps(precision="float16"))

@@ -233,6 +233,7 @@ def test_what_an_index_tells_beside_its_map_does_no_harm(tmp_path: Path, metadat
     assert written_index["metadata"]["total_size"] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip.pt", "legacy.pt", "x.safetensors"])
 @settings(max_examples=200)
 @given(data=st.data())

@@ -53,6 +53,7 @@ def test_a_greedy_soup_of_files_is_the_mean_of_its_members(tmp_path: Path, out: 
     assert f"Members: `{inputs[1]}`, `{inputs[2]}`." in card
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(data=st.data())
 def test_greedy_soups_of_files_take_what_their_scores_say(

@@ -213,6 +213,7 @@ def killed_at(arguments: Sequence[str], made: Path, size: int) -> bool:
     return made.exists() and any(made.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("out", "shares"), [("merged", (0.01, 0.5)), ("merged.safetensors", (0.3,))])
 def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
     tmp_path: Path, large: tuple[Path, Path], out: str, shares: tuple[float, ...]
@@ -262,6 +263,7 @@ merge_files(*sys.argv[2:], alpha=(0.3, 0.6), out=sys.argv[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_stays_bounded(tmp_path: Path, large: tuple[Path, Path]) -> None:
     """Two checkpoints of 160 MB and two outputs: mapped pages may come and go, memory of its own is a few pieces."""

@@ -49,6 +49,7 @@ def half_unit(value: Fraction, dtype: torch.dtype) -> Fraction:
 # What the numbers are
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*FORMATS, *FLOAT8, torch.complex64], ids=str)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.usefixtures("small_pieces")
@@ -71,6 +72,7 @@ def test_the_ends_come_back_bit_for_bit(
     assert all_equal_bits(load_file(folder / "end.safetensors"), end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @settings(max_examples=20)
 @given(data=st.data(), alpha=ALPHAS)
@@ -139,6 +141,7 @@ IN_MEMORY: dict[str, tuple[int, Make]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", IN_MEMORY)
 @settings(max_examples=30)
 @given(data=st.data(), alpha=ALPHAS, torch_file=st.booleans())
@@ -194,6 +197,7 @@ def test_model_stock_adds_up_its_products_over_slices(tmp_path: Path, monkeypatc
     torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(data=st.data(), alpha=ALPHAS)
 def test_the_order_of_keys_and_shards_does_not_matter(

@@ -47,6 +47,7 @@ def add_a_class(folder: Path) -> None:
     edit_card(folder, classes={"ids": ["lemon", "pear", "plum"], "names": ["lemon", "pear", "plum"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("method", ["linear", "uniform"])
 @pytest.mark.parametrize("damage", [change_weights, round_weights])

@@ -95,6 +95,7 @@ def test_an_uncut_mask_has_the_area_that_its_integral_gives(edge: float, s: floa
     assert box == pytest.approx((2 + edge) ** 2 * area, rel=0.15 if edge < 0.2 else 0.06)
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from(["circle", "square"]),
     centre=st.tuples(st.floats(0, 48), st.floats(0, 64)),

@@ -19,6 +19,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_prefixes_are_removed_in_every_format(tmp_path: Path, name: str, prefix: str) -> None:
@@ -26,6 +27,7 @@ def test_prefixes_are_removed_in_every_format(tmp_path: Path, name: str, prefix:
     assert all_equal_bits(sp.load_clip(f"{NAME}/{path}").model.state_dict(), TINY)
 
 
+@pytest.mark.slow
 def test_an_average_can_be_chosen(tmp_path: Path) -> None:
     last = {name: torch.zeros_like(tensor) for name, tensor in TINY.items()}
     averaged = {"n_averaged": torch.tensor(7), **prefixed("module.", TINY)}

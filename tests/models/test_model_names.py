@@ -62,6 +62,7 @@ def test_random_weights_are_refused_in_a_diagnosis(folders: Path, call: Call) ->
     assert_mistake(call("diagnose", "agreement", "tiny", UNTAGGED, *data), f"'{UNTAGGED}' has random weights")
 
 
+@pytest.mark.slow
 def test_random_weights_are_used_where_they_are_wanted(folders: Path, call: Call) -> None:
     name = "open_clip:shiftproof-tiny"
     ended = call("zeroshot", name, *data_flags(folders), "--out", "out", "--random-weights")

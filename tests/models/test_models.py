@@ -109,6 +109,7 @@ def test_the_classifier_is_a_trainable_copy(tiny: sp.models.Clip) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_shipped_model_knows_what_it_was_made_for(tiny: sp.models.Clip) -> None:
     suite = sp.load_suite("emoji")
     found = sp.predict(sp.zero_shot_classifier(tiny, suite.classes), suite.reference.validation)
@@ -221,6 +222,7 @@ print(sp.models.fingerprint(classifier), *classifier.classes.ids)
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_logits(tmp_path: Path, zero: sp.Classifier, pictures: Tensor) -> None:
     folder, file = sp.save_classifier(zero, tmp_path / "zero_shot"), tmp_path / "images.npy"
     np.save(file, pictures.numpy())

@@ -243,6 +243,7 @@ def values_of(annotation: Any, depth: int = 0) -> st.SearchStrategy[Any]:
     return SCALARS[annotation]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
 @given(data=st.data())
 def test_every_record_comes_back_as_it_was(kind: type[Any], data: st.DataObject) -> None:

@@ -227,6 +227,7 @@ def test_figures_cover_runs_without_shifts_and_with_many() -> None:
     assert [axes.get_title() for axes in figure.axes if axes.axison] == [f"{name} (natural)" for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_saved_figures_are_the_same_bytes_twice(tmp_path: Path, kind: str) -> None:
     first, second = (save_figure(path_figure(make_run()), tmp_path / f"{i}.{kind}") for i in range(2))
@@ -237,6 +238,7 @@ def test_saved_figures_are_the_same_bytes_twice(tmp_path: Path, kind: str) -> No
 # -- the page ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_page_is_one_offline_file_with_every_picture_inside(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_run(suite="emoji", groups=True), [make_sample()])
     path = render_report([run])
@@ -253,6 +255,7 @@ def test_page_is_one_offline_file_with_every_picture_inside(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_page_explains_itself_and_names_no_artist_where_none_drew(tmp_path: Path) -> None:
     text = render_report([write_run(tmp_path / "run", make_run())]).read_text(encoding="utf-8")
     for words in (
@@ -267,6 +270,7 @@ def test_page_explains_itself_and_names_no_artist_where_none_drew(tmp_path: Path
     assert text.count("<caption>") == text.count("<table>")
 
 
+@pytest.mark.slow
 def test_names_are_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>"
     kinds = {evil: "natural", '"><img src=x>': "natural"}
@@ -278,12 +282,14 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert all(image["src"].startswith("data:") and "onload" not in image for image in page.images)
 
 
+@pytest.mark.slow
 def test_samples_tell_right_from_wrong_in_words(tmp_path: Path) -> None:
     samples = [make_sample(), make_sample(prediction="pear", file="sketch-01.png")]
     text = render_report([write_run(tmp_path / "run", make_run(), samples)]).read_text(encoding="utf-8")
     assert text.count("✓ right") == 3 and text.count("✗ wrong") == 3 and text.count("81\u00a0%") == 6
 
 
+@pytest.mark.slow
 def test_several_runs_share_one_page_with_the_seeds_first(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"run{seed}", make_run(seed=seed)) for seed in (3, 4)]
     with pytest.raises(InputError, match="`out=report.html`"):
@@ -295,6 +301,7 @@ def test_several_runs_share_one_page_with_the_seeds_first(tmp_path: Path) -> Non
     assert not (runs[0] / "figures").exists()
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_run(), [make_sample()])
     first, second = (render_report([run], tmp_path / f"{i}.html").read_bytes() for i in range(2))
@@ -343,6 +350,7 @@ def test_text_that_is_no_json_is_named(tmp_path: Path) -> None:
         render_report([run])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sample", "content", "message"),
     [
@@ -366,6 +374,7 @@ def test_damaged_samples_are_named(tmp_path: Path, sample: dict[str, Any], conte
 # -- weight --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_import_is_light_and_rendering_needs_no_torch(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", make_run())
     code = (

@@ -99,6 +99,7 @@ def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> S
     return run
 
 
+@pytest.mark.slow
 def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, played: Played) -> None:
     asked = StudyFile.resolve(
         fruit_study(folders, cpus_per_run=2, configurations={"a": {}, "b": {"finetune.epochs": 2}})
@@ -112,6 +113,7 @@ def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, 
     assert StudyFile.read(tmp_path / "out" / "study.yaml") == asked
 
 
+@pytest.mark.slow
 def test_runs_are_given_a_gpu_where_there_are_any(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_study_that_could_not_begin_may_be_asked_for_anew(
     assert run_study(StudyFile.resolve(fruit_study(folders)), tmp_path / "out").failures == ()
 
 
+@pytest.mark.slow
 def test_soups_that_fail_cost_no_result(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +187,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(
             run_study(StudyFile.resolve(fruit_study(folders, **wish)), tmp_path / next(iter(wish)))
 
 
+@pytest.mark.slow
 def test_progress_counts_failures_too(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +237,7 @@ def test_data_that_are_missing_are_told_before_anything_is_written(
     assert played.options == []
 
 
+@pytest.mark.slow
 def test_a_directory_belongs_to_one_study(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +266,7 @@ def test_a_directory_belongs_to_one_study(
     assert (out / "notes.txt").is_file() and (out / "members" / "a-seed-0" / "member.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +283,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
             run_study(StudyFile.resolve(asked, [other]), tmp_path / "out", resume=True)
 
 
+@pytest.mark.slow
 def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +299,7 @@ def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
     assert read_record(tmp_path / "out") == found
 
 
+@pytest.mark.slow
 def test_a_soup_takes_in_what_a_resumed_study_adds(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
