@@ -32,9 +32,10 @@ def cut(suite: sp.ShiftSuite, classes: int) -> sp.ShiftSuite:
     return replace(suite, reference=reference, shifts=tuple(replace(s, data=few(s.data)) for s in suite.shifts))
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    small = cut(sp.load_suite("emoji"), 4)
+    small = cut(sp.load_suite("emoji"), 2)
     monkeypatch.setattr(sp, "load_suite", lambda name: small)
     source = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert source
@@ -82,6 +83,7 @@ def test_the_run_file_of_the_readme_is_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
 def test_the_run_file_of_the_readme_trains_the_tiny_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = re.search(r"<<'YAML'\n(.*?)\nYAML", README, re.DOTALL)
     assert source
@@ -91,7 +93,7 @@ def test_the_run_file_of_the_readme_trains_the_tiny_model_too(tmp_path: Path, mo
         for name, colour in colours.items():
             place = tmp_path / folder / name
             place.mkdir(parents=True)
-            for number in range(40):
+            for number in range(40 if folder == "photos/train" else 10):
                 pixels = np.full((32, 32, 3), colour, np.int64) + np.random.default_rng(number).normal(
                     0, 20, (32, 32, 3)
                 )

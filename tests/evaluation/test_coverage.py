@@ -14,7 +14,7 @@ import shiftproof as sp
 from shiftproof.diagnosis.means import measured_mean
 
 Interval = tuple[float, float]
-DRAWS = 400
+DRAWS = 250  # with a standard deviation of 1.4 % of a coverage of 95 %
 
 
 def coverage(interval: Callable[[np.random.Generator], Interval], truth: float, draws: int = DRAWS) -> float:
@@ -46,7 +46,7 @@ def test_clopper_pearson_covers_at_any_size(n: int, share: float) -> None:
 @pytest.mark.parametrize(("clusters", "largest"), [(30, 1), (30, 8), (200, 8), (1000, 1)])
 def test_bootstrap_intervals_of_a_mean_cover(clusters: int, largest: int) -> None:
     def interval(generator: np.random.Generator) -> Interval:
-        return sp.evaluation.bootstrap_interval(*skewed_clusters(generator, clusters, largest), draws=500)
+        return sp.evaluation.bootstrap_interval(*skewed_clusters(generator, clusters, largest), draws=250)
 
     assert coverage(interval, 1.0) >= 0.9
 
@@ -60,7 +60,7 @@ def test_intervals_of_a_contrast_cover_where_sets_share_clusters(clusters: int) 
         sets = {
             name: drawing[names] + mean + generator.normal(size=len(names)) for name, mean in (("a", 0.3), ("b", 0.1))
         }
-        return sp.evaluation.contrast_interval(sets, {"a": 1.0, "b": -1.0}, dict.fromkeys(sets, names), draws=500)
+        return sp.evaluation.contrast_interval(sets, {"a": 1.0, "b": -1.0}, dict.fromkeys(sets, names), draws=250)
 
     assert coverage(interval, 0.2) >= 0.9
 
@@ -73,7 +73,7 @@ def test_intervals_of_a_mean_over_sets_cover_where_sets_share_clusters(clusters:
         names = np.repeat(np.arange(clusters), 4)
         sets = {name: generator.random(len(names)) < drawing[names] for name in "abc"}
         weights = dict.fromkeys(sets, 1 / 3)
-        return sp.evaluation.contrast_interval(sets, weights, dict.fromkeys(sets, names), bounds=(0.0, 1.0), draws=500)
+        return sp.evaluation.contrast_interval(sets, weights, dict.fromkeys(sets, names), bounds=(0.0, 1.0), draws=250)
 
     assert coverage(interval, 2 / 3) >= 0.9
 
@@ -94,7 +94,7 @@ def test_intervals_of_paired_differences_cover_where_models_seldom_differ(n: int
         differs = generator.random(n) < rate
         gained = generator.random(n) < 0.7
         difference = np.where(differs, np.where(gained, 1.0, -1.0), 0.0)
-        return sp.evaluation.contrast_interval({"a": difference}, {"a": 1.0}, bounds=(-1.0, 1.0), draws=500)
+        return sp.evaluation.contrast_interval({"a": difference}, {"a": 1.0}, bounds=(-1.0, 1.0), draws=250)
 
     assert coverage(interval, 0.4 * rate) >= 0.9
 
@@ -120,7 +120,7 @@ def test_intervals_of_effective_robustness_cover(models: int) -> None:
         reference = 1 / (1 + np.exp(-logits))
         shift = 1 / (1 + np.exp(-(0.9 * logits - 0.4 + 0.15 * generator.normal(size=models))))
         sets = {"reference": generator.random(n) < 0.7, "shift": generator.random(n) < on_line(np.array(0.7)) + 0.05}
-        drawn = sp.evaluation.resampled_means(sets, draws=400)
+        drawn = sp.evaluation.resampled_means(sets, draws=200)
         return sp.evaluation.effective_interval((drawn["reference"], drawn["shift"]), (reference, shift))
 
     assert coverage(interval, robustness, 200) >= 0.9
@@ -132,7 +132,7 @@ def test_percentiles_of_the_ratio_of_two_spreads_cover(items: int) -> None:
     def interval(generator: np.random.Generator) -> Interval:
         common = generator.normal(size=items)
         series = {"a": 2 * (common + generator.normal(size=items)), "b": common + generator.normal(size=items)}
-        drawn = sp.evaluation.bootstrap_spreads(series, draws=400)
+        drawn = sp.evaluation.bootstrap_spreads(series, draws=200)
         low, high = np.quantile(drawn["a"] / drawn["b"], [0.025, 0.975])
         return float(low), float(high)
 

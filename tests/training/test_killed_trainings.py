@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from support import processes
 from support.classifiers import tensor_bytes
 from support.killed_trainings import CASES, DEATHS, digests, log_of
 
@@ -29,13 +28,7 @@ def run_script(work: Path) -> None:
     alone = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     private = {f"WANDB_{name}_DIR": str(work / "private") for name in ("CACHE", "CONFIG", "DATA")}
     offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "support.killed_trainings", str(work)],
-        env={**os.environ, **alone, **private, **offline},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = processes.run("module", "support.killed_trainings", work, env={**os.environ, **alone, **private, **offline})
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (work / "said.txt").write_text(ended.stdout + ended.stderr, encoding="utf-8")
 
