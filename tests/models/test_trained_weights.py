@@ -93,10 +93,11 @@ def test_what_the_file_lacks_and_has_too_much_is_listed(tmp_path: Path, trained:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         sp.load_clip(with_weights("tiny", file))
-    lacking, unused = (str(entry.message) for entry in caught)
+    (lacking,) = (str(entry.message) for entry in caught)  # the head is no unknown entry
     assert "entries of the text tower, such as 'transformer." in lacking and "stay those of 'tiny'" in lacking
-    assert "2 entries that 'tiny' does not have" in unused
-    assert "'classification_head.weight', 'classification_head.bias'" in unused
+    file = saved({**trained, "visual.extra": torch.zeros(2)}, tmp_path / "more.pt")
+    with pytest.warns(UserWarning, match="entries that 'tiny' does not have, which are not used: 'visual.extra'"):
+        sp.load_clip(with_weights("tiny", file))
 
 
 def test_weights_of_another_architecture_are_refused_with_what_differs(
@@ -134,6 +135,28 @@ def test_contrastive_fine_tuning_finds_the_text_tower_again(tmp_path: Path, trai
     start = build_named_start("tiny", CLASSES, StartSettings(weights=saved(dict(trained), tmp_path / "tuned.pt")))
     reached = source_clip(start).model.state_dict()
     assert all(torch.equal(reached[name], tensor) for name, tensor in trained.items())
+
+
+def test_the_head_that_was_trained_with_the_tower_is_kept_where_it_is_asked_for(
+    tmp_path: Path, trained: dict[str, Tensor]
+) -> None:
+    weight = torch.randn(1000, 128, generator=torch.Generator().manual_seed(1))
+    head = {"classification_head.weight": weight, "classification_head.bias": torch.arange(1000.0)}
+    file = saved(under("model.", dict(trained)) | head, tmp_path / "soup.pt")
+    fish = sp.ClassSpace.from_ids(["n01443537", "n01440764"])
+    own = build_named_start("tiny", fish, StartSettings(head="own", weights=file))
+    assert torch.equal(own.network.head.weight, weight[[1, 0]])
+    assert own.network.head.bias.tolist() == [1.0, 0.0]
+    assert (own.head, own.prompts, own.network.normalised) == ("own", (), True)
+    assert own.classes.names[0] == "goldfish, Carassius auratus"
+    assert len(build_named_start("tiny", None, StartSettings(head="own", weights=file)).classes) == 1000
+    with pytest.warns(UserWarning, match=r"head of 1,000 classes, which a zero-shot head replaces.*`head='own'`"):
+        assert build_named_start("tiny", fish, StartSettings(weights=file)).head == "zero-shot"
+    with pytest.raises(sp.InputError, match="it lacks 2 of the 2 classes of the data"):
+        build_named_start("tiny", CLASSES, StartSettings(head="own", weights=file))
+    plain = saved(dict(trained), tmp_path / "plain.pt")
+    with pytest.raises(sp.InputError, match="has no classification head for 'tiny with weights"):
+        build_named_start("tiny", fish, StartSettings(head="own", weights=plain))
 
 
 def encoder_weights(**head: Tensor) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
     assert summary["schema"] == 1
     assert set(summary) == {
         *("schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule"),
-        *("alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions"),
+        *("alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start"),
     }
     entry = summary["models"]["fine_tuned"]["sketch"]
     assert (entry["accuracy"], entry["n"]) == (0.3, 20)
@@ -287,6 +287,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     for point in summary["alpha_path"]:
         point.setdefault("interval_method", {})
     summary.setdefault("conversions", {})
+    summary.setdefault("start", {})
     assert list(written) == list(summary)
     assert written == summary
     found = written_before("diagnosis-seed-0.json")

@@ -134,6 +134,9 @@ def test_a_run_goes_through_all_stages_and_averages_batch_norm(folders: Path, tm
     torch.testing.assert_close(ensemble.state_dict()[name], averaged)
     assert not torch.equal(start.state_dict()[name], tuned.state_dict()[name])
     assert set(record.models["ensemble"]) == {"reference", "sketch"}
+    assert record.start == {"model": "timm:test_resnet", "head": "probe"}
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "timm:test_resnet with a linear probe, which is called zero-shot on this page" in page
     resumed = sp.run_pipeline(run_file(folders), tmp_path / "run", resume=True)
     assert resumed.models == record.models
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.errors import InputError, listed, refuse_path
-from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.classifier import Classifier, Network, head_scale
+from shiftproof.models.clip import Clip, require_clip
 from shiftproof.models.encoders import Encoder, own_class_space, split_head, without_head
+from shiftproof.models.local_weights import head_in_file
 
 
 def own_head_classifier(encoder: Encoder, classes: ClassSpace | None = None) -> Classifier:
@@ -30,10 +34,44 @@ def own_head_classifier(encoder: Encoder, classes: ClassSpace | None = None) -> 
     features, head = split_head(encoder)
     space = own_class_space(head.out_features)
     if classes is not None and classes.ids != space.ids:
-        rows = _rows_of_own_head(encoder, space, classes)
+        rows = _rows_of_own_head(encoder.name, space, classes)
         head = _linear(head.weight.detach()[rows], head.bias.detach()[rows])
         space = ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
     return _classifier_of_encoder(encoder, features, head, space, "own")
+
+
+def trained_head_classifier(clip: Clip, file: str, classes: ClassSpace | None = None) -> Classifier:
+    """A model with the head of the file that its weights are from, as wise-ft and model-soups train them together.
+
+    ``clip`` is the model with those weights. The head reads features of length 1. A head of 1,000 classes is taken for
+    one of ImageNet in the usual order. With ``classes``, only the rows of these remain, as in ``own_head_classifier``.
+    Raises an InputError where the file has no head that fits, or where the head lacks one of the classes.
+    """
+    require_clip(clip)
+    trained = head_in_file(file)
+    width = clip.architecture.get("embed_dim")
+    if trained is None or (width is not None and trained[0].shape[1] != width):
+        raise InputError(
+            f"{file} has no classification head for {clip.name!r}. Leave `head` out, so that the text tower gives one."
+        )
+    weight, bias = trained
+    space = own_class_space(len(weight))
+    if classes is not None and classes.ids != space.ids:
+        rows = _rows_of_own_head(clip.name, space, classes)
+        weight, bias = weight[rows], bias[rows]
+        space = ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
+    network = Network(deepcopy(clip.model.visual), _linear(weight, bias))  # type: ignore[arg-type]
+    network.requires_grad_(True)
+    return Classifier(
+        network=network.eval(),
+        classes=space,
+        preprocessing=clip.preprocessing,
+        architecture=clip.architecture,
+        source=clip.name,
+        prompts=(),
+        head="own",
+        logit_scale=head_scale(weight),
+    )
 
 
 def unlearned_classifier(encoder: Encoder, classes: ClassSpace) -> Classifier:
@@ -69,18 +107,18 @@ def _classifier_of_encoder(
     )
 
 
-def _rows_of_own_head(encoder: Encoder, space: ClassSpace, classes: ClassSpace) -> list[int]:
+def _rows_of_own_head(name: str, space: ClassSpace, classes: ClassSpace) -> list[int]:
     """The rows of a pretrained head for the given classes; an InputError says which classes it lacks."""
     lacking = sorted(set(classes.keys) - set(space.keys))
     numbered = space.ids == tuple(str(number) for number in range(len(space)))
     if lacking or (numbered and len(classes) != len(space)):
         known = "classes that have only numbers" if numbered else f"other classes, such as {space.ids[0]!r}"
         raise InputError(
-            f"the head of {encoder.name!r} has {len(space):,} {known}; it lacks {len(lacking):,} of the "
+            f"the head of {name!r} has {len(space):,} {known}; it lacks {len(lacking):,} of the "
             f"{len(classes):,} classes of the data: {listed(lacking or classes.ids)}. Train a new head with "
             "`head='probe'`, or name the folders of the data by the ids of the head's classes."
         )
-    return [int(row) for row in space.labels_of(classes.ids, encoder.name)]
+    return [int(row) for row in space.labels_of(classes.ids, name)]
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

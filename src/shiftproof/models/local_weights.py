@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,9 @@ def load_local_weights(model: nn.Module, path: str) -> None:
         open_clip.load_checkpoint(model, str(checkpoint.folder / weights))
 
 
+_HEAD = re.compile(r"(?:^|\.)classification_head\.(weight|bias)$")
+
+
 @dataclass(frozen=True)
 class FittedWeights:
     """The entries of a weights file under a model's names, and the names that only one of the two has.
@@ -74,11 +78,10 @@ class FittedWeights:
         )
 
     def warn_of_unused(self, name: str) -> None:
-        """Warns of the entries of the file that a model has no place for."""
-        if self.unused:
+        """Warns of the entries of the file that a model has no place for, apart from a classification head."""
+        if unused := [entry for entry in self.unused if not _HEAD.search(entry)]:
             warnings.warn(
-                f"{self.path} has {len(self.unused):,} entries that {name!r} does not have, which are not used: "
-                f"{listed(self.unused)}.",
+                f"{self.path} has entries that {name!r} does not have, which are not used: {listed(unused)}.",
                 stacklevel=4,
             )
 
@@ -103,6 +106,14 @@ def fit_weights(path: str, wanted: Mapping[str, Tensor]) -> FittedWeights:
         tuple(name for name in tensors if name not in used),
         reshaped,
     )
+
+
+def head_in_file(path: str) -> tuple[Tensor, Tensor] | None:
+    """The (K, D) weight and (K,) bias of the classification head in a file of wise-ft or model-soups, or None."""
+    found = {match[1]: t for name, t in open_checkpoint(path).tensors.items() if (match := _HEAD.search(name))}
+    if found.keys() != {"weight", "bias"}:
+        return None
+    return found["weight"].float(), found["bias"].float()
 
 
 def _best_prefixes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[str, str]:

@@ -18,7 +18,8 @@ class RunRecord:
     ``models[name][set]`` are the evaluations of zero_shot, fine_tuned and ensemble; those on the reference use its
     test split. ``kinds`` says for every shift whether it is natural or synthetic. ``alpha`` is the chosen one; the best
     alpha on each set is given by the path's ``oracle()``. ``conversions`` count, by data name and conversion, the
-    pictures that were not plain 8-bit RGB.
+    pictures that were not plain 8-bit RGB. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
+    is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
     """
 
     suite: str
@@ -35,6 +36,7 @@ class RunRecord:
     seed: int
     versions: Mapping[str, str]
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    start: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sets(self) -> tuple[str, ...]:

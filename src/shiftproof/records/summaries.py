@@ -60,6 +60,7 @@ class _Summary:
     seed: int
     versions: Mapping[str, str]
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    start: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def summary_json(record: RunRecord) -> dict[str, Any]:
         "alpha_rule": record.alpha_rule,
         "alpha_path": plain["path"]["points"],
         "oracle_alpha": record.path.oracle(),
-        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions")},
+        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions", "start")},
     }
 
 
@@ -131,6 +132,7 @@ def run_from_summary(value: Any) -> RunRecord:
         seed=summary.seed,
         versions=summary.versions,
         conversions=summary.conversions,
+        start=summary.start,
     )
 
 

@@ -27,6 +27,12 @@ from shiftproof.report.tables import Table
 from shiftproof.report.verdicts import verdict
 from shiftproof.storage import read_json, write_atomically, write_text
 
+_HEADS = {
+    "zero-shot": "a zero-shot head",
+    "probe": "a linear probe",
+    "own": "the head that it was pretrained with",
+}
+
 
 @dataclass(frozen=True)
 class _Section:
@@ -34,6 +40,7 @@ class _Section:
 
     name: str
     run: RunRecord
+    start: str
     verdict: str
     accuracy: Table
     groups: Table | None
@@ -182,6 +189,14 @@ def _read_rules(directory: Path) -> Table | None:
         ) from error
 
 
+def start_sentence(run: RunRecord) -> str:
+    """Says which model a run started from and with which head; empty for a run of an earlier version."""
+    if not run.start:
+        return ""
+    called = "" if run.start["head"] == "zero-shot" else ", which is called zero-shot on this page"
+    return f"{run.start['model']} with {_HEADS.get(run.start['head'], 'the head of a classifier directory')}{called}"
+
+
 def _figures(run: RunRecord, diagnosis: DiagnosisRecord | None) -> dict[str, bytes]:
     """Returns the content of the figures by the names of their files."""
     images = {"path.png": path_figure(run), "shifts.png": shift_figure(run)}
@@ -199,6 +214,7 @@ def _section(
     return _Section(
         name=f"Seed {run.seed}{where}",
         run=run,
+        start=start_sentence(run),
         verdict=verdict(run, diagnosis),
         accuracy=accuracy_table(run, diagnosis),
         groups=group_table(run),

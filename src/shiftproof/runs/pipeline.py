@@ -317,6 +317,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         seed=run.run_file.seed,
         versions=versions(),
         conversions=conversions_so_far(run),
+        start={"model": run.zero_shot.source, "head": run.zero_shot.head},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from shiftproof.models.clip import load_clip
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier
 from shiftproof.models.encoders import load_encoder
-from shiftproof.models.heads import own_head_classifier
+from shiftproof.models.heads import own_head_classifier, trained_head_classifier
+from shiftproof.models.local_weights import head_in_file
 from shiftproof.models.names import is_encoder, with_weights
 from shiftproof.models.zero_shot import zero_shot_classifier
 from shiftproof.storage import expanded
@@ -30,8 +32,9 @@ class StartSettings:
     """How a start is made from a model's name.
 
     ``head`` is "zero-shot", "probe" or "own"; None stands for "zero-shot", or for "probe" where the model has no text
-    tower. ``prompts`` are those of a zero-shot head. ``random_weights`` allows a name without a tag, whose weights are
-    drawn from ``seed``; ``weights`` is a local file whose weights replace those of the name.
+    tower. The own head of a model with a text tower is that of the file ``weights``. ``prompts`` are those of a
+    zero-shot head. ``random_weights`` allows a name without a tag, whose weights are drawn from ``seed``; ``weights``
+    is a local file whose weights replace those of the name.
     """
 
     head: str | None = None
@@ -50,7 +53,7 @@ def build_named_start(
     Without ``classes``, a network's own head keeps all of its classes. Raises an InputError if the model cannot be
     loaded, if it cannot have such a head, or if there are no classes for it or no reference for a probe.
     """
-    head, random_weights = _head_of(name, settings.head), settings.random_weights
+    head, random_weights = _head_of(name, settings), settings.random_weights
     if settings.weights is not None:
         name, random_weights = with_weights(name, settings.weights), True
     if head != OWN and classes is None:
@@ -58,8 +61,11 @@ def build_named_start(
             f"unlabelled images do not name the classes for a head of {name!r}. Give a classifier directory among the "
             "models."
         )
-    if head == ZERO_SHOT and classes is not None:
+    if not is_encoder(name):
         clip = load_clip(name, seed=settings.seed, random_weights=random_weights)
+        if classes is None or head == OWN:
+            return trained_head_classifier(clip, str(settings.weights), classes)
+        _warn_of_trained_head(settings.weights)
         return zero_shot_classifier(clip, classes, settings.prompts)
     if head == PROBE and reference is None:
         raise InputError(
@@ -84,8 +90,18 @@ def load_scored(name: str | Path) -> Classifier:
     return own_head_classifier(load_encoder(str(name), random_weights=False))
 
 
-def _head_of(name: str, head: str | None) -> str:
+def _warn_of_trained_head(weights: str | Path | None) -> None:
+    if weights is not None and (trained := head_in_file(str(weights))) is not None:
+        warnings.warn(
+            f"{weights} has a classification head of {len(trained[0]):,} classes, which a zero-shot head replaces. "
+            "Keep it with `head='own'`.",
+            stacklevel=3,
+        )
+
+
+def _head_of(name: str, settings: StartSettings) -> str:
     """The head that a model gets; raises an InputError where it cannot have the requested one."""
+    head = settings.head
     if head is None:
         return PROBE if is_encoder(name) else ZERO_SHOT
     require_choice("head", head, HEADS)
@@ -94,7 +110,7 @@ def _head_of(name: str, head: str | None) -> str:
             f"{name!r} has no text tower, so it has no zero-shot head. Choose `head='probe'`, a linear probe, or "
             "`head='own'`, the head that it was pretrained with."
         )
-    if not is_encoder(name) and head != ZERO_SHOT:
+    if not is_encoder(name) and head != ZERO_SHOT and not (head == OWN and settings.weights is not None):
         raise InputError(
             f"the head {head!r} is for models without a text tower; that of {name!r} gives it a zero-shot head. Leave "
             "`head` out, or train a probe with the recipe 'linear-probe'."
