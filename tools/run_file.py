@@ -76,7 +76,8 @@ MEANINGS: Mapping[str, str] = {
     "suite.reference": "what is fine-tuned on, and its held-out sets; see below",
     "suite.shifts": "the sets under distribution shift, by a name each; see below",
     "suite.reference.name": "a name for the reference",
-    "suite.reference.train": "the data name of the training images, such as `folder:photos/train` or `csv:train.csv`",
+    "suite.reference.train": "the data name of the training images, such as `folder:photos/train`, `csv:train.csv`, "
+    "`wds:shards` or `hf:org/name`",
     "suite.reference.validation": "the data name of the validation images; without it, a fifth of the training images is held out, "
     "drawn with the seed",
     "suite.reference.test": "the data name of the test images",
@@ -110,7 +111,7 @@ MEANINGS: Mapping[str, str] = {
     "finetune.lora_scale": "the scale of the adapters of the recipe `lora`",
     "finetune.early_stopping": "stops after this many epochs without a better one, and returns the best; 0 trains all epochs",
     "finetune.shots": "training images per class, drawn with the seed; without it, all of them",
-    "pretrain.data": "the captioned images: `csv:PATH`, `folder:PATH` or `emoji-captions`",
+    "pretrain.data": "the captioned images: `csv:PATH`, `folder:PATH`, `wds:PATH`, `hf:NAME`, `hf:PATH` or `emoji-captions`",
     "pretrain.steps": "the number of steps; at least 1",
     "pretrain.batch_size": "pairs per step; at least 2",
     "pretrain.lr": "the peak of the learning rate",

@@ -45,15 +45,17 @@ class ResultWarning(UserWarning):
     """A result that is probably not what the user wants: a model that guesses, or pictures that leak between sets."""
 
 
-def listed(names: Iterable[object], limit: int = 10) -> str:
-    """The first names of a list, and how many more there are.
+def listed(names: Iterable[object], limit: int = 10, *, of: int | None = None) -> str:
+    """The first names of a list, and how many more there are; ``of`` is their number if not all are given.
 
-    >>> listed(["a", "b", "c"], limit=2)
-    "'a', 'b' and 1 more"
+    >>> listed(["a", "b", "c"], limit=2), listed(["a", "b"], of=40)
+    ("'a', 'b' and 1 more", "'a', 'b' and 38 more")
     """
     names = list(names)
-    head = ", ".join(repr(str(name)) for name in names[:limit])
-    return f"{head} and {len(names) - limit} more" if len(names) > limit else head
+    shown = names[:limit]
+    head = ", ".join(repr(str(name)) for name in shown)
+    more = (len(names) if of is None else of) - len(shown)
+    return f"{head} and {more} more" if more else head
 
 
 def counted(number: int, noun: str) -> str:

@@ -57,6 +57,26 @@ def test_paths_are_relative_to_the_folder_of_the_run_file(project: Path) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("wds:shards,split=val", "wds:configs/shards,split=val"),
+        ("hf:./table,label=kind", "hf:configs/table,label=kind"),
+        ("hf:photos/train", "hf:configs/photos/train"),  # a folder that exists
+        ("hf:train.parquet", "hf:configs/train.parquet"),
+        ("hf:org/name,split=test", "hf:org/name,split=test"),  # a name on the hub
+    ],
+)
+def test_options_follow_a_path_and_names_on_the_hub_are_no_paths(project: Path, written: str, read: str) -> None:
+    fill(project / "configs")
+    (project / "configs/run.yaml").write_text(
+        f"model: tiny\nsuite: {{reference: {{train: '{written}', test: emoji}}}}\n"
+    )
+    run_file = sp.RunFile.read("configs/run.yaml")
+    assert isinstance(run_file.suite, SuiteFile)
+    assert run_file.suite.reference.train == read
+
+
 def test_a_missing_path_is_reported_where_it_was_expected(project: Path) -> None:
     assert paths_of(sp.RunFile.read("configs/run.yaml"))[0] == "folder:configs/photos/train"
 

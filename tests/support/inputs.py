@@ -7,6 +7,7 @@ from pathlib import Path
 
 from support.checkpoint_cases import checkpoint_table
 from support.pictures import PICTURES
+from support.shard_cases import shard_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
 
@@ -105,7 +106,13 @@ CSVS = (
 
 def tables() -> dict[str, str]:
     """The generated tables of the page, by the name in their marks."""
-    return {"pictures": _pictures(), "files": _files(), "csv": _csv(), "checkpoints": checkpoint_table()}
+    return {
+        "pictures": _pictures(),
+        "files": _files(),
+        "csv": _csv(),
+        "shards": shard_table(),
+        "checkpoints": checkpoint_table(),
+    }
 
 
 def page_with(content: str) -> str:

@@ -35,7 +35,7 @@ class ImageOptions:
     suite: Annotated[str, Option("--suite", help="Use the test images of this embedded suite.")] = "emoji"
     shift: Annotated[str | None, Option("--shift", help="Use only this shift of the suite, e.g. clutter.")] = None
     data: Annotated[
-        str | None, Option("--data", help="Use your own images instead, such as folder:PATH or csv:PATH.")
+        str | None, Option("--data", help="Use your own images instead, such as folder:PATH or hf:NAME.")
     ] = None
     images: Annotated[
         int | None,

@@ -138,7 +138,7 @@ def _validation_accuracy(first: str, suite: str | None, validation: str | None) 
     if suite:
         images = load_suite(suite).relabelled(classes).reference.validation
     else:
-        images = load_data(str(validation), classes)
+        images = load_data(str(validation), classes, split="validation")
 
     def score(directory: Path) -> float:
         predictions = predict(load_classifier(directory), images, stage=f"score {directory.name}")

@@ -1,11 +1,11 @@
-"""Images with captions, for contrastive pretraining: from a CSV, from a folder, or drawn from the emoji."""
+"""Images with captions, for contrastive pretraining: from your own data, or drawn from the emoji."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +14,13 @@ from torch import Generator, Tensor
 from shiftproof.data.decoding import Conversions, decode
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, sprites
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.data.formats.hf import hf_captions
+from shiftproof.data.formats.wds import wds_captions
 from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, to_unit_range
 from shiftproof.data.paths import require_folder, require_known_kind, require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.data.readable import require_files
+from shiftproof.data.sources import Source
 from shiftproof.errors import InputError, require_name
 from shiftproof.storage import expanded, read_rows
 
@@ -53,8 +56,8 @@ class CaptionedSet(ABC):
     name: str
     # Describes, for the model card, what a batch that is not for training contains.
     held_out: str
-    # The image files, if the set consists of files.
-    paths: tuple[Path, ...] = ()
+    # The image files, or parts of larger files, if the set consists of them.
+    paths: tuple[Source, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -82,7 +85,7 @@ class CaptionedFiles(CaptionedSet):
     Raises an InputError if there is no entry.
     """
 
-    def __init__(self, name: str, entries: dict[Path, list[str]]) -> None:
+    def __init__(self, name: str, entries: Mapping[Source, Sequence[str]]) -> None:
         if not entries:
             raise InputError(f"{name} contains no image with a caption. Check the path and the column names.")
         self.name = name
@@ -171,20 +174,22 @@ def load_captioned_set(spec: str) -> CaptionedSet:
     """Loads images with captions by their data name.
 
     The name is ``csv:PATH`` (a file with the columns ``filepath`` and ``caption``), ``folder:PATH`` (each image has its
-    captions in a ``.txt`` file of the same name) or ``emoji-captions``. Raises an InputError if the name is unknown, if
-    the data cannot be read or if no image has a caption.
+    captions in a ``.txt`` file of the same name), ``wds:PATH`` (tar shards with pairs such as ``0.jpg`` and ``0.txt``),
+    ``hf:NAME`` or ``hf:PATH`` (a column with captions) or ``emoji-captions``. Raises an InputError if the name is
+    unknown, if the data cannot be read or if no image has a caption.
     """
     require_name("spec", spec, "csv:PATH")
     if spec == EmojiCaptions.name:
         return EmojiCaptions()
     kind, _, path = spec.partition(":")
-    require_known_kind("captioned data", spec, kind, ["csv", "folder", EmojiCaptions.name])
-    return CaptionedFiles(spec, _from_csv(expanded(path)) if kind == "csv" else _from_folder(expanded(path)))
+    require_known_kind("captioned data", spec, kind, [*_READERS, EmojiCaptions.name])
+    return CaptionedFiles(spec, _READERS[kind](path))
 
 
-def _from_csv(path: Path) -> dict[Path, list[str]]:
+def _from_csv(place: str) -> dict[Source, list[str]]:
     """Reads one caption from every row; rows with the same file give one image several captions."""
-    entries: dict[Path, list[str]] = {}
+    path = expanded(place)
+    entries: dict[Source, list[str]] = {}
     require_table(path)
     skipped = SkippedFiles()
     for _, fields in read_rows(path, ("filepath", "caption"), multiline=("caption",)):
@@ -197,10 +202,11 @@ def _from_csv(path: Path) -> dict[Path, list[str]]:
     return entries
 
 
-def _from_folder(path: Path) -> dict[Path, list[str]]:
+def _from_folder(place: str) -> dict[Source, list[str]]:
     """Reads the captions of every ``name.jpg`` from ``name.txt`` beside it, one per line."""
+    path = expanded(place)
     require_folder(path, "Check the path after 'folder:'.")
-    entries: dict[Path, list[str]] = {}
+    entries: dict[Source, list[str]] = {}
     skipped = SkippedFiles()
     images = find_pictures(path, skipped, companions=frozenset({".txt"}))
     skipped.warn(f"folder:{path}")
@@ -215,6 +221,14 @@ def _from_folder(path: Path) -> dict[Path, list[str]]:
         if captions := [line.strip() for line in lines if line.strip()]:
             entries[image] = captions
     return entries
+
+
+_READERS: Mapping[str, Callable[[str], Mapping[Source, Sequence[str]]]] = {
+    "csv": _from_csv,
+    "folder": _from_folder,
+    "wds": lambda address: dict(wds_captions(address)),
+    "hf": lambda address: dict(hf_captions(address)),
+}
 
 
 def _weighted(weights: Sequence[float], count: int, generator: Generator) -> Tensor:

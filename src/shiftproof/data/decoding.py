@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections import Counter
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shiftproof import progress
+from shiftproof.data.sources import Source, StoredPicture
 from shiftproof.errors import InputError, counted
 
 UPRIGHT = "turned upright by their EXIF orientation"
@@ -59,11 +61,11 @@ class Conversions:
         self._reported: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def reader(self, paths: Sequence[Path]) -> Callable[[int], NDArray[np.uint8]]:
-        """A function that decodes the i-th file and counts its conversions."""
+    def reader(self, sources: Sequence[Source]) -> Callable[[int], NDArray[np.uint8]]:
+        """A function that decodes the i-th picture and counts its conversions."""
 
         def read(i: int) -> NDArray[np.uint8]:
-            picture = read_picture(paths[i])
+            picture = read_picture(sources[i])
             with self._lock:
                 self._conversions[i] = picture.conversions
             return picture.pixels
@@ -91,19 +93,19 @@ class Conversions:
         )
 
 
-def decode(path: str | Path) -> NDArray[np.uint8]:
+def decode(source: str | Source) -> NDArray[np.uint8]:
     """The (H, W, 3) uint8 RGB pixels of an image file; errors are those of ``read_picture``."""
-    return read_picture(path).pixels
+    return read_picture(source).pixels
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Decodes an image file to 8-bit RGB, turned as its EXIF orientation says.
+def read_picture(source: str | Source) -> Picture:
+    """Decodes an image file, or a picture inside a larger file, to 8-bit RGB, turned as its EXIF orientation says.
 
     Of 16 bits the upper 8 are taken, transparency is placed on white, and the first frame of an animation is used.
     Colour profiles are not applied. Raises an InputError that names the file if it does not exist, cannot be decoded,
     or has floating-point or 32-bit values, whose range no file states.
     """
-    image, conversions = _decoded(path, "image", _WHITE)
+    image, conversions = _decoded(source, "image", _WHITE)
     return Picture(np.asarray(image), conversions)
 
 
@@ -137,17 +139,20 @@ def decode_mask(path: str | Path) -> NDArray[np.uint8]:
     return mask
 
 
-def _decoded(path: str | Path, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:
+def _decoded(source: str | Source, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:
     """An image file in RGB, with transparency placed on a ground, and the conversions that this took."""
     try:
-        with progress.reading(path), Image.open(path) as image:
-            return _in_upright_rgb(image, f"the {what} {path}", ground)
+        file = io.BytesIO(source.read()) if isinstance(source, StoredPicture) else source
+        with progress.reading(str(source)), Image.open(file) as image:
+            return _in_upright_rgb(image, f"the {what} {source}", ground)
     except (InputError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its own message names the buffer that a stored picture is read into
+        raise InputError(f"the {what} {source} cannot be decoded: it is no picture. Fix or remove it.") from error
     except FileNotFoundError as error:
-        raise InputError(f"the {what} {path} does not exist. Check the path.") from error
+        raise InputError(f"the {what} {source} does not exist. Check the path.") from error
     except Exception as error:  # Pillow's decoders raise almost anything, such as IndexError, for damaged files
-        raise InputError(f"the {what} {path} cannot be decoded ({error}). Fix or remove it.") from error
+        raise InputError(f"the {what} {source} cannot be decoded ({error}). Fix or remove it.") from error
 
 
 def _in_upright_rgb(image: Image.Image, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:

@@ -6,10 +6,10 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from shiftproof.data.sets import ImageSet
+from shiftproof.data.sources import Source, open_source, size_of
 
 _TAIL = 4096  # bytes; files of equal size that differ mostly differ here
 
@@ -25,12 +25,12 @@ class SharedFiles:
     second: str
     count: int
     total: int
-    example: tuple[Path, Path]
+    example: tuple[Source, Source]
 
 
 class _File(NamedTuple):
     set: str
-    path: Path
+    source: Source
 
 
 def find_shared_files(sets: Mapping[str, ImageSet], pairs: Sequence[tuple[str, str]]) -> tuple[SharedFiles, ...]:
@@ -44,14 +44,14 @@ def find_shared_files(sets: Mapping[str, ImageSet], pairs: Sequence[tuple[str, s
     >>> find_shared_files({"train": load_data("emoji"), "test": load_data("emoji")}, [("train", "test")])
     ()
     """
-    files = [_File(name, path) for name, images in sets.items() for path in images.files or ()]
+    files = [_File(name, source) for name, images in sets.items() for source in images.files or ()]
     groups = [files]
-    for key in (_size, _tail, _digest):
+    for key in (size_of, _tail, _digest):
         groups = [group for some in groups for group in _grouped(some, key)]
     shared = []
     for first, second in pairs:
         examples = [
-            (next(file.path for file in group if file.set == first), file.path)
+            (next(file.source for file in group if file.set == first), file.source)
             for group in groups
             if any(file.set == first for file in group)
             for file in group
@@ -62,27 +62,23 @@ def find_shared_files(sets: Mapping[str, ImageSet], pairs: Sequence[tuple[str, s
     return tuple(shared)
 
 
-def _grouped(files: Sequence[_File], key: Callable[[Path], Hashable]) -> list[list[_File]]:
+def _grouped(files: Sequence[_File], key: Callable[[Source], Hashable]) -> list[list[_File]]:
     """The files with equal keys, if they are of several sets; a file without a readable key belongs to no group."""
     groups: defaultdict[Hashable, list[_File]] = defaultdict(list)
     for file in files:
         try:
-            groups[key(file.path)].append(file)
+            groups[key(file.source)].append(file)
         except OSError:
             continue
     return [group for group in groups.values() if len({file.set for file in group}) > 1]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - _TAIL, 0))
+def _tail(source: Source) -> bytes:
+    with open_source(source) as file:
+        file.seek(max(size_of(source) - _TAIL, 0))
         return file.read()
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _digest(source: Source) -> str:
+    with open_source(source) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,23 @@ class ClassSpace:
         normal = tuple(normal_name(i) for i in ids)
         return cls(normal, tuple(i.replace("_", " ") for i in normal))
 
+    @classmethod
+    def from_names(cls, names: Sequence[str]) -> ClassSpace:
+        """A class space whose ids are made of the names: a slash becomes a hyphen, and a repeated name is numbered.
+
+        As in ``from_ids``, underscores in names become spaces.
+
+        >>> ClassSpace.from_names(["crane", "C/V van", "crane"]).ids
+        ('crane', 'C-V van', 'crane (2)')
+        """
+        ids: list[str] = []
+        counts: dict[str, int] = {}
+        for name in names:
+            plain = re.sub(r"[/\\]", "-", normal_name(name))
+            counts[plain] = counts.get(plain, 0) + 1
+            ids.append(plain if counts[plain] == 1 else f"{plain} ({counts[plain]})")
+        return cls(tuple(ids), tuple(name.replace("_", " ") for name in names))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -63,6 +81,11 @@ class ClassSpace:
     def keys(self) -> tuple[str, ...]:
         """The normalised ids, by which classes are matched; directories of earlier versions hold ids as they were."""
         return tuple(normal_name(i) for i in self.ids)
+
+    def only(self, ids: Collection[str]) -> ClassSpace:
+        """The classes of this space that occur among ``ids``, in the order of this space."""
+        chosen = [i for i, key in enumerate(self.keys) if key in ids]
+        return ClassSpace(tuple(self.ids[i] for i in chosen), tuple(self.names[i] for i in chosen))
 
     def labels_of(self, ids: Sequence[str], what: str) -> NDArray[np.int64]:
         """The (N,) labels of N ids, matched by name, never by order; Unicode forms and outer blanks do not matter.

@@ -23,8 +23,10 @@ def require_table(path: Path) -> None:
     """Raises an InputError for a folder or an archive in place of a CSV file; one that is missing is not refused."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a CSV file. For images in class folders, write folder:{path}.")
-    if path.is_file() and path.suffix.lower() in (*_ARCHIVES, ".xls", ".xlsx", ".ods", ".parquet"):
+    if path.is_file() and path.suffix.lower() in (*_ARCHIVES, ".xls", ".xlsx", ".ods"):
         raise InputError(f"{path} is not a CSV file. Unpack it, or save the table as CSV text in UTF-8.")
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        raise InputError(f"{path} is not a CSV file. {_way_out(path)}")
 
 
 def require_known_kind(what: str, spec: str, kind: str, known: Iterable[str]) -> None:
@@ -49,6 +51,10 @@ def _hint_at_path(spec: str) -> str | None:
 
 def _way_out(path: Path) -> str | None:
     """What to do with a file that is named in place of a folder."""
+    if path.suffix.lower() == ".tar":
+        return f"For a shard with pairs such as 0.jpg and 0.cls, write wds:{path}; unpack any other archive."
+    if path.suffix.lower() == ".parquet":
+        return f"For a parquet file, write hf:{path}."
     if path.suffix.lower() in _ARCHIVES:
         return f"Unpack the archive, and name the folder, as in folder:{path.with_suffix('')}."
     return f"For a CSV file, write csv:{path}." if path.suffix.lower() in (".csv", ".tsv") else None

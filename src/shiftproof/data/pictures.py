@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
@@ -24,23 +25,31 @@ class SkippedFiles:
     """The files and folders that were skipped because they are no pictures, by the reason."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}  # the first few, since a folder may hold millions of other files
 
     def add(self, reason: str, name: str) -> None:
         """Notes a file, or a folder as a whole, under a reason such as "hidden"."""
-        self._names.setdefault(reason, []).append(name)
+        self._note(reason, 1, [name])
 
     def update(self, other: SkippedFiles) -> None:
         """Adds the files that were noted elsewhere."""
-        for reason, names in other._names.items():
-            self._names.setdefault(reason, []).extend(names)
+        for reason, count in other._counts.items():
+            self._note(reason, count, other._examples[reason])
+
+    def _note(self, reason: str, count: int, examples: list[str]) -> None:
+        self._counts[reason] += count
+        known = self._examples.setdefault(reason, [])
+        known += examples[: _NAMED - len(known)]
 
     def __bool__(self) -> bool:
-        return bool(self._names)
+        return bool(self._counts)
 
     def __str__(self) -> str:
-        total = sum(map(len, self._names.values()))
-        reasons = [f"{len(names):,} {reason} ({listed(names, _NAMED)})" for reason, names in self._names.items()]
+        total = self._counts.total()
+        reasons = [
+            f"{count:,} {reason} ({listed(self._examples[reason], of=count)})" for reason, count in self._counts.items()
+        ]
         return f"{counted(total, 'file')} {'was' if total == 1 else 'were'} skipped: {', '.join(reasons)}"
 
     def warn(self, name: str) -> None:
@@ -62,18 +71,26 @@ def picture_suffixes() -> frozenset[str]:
 def find_pictures(folder: Path, skipped: SkippedFiles, *, companions: frozenset[str] = frozenset()) -> list[Path]:
     """Every picture under a folder, at any depth, sorted; what is no picture is added to ``skipped``.
 
+    The rules are those of ``iterate_pictures``.
+    """
+    return sorted(iterate_pictures(folder, skipped, companions=companions))
+
+
+def iterate_pictures(
+    folder: Path, skipped: SkippedFiles, *, companions: frozenset[str] = frozenset()
+) -> Iterator[Path]:
+    """The pictures under a folder one by one, at any depth, sorted; what is no picture is added to ``skipped``.
+
     Hidden files and folders are skipped at every depth, and so are those that operating systems leave. Links to folders
     are followed. A file without a suffix is a picture if its content is. Files with the suffixes of ``companions``,
     such as captions, belong beside pictures and are not counted as skipped. Raises an InputError for a link to a folder
     that contains it, and for a link to nothing.
     """
-    pictures = []
     for path, reason in _walk(folder, (folder.resolve(),), picture_suffixes()):
         if reason is None:
-            pictures.append(path)
+            yield path
         elif path.suffix.lower() not in companions:
             skipped.add(reason, path.name)
-    return sorted(pictures)
 
 
 def named_pictures(paths: Iterable[Path], skipped: SkippedFiles) -> list[Path]:
@@ -138,15 +155,22 @@ def _walk(folder: Path, above: tuple[Path, ...], suffixes: frozenset[str]) -> It
 
     ``above`` are the folders on the way to it and itself, with links resolved.
     """
+    names, folders, links = [], set(), set()  # of a million files, the names alone fit well into memory
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = folder / entry.name
-            if reason := skip_reason(entry.name):
-                yield path, reason
-            elif (require_target(path) if entry.is_symlink() else entry).is_dir():
-                yield from _walk(path, (*above, _require_no_loop(path, above)), suffixes)
-            else:
-                yield path, _content_reason(path, suffixes)
+        for entry in entries:
+            names.append(entry.name)
+            if entry.is_symlink():
+                links.add(entry.name)
+            elif entry.is_dir():
+                folders.add(entry.name)
+    for name in sorted(names):
+        path = folder / name
+        if reason := skip_reason(name):
+            yield path, reason
+        elif name in folders or (name in links and require_target(path).is_dir()):
+            yield from _walk(path, (*above, _require_no_loop(path, above)), suffixes)
+        else:
+            yield path, _content_reason(path, suffixes)
 
 
 def _require_no_loop(folder: Path, above: tuple[Path, ...]) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shiftproof.data.sets import ImageSet
+from shiftproof.data.sources import Source
 from shiftproof.errors import InputError, counted
 
 
@@ -28,9 +29,12 @@ def require_readable(sets: Iterable[tuple[str, ImageSet]]) -> None:
             images.read(0)
 
 
-def require_files(paths: Sequence[Path], name: str) -> None:
-    """Raises an InputError that names the first of the missing files of the set ``name``, and their number."""
-    if missing := missing_files(paths):
+def require_files(sources: Sequence[Source], name: str) -> None:
+    """Raises an InputError that names the first of the missing files of the set ``name``, and their number.
+
+    Pictures inside larger files are not looked up: their format has read the larger file to list them.
+    """
+    if missing := missing_files(paths := [source for source in sources if isinstance(source, Path)]):
         others = f" ({counted(len(missing), 'file')} of {len(paths):,} are missing)" if len(missing) > 1 else ""
         raise InputError(
             f"the image {missing[0]} of {name} does not exist{others}. Restore it, or remove its entry from the data."

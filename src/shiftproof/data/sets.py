@@ -21,10 +21,10 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.data.protocols import Projection, Protocol
+from shiftproof.data.sources import Source
 from shiftproof.data.spelling import normal_name
 from shiftproof.errors import InputError, counted, listed, refuse_path, require_equal_length, require_name
 from shiftproof.seeding import child_generator
-from shiftproof.storage import expanded
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ class ImageSet:
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
     where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
-    ``files``, where given, are the files that the samples are decoded from. ``protocol``, where given, is how the
+    ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from. ``protocol``, where given, is how the
     predictions on a public set are scored. ``precropped`` means that the pictures show what a model's evaluation
     transform would leave of them, so that it scales them to its size, if need be, and does not crop them again.
 
@@ -75,7 +75,7 @@ class ImageSet:
     resized_for: Preprocessing | None = field(default=None, repr=False, compare=False)
     sources: tuple[str, ...] | None = field(default=None, repr=False)
     conversions: tuple[Conversions, ...] = field(default=(), repr=False, compare=False)
-    files: tuple[Path, ...] | None = field(default=None, repr=False, compare=False)
+    files: tuple[Source, ...] | None = field(default=None, repr=False, compare=False)
     protocol: Protocol | None = field(default=None, repr=False)
     precropped: bool = field(default=False, repr=False)
 
@@ -238,13 +238,15 @@ def array_set(
     )
 
 
-def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = False) -> ImageSet:
+def load_set(spec: str, classes: ClassSpace | None = None, *, split: str = "test", partial: bool = False) -> ImageSet:
     """Loads a labelled set by its data name.
 
-    The name is ``folder:PATH``, for files ``class/image``, or ``csv:PATH``, for a file with the columns ``filepath``,
-    ``label`` and, optionally, ``mask`` and ``group``. With ``classes``, labels are matched to that space by class id.
-    Without, the classes are those that occur in the set, sorted, and a warning names classes that may be the same.
-    A mask is a grey image in which the object is white; ``with_masks`` adds masks to a folder's images.
+    The name is ``folder:PATH``, for files ``class/image``; ``csv:PATH``, for a file with the columns ``filepath``,
+    ``label`` and, optionally, ``mask`` and ``group``; ``wds:PATH``, for tar shards; or ``hf:NAME`` or ``hf:PATH``, for
+    parquet. ``split`` says which split to read of data that have several. With ``classes``, labels are matched to that
+    space by class id. Without, the classes are those that occur in the set, sorted or in the order of the data's own
+    list, and a warning names classes that may be the same. A mask is a grey image in which the object is white;
+    ``with_masks`` adds masks to a folder's images.
 
     Raises an InputError if the data cannot be read, if it has a class that ``classes`` lacks or, unless ``partial``,
     if it lacks one of ``classes``.
@@ -252,28 +254,32 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, partial: bool = Fa
     require_name("spec", spec, "folder:PATH")
     kind, _, path = spec.partition(":")
     require_known_kind("data name", spec, kind, FORMATS)
-    entries = FORMATS[kind](expanded(path))
+    listing = FORMATS[kind].read(path, split)
+    entries = listing.entries
     class_ids = [normal_name(entry.class_id) for entry in entries]
     if classes is None:
-        classes = ClassSpace.from_ids(sorted(set(class_ids)))
+        present = set(class_ids)
+        classes = listing.classes.only(present) if listing.classes else ClassSpace.from_ids(sorted(present))
         classes.warn_of_similar(spec)
     labels = classes.labels_of(class_ids, spec)
     if not partial:
         classes.require_all(class_ids, spec, "Add images of them; only a shift may lack some.")
     ids = [entry.sample for entry in entries]
     groups = tuple(normal_name(entry.group) for entry in entries if entry.group is not None)
-    images = replace(picture_set(spec, classes, ids, labels, [entry.path for entry in entries]), groups=groups or None)
+    images = replace(
+        picture_set(spec, classes, ids, labels, [entry.picture for entry in entries]), groups=groups or None
+    )
     masks = [entry.mask for entry in entries if entry.mask is not None]
     return _masked(images, masks) if masks else images
 
 
 def picture_set(
-    name: str, classes: ClassSpace, ids: Sequence[str], labels: NDArray[np.int64], paths: Sequence[Path]
+    name: str, classes: ClassSpace, ids: Sequence[str], labels: NDArray[np.int64], pictures: Sequence[Source]
 ) -> ImageSet:
-    """A set of N picture files, decoded as ``read_picture`` does; ``labels`` are (N,) positions in ``classes``."""
+    """A set of N pictures, decoded as ``read_picture`` does; ``labels`` are (N,) positions in ``classes``."""
     conversions = Conversions(name)
-    read = conversions.reader(tuple(paths))
-    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=tuple(paths))
+    read = conversions.reader(tuple(pictures))
+    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=tuple(pictures))
 
 
 def warn_of_missing_classes(images: ImageSet, name: str) -> None:

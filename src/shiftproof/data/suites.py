@@ -218,11 +218,11 @@ def load_data(
 ) -> ImageSet:
     """Loads one labelled set by its data name.
 
-    The name is ``folder:PATH``, ``csv:PATH``, that of a public family such as ``imagenet:PATH`` (docs/data-sets.md),
-    that of an embedded suite such as ``emoji``, or ``corrupted:NAME:SEVERITY:DATA``. ``split`` says which split of a
-    family or a suite to load: train, validation, test or shift, which is the test split where the two do not differ.
-    ``seed`` changes the training views of an embedded suite. With ``classes``, labels are matched to that space by
-    class id.
+    The name is ``folder:PATH``, ``csv:PATH``, ``wds:PATH``, ``hf:NAME`` or ``hf:PATH``, that of a public family such as
+    ``imagenet:PATH`` (docs/data-sets.md), that of an embedded suite such as ``emoji``, or
+    ``corrupted:NAME:SEVERITY:DATA``. ``split`` says which split to load of data that have several: train, validation,
+    test or shift, which is the test split where the two do not differ. ``seed`` changes the training views of an
+    embedded suite. With ``classes``, labels are matched to that space by class id.
 
     Raises an InputError if the name is unknown, if the data cannot be read, if it has a class that ``classes`` lacks
     or, unless ``partial``, if it lacks one of them.
@@ -241,7 +241,7 @@ def load_data(
         return images if classes is None else images.relabelled(classes)
     if kind in FAMILIES:
         return load_family(spec, classes, split=split, partial=partial)
-    return load_set(spec, classes, partial=partial)
+    return load_set(spec, classes, split=split, partial=partial)
 
 
 def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:

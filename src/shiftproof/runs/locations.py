@@ -80,7 +80,13 @@ def _data(name: str, folder: Path | None) -> str:
     if kind in FAMILIES:
         _, part, path = split_family_name(name)
         return ":".join(text for text in (kind, part, _place(path, folder)) if text) if path else name
-    return f"{kind}:{_place(rest, folder)}" if kind in FORMATS and rest else name
+    if kind not in FORMATS or not rest:
+        return name
+    address = FORMATS[kind].address(rest)
+    beside = (folder or Path()) / expanded(address.place)
+    if not FORMATS[kind].is_path(address.place) and not beside.exists():
+        return name
+    return f"{kind}:{_place(address.place, folder)}{address.suffix}"
 
 
 def _place(text: str, folder: Path | None) -> str:

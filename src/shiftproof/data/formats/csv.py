@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from shiftproof.data.formats.entries import Entry
+from shiftproof.data.formats.entries import Entry, NamedPicture
 from shiftproof.data.paths import require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, is_leftover
 from shiftproof.errors import InputError
@@ -39,3 +40,11 @@ def read_csv(path: Path) -> list[Entry]:
         raise InputError(f"{path} has no rows. It needs one row per labelled image.")
     skipped.warn(f"csv:{path}")
     return entries
+
+
+def csv_pictures(path: Path) -> Iterator[NamedPicture]:
+    """The pictures of the column ``filepath`` one by one; other columns are not needed."""
+    require_table(path)
+    for _, fields in read_rows(path, ("filepath",)):
+        if not is_leftover(fields["filepath"]):
+            yield NamedPicture(fields["filepath"], path.parent / expanded(fields["filepath"]))

@@ -1,16 +1,44 @@
-"""The entries that the readers of all formats return."""
+"""What the readers of all formats return."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from shiftproof.data.labels import ClassSpace
+from shiftproof.data.sources import Source
 
 
 class Entry(NamedTuple):
-    """One labelled image: its file, its class, its sample id and, where given, its mask and its group."""
+    """One labelled image: its bytes, its class, its sample id and, where given, its mask and its group."""
 
-    path: Path
+    picture: Source
     class_id: str
     sample: str
     mask: Path | None = None
     group: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The labelled images at an address.
+
+    ``classes``, where the format has a list of its own, are all classes in the order of its label numbers, with the
+    names for prompts; images need not show all of them.
+    """
+
+    entries: Sequence[Entry]
+    classes: ClassSpace | None = None
+
+
+class NamedPicture(NamedTuple):
+    """One image whose class is not asked for: its sample id and its bytes."""
+
+    sample: str
+    picture: Source
+
+
+# What follows the colon of a data name, and the split of a reference that is wanted from data with several splits.
+Reader: TypeAlias = Callable[[str, str], Listing]

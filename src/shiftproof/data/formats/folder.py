@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from shiftproof.data.formats.entries import Entry
+from shiftproof.data.formats.entries import Entry, NamedPicture
 from shiftproof.data.paths import require_folder
 from shiftproof.data.pictures import (
     SkippedFiles,
     find_pictures,
+    iterate_pictures,
     picture_suffixes,
     require_pictures,
     require_target,
@@ -38,6 +40,18 @@ def read_folder(root: Path) -> list[Entry]:
         raise InputError(f"the folder {root} has no class folders with images. It must look like class/image.jpg.")
     skipped.warn(f"folder:{root}")
     return entries
+
+
+def folder_pictures(root: Path) -> Iterator[NamedPicture]:
+    """The pictures under a folder one by one, at any depth and sorted; their folders need not be classes.
+
+    A warning counts the files that were skipped. Raises an InputError if the folder does not exist.
+    """
+    require_folder(root, "It must hold the images.")
+    skipped = SkippedFiles()
+    for path in iterate_pictures(root, skipped):
+        yield NamedPicture(path.relative_to(root).as_posix(), path)
+    skipped.warn(str(root))
 
 
 def _of_class(folder: Path, skipped: SkippedFiles) -> list[Path]:

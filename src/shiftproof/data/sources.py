@@ -1,0 +1,42 @@
+"""Where the bytes of a picture are: in a file of its own, or inside a larger file such as an archive or a table."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TypeAlias
+
+
+class StoredPicture(ABC):
+    """A picture inside a larger file; ``str()`` says where, for messages."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the picture is called inside the larger file."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of its bytes."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Its bytes; raises an OSError if the larger file cannot be read any more."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+Source: TypeAlias = Path | StoredPicture
+
+
+def open_source(source: Source) -> io.BufferedReader | io.BytesIO:
+    """Opens a picture for reading."""
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source.read())
+
+
+def size_of(source: Source) -> int:
+    """The number of a picture's bytes."""
+    return source.stat().st_size if isinstance(source, Path) else source.size
