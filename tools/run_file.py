@@ -79,7 +79,7 @@ MEANINGS: Mapping[str, str] = {
     "suite.reference.train": "the data name of the training images, such as `folder:photos/train`, `csv:train.csv`, "
     "`wds:shards` or `hf:org/name`",
     "suite.reference.validation": "the data name of the validation images; without it, a fifth of the training images is held out, "
-    "drawn with the seed",
+    "drawn with the seed, in whole groups where the images have groups",
     "suite.reference.test": "the data name of the test images",
     "suite.shifts.NAME.data": "the data name of the images, such as `folder:sketches` or `corrupted:noise:3:folder:photos/test`",
     "suite.shifts.NAME.kind": "whether the shift is natural or synthetic",

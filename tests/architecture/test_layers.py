@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "formats.registry",
             "protocols",
             "sets",
+            "held_out",
             "readable",
             "augmentations",
             "batches",

@@ -103,6 +103,7 @@ def run_of() -> sp.records.RunRecord:
         seconds={"fine_tune": 1.5},
         seed=3,
         versions={"shiftproof": "0.1.0"},
+        validation=sp.records.HeldOutRecord(12, 60, 3, groups=4, absent_classes=("fig",)),
     )
 
 

@@ -155,6 +155,7 @@ def test_the_summary_has_every_key_of_its_schema(finished: Path) -> None:
     assert set(summary) == {
         "schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule",
         "alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start",
+        "validation",
     }  # fmt: skip
     assert summary["schema"] == 1
     assert (summary["suite"], summary["reference"], summary["shifts"]) == ("fruit", "photos", ["sketch", "noise"])
@@ -364,8 +365,15 @@ def test_an_alpha_that_is_not_on_the_path_is_measured_all_the_same(folders: Path
 
 def test_without_validation_data_some_training_images_are_held_out(folders: Path, tmp_path: Path) -> None:
     suite = {"reference": {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}}
-    record = sp.run_pipeline(run_file(folders, suite=suite, alphas=2), tmp_path / "run")
+    lines: list[str] = []
+    with sp.progress.reading_notes(lines.append):
+        record = sp.run_pipeline(run_file(folders, suite=suite, alphas=2), tmp_path / "run")
     assert (record.suite, record.reference, record.shifts) == ("own", "reference", ())
+    line = "3 of the 18 training images, held out of every class with seed 0, because no validation data were named"
+    assert f"validation: {line}" in lines
+    summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
+    assert summary["validation"] == {"images": 3, "total": 18, "seed": 0, "groups": None, "absent_classes": []}
+    assert line in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     with np.load(tmp_path / "run" / "predictions" / "alpha-0.00" / "validation.npz", allow_pickle=False) as kept:
         held_out = kept["ids"].tolist()
     # A fifth of six images a class, to the nearest whole image.

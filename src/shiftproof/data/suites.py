@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concep
 from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
 from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, load_family
 from shiftproof.data.formats.registry import FORMATS
+from shiftproof.data.held_out import hold_out
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
 from shiftproof.data.sets import ImageSet, array_set, load_set, once, require_set, warn_of_missing_classes
 from shiftproof.errors import InputError, refuse_path, require_choice, require_name
+from shiftproof.records.codec import to_json
+from shiftproof.records.runs import HeldOutRecord
 from shiftproof.seeding import child_generator
 from shiftproof.storage import require_directory_name
 
@@ -39,7 +43,6 @@ EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
 _HELD_OUT_SEED = 20260  # seeds every held-out view and corruption; the run's seed changes the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
-_HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,24 @@ class Shift:
 
 @dataclass(frozen=True)
 class Reference:
-    """The data to fine-tune on and its held-out splits, under one name; an InputError refuses unsuitable names."""
+    """The data to fine-tune on and its held-out splits, under one name; an InputError refuses unsuitable names.
+
+    ``held_out`` says how the validation split was drawn if it was held out of the training images.
+    """
 
     name: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    held_out: HeldOutRecord | None = None
 
     def __post_init__(self) -> None:
         _require_set_name(self.name)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a classifier that is trained on the reference records about it."""
+        return {} if self.held_out is None else {"validation": to_json(self.held_out)}
 
 
 @dataclass(frozen=True)
@@ -123,11 +135,11 @@ class ShiftSuite:
         """The same suite in another class space, matched by class id; an InputError refuses one that lacks a class."""
         if classes.ids == self.classes.ids:
             return self
-        reference = Reference(
-            self.reference.name,
-            self.reference.train.relabelled(classes),
-            self.reference.validation.relabelled(classes),
-            self.reference.test.relabelled(classes),
+        reference = replace(
+            self.reference,
+            train=self.reference.train.relabelled(classes),
+            validation=self.reference.validation.relabelled(classes),
+            test=self.reference.test.relabelled(classes),
         )
         shifts = tuple(replace(shift, data=shift.data.relabelled(classes)) for shift in self.shifts)
         return ShiftSuite(self.name, classes, reference, shifts)
@@ -182,9 +194,10 @@ def own_suite(
     """A suite of your own data.
 
     ``reference`` maps ``train``, ``test`` and, optionally, ``validation`` to data names. Without ``validation``, a
-    fifth of the training images of every class, drawn with ``seed``, is held out for it. Its ``name`` is "reference"
-    unless given. ``shifts`` maps each name to ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``. A
-    shift may lack classes; a warning names them unless it is ``partial``.
+    fifth of the training images of every class, drawn with ``seed``, is held out for it, in whole groups if the images
+    have groups. Its ``name`` is "reference" unless given. ``shifts`` maps each name to
+    ``{"data": NAME, "kind": "natural" | "synthetic", "partial": bool}``. A shift may lack classes; a warning names them
+    unless it is ``partial``.
 
     Raises an InputError if a set cannot be read, if its classes do not match those of ``train``, or if there are fewer
     than two classes.
@@ -196,13 +209,14 @@ def own_suite(
             f"{train.name} has the one class {classes.ids[0]!r}; a classifier needs two. "
             "A folder must look like class/image.jpg."
         )
-    if held_out := reference.get("validation"):
-        validation = load_data(held_out, classes, split="validation")
+    held_out = None
+    if named := reference.get("validation"):
+        validation = load_data(named, classes, split="validation")
     else:
-        train, validation = _hold_out(train, seed)
+        train, validation, held_out = hold_out(train, seed=seed)
     test = load_data(_required(reference, "test"), classes)
     loaded = [_load_shift(shift, entry, classes) for shift, entry in shifts.items()]
-    parts = Reference(reference.get("name") or "reference", train, validation, test)
+    parts = Reference(reference.get("name") or "reference", train, validation, test, held_out)
     return ShiftSuite(name, classes, parts, tuple(loaded))
 
 
@@ -370,20 +384,6 @@ def _emoji_set(
         groups = [seen[label] for label in labels]
     views_set = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
     return replace(views_set, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
-
-
-def _hold_out(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Holds out a share of every class, drawn with the seed; a class of one image keeps it for training."""
-    generator = child_generator(seed, "hold-out")
-    held_out: list[int] = []
-    for label in range(len(train.classes)):
-        of_class = np.flatnonzero(train.labels == label)
-        order = torch.randperm(len(of_class), generator=generator).numpy()
-        held_out += of_class[order[: round(_HELD_OUT_SHARE * len(of_class))]].tolist()
-    if not held_out:
-        raise InputError("there are too few training images to hold any out for validation. Name validation data.")
-    remaining = sorted(set(range(len(train))) - set(held_out))
-    return train.subset(remaining), train.subset(sorted(held_out))
 
 
 def _required(reference: Mapping[str, str | None], split: str) -> str:

@@ -79,7 +79,7 @@ def finetune(
         start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
     begin, trials = _beginning(start, train, validation, settings, seed, device)
-    record = {"settings": settings.recorded(), "seed": seed, **trials}
+    record = {"settings": settings.recorded(), "seed": seed, **suite.reference.provenance, **trials}
     settings = settings.resolved_on(device=device)
     record["precision"] = settings.precision
     job = _Job(parent_entry("start", start), begin, train, validation, settings, seed, device, checkpoints, record)

@@ -32,7 +32,7 @@ from .merges import MergeInput, MergeRecord
 from .paths import PathPoint, PathRecord
 from .pretraining import LossPoint, PretrainRecord
 from .rules import RuleRecord, RulesRecord
-from .runs import RunRecord
+from .runs import HeldOutRecord, RunRecord
 from .studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 from .windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
 
@@ -51,6 +51,7 @@ __all__ = [
     "DiversityRecord",
     "FollowedRecord",
     "GroupRecord",
+    "HeldOutRecord",
     "LayersRecord",
     "LossPoint",
     "LossRecord",

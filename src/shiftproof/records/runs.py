@@ -5,10 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shiftproof.errors import counted, listed
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
 
 MODELS = ("zero_shot", "fine_tuned", "ensemble")
+
+
+@dataclass(frozen=True)
+class HeldOutRecord:
+    """The validation split that was held out of the training images, because no validation data were named.
+
+    It has ``images`` of the ``total`` training images, drawn with ``seed``. ``groups`` is the number of groups that it
+    consists of if the images have groups. ``absent_classes`` have no image in it, since their groups are too few.
+    """
+
+    images: int
+    total: int
+    seed: int
+    groups: int | None = None
+    absent_classes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        unit = "every class" if self.groups is None else f"every class in {counted(self.groups, 'whole group')}"
+        sentence = (
+            f"{self.images:,} of the {self.total:,} training images, held out of {unit} with seed {self.seed}, "
+            "because no validation data were named"
+        )
+        if not self.absent_classes:
+            return sentence
+        return f"{sentence}; it has none of {listed(self.absent_classes, 5)}, whose images are in too few groups"
 
 
 @dataclass(frozen=True)
@@ -20,6 +46,7 @@ class RunRecord:
     alpha on each set is given by the path's ``oracle()``. ``conversions`` count, by data name and conversion, the
     pictures that were not plain 8-bit RGB. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
     is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
+    ``validation`` is None if validation data were named.
     """
 
     suite: str
@@ -37,6 +64,7 @@ class RunRecord:
     versions: Mapping[str, str]
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
+    validation: HeldOutRecord | None = None
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from shiftproof.records.accuracy import INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.codec import document, from_json, to_json
 from shiftproof.records.paths import PathPoint, PathRecord
-from shiftproof.records.runs import RunRecord
+from shiftproof.records.runs import HeldOutRecord, RunRecord
 from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 
 # What a record says about the distribution of the answers, from which guessing is recognised.
@@ -61,6 +61,7 @@ class _Summary:
     versions: Mapping[str, str]
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
+    validation: HeldOutRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def summary_json(record: RunRecord) -> dict[str, Any]:
         "alpha_rule": record.alpha_rule,
         "alpha_path": plain["path"]["points"],
         "oracle_alpha": record.path.oracle(),
-        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions", "start")},
+        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions", "start", "validation")},
     }
 
 
@@ -133,6 +134,7 @@ def run_from_summary(value: Any) -> RunRecord:
         versions=summary.versions,
         conversions=summary.conversions,
         start=summary.start,
+        validation=summary.validation,
     )
 
 

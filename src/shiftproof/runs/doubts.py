@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shiftproof import progress
 from shiftproof.data.duplicates import find_shared_files
 from shiftproof.data.sets import spread_over_classes
 from shiftproof.data.suites import VALIDATION, ShiftSuite
@@ -25,6 +26,12 @@ _SCORED = 1000  # images that show whether a start guesses
 _NEAR_CHANCE = 0.97  # a loss of at least this share of ln K is that of guessing among K classes
 _UNMOVED = 0.98  # a loss that ends above this share of its first epoch's has hardly moved
 _LEARNED = 0.05  # nats; a loss below this leaves little to learn
+
+
+def note_validation(suite: ShiftSuite) -> None:
+    """Says how the validation split was drawn, unless the user has named one."""
+    if suite.reference.held_out is not None:
+        progress.note(f"{VALIDATION}: {suite.reference.held_out}")
 
 
 def warn_of_guessing(name: str, records: Iterable[AccuracyRecord]) -> None:

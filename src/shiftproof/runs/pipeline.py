@@ -10,7 +10,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
-from shiftproof.runs.doubts import warn_of_loss, warn_of_shared_files, warn_of_start
+from shiftproof.runs.doubts import note_validation, warn_of_loss, warn_of_shared_files, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable, versions
@@ -88,6 +88,7 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
         explaining_resume(OutputDirectory(out)),
     ):
         run = Run(run_file, RunDirectory(out), device, suite, start)
+        note_validation(suite)
         warn_of_shared_files(suite)
         if continued:
             run.seconds.update(read_json(run.directory.stages))
@@ -302,6 +303,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         model: {name: measure_accuracy(suite, by_set[name], model, alphas[model], name) for name in suite.test_sets}
         for model, by_set in predictions.items()
     }
+    methods = {entry.interval_method for entry in models["ensemble"].values()}
     return RunRecord(
         suite=suite.name,
         reference=suite.reference.name,
@@ -312,10 +314,11 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         alpha_rule=run.run_file.alpha_rule,
         path=run.path,
         interval_level=LEVEL,
-        interval_method=CLUSTERED if _has_clusters(models["ensemble"].values()) else INDEPENDENT,
+        interval_method=CLUSTERED if CLUSTERED in methods else INDEPENDENT,
         seconds=run.seconds,
         seed=run.run_file.seed,
         versions=versions(),
+        validation=suite.reference.held_out,
         conversions=conversions_so_far(run),
         start={"model": run.zero_shot.source, "head": run.zero_shot.head},
     )
@@ -332,10 +335,6 @@ def conversions_so_far(run: Run) -> dict[str, dict[str, int]]:
 
 def _total(counts: dict[str, int]) -> int:
     return sum(counts.values())
-
-
-def _has_clusters(records: Iterable[AccuracyRecord]) -> bool:
-    return any(record.interval_method == CLUSTERED for record in records)
 
 
 def accuracies_along_path(run: Run) -> list[AccuracyRecord]:

@@ -41,6 +41,7 @@ from shiftproof.records.summaries import path_json
 from shiftproof.runs.benchmarks import benchmark_record, write_benchmark
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
 from shiftproof.runs.doubts import (
+    note_validation,
     warn_of_guessing,
     warn_of_loss,
     warn_of_shared_files,
@@ -126,6 +127,7 @@ def run_finetune(
     require_trainable(run_file, suite, start)
     suite = suite.relabelled(start.classes)
     with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
+        note_validation(suite)
         warn_of_shared_files(suite)
         warn_of_start(start, suite, device)
         tuned = finetune(
@@ -200,6 +202,7 @@ def run_sweep(
     require_readable([*path_sets(suite).items(), *train])
     request = _sweep_request(run_file, *ends, space)
     with claim(out, SWEEP, request, resume=resume, overwrite=overwrite), explaining_resume(directory):
+        note_validation(suite)
         files = PathFiles(directory.predictions, path_sets(suite))
         path = sweep_alpha(
             *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.known
