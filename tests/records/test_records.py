@@ -135,7 +135,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
     assert summary["schema"] == 1
     assert set(summary) == {
         *("schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule"),
-        *("alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start"),
+        *("alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start", "validation"),
     }
     entry = summary["models"]["fine_tuned"]["sketch"]
     assert (entry["accuracy"], entry["n"]) == (0.3, 20)

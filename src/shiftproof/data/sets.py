@@ -57,9 +57,10 @@ class ImageSet:
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
     where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
-    ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from. ``protocol``, where given, is how the
-    predictions on a public set are scored. ``precropped`` means that the pictures show what a model's evaluation
-    transform would leave of them, so that it scales them to its size, if need be, and does not crop them again.
+    ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from.
+    ``protocol``, where given, is how the predictions on a public set are scored. ``precropped`` means that the pictures
+    show what a model's evaluation transform would leave of them, so that it scales them to its size, if need be, and
+    does not crop them again.
 
     Raises an InputError if there is no image, or if ids and labels differ in number.
     """

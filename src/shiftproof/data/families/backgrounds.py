@@ -89,5 +89,5 @@ def _super_class(folder: Path) -> str:
 
 def _foreground(entry: Entry) -> str:
     """The picture that the foreground is from, which every version names first."""
-    match = _PICTURE.search(entry.path.name)
-    return match[0] if match else entry.path.stem
+    match = _PICTURE.search(entry.picture.name)
+    return match[0] if match else Path(entry.picture.name).stem

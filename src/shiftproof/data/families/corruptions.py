@@ -61,7 +61,7 @@ def read_imagenet_c(root: Path, part: str) -> ImageSet:
     return replace(
         wnid_set(name, entries),
         groups=tuple(str(entry.group) for entry in entries),
-        sources=tuple(f"{entry.class_id}/{entry.path.stem}" for entry in entries),
+        sources=tuple(f"{entry.class_id}/{Path(entry.picture.name).stem}" for entry in entries),
         protocol=Protocol("imagenet-c", metrics=(MEAN, *(["mCE"] if part == "main" else []))),
         precropped=True,
     )

@@ -52,4 +52,4 @@ def wnid_set(name: str, entries: Iterable[Entry]) -> ImageSet:
 def labelled_set(name: str, entries: Sequence[Entry], classes: ClassSpace) -> ImageSet:
     """A set of pictures in a class space that has the class of every entry."""
     labels = classes.labels_of([entry.class_id for entry in entries], name)
-    return picture_set(name, classes, [entry.sample for entry in entries], labels, [entry.path for entry in entries])
+    return picture_set(name, classes, [entry.sample for entry in entries], labels, [entry.picture for entry in entries])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sources import Source
@@ -38,7 +38,3 @@ class NamedPicture(NamedTuple):
 
     sample: str
     picture: Source
-
-
-# What follows the colon of a data name, and the split of a reference that is wanted from data with several splits.
-Reader: TypeAlias = Callable[[str, str], Listing]

@@ -1,4 +1,4 @@
-"""Which of the splits that some data have is meant by train, validation and test."""
+"""Which of the splits that some data have is meant by train, validation, test and shift."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _SYNONYMS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
+    "shift": ("test", "testing"),
 }
 
 
