@@ -13,7 +13,7 @@ from support.commands import Call, assert_mistake
 import shiftproof as sp
 from shiftproof.runs.file import DEMO_FILE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_figures")]
 
 EMOJI = ("lemon", "pineapple", "tiger", "sailboat")
 
@@ -84,7 +84,7 @@ def test_an_exported_suite_runs_as_folders(
 def test_the_demo_runs_its_own_file_with_the_seed_asked_for(
     few_emoji: sp.ShiftSuite, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shiftproof.runs.pipeline.load_suite", lambda name, seed: few_emoji)
+    monkeypatch.setattr("shiftproof.runs.inputs.load_suite", lambda name, seed: few_emoji)
     told = call("demo", "--seed", "3")
     assert told.code == 0, told.err
     out = Path("runs/demo-3")

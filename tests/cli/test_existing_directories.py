@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 from support.commands import Call, assert_mistake, data_flags
 
 import shiftproof as sp
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
+
+@pytest.mark.slow
 def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.models.Clip) -> None:
     reference = {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}
     asked = {"model": "tiny", "suite": {"reference": reference}}

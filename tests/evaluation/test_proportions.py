@@ -98,7 +98,7 @@ def correlated(
 def test_clustered_intervals_cover_where_clopper_pearson_does_not(
     clusters: int, size: int, share: float, correlation: float
 ) -> None:
-    generator, draws = np.random.default_rng(0), 800
+    generator, draws = np.random.default_rng(0), 400
     covered = naive = 0
     for _ in range(draws):
         right, names = correlated(generator, clusters, size, share, correlation)
@@ -131,7 +131,7 @@ def test_intervals_of_the_calibration_error_cover(samples: int, overconfidence: 
     for seed in range(draws):
         confidence = 0.3 + 0.7 * generator.beta(3, 1.5, samples)
         right = generator.random(samples) < confidence - overconfidence
-        low, high = sp.evaluation.calibration_interval(confidence, right, draws=250, seed=seed)
+        low, high = sp.evaluation.calibration_interval(confidence, right, draws=125, seed=seed)
         covered += low <= overconfidence <= high  # every bin is off by as much
     assert covered / draws >= 0.9
 
@@ -151,7 +151,7 @@ def test_intervals_of_macro_f1_cover(classes: int, samples: int) -> None:
     for seed in range(draws):
         predicted, labels = predictions(samples)
         low, high = sp.evaluation.statistic_interval(
-            lambda weights, p=predicted, y=labels: sp.evaluation.macro_f1(p, y, weights), samples, draws=200, seed=seed
+            lambda weights, p=predicted, y=labels: sp.evaluation.macro_f1(p, y, weights), samples, draws=100, seed=seed
         )
         covered += low <= truth <= high
     assert covered / draws >= 0.9

@@ -127,6 +127,7 @@ def test_strings_are_paths(tmp_path: Path, folders: Path, tiny: sp.models.Clip) 
         sp.render_report(str(tmp_path / "absent"))
 
 
+@pytest.mark.slow
 def test_representations_are_short(tiny: sp.models.Clip) -> None:
     suite = sp.load_suite("emoji")
     zero = sp.zero_shot_classifier(tiny, suite.classes)

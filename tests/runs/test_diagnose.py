@@ -24,7 +24,7 @@ from shiftproof.records.diagnosis import HALVES
 from shiftproof.runs import diagnose as run_diagnosis
 from shiftproof.runs import networks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_figures")]  # but for the fixture `finished`
 
 CLASSES = ("lemon", "pear", "red_apple")
 

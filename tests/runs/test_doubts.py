@@ -16,6 +16,8 @@ import shiftproof as sp
 from shiftproof.errors import ResultWarning
 from shiftproof.runs.doubts import warn_of_loss
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def issued(training: dict[str, Any], classes: int) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
@@ -61,6 +63,7 @@ def random_start(tiny: sp.models.Clip, tmp_path: Path) -> Path:
     return sp.save_classifier(classifier.with_weights(weights), tmp_path / "start")
 
 
+@pytest.mark.slow
 def test_the_commands_warn_of_a_start_at_chance_and_of_a_loss_that_did_not_move(
     folders: Path, random_start: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -75,6 +78,7 @@ def test_the_commands_warn_of_a_start_at_chance_and_of_a_loss_that_did_not_move(
     assert "warning: The training loss ended at 1.1" in swept.err
 
 
+@pytest.mark.slow
 def test_a_run_warns_of_its_start_and_says_first_that_it_guessed(
     folders: Path, random_start: Path, tmp_path: Path, call: Call
 ) -> None:

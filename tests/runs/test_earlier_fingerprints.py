@@ -18,6 +18,8 @@ from shiftproof.runs.inputs import load_run_suite
 from shiftproof.runs.stages import run_sweep
 from shiftproof.storage import read_json
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TRAINING = {"epochs": 1, "batch_size": 9, "lr": 1e-3, "warmup_steps": 0}
 
 
@@ -67,6 +69,7 @@ def start_of(checkpoints: Path) -> str:
     return str(read_json(last / "state.json")["origin"]["start"])
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_resumed_and_its_diagnosis_continued(run: Path, folders: Path) -> None:
     zero = sp.load_classifier(run / "zero_shot")
     assert start_of(run / "checkpoints") == first_fingerprint(zero)
@@ -91,6 +94,7 @@ def test_an_earlier_checkpoint_is_resumed_and_one_of_another_start_is_refused(ru
         sp.finetune(other, suite, file.finetune, seed=file.seed, checkpoints=run / "checkpoints")
 
 
+@pytest.mark.slow
 def test_an_earlier_sweep_is_resumed(run: Path, folders: Path, tmp_path: Path) -> None:
     ends, out = (run / "zero_shot", run / "fine_tuned"), tmp_path / "sweep"
     first = run_sweep(run_file(folders), *ends, out)

@@ -368,6 +368,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(ASKED)
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> None:
     resolved = sp.RunFile.resolve(asked)

@@ -14,6 +14,8 @@ from shiftproof.runs.file import SuiteFile
 from shiftproof.runs.yaml_text import DuplicateKeyError, parse_yaml
 from shiftproof.studies.file import StudyFile
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RUN = """
 model: zero
 suite:

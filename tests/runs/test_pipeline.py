@@ -18,7 +18,7 @@ from shiftproof.records.summaries import run_from_summary, summary_json
 from shiftproof.runs import inputs, pipeline, predictions
 from shiftproof.storage import locked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_figures")]  # but for the fixture `finished`
 
 MODELS = ("zero_shot", "fine_tuned", "ensemble")
 SETS = ("photos", "sketch", "noise")
@@ -74,7 +74,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -> None:
     expected = {"run.yaml", "stages.json", "path.json", "rules.json", "results.jsonl", "summary.json", "report.html"}
-    expected.add("diagnosis.json")
+    expected |= {"conversions.json", "diagnosis.json"}
     expected |= {f"{model}/{name}" for model in MODELS for name in ("classifier.json", "model.safetensors")}
     expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in ("validation", *SETS)}
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}
@@ -531,7 +531,7 @@ def test_a_finished_run_is_resumed_without_any_work(
     out = tmp_path / "run"
     sp.run_pipeline(run_file(folders, alphas=2), out)
     before = summary_of(out)
-    for name in ("zero_shot_classifier", "finetune", "sweep_alpha", "wise_ft"):
+    for name in ("build_start", "finetune", "sweep_alpha", "wise_ft"):
         monkeypatch.setattr(pipeline, name, interrupted)
     monkeypatch.setattr(predictions, "predict_batches", interrupted)
     sp.run_pipeline(run_file(folders, alphas=2), out, resume=True)

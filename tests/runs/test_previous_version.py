@@ -20,6 +20,8 @@ import shiftproof as sp
 from shiftproof.cli.app import app
 from shiftproof.studies.file import StudyFile
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 ARCHIVE = Path(__file__).parent / "fixtures" / "version-0.1.0.zip"
 
 
@@ -51,6 +53,7 @@ def lines_of(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_with_the_same_results(written_before: Path) -> None:
     run = written_before / "run"
     path, results = (run / "path.json").read_bytes(), lines_of(run / "results.jsonl")
@@ -66,6 +69,7 @@ def test_a_finished_run_is_resumed_with_the_same_results(written_before: Path) -
     assert results_in(run / "rules.json") == {"schema": 1, **rules}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_before_its_sweep_is_finished(written_before: Path) -> None:
     run = written_before / "run"
     summary = results_in(run / "summary.json")
@@ -84,6 +88,7 @@ def test_a_run_that_was_stopped_before_its_sweep_is_finished(written_before: Pat
             assert again["models"][model][name]["accuracy"] == entry["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_diagnosis_is_kept_and_reported(written_before: Path) -> None:
     run = written_before / "run"
     before = json.loads((run / "diagnosis.json").read_text(encoding="utf-8"))

@@ -22,6 +22,8 @@ from shiftproof.runs import stages
 from shiftproof.runs.directory import OutputDirectory, explaining_resume
 from shiftproof.studies.file import StudyFile
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SPLITS = ("train", "validation", "test", "sketch")
 
 
@@ -60,6 +62,7 @@ JOBS: dict[str, Callable[[sp.RunFile, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("break_image", [delete, damage, link_to_nothing])
 @pytest.mark.parametrize("split", ["sketch", "validation", "train"])
@@ -89,6 +92,7 @@ def test_a_study_names_an_image_that_is_missing_before_anything_begins(data: dic
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pretraining_names_a_missing_image_before_anything_begins(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("filepath,caption\ngone.png,a lemon\nlost.png,a pear\n", encoding="utf-8")
     pretrain = {"data": f"csv:{tmp_path}/pairs.csv", "steps": 1, "batch_size": 2}

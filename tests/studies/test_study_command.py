@@ -7,14 +7,14 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from support import processes
+from support.processes import ForkedProcess
 from support.studies import fruit_study, in_yaml, read_record
 
 import shiftproof as sp
@@ -30,7 +30,7 @@ from shiftproof.studies.spreads import measure_spreads
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-def killed_within(folder: Path, launched: subprocess.Popen[str]) -> None:
+def killed_within(folder: Path, launched: ForkedProcess) -> None:
     """Kills the process that fine-tunes in a directory, as a system out of memory would, after its first checkpoint."""
     until = time.monotonic() + 600
     while time.monotonic() < until and launched.poll() is None:
@@ -101,8 +101,8 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     settings = {"epochs": 1, "batch_size": 3, "lr": 5e-4, "checkpoint_every": 1, "shots": 2}
     run = {"finetune": settings, "limit": 6}
     file = in_yaml(tmp_path, fruit_study(folders, run=run, configurations=configurations, soups=["uniform", "greedy"]))
-    command = [sys.executable, "-m", "shiftproof", "study", "grid.yaml", "--set", "cpus_per_run=1", "--out", "out"]
-    launched = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = ["study", "grid.yaml", "--set", "cpus_per_run=1", "--out", "out"]
+    launched = processes.start("module", "shiftproof", *arguments, cwd=tmp_path)
     out = (tmp_path / "out").resolve()
     killed_within(out / "members" / "killed-seed-0", launched)
     said, complained = launched.communicate(timeout=600)
@@ -137,7 +137,7 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     before = written(out, ["plain-seed-0", "quick-seed-0"])
     (out / "members" / "broken-seed-0" / "run.yaml").unlink()
     (out / "members" / "broken-seed-0" / "run.yaml").mkdir()
-    ended = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = processes.run("module", "shiftproof", *arguments, "--resume", cwd=tmp_path)
     assert ended.returncode == 2, ended.stderr
     whole = read_record(out)
     assert [member.name for member in whole.members] == ["killed-seed-0", "plain-seed-0", "quick-seed-0"]
