@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.export.exporting import CARD_FILE, Export
 from shiftproof.models.identity import fingerprint
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
@@ -75,6 +75,7 @@ class KnownResults:
 
 def write_model_card(classifier: Classifier, export: Export, results: KnownResults | None = None) -> Path:
     """Writes ``README.md`` beside an exported classifier, and returns its path."""
+    require_classifier(classifier, "classifier")
     return write_text(export.directory / CARD_FILE, model_card(classifier, export, results or KnownResults()))
 
 
