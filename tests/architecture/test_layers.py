@@ -21,7 +21,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *(
             "paths",
             "spelling",
+            "wordnet",
             "labels",
+            "class_lists",
             "loading",
             "sources",
             "decoding",
@@ -51,8 +53,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
-        *("devices", "memory", "names", "prompts", "tiny", "local_weights", "transformers", "clip"),
-        *("torchvision_models", "lite0", "encoders", "classifier", "identity", "heads", "zero_shot", "text_towers"),
+        *("devices", "memory", "names", "prompts", "tiny", "local_weights", "processors", "transformers", "clip"),
+        *("torchvision_models", "lite0", "encoders", "classifier", "identity", "heads"),
+        *("text_encoding", "head_cache", "zero_shot", "text_towers"),
         *("directories", "cards"),
         *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip"),
         *("export.clip_conversion", "export.transformers", "export.exporting", "export.card", "export.hub"),

@@ -19,12 +19,8 @@ from torch.nn import functional
 
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing, normalise, resize, to_unit_range
-from shiftproof.models.transformers import (
-    build_image_tower,
-    preprocessing_of,
-    processor_config,
-    save_transformers,
-)
+from shiftproof.models.processors import preprocessing_of, processor_config
+from shiftproof.models.transformers import build_image_tower, save_transformers
 
 SPACE = sp.ClassSpace.from_ids(["lemon", "pear", "Red_Apple"])
 PROMPTS = [f"a photo of a {name}." for name in SPACE.names]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftproof.data.spelling import difference, likenesses, normal_name
+from shiftproof.data.wordnet import in_words
 from shiftproof.errors import InputError, listed, nearest
 
 _WARNED = 3  # pairs of similar classes that are named in full
@@ -46,13 +47,15 @@ class ClassSpace:
     def from_ids(cls, ids: Sequence[str]) -> ClassSpace:
         """A class space whose names are the ids with spaces for underscores; ids are normalised (``normal_name``).
 
+        WordNet ids, by which ImageNet's folders are called, get their names in words (``wordnet.in_words``).
+
         >>> ClassSpace.from_ids(["red_apple"]).names
         ('red apple',)
         """
         if isinstance(ids, str):
             raise InputError(f"`ids` is {ids!r}; pass a list of class ids, not a text.")
         normal = tuple(normal_name(i) for i in ids)
-        return cls(normal, tuple(i.replace("_", " ") for i in normal))
+        return cls(normal, tuple(in_words(i) or i.replace("_", " ") for i in normal))
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> ClassSpace:

@@ -20,6 +20,7 @@ from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.mixing.plans import MixPlan
 from shiftproof.mixing.targets import caption_shares, mix_targets, one_hot
 from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.prompts import texts_of
 from shiftproof.models.text_towers import rebuilt_head, source_clip, with_text
 from shiftproof.pretraining.loss import contrastive_loss, sigmoid_loss
 from shiftproof.pretraining.towers import TwoTowers
@@ -164,7 +165,7 @@ class SupervisedRecipe:
 class ContrastiveRecipe:
     """FLYP: the pretraining loss, softmax or SigLIP's sigmoid, on images and captions, with both towers trained.
 
-    A batch's captions are prompts of its images' classes, each from a template of the start that is drawn at random.
+    A batch's captions are prompts of its images' classes, each drawn at random from those of the start.
     Captions of the same class are not negatives of each other. The final text tower builds the head (Goyal
     et al. 2023, arXiv 2212.00638).
     """
@@ -176,8 +177,12 @@ class ContrastiveRecipe:
         self.module = TwoTowers(deepcopy(self._clip.model).to(device).train())
         if settings.gradient_checkpointing:
             checkpoint_gradients(self.module.model)
-        prompts = [template.format(name) for name in start.classes.names for template in start.prompts]
-        self._tokens = self._clip.tokenizer(prompts).view(len(start.classes), len(start.prompts), -1)
+        texts = texts_of(start.prompts, start.classes)
+        self._counts = torch.tensor([len(of_class) for of_class in texts])
+        # Classes with fewer prompts than others are filled up with the first, which is never drawn from there.
+        most = max(map(len, texts))
+        filled = [text for of_class in texts for text in (*of_class, *[of_class[0]] * (most - len(of_class)))]
+        self._tokens = self._clip.tokenizer(filled).view(len(texts), most, -1)
 
     def groups(self) -> list[dict[str, Any]]:
         """Two groups over both towers."""
@@ -186,8 +191,13 @@ class ContrastiveRecipe:
     def losses(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Tensor]:
         """One loss over all pairs of all processes, each of which has run its share through the towers."""
         generator, size = child_generator(self._seed, "captions", step), self._settings.batch_size
-        templates = torch.randint(len(self._start.prompts), (size,), generator=generator)[process_share(size)]
-        tokens = self._tokens[batch.labels.cpu(), templates].to(batch.images.device)
+        labels, most = batch.labels.cpu(), self._tokens.shape[1]
+        if int(self._counts.min()) == most:
+            drawn = torch.randint(most, (size,), generator=generator)[process_share(size)]
+        else:
+            shares = torch.rand(size, generator=generator)[process_share(size)]
+            drawn = (shares * self._counts[labels]).long()
+        tokens = self._tokens[labels, drawn].to(batch.images.device)
         with global_draws(self._seed, "stochastic layers", step, *rank_seed_path(0), device=self._device):
             image_features, text_features, scale, bias = model(batch.images, tokens)
         features = gathered(image_features.float()), gathered(text_features.float())

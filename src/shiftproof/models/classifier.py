@@ -19,6 +19,7 @@ from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refu
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import build_encoder
 from shiftproof.models.memory import is_laid_out, lay_out, uses_channels_last
+from shiftproof.models.prompts import Prompts
 
 
 class Network(nn.Module):
@@ -73,7 +74,7 @@ class Classifier:
     preprocessing: Preprocessing
     architecture: Mapping[str, Any]
     source: str
-    prompts: tuple[str, ...]
+    prompts: Prompts
     head: str
     logit_scale: float
     alpha: float | None = None

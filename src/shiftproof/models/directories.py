@@ -14,6 +14,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, listed
 from shiftproof.models.classifier import Classifier, rebuild, require_classifier
 from shiftproof.models.identity import fingerprint, is_fingerprint_of
+from shiftproof.models.prompts import Prompts
 from shiftproof.storage import expanded, read_json, require_directory_name, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -30,7 +31,7 @@ class Card:
     architecture: Mapping[str, Any]
     preprocessing: Preprocessing
     classes: ClassSpace
-    prompts: tuple[str, ...]
+    prompts: Prompts
     head: str
     logit_scale: float
     alpha: float | None
@@ -140,7 +141,7 @@ def _fields(stored: dict[str, Any]) -> dict[str, Any]:
         "architecture": stored["architecture"],
         "preprocessing": Preprocessing(**preprocessing),
         "classes": ClassSpace(tuple(stored["classes"]["ids"]), tuple(stored["classes"]["names"])),
-        "prompts": tuple(stored["prompts"]),
+        "prompts": _prompts(stored["prompts"]),
         "head": stored["head"],
         "logit_scale": stored["logit_scale"],
         "alpha": stored["alpha"],
@@ -148,3 +149,7 @@ def _fields(stored: dict[str, Any]) -> dict[str, Any]:
         "parents": tuple(stored["parents"]),
         "training": stored["training"],
     }
+
+
+def _prompts(stored: Any) -> Prompts:
+    return {name: tuple(texts) for name, texts in stored.items()} if isinstance(stored, dict) else tuple(stored)

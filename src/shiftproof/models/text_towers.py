@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from shiftproof.data.labels import ClassSpace
 from shiftproof.errors import InputError
-from shiftproof.models.classifier import Classifier
+from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.clip import Clip, load_clip
-from shiftproof.models.zero_shot import logit_scale_and_bias, zero_shot_embeddings
+from shiftproof.models.identity import parent_entry
+from shiftproof.models.prompts import texts_of
+from shiftproof.models.text_encoding import class_embeddings
+from shiftproof.models.zero_shot import logit_scale_and_bias, zero_shot_classifier
 
 _IMAGE_TOWER = "visual."
 
@@ -52,6 +56,61 @@ def source_clip(classifier: Classifier, *, seed: int = 0) -> Clip:
     return clip
 
 
+def with_zero_shot_head(
+    classifier: Classifier,
+    classes: ClassSpace,
+    prompts: str | Sequence[str] | Mapping[str, Sequence[str]] = "photo",
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    cache: bool = True,
+) -> Classifier:
+    """A classifier's encoder, fine-tuned or not, with a zero-shot head for other classes.
+
+    The text tower that writes the head is the fine-tuned one where there is one (``text``), and otherwise that of the
+    model that the classifier was fine-tuned from, whose embedding space the encoder has moved in. ``prompts``,
+    ``device`` and ``cache`` are as in ``zero_shot_classifier``; ``seed`` is as in ``source_clip``, and a fine-tuned
+    classifier records its own.
+
+    Raises an InputError where no text tower is known, or where that of the source does not fit the encoder.
+
+    >>> from shiftproof import ClassSpace, zero_shot_classifier
+    >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
+    >>> with_zero_shot_head(zero, ClassSpace.from_ids(["plum"])).classes.ids
+    ('plum',)
+    """
+    clip = _clip_of_text_tower(classifier, seed)
+    built = zero_shot_classifier(clip, classes, prompts, device=device, cache=cache)
+    network = Network(deepcopy(classifier.network.encoder).cpu(), built.network.head)
+    return replace(
+        built,
+        network=network.eval(),
+        architecture=classifier.architecture,
+        source=classifier.source,
+        head="zero-shot" if classifier.text is None else "rebuilt",
+        alpha=classifier.alpha,
+        parents=(parent_entry("encoder", classifier),),
+        training=classifier.training,
+        text=classifier.text,
+    )
+
+
+def _clip_of_text_tower(classifier: Classifier, seed: int) -> Clip:
+    """The model with the text tower that fits a classifier's encoder best; raises an InputError where none is known."""
+    if not classifier.prompts or not classifier.network.normalised:
+        raise InputError(
+            f"{classifier.source!r} has no text tower, which a head for new classes is built by. Choose a classifier "
+            "that was fine-tuned from a zero-shot model, or train a head on images of the new classes."
+        )
+    clip = load_clip(classifier.source, seed=int(classifier.training.get("seed", seed)))
+    if {**clip.architecture, "name": ""} != {**classifier.architecture, "name": ""}:
+        raise InputError(
+            f"the image tower of {classifier.source!r} is not of the same architecture as the classifier's encoder, so "
+            "its text tower does not fit. Restore the model that the classifier was fine-tuned from."
+        )
+    return clip if classifier.text is None else with_text(clip, classifier.text)
+
+
 def text_weights(clip: Clip) -> dict[str, Tensor]:
     """Copies of the weights of the text tower and of the logit scale: all that are not the image tower's."""
     return {
@@ -76,5 +135,5 @@ def rebuilt_head(clip: Clip, classifier: Classifier) -> tuple[dict[str, Tensor],
     logit bias of SigLIP for every class, and 0 for other models.
     """
     scale, bias = logit_scale_and_bias(clip)
-    rows = scale * zero_shot_embeddings(clip, classifier.classes.names, classifier.prompts)
-    return {"head.weight": rows.cpu().clone(), "head.bias": torch.full((len(rows),), bias)}, scale
+    rows = scale * class_embeddings(clip, texts_of(classifier.prompts, classifier.classes))
+    return {"head.weight": rows.clone(), "head.bias": torch.full((len(rows),), bias)}, scale

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.spelling import difference
-from shiftproof.errors import listed, refuse_path
+from shiftproof.errors import InputError, listed, refuse_path
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.clip import Clip, require_clip
-from shiftproof.models.prompts import prompt_templates
-from shiftproof.models.transformers import Tokenizer
+from shiftproof.models.devices import resolve_device
+from shiftproof.models.head_cache import cached_class_embeddings
+from shiftproof.models.prompts import prompts_for, read_prompts, texts_of
+from shiftproof.models.text_encoding import class_embeddings, token_counts
 
 _WARNED_PAIRS = 3  # classes with equal rows that are named in full
 _ROWS_AT_ONCE = 1024
 _ROUNDING = 1e-6  # by which the cosine of equal rows may differ from 1
 
 
-def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequence[str] = "photo") -> Classifier:
+def zero_shot_classifier(
+    clip: Clip,
+    classes: ClassSpace,
+    prompts: str | Sequence[str] | Mapping[str, Sequence[str]] = "photo",
+    *,
+    device: str | torch.device = "auto",
+    cache: bool = True,
+) -> Classifier:
     """Builds the zero-shot classifier of a model for a class space, whose head comes from the text tower.
 
-    Each template of a class is embedded, normalised, averaged and normalised again, then multiplied by
-    exp(logit_scale), which gives a row of the (K, D) head. The bias is SigLIP's logit bias for every class, and zero
-    for other models; it can be trained (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903, sec. 2). ``prompts`` is
-    "photo", "short", "openai", or templates. Warns of prompts that the text tower truncates and of classes with equal
-    rows. Raises an InputError for an invalid template.
+    Each prompt of a class is embedded, normalised, averaged and normalised again, then multiplied by exp(logit_scale),
+    which gives a row of the (K, D) head. The bias is SigLIP's logit bias for every class, and zero for other models; it
+    can be trained (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903, sec. 2).
+
+    ``prompts`` is "photo", "short", "openai", templates, a mapping of class ids or names to prompts, or the name of a
+    file with either (``read_prompts``). The head is computed on ``device``, and the classifier is on the CPU. With
+    ``cache``, the embeddings of a head of thousands of prompts are stored in the cache directory. Warns of prompts that
+    are empty, repeated or truncated by the text tower, and of classes with equal rows. Raises an InputError for an
+    invalid template, and for a class without prompts.
 
     >>> from shiftproof.models.clip import load_clip
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "red_apple"]))
@@ -40,17 +53,22 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
     """
     require_clip(clip)
     refuse_path("classes", classes, "a class space, e.g. ClassSpace.from_ids(['lemon', 'pear'])")
-    templates = prompt_templates(prompts)
-    _warn_of_cut_prompts(clip, classes, templates)
+    if not len(classes):
+        raise InputError("`classes` is empty. Name at least one class.")
+    chosen = prompts_for(read_prompts(prompts), classes)
+    texts = texts_of(chosen, classes)
+    _warn_of_odd_prompts(texts, classes)
+    _warn_of_cut_prompts(clip, texts, classes)
+    scale, bias = logit_scale_and_bias(clip)
     with torch.inference_mode():
-        scale, bias = logit_scale_and_bias(clip)
-        rows = scale * zero_shot_embeddings(clip, classes.names, templates)
-    _warn_of_equal_rows(rows / scale, classes)
-    head = nn.Linear(rows.shape[1], len(classes))
+        embed = cached_class_embeddings if cache else class_embeddings
+        embeddings = embed(_on_device(clip, device), texts)
+    _warn_of_equal_rows(embeddings, classes)
+    head = nn.Linear(embeddings.shape[1], len(classes))
     with torch.no_grad():
-        head.weight.copy_(rows)
+        head.weight.copy_(scale * embeddings)
         head.bias.fill_(bias)
-    network = Network(deepcopy(clip.model.visual), head)  # type: ignore[arg-type]
+    network = Network(deepcopy(clip.model.visual).cpu(), head)  # type: ignore[operator, union-attr]
     network.requires_grad_(True)
     return Classifier(
         network=network.eval(),
@@ -58,7 +76,7 @@ def zero_shot_classifier(clip: Clip, classes: ClassSpace, prompts: str | Sequenc
         preprocessing=clip.preprocessing,
         architecture=clip.architecture,
         source=clip.name,
-        prompts=templates,
+        prompts=chosen,
         head="zero-shot",
         logit_scale=scale,
     )
@@ -75,13 +93,45 @@ def logit_scale_and_bias(clip: Clip) -> tuple[float, float]:
     return clip.model.logit_scale.exp().item(), 0.0 if bias is None else bias.item()  # type: ignore[operator]
 
 
-def zero_shot_embeddings(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(K, D) class embeddings of length 1: templates embedded, normalised, averaged, normalised."""
-    rows = []
-    for name in names:
-        embedded = clip.encode_text([template.format(name) for template in templates])
-        rows.append(functional.normalize(functional.normalize(embedded, dim=-1).mean(0), dim=-1))
-    return torch.stack(rows)
+def _on_device(clip: Clip, device: str | torch.device) -> Clip:
+    """The model on a device: itself if it is there already, and a copy otherwise."""
+    place = torch.device(resolve_device(device))
+    here = next(clip.model.parameters()).device
+    same = here.type == place.type and (place.index is None or here.index == place.index)
+    return clip if same else replace(clip, model=deepcopy(clip.model).to(place))
+
+
+def _warn_of_odd_prompts(texts: Sequence[Sequence[str]], classes: ClassSpace) -> None:
+    """Warns of prompts that are empty, of those that a class has twice, and of names that are empty."""
+    empty = [
+        class_id
+        for class_id, name, of_class in zip(classes.ids, classes.names, texts, strict=True)
+        if not name.strip() or not all(text.strip() for text in of_class)
+    ]
+    if empty:
+        warnings.warn(
+            f"these classes have an empty name or prompt: {listed(empty)}. Fill it in or remove it.", stacklevel=3
+        )
+    counts = [(class_id, Counter(of_class)) for class_id, of_class in zip(classes.ids, texts, strict=True)]
+    if repeated := [(class_id, count) for class_id, count in counts if max(count.values()) > 1]:
+        (text, _), *_ = repeated[0][1].most_common(1)
+        warnings.warn(
+            f"{len(repeated)} of {len(classes)} classes have a prompt more than once, which then counts more, e.g. "
+            f"{repeated[0][0]!r} has {text!r}. Remove the repetitions.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_cut_prompts(clip: Clip, texts: Sequence[Sequence[str]], classes: ClassSpace) -> None:
+    # A class's longest prompt in characters has as many tokens as any, or nearly so, and counting is slow.
+    longest = [max(of_class, key=len) for of_class in texts]
+    counts = token_counts(clip, longest)
+    if cut := [name for name, count in zip(classes.names, counts, strict=True) if count > clip.context_length]:
+        warnings.warn(
+            f"the text tower reads {clip.context_length} tokens, with those that begin and end a text; longer prompts "
+            f"are truncated, e.g. those of {listed(cut, 3)}. Shorten the class names or the prompts.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_equal_rows(embeddings: Tensor, classes: ClassSpace) -> None:
@@ -109,32 +159,3 @@ def _equal_rows(embeddings: Tensor) -> list[tuple[int, int]]:
         first = equal.int().argmax(1).tolist()  # the row itself at the latest
         pairs += [(earlier, start + i) for i, earlier in enumerate(first) if earlier < start + i and equal[i, earlier]]
     return pairs
-
-
-def _warn_of_cut_prompts(clip: Clip, classes: ClassSpace, templates: Sequence[str]) -> None:
-    lengths = _token_counts(clip, templates)
-    longest = templates[max(range(len(templates)), key=lengths.__getitem__)]
-    prompts = [longest.format(name) for name in classes.names]
-    if cut := [
-        name
-        for name, count in zip(classes.names, _token_counts(clip, prompts), strict=True)
-        if count > clip.context_length
-    ]:
-        warnings.warn(
-            f"the text tower reads {clip.context_length} tokens, with those that begin and end a text; longer prompts "
-            f"are truncated, e.g. those of {listed(cut, 3)}. Shorten the class names or the templates.",
-            stacklevel=3,
-        )
-
-
-def _token_counts(clip: Clip, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, with those that begin and end it, before it is truncated."""
-    tokenizer: Any = clip.tokenizer
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer.lengths(texts)
-    if hasattr(tokenizer, "encode"):  # open_clip's own tokenizer, which adds the two others itself
-        return [len(tokenizer.encode(text)) + 2 for text in texts]
-    if hasattr(tokenizer, "tokenizer"):  # one of transformers that open_clip calls
-        cleaned = [tokenizer.clean_fn(text) for text in texts]
-        return [len(tokens) for tokens in tokenizer.tokenizer(cleaned, verbose=False)["input_ids"]]
-    return [0] * len(texts)
