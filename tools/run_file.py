@@ -62,7 +62,10 @@ MEANINGS: Mapping[str, str] = {
     "random_weights": "allows a model whose name has no tag, and which thus has random weights (`--random-weights`)",
     "suite": "`emoji`, `emoji-development` or a [public data set](data-sets.md) such as `imagenet:PATH`, or a section about your own "
     "data",
-    "prompts": "the prompts of the zero-shot head: `photo`, `short`, `openai`, a template with `{}`, or a list of templates",
+    "classes": "a file of [class names](zero-shot.md#names-of-classes) in place of the names of the data (`--classes`)",
+    "prompts": "the prompts of the zero-shot head: `photo`, `short`, `openai`, a template with `{}`, a list of templates, or a "
+    "[file](zero-shot.md#prompts) of templates or of prompts by class",
+    "head_cache": "stores zero-shot heads of thousands of prompts in the cache directory",
     "finetune": "how to fine-tune; see below",
     "alphas": "how many alphas from 0 to 1 are measured (at least 2), or a list of alphas",
     "alpha_rule": "how the alpha of the ensemble is chosen; no rule reads a shift",

@@ -29,8 +29,12 @@ Prompts = Annotated[
     str,
     Option(
         "--prompts",
-        help="Build the zero-shot head with the prompts photo, short or openai, or with a template with {}.",
+        help="Build the zero-shot head with the prompts photo, short or openai, a template with {}, or a file.",
     ),
+]
+Classes = Annotated[
+    str | None,
+    Option("--classes", metavar="FILE", help="Name the classes in words, or other classes, by a .txt, .json or .csv."),
 ]
 Seed = Annotated[int | None, Option("--seed", min=0, help="Seed all random numbers of the run.")]
 Device = Annotated[str | None, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
@@ -106,6 +110,10 @@ class SuiteOptions(ScoringOptions):
         str | None, Option("--reference", help="Train on your own data, such as folder:PATH or csv:PATH.")
     ] = None
     validation: Validation = None
+
+    def is_given(self) -> bool:
+        """Whether any data are named."""
+        return any(value for value in vars(self).values())
 
     def section(self) -> str | dict[str, Any]:
         """The section ``suite`` of a run file."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from shiftproof.cli.options import (
+    Classes,
     ClipBenchmark,
     FinetuningOptions,
     Head,
@@ -70,6 +71,7 @@ def zeroshot(
     prompts: Prompts = "photo",
     head: Head = None,
     weights: Weights = None,
+    classes: Classes = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
     random_weights: RandomWeights = False,
     overwrite: Overwrite = False,
@@ -78,18 +80,23 @@ def zeroshot(
 
     A model without a text tower, such as timm:resnet50.a1_in1k, gets a linear probe or keeps its own head (--head).
 
+    MODEL may be the directory of a fine-tuned classifier: with --classes, its encoder gets a zero-shot head for other
+    classes, and without data it is not scored.
+
     Example: shiftproof zeroshot tiny --suite emoji --out runs/zeroshot
     """
     from shiftproof.cli.console import live_progress, print_table
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_zero_shot
 
-    keys = {"prompts": prompts, "head": head, "weights": weights, "random_weights": random_weights}
-    run_file = settings.resolve(model=model, suite=data.section(), **keys)
+    scored = data.is_given() or classes is None
+    keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
+    run_file = settings.resolve(model=model, **keys, **({"suite": data.section()} if scored else {}))
     with live_progress():
-        records = run_zero_shot(run_file, out, overwrite=overwrite)
-    print_table(records_table(records))
-    print(f"the classifier is {out}")
+        records = run_zero_shot(run_file, out, scored=scored, overwrite=overwrite)
+    if scored:
+        print_table(records_table(records))
+    print(f"the classifier is {out}{'' if scored else '; it is not scored, since there is no data'}")
 
 
 def finetune(
@@ -99,6 +106,7 @@ def finetune(
     prompts: Prompts = "photo",
     head: Head = None,
     weights: Weights = None,
+    classes: Classes = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/finetune"),
     random_weights: RandomWeights = False,
     resume: Resume = False,
@@ -115,7 +123,7 @@ def finetune(
     from shiftproof.report.accuracy import records_table
     from shiftproof.runs.stages import run_finetune
 
-    keys = {"prompts": prompts, "head": head, "weights": weights, "random_weights": random_weights}
+    keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
     run_file = settings.resolve(model=start, suite=data.section(), **keys)
     with live_progress():
         records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)

@@ -14,7 +14,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError, listed
 from shiftproof.models.classifier import Classifier, rebuild, require_classifier
 from shiftproof.models.identity import fingerprint, is_fingerprint_of
-from shiftproof.models.prompts import Prompts
+from shiftproof.models.prompts import Prompts, stored_prompts
 from shiftproof.storage import expanded, read_json, require_directory_name, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -141,7 +141,7 @@ def _fields(stored: dict[str, Any]) -> dict[str, Any]:
         "architecture": stored["architecture"],
         "preprocessing": Preprocessing(**preprocessing),
         "classes": ClassSpace(tuple(stored["classes"]["ids"]), tuple(stored["classes"]["names"])),
-        "prompts": _prompts(stored["prompts"]),
+        "prompts": stored_prompts(stored["prompts"]),
         "head": stored["head"],
         "logit_scale": stored["logit_scale"],
         "alpha": stored["alpha"],
@@ -149,7 +149,3 @@ def _fields(stored: dict[str, Any]) -> dict[str, Any]:
         "parents": tuple(stored["parents"]),
         "training": stored["training"],
     }
-
-
-def _prompts(stored: Any) -> Prompts:
-    return {name: tuple(texts) for name, texts in stored.items()} if isinstance(stored, dict) else tuple(stored)

@@ -118,6 +118,15 @@ def texts_of(prompts: Prompts, classes: ClassSpace) -> tuple[tuple[str, ...], ..
     )
 
 
+def stored_prompts(stored: Any) -> Prompts:
+    """The prompts in what a JSON file has for them.
+
+    >>> stored_prompts(["a {}"]), stored_prompts({"lemon": ["a lemon"]})
+    (('a {}',), {'lemon': ('a lemon',)})
+    """
+    return {name: tuple(texts) for name, texts in stored.items()} if isinstance(stored, dict) else tuple(stored)
+
+
 def _filled(text: str, name: str) -> str:
     return name.join(text.replace("{c}", "{}").split("{}"))
 

@@ -28,9 +28,9 @@ def class_embeddings(clip: Clip, texts: Sequence[Sequence[str]]) -> Tensor:
     reported = sum(map(len, texts)) > _REPORTED
     for classes in _groups(texts):
         tokens = clip.tokenizer([text for of_class in classes for text in of_class])
-        parts = [encode(part.to(device)).float() for part in tokens.split(_BATCH)]
+        parts = [encode(part.to(device)).float() for part in torch.split(tokens, _BATCH)]
         embedded = functional.normalize(torch.cat(parts), dim=-1)
-        means = [of_class.mean(0) for of_class in embedded.split([len(of_class) for of_class in classes])]
+        means = [of_class.mean(0) for of_class in torch.split(embedded, [len(of_class) for of_class in classes])]
         rows.append(functional.normalize(torch.stack(means), dim=-1).cpu())
         if reported:
             progress.report("zero-shot head", sum(map(len, rows)), len(texts))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ def zero_shot_classifier(
     with torch.no_grad():
         head.weight.copy_(scale * embeddings)
         head.bias.fill_(bias)
-    network = Network(deepcopy(clip.model.visual).cpu(), head)  # type: ignore[operator, union-attr]
+    tower: Any = deepcopy(clip.model.visual)
+    network = Network(tower.cpu(), head)
     network.requires_grad_(True)
     return Classifier(
         network=network.eval(),

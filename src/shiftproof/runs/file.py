@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.errors import InputError, nearest, point_hint
 from shiftproof.finetuning.settings import FinetuneSettings
-from shiftproof.models.prompts import prompt_templates
+from shiftproof.models.prompts import names_prompt_file, prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.runs.locations import with_paths
 from shiftproof.runs.yaml_text import parse_yaml
@@ -74,8 +74,9 @@ class RunFile(Frozen):
 
     ``head`` is that of a named model; None stands for a zero-shot head, or for a linear probe where the model has no
     text tower. ``weights`` is a local file whose weights replace those of the named model; ``random_weights`` allows a
-    model whose name has no tag. ``limit`` is the largest number of images that any held-out set may have, the same ones
-    in every run; ``report_to`` names trackers, such as tensorboard,wandb.
+    model whose name has no tag. ``classes`` is a file of class names, ``prompts`` may be one of prompts, and
+    ``head_cache`` stores large zero-shot heads. ``limit`` is the largest number of images that any held-out set may
+    have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
@@ -86,7 +87,9 @@ class RunFile(Frozen):
     weights: str | None = None
     random_weights: bool = False
     suite: str | SuiteFile = "emoji"
+    classes: str | None = None
     prompts: str | list[str] = "photo"
+    head_cache: bool = True
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     alphas: int | list[float] = 11
     alpha_rule: Literal["fixed", "reference", "tolerance"] = "fixed"
@@ -123,7 +126,8 @@ class RunFile(Frozen):
         except ValidationError as error:
             raise InputError(explained(error, _SECTIONS)) from error
         alpha_grid(resolved.alphas)
-        prompt_templates(resolved.prompts)
+        if not isinstance(resolved.prompts, str) or not names_prompt_file(resolved.prompts):
+            prompt_templates(resolved.prompts)  # a file is read when the head is built
         trackers_from(resolved.report_to)
         return resolved
 
@@ -158,7 +162,7 @@ class RunFile(Frozen):
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
     def _deciding(self) -> RunFile:
-        machine = {"device": "auto", "report_to": "none"}
+        machine = {"device": "auto", "report_to": "none", "head_cache": True}
         # A model without a tag has random weights, whether or not the run file allows it.
         fixed = {**machine, "random_weights": False, "finetune": self.finetune.deciding()}
         return self.model_copy(update={**fixed, "pretrain": self.pretrain and self.pretrain.deciding()})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from shiftproof.data.class_lists import load_class_space
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.errors import InputError
 from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier
+from shiftproof.models.text_towers import with_zero_shot_head
 from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.starts import StartSettings, build_named_start
 
@@ -26,18 +29,26 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
     return suite.limited(run_file.limit)
 
 
-def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
+def build_start(run_file: RunFile, suite: ShiftSuite | None) -> Classifier:
     """Loads the start: a classifier directory, or a model with a head for the suite's classes.
 
-    Raises an InputError for a model with random weights, unless the run file asks for them, and for a head that the
-    start cannot have.
+    If the run file names classes, they take the place of the suite's, and a classifier directory gets a zero-shot head
+    for them, too; without a suite, it must name some. Raises an InputError for a model with random weights, unless the
+    run file asks for them, for a head that the start cannot have, and for a file of classes that lacks some of the
+    suite's.
     """
+    known = None if suite is None else suite.classes
+    classes = known if run_file.classes is None else load_class_space(run_file.classes, known)
     if (Path(run_file.model) / "classifier.json").is_file():
         if run_file.head is not None:
             raise InputError(f"{run_file.model} is a classifier directory, whose classifier has a head. Omit `head`.")
         if run_file.weights is not None:
             raise InputError(f"{run_file.model} is a classifier directory, which has weights. Omit `weights`.")
-        return load_classifier(run_file.model)
+        classifier = load_classifier(run_file.model)
+        if run_file.classes is None or classes is None:
+            return classifier
+        head: dict[str, Any] = {"seed": run_file.seed, "device": run_file.device, "cache": run_file.head_cache}
+        return with_zero_shot_head(classifier, classes, run_file.prompts, **head)
     settings = StartSettings(
         head=run_file.head,
         prompts=run_file.prompts,
@@ -45,8 +56,9 @@ def build_start(run_file: RunFile, suite: ShiftSuite) -> Classifier:
         random_weights=run_file.random_weights,
         device=run_file.device,
         weights=run_file.weights,
+        cache=run_file.head_cache,
     )
-    return build_named_start(run_file.model, suite.classes, settings, suite.reference)
+    return build_named_start(run_file.model, classes, settings, None if suite is None else suite.reference)
 
 
 def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:

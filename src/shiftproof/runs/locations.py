@@ -10,6 +10,7 @@ from typing import Any
 from shiftproof.data.families.registry import FAMILIES, split_family_name
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.errors import InputError
+from shiftproof.models.prompts import names_prompt_file
 from shiftproof.storage import expanded
 
 # Schemes of models whose rest is a path, or may be one where such a directory exists.
@@ -30,6 +31,10 @@ def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, An
         changed["model"] = model_path(model, folder)
     if isinstance(weights := changed.get("weights"), str):
         changed["weights"] = _place(weights, folder)
+    if isinstance(classes := changed.get("classes"), str):
+        changed["classes"] = _place(classes, folder)
+    if isinstance(prompts := changed.get("prompts"), str) and names_prompt_file(prompts):
+        changed["prompts"] = _place(prompts, folder)
     if isinstance(suite := changed.get("suite"), Mapping):
         changed["suite"] = _suite(suite, folder)
     elif isinstance(suite, str):

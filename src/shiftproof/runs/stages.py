@@ -99,14 +99,21 @@ def run_pretrain(
         return pretrain(clip, data, run_file.pretrain, seed=run_file.seed, out=out, device=device, trackers=trackers)
 
 
-def run_zero_shot(run_file: RunFile, out: str | Path, *, overwrite: bool = False) -> tuple[AccuracyRecord, ...]:
-    """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set."""
+def run_zero_shot(
+    run_file: RunFile, out: str | Path, *, scored: bool = True, overwrite: bool = False
+) -> tuple[AccuracyRecord, ...]:
+    """Builds the zero-shot classifier of a suite, saves it to ``out`` and scores it on every test set.
+
+    Without ``scored``, no data are loaded, and the run file must name the classes.
+    """
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
-    suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    suite, device = load_run_suite(run_file) if scored else None, resolve_device(run_file.device)
     classifier = build_start(run_file, suite)
     with claim(out, STAGE, overwrite=overwrite):
         save_classifier(classifier, out, overwrite=True)
+        if suite is None:
+            return ()
         records = score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
     warn_of_guessing("zero-shot", records)
     return records

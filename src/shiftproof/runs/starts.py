@@ -33,8 +33,8 @@ class StartSettings:
 
     ``head`` is "zero-shot", "probe" or "own"; None stands for "zero-shot", or for "probe" where the model has no text
     tower. The own head of a model with a text tower is that of the file ``weights``. ``prompts`` are those of a
-    zero-shot head. ``random_weights`` allows a name without a tag, whose weights are drawn from ``seed``; ``weights``
-    is a local file whose weights replace those of the name.
+    zero-shot head, and ``cache`` stores large ones. ``random_weights`` allows a name without a tag, whose weights are
+    drawn from ``seed``; ``weights`` is a local file whose weights replace those of the name.
     """
 
     head: str | None = None
@@ -43,6 +43,7 @@ class StartSettings:
     random_weights: bool = False
     device: str = "auto"
     weights: str | Path | None = None
+    cache: bool = True
 
 
 def build_named_start(
@@ -66,7 +67,7 @@ def build_named_start(
         if classes is None or head == OWN:
             return trained_head_classifier(clip, str(settings.weights), classes)
         _warn_of_trained_head(settings.weights)
-        return zero_shot_classifier(clip, classes, settings.prompts)
+        return zero_shot_classifier(clip, classes, settings.prompts, device=settings.device, cache=settings.cache)
     if head == PROBE and reference is None:
         raise InputError(
             f"{name!r} has no text tower, and there are no training images for a linear probe. Keep its own head with "

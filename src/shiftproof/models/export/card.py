@@ -11,6 +11,7 @@ from typing import Any
 from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.export.exporting import CARD_FILE, Export
 from shiftproof.models.identity import fingerprint
+from shiftproof.models.prompts import texts_of
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
 from shiftproof.storage import write_text
 
@@ -192,9 +193,12 @@ def _origin(classifier: Classifier, results: KnownResults) -> Iterator[str]:
         yield "The fine-tuning had these settings:"
         yield "\n".join(f"- {name}: {value}" for name, value in _settings(training).items())
     if classifier.prompts:
-        shown = ", ".join(f"“{prompt}”" for prompt in classifier.prompts[:_LISTED_PROMPTS])
-        more = len(classifier.prompts) - _LISTED_PROMPTS
-        yield f"The prompts are {shown}{f' and {more} more' if more > 0 else ''}."
+        by_class = isinstance(classifier.prompts, Mapping)
+        prompts = texts_of(classifier.prompts, classifier.classes)[0] if by_class else tuple(classifier.prompts)
+        shown = ", ".join(f"“{prompt}”" for prompt in prompts[:_LISTED_PROMPTS])
+        more = len(prompts) - _LISTED_PROMPTS
+        of_first = f" of the first class, {classifier.classes.names[0]}," if by_class else ""
+        yield f"The prompts{of_first} are {shown}{f' and {more} more' if more > 0 else ''}."
     yield f"Fingerprint of the classifier: `{fingerprint(classifier)}`."
 
 

@@ -20,6 +20,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.memory import lay_out
+from shiftproof.models.prompts import Prompts, stored_prompts
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
@@ -64,7 +65,7 @@ class Labels:
     """
 
     classes: ClassSpace
-    prompts: tuple[str, ...]
+    prompts: Prompts
     preprocessing: Preprocessing
     normalised: bool
 
@@ -92,7 +93,7 @@ def labels_from(stored: Mapping[str, Any]) -> Labels:
     }
     return Labels(
         ClassSpace(tuple(stored["ids"]), tuple(stored["names"])),
-        tuple(stored["prompts"]),
+        stored_prompts(stored["prompts"]),
         Preprocessing(**preprocessing),
         stored["normalised"],
     )

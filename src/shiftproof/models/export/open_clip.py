@@ -31,9 +31,11 @@ from shiftproof.models.export.formats import (
     write_head,
     write_labels,
 )
+from shiftproof.models.prompts import texts_of
+from shiftproof.models.text_encoding import class_embeddings
 from shiftproof.models.text_towers import rebuilt_head, with_text
 from shiftproof.models.tiny import TINY_SIZES
-from shiftproof.models.zero_shot import logit_scale_and_bias, zero_shot_embeddings
+from shiftproof.models.zero_shot import logit_scale_and_bias
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import write_state_dict
 
@@ -158,9 +160,10 @@ def _read(directory: Path) -> Logits:
             features = model.encode_image(stacked(transform, images))
             if has_head_file(directory):
                 return head_logits(directory, features)[:, list(rows)]
-            names = [labels.classes.names[row] for row in rows]
+            ids, names = ([entries[row] for row in rows] for entries in (labels.classes.ids, labels.classes.names))
+            texts = texts_of(labels.prompts, ClassSpace(tuple(ids), tuple(names)))
             scale, bias = logit_scale_and_bias(clip)
-            embeddings = zero_shot_embeddings(clip, names, labels.prompts)
+            embeddings = class_embeddings(clip, texts)
             return scale * functional.normalize(features, dim=-1) @ embeddings.T + bias
 
     return logits
@@ -171,8 +174,9 @@ tokenizer = open_clip.get_tokenizer("local-dir:{place}")
 labels = json.loads(Path("{place}/labels.json").read_text(encoding="utf-8"))
 with torch.inference_mode():
     rows = []
-    for name in labels["names"]:
-        texts = model.encode_text(tokenizer([prompt.format(name) for prompt in labels["prompts"]]), normalize=True)
+    for id, name in zip(labels["ids"], labels["names"]):
+        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][id]
+        texts = model.encode_text(tokenizer([prompt.replace("{{}}", name) for prompt in prompts]), normalize=True)
         rows.append(torch.nn.functional.normalize(texts.mean(0), dim=-1))
     logits = model.logit_scale.exp() * torch.nn.functional.normalize(features, dim=-1) @ torch.stack(rows).T
     logits = logits + (0 if model.logit_bias is None else model.logit_bias)"""
