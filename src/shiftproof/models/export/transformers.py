@@ -29,6 +29,7 @@ from shiftproof.models.export.formats import (
 )
 from shiftproof.models.export.open_clip import both_towers, is_head_of
 from shiftproof.models.export.timm import MODEL_FILES, write_timm_model
+from shiftproof.models.prompts import texts_of
 from shiftproof.models.transformers import quiet_transformers, save_transformers
 from shiftproof.storage import read_json
 
@@ -104,9 +105,9 @@ def _read_clip(directory: Path) -> Logits:
         tokenizer = None if separate else transformers.AutoTokenizer.from_pretrained(directory)
 
     def prompts_of(row: int) -> list[str]:
-        prompts = [prompt.format(labels.classes.names[row]) for prompt in labels.prompts]
+        prompts = texts_of(labels.prompts, labels.classes)[row]
         lowers = _lowers(kind, read_json(directory / "tokenizer_config.json"))
-        return [prompt.lower() for prompt in prompts] if lowers else prompts
+        return [prompt.lower() if lowers else prompt for prompt in prompts]
 
     def logits(images: Sequence[Image.Image], rows: Sequence[int]) -> Tensor:
         size = (labels.preprocessing.size,) * 2
@@ -149,8 +150,9 @@ settings = {{"padding": "max_length", "max_length": length, "truncation": True, 
 labels = json.loads(Path("{place}/labels.json").read_text(encoding="utf-8"))
 with torch.inference_mode():
     rows = []
-    for name in labels["names"]:
-        tokens = tokenizer([prompt.format(name){lower} for prompt in labels["prompts"]], **settings)["input_ids"]
+    for id, name in zip(labels["ids"], labels["names"]):
+        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][id]
+        tokens = tokenizer([prompt.replace("{{}}", name){lower} for prompt in prompts], **settings)["input_ids"]
         texts = torch.nn.functional.normalize(model.get_text_features(input_ids=tokens).pooler_output, dim=-1)
         rows.append(torch.nn.functional.normalize(texts.mean(0), dim=-1))
     logits = model.logit_scale.exp() * torch.nn.functional.normalize(features, dim=-1) @ torch.stack(rows).T{bias}"""
