@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from support.classifiers import weight_bytes
@@ -17,6 +18,7 @@ import shiftproof as sp
 from shiftproof.models.encoders import load_encoder
 from shiftproof.models.names import with_weights
 from shiftproof.models.text_towers import source_clip
+from shiftproof.models.tiny import TINY_ARCHITECTURE
 from shiftproof.runs.starts import StartSettings, build_named_start
 from shiftproof.weights.checkpoints import write_state_dict
 
@@ -114,8 +116,6 @@ def test_weights_of_another_architecture_are_refused_with_what_differs(
 
 def test_a_text_tower_is_never_random(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     """A name without a tag needs both towers from the file."""
-    from shiftproof.models.tiny import TINY_ARCHITECTURE
-
     name = f"open_clip:{TINY_ARCHITECTURE}"
     file = saved(image_tower(trained), tmp_path / "tower.pt")
     with pytest.raises(sp.InputError, match="The file lacks"):
@@ -123,6 +123,18 @@ def test_a_text_tower_is_never_random(tmp_path: Path, trained: dict[str, Tensor]
     whole = saved(dict(trained), tmp_path / "whole.pt")
     start = build_named_start(name, CLASSES, StartSettings(weights=whole))
     assert start.source == f"{name} with weights {whole}"
+
+
+def test_a_name_without_a_tag_may_have_the_wrong_activation(
+    tmp_path: Path, trained: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"open_clip:{TINY_ARCHITECTURE}"
+    file = saved(dict(trained), tmp_path / "tuned.pt")
+    sp.load_clip(with_weights(name, file))  # this architecture has no variant with another activation
+    known = [TINY_ARCHITECTURE, f"{TINY_ARCHITECTURE}-quickgelu"]
+    monkeypatch.setattr(open_clip, "list_models", lambda: known)
+    with pytest.warns(UserWarning, match="has the activation GELU.*QuickGELU, name the model .*/openai"):
+        sp.load_clip(with_weights(name, file))
 
 
 def test_a_pickled_model_as_wise_ft_and_flyp_save_it_is_refused_and_not_executed(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class InterventionOptions(ImageOptions):
     ] = None
     models: Annotated[
         list[str] | None,
-        Option("--model", help="Add a model by its name: tiny, timm:NAME.TAG, open_clip:ARCH/TAG. Can be repeated."),
+        Option("--model", help="Add a model by its name, e.g. tiny, timm:NAME.TAG or lite0. Can be repeated."),
     ] = None
     masks: Annotated[
         Path | None, Option("--masks", help="Read object masks from CLASS/NAME.png in this folder, white on black.")

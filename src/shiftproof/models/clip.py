@@ -124,8 +124,21 @@ def _with_trained_weights(clip: Clip, file: str) -> Clip:
             stacklevel=3,
         )
     fitted.warn_of_unused(clip.name)
+    _warn_of_activation(clip, file)
     clip.model.load_state_dict(dict(fitted.entries), strict=False)
     return replace(clip, name=with_weights(clip.name, file))
+
+
+def _warn_of_activation(clip: Clip, file: str) -> None:
+    """Warns where only the tag of a name says which activation the weights need, and there is none."""
+    import open_clip
+
+    if is_untagged(clip.name) and f"{clip.architecture['name']}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"{clip.name!r} has the activation GELU. If the training of {file} began with OpenAI's weights, which need "
+            f"QuickGELU, name the model {clip.name}/openai.",
+            stacklevel=4,
+        )
 
 
 def build_encoder(architecture: Mapping[str, Any]) -> nn.Module:
