@@ -43,6 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "readable",
             "augmentations",
             "batches",
+            "streams",
             "corruptions",
             "photometric",
         ),
@@ -95,12 +96,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "runs": (
         *("directory", "yaml_text", "locations", "file", "starts", "inputs", "samples", "evidence", "predictions"),
         *("doubts", "pipeline", "finished", "networks", "parts", "comparisons", "diagnose", "benchmarks"),
-        *("stages", "interventions", "exports"),
+        *("stages", "tables", "retrieve", "interventions", "exports"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (
         *("failures", "group", "parsing", "options", "console"),
-        *("start", "stages", "weights", "diagnose", "studies", "data", "exports", "app"),
+        *("start", "stages", "retrieval", "weights", "diagnose", "studies", "data", "exports", "app"),
     ),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]

@@ -18,7 +18,7 @@ from shiftproof.cli import app as cli
 
 SUBJECTS = {
     "Start here": ["demo", "run"],
-    "Single stages": ["pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict"],
+    "Single stages": ["pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "retrieve"],
     "Weights": ["merge", "export"],
     "Understand": ["report", "study", "diagnose"],
     "Data": ["export-suite"],
@@ -119,7 +119,8 @@ def test_the_package_loads_little_beyond_a_bare_interpreter(tmp_path: Path) -> N
 
 
 COMMANDS = {
-    "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "report", "export-suite",
+    "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "retrieve",
+    "report", "export-suite",
     "merge", "export", "study", "diagnose strong-edge", "diagnose backgrounds",
     "diagnose agreement", "diagnose connectivity", "diagnose movement", "diagnose cka", "diagnose cam",
     "diagnose run",

@@ -18,6 +18,7 @@ from shiftproof.cli.data import export_suite
 from shiftproof.cli.diagnose import diagnose
 from shiftproof.cli.exports import export
 from shiftproof.cli.group import CommandGroup, with_options
+from shiftproof.cli.retrieval import retrieve
 from shiftproof.cli.stages import evaluate, finetune, predict, pretrain, sweep, zeroshot
 from shiftproof.cli.start import demo, run
 from shiftproof.cli.studies import report, study
@@ -36,7 +37,7 @@ app = typer.Typer(
 _UNDERSTAND = "Understand"
 _SUBJECTS = {
     "Start here": (demo, run),
-    "Single stages": (pretrain, zeroshot, finetune, sweep, evaluate, predict),
+    "Single stages": (pretrain, zeroshot, finetune, sweep, evaluate, predict, retrieve),
     "Weights": (merge, export),
     _UNDERSTAND: (report, study),
     "Data": (export_suite,),

@@ -25,6 +25,7 @@ from shiftproof.cli.options import (
     TrainingOptions,
     Weights,
 )
+from shiftproof.errors import InputError
 
 if TYPE_CHECKING:
     from shiftproof.runs.stages import Sweep
@@ -232,20 +233,39 @@ def predict(
     classifier: Annotated[
         str, Argument(help="A classifier directory, or the name of a network with its own head, such as lite0.")
     ],
-    images: Annotated[list[Path], Argument(metavar="IMAGE", help="Image files, or folders of images.")],
+    images: Annotated[
+        list[Path] | None, Argument(metavar="IMAGE", help="Image files, or folders of images.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None, Option("--folder", help="Predict all images under this folder; their number may be millions.")
+    ] = None,
+    out: Annotated[Path | None, Option("--csv", help="Write the predictions of --folder to this CSV file.")] = None,
     top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,
     device: ResolvedDevice = "auto",
+    resume: Annotated[
+        bool, Option("--resume", help="Continue the interrupted CSV file. What it has is not repeated.")
+    ] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the CSV file.")] = False,
 ) -> None:
     """Name the most probable classes of images, with their probabilities.
 
+    With --folder and --csv, images are read and written batch by batch. One that cannot be decoded stops nothing: its
+    row has the reason in the column error.
+
     Example: shiftproof predict runs/demo/ensemble lemon.png --json
+
+    Many images: shiftproof predict runs/demo/ensemble --folder photos --csv predictions.csv
     """
     from shiftproof.cli.console import plain_warnings
     from shiftproof.runs.stages import predict_images
 
+    if bool(folder) != bool(out) or bool(folder) == bool(images):
+        raise InputError("name images to predict, or a folder with --folder DIR and a file with --csv OUT.")
+    if folder and out:
+        return _predict_folder(classifier, folder, out, top, device, resume=resume, overwrite=overwrite)
     with plain_warnings():
-        answers = predict_images(classifier, images, top=top, device=device)
+        answers = predict_images(classifier, images or [], top=top, device=device)
     if as_json:
         rows = [{"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -254,3 +274,16 @@ def predict(
         print(answer.image)
         for name, probability in answer.top:
             print(f"  {100 * probability:5.1f} %  {name}")
+
+
+def _predict_folder(
+    classifier: str, folder: Path, out: Path, top: int, device: str, *, resume: bool, overwrite: bool
+) -> None:
+    from shiftproof.cli.console import live_progress
+    from shiftproof.runs.tables import predict_table
+
+    with live_progress():
+        written = predict_table(
+            classifier, f"folder:{folder}", out, top=top, device=device, resume=resume, overwrite=overwrite
+        )
+    print(f"{written.pictures:,} images in {out}; {written.broken:,} of them could not be decoded (column error)")

@@ -97,7 +97,7 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
     def mask(i: int) -> NDArray[np.uint8]:
         return read_resized_mask(images, i, preprocessing)
 
-    pixels = list(_ahead(make, range(len(images))))
+    pixels = list(ahead(make, range(len(images))))
     _warn_of_conversions(images)
     return replace(
         images,
@@ -136,10 +136,10 @@ def _warn_of_conversions(images: ImageSet) -> None:
 
 def _results(images: ImageSet, make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
     # While a model uses every core, threads cost more than they save on images that are already in memory.
-    return map(make, jobs) if images.in_memory else _ahead(make, jobs)
+    return map(make, jobs) if images.in_memory else ahead(make, jobs)
 
 
-def _ahead(make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+def ahead(make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
     """Yields the jobs' results in order while threads work a few jobs ahead; results are bytes, to save memory."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
