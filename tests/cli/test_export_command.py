@@ -109,13 +109,13 @@ def test_a_run_becomes_results_of_clip_benchmark(run: Path, call: Call) -> None:
         assert set(row["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
         assert row["metrics"]["acc5"] is None  # of three classes
     names = {
-        "shiftproof": "zero_shot",
-        "shiftproof-fine_tuned": "fine_tuned",
-        "shiftproof-ensemble-alpha-0.5": "ensemble",
+        "none": "zero_shot",
+        "none-fine_tuned": "fine_tuned",
+        "none-ensemble-alpha-0.5": "ensemble",
     }
     for row in rows:
         assert row["metrics"]["acc1"] == summary["models"][names[row["pretrained"]]][row["dataset"]]["accuracy"]
-        assert row["task"] == ("zeroshot_classification" if row["pretrained"] == "shiftproof" else "classification")
+        assert row["task"] == ("zeroshot_classification" if row["pretrained"] == "none" else "classification")
 
 
 def test_an_evaluation_becomes_results_of_clip_benchmark(run: Path, folders: Path, call: Call) -> None:
@@ -125,5 +125,5 @@ def test_an_evaluation_becomes_results_of_clip_benchmark(run: Path, folders: Pat
     rows = {row["dataset"]: row for row in (json.loads(path.read_text("utf-8")) for path in Path("rows").iterdir())}
     assert {line["set"]: line["accuracy"] for line in scored} == {n: row["metrics"]["acc1"] for n, row in rows.items()}
     assert {path.name for path in Path("rows").iterdir()} == {
-        f"{name}_shiftproof_tiny_en_zeroshot_classification.json" for name in ("test", "sketch")
+        f"{name}_none_tiny_en_zeroshot_classification.json" for name in ("test", "sketch")
     }

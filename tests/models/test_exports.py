@@ -147,11 +147,6 @@ def test_a_clip_model_goes_to_onnx(zero: sp.Classifier, in_onnx: exporting.Expor
 
 
 @pytest.mark.slow
-def test_a_timm_model_goes_to_onnx(vit: sp.Classifier, tmp_path: Path) -> None:
-    assert_usable(vit, export_classifier(vit, "onnx", tmp_path / "out"), tmp_path)
-
-
-@pytest.mark.slow
 def test_onnx_takes_any_number_of_images_and_describes_itself(zero: sp.Classifier, in_onnx: exporting.Export) -> None:
     session = onnxruntime.InferenceSession(in_onnx.directory / "model.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 2, 5):

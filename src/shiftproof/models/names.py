@@ -45,6 +45,35 @@ def split_weights(name: str) -> tuple[str, str | None]:
     return model, file if separator else None
 
 
+def short_name(name: str) -> str:
+    """A model's name without the folders of local paths, which mean nothing on another machine.
+
+    >>> short_name("local-dir:/home/me/clip"), short_name("open_clip:ViT-B-32/openai with weights /home/me/tuned.pt")
+    ('local-dir:clip', 'open_clip:ViT-B-32/openai with weights tuned.pt')
+    """
+    model, file = split_weights(name)
+    scheme, colon, place = model.partition(":")
+    if scheme == "local-dir" or (scheme == "hf" and Path(place).expanduser().is_dir()):
+        place = Path(place).name
+    elif scheme == "open_clip":
+        architecture, slash, tag = place.partition("/")
+        place = f"{architecture}{slash}{Path(tag).name}"
+    return f"{scheme}{colon}{place}" + ("" if file is None else f"{_WEIGHTS_OF}{Path(file).name}")
+
+
+def architecture_and_weights(name: str) -> tuple[str, str]:
+    """The architecture and the weights in a model's name; one of them is the whole name where it has no parts.
+
+    >>> architecture_and_weights("open_clip:ViT-B-32/openai"), architecture_and_weights("hf-hub:org/clip")
+    (('ViT-B-32', 'openai'), ('hf-hub:org/clip', 'none'))
+    """
+    model, file = split_weights(short_name(name))
+    scheme, _, rest = model.partition(":")
+    separator = {"open_clip": "/", "timm": ".", "torchvision": "."}.get(scheme)
+    architecture, _, tag = rest.partition(separator) if separator else (model, "", "")
+    return architecture, "-".join(part for part in (tag, Path(file or "").stem) if part) or "none"
+
+
 def is_untagged(name: str) -> bool:
     """Whether a model's name says nothing of its weights, so that they are random.
 

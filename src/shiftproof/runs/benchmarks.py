@@ -12,6 +12,7 @@ from shiftproof.evaluation.blocks import Logits
 from shiftproof.evaluation.predictions import open_predictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import Card, read_card
+from shiftproof.models.names import architecture_and_weights
 from shiftproof.records.benchmarks import BenchmarkRecord
 from shiftproof.records.codec import to_json
 from shiftproof.records.runs import MODELS
@@ -27,10 +28,7 @@ def benchmark_record(
     card: Card | Classifier, model: str, dataset: str, logits: Logits, labels: NDArray[np.integer]
 ) -> BenchmarkRecord:
     """The result of a classifier, called ``model``, on a data set from its (N, K) logits and the (N,) labels."""
-    architecture, _, tag = card.source.removeprefix("open_clip:").partition("/")
-    weights = tag or "none"
-    if ":" in architecture or card.source == "tiny":  # the name of one model, not of an architecture with a tag
-        architecture, weights = card.source, "shiftproof" if card.source == "tiny" else "none"
+    architecture, weights = architecture_and_weights(card.source)
     zero_shot = card.head in _TASKS
     alpha = "" if card.alpha is None else f"-alpha-{card.alpha:g}"
     return BenchmarkRecord(

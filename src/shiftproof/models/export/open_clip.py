@@ -40,6 +40,8 @@ from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import write_state_dict
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# A frozen head is that of the start, which a text tower may have written.
+_WRITTEN_BY_TEXT = ("zero-shot", "rebuilt", "frozen")
 _COMPARED_CLASSES = 16  # whose rows are built again; building all of 1,000 classes can take hours on a CPU
 _ROUNDING = 1e-4  # of a row's length
 
@@ -78,7 +80,7 @@ def is_head_of(clip: Clip, classifier: Classifier) -> bool:
 
     Raises an InputError where the classifier says that a text tower wrote its head, but this one writes another.
     """
-    if not classifier.prompts or not classifier.network.normalised:
+    if classifier.head not in _WRITTEN_BY_TEXT or not classifier.prompts:
         return False
     rows = spread_rows(len(classifier.classes))
     ids, names = ([entries[row] for row in rows] for entries in (classifier.classes.ids, classifier.classes.names))
@@ -88,7 +90,7 @@ def is_head_of(clip: Clip, classifier: Classifier) -> bool:
         torch.allclose(entries, getattr(own, name).detach().cpu()[rows], rtol=0, atol=_ROUNDING * scale)
         for name, entries in (("weight", head["head.weight"]), ("bias", head["head.bias"]))
     )
-    if not written and classifier.head in ("zero-shot", "rebuilt"):
+    if not written and classifier.head != "frozen":
         raise InputError(
             f"the text tower of {classifier.source!r} does not write the head of the classifier, so it is not the one "
             "that the classifier was made with (random weights depend on the seed)."
@@ -174,8 +176,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{place}")
 labels = json.loads(Path("{place}/labels.json").read_text(encoding="utf-8"))
 with torch.inference_mode():
     rows = []
-    for id, name in zip(labels["ids"], labels["names"]):
-        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][id]
+    for key, name in zip(labels["ids"], labels["names"]):
+        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][key]
         texts = model.encode_text(tokenizer([prompt.replace("{{}}", name) for prompt in prompts]), normalize=True)
         rows.append(torch.nn.functional.normalize(texts.mean(0), dim=-1))
     logits = model.logit_scale.exp() * torch.nn.functional.normalize(features, dim=-1) @ torch.stack(rows).T

@@ -150,8 +150,8 @@ settings = {{"padding": "max_length", "max_length": length, "truncation": True, 
 labels = json.loads(Path("{place}/labels.json").read_text(encoding="utf-8"))
 with torch.inference_mode():
     rows = []
-    for id, name in zip(labels["ids"], labels["names"]):
-        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][id]
+    for key, name in zip(labels["ids"], labels["names"]):
+        prompts = labels["prompts"] if isinstance(labels["prompts"], list) else labels["prompts"][key]
         tokens = tokenizer([prompt.replace("{{}}", name){lower} for prompt in prompts], **settings)["input_ids"]
         texts = torch.nn.functional.normalize(model.get_text_features(input_ids=tokens).pooler_output, dim=-1)
         rows.append(torch.nn.functional.normalize(texts.mean(0), dim=-1))
