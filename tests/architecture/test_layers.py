@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("families.classes", "families.folders", "families.imagenet", "families.objectnet", "families.corruptions"),
         *("families.backgrounds", "families.cifar", "families.torchvision", "families.wilds", "families.domains"),
         "families.registry",
-        *("emoji.drawings", "emoji.views", "captions", "duplicates", "suites"),
+        *("emoji.drawings", "emoji.views", "emoji.sets", "solar_cells", "captions", "duplicates", "suites"),
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (

@@ -15,8 +15,8 @@ from support import processes
 from support.image_sets import pixels_of, same_pixels
 
 import shiftproof as sp
-from shiftproof.data import suites
 from shiftproof.data.emoji import drawings as emoji
+from shiftproof.data.emoji import sets
 from shiftproof.data.emoji.drawings import RENDITIONS, concepts, render, sprites
 from shiftproof.data.emoji.views import compose
 from shiftproof.data.sets import require_masks
@@ -119,7 +119,7 @@ def test_pixels_and_masks_are_rendered_once_and_together(monkeypatch: pytest.Mon
         calls.append(len(tensors[0]))
         return compose(*tensors)
 
-    monkeypatch.setattr(suites, "compose", counted)
+    monkeypatch.setattr(sets, "compose", counted)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(require_masks(images), range(8)))
         list(pool.map(images.read, range(8)))

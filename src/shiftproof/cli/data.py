@@ -11,7 +11,7 @@ from shiftproof.cli.options import Seed
 
 
 def export_suite(
-    suite: Annotated[str, Argument(help="An embedded suite: emoji or emoji-development.")],
+    suite: Annotated[str, Argument(help="An embedded suite: emoji, emoji-development or solar-cells.")],
     out: Annotated[Path, Option("--out", help="Write to this folder, which must be empty or not exist.")],
     seed: Seed = 0,
 ) -> None:

@@ -18,7 +18,8 @@ Suite = Annotated[
     str | None,
     Option(
         "--suite",
-        help="Use an embedded suite, emoji or emoji-development, or that of a public data set, such as imagenet:PATH.",
+        help="Use an embedded suite, emoji, emoji-development or solar-cells, or that of a public data set, such as "
+        "imagenet:PATH.",
     ),
 ]
 Validation = Annotated[

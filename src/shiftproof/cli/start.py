@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from shiftproof.cli.options import FinetuningOptions, Overwrite, RandomWeights, Resume, RunPath
+from shiftproof.errors import require_choice
 
 if TYPE_CHECKING:
     from shiftproof.records.runs import RunRecord
@@ -23,20 +24,27 @@ def demo(
             help="Mix images while fine-tuning: smoothmix-circle, smoothmix-square, cutmix, cutout, mixup or none.",
         ),
     ] = None,
-    out: Annotated[Path | None, Option("--out", help="Write to this run directory [default: runs/demo-SEED].")] = None,
+    suite: Annotated[str, Option("--suite", help="Run on this embedded suite: emoji or solar-cells.")] = "emoji",
+    out: Annotated[
+        Path | None,
+        Option("--out", help="Write to this run directory [default: runs/demo-SEED, or runs/demo-solar-cells-SEED]."),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run the whole method on the emoji suite in a few minutes.
+    """Run the whole method on an embedded suite in a few minutes.
 
     Example: shiftproof demo --seed 0 --out runs/demo --mixing smoothmix-circle
     """
-    from shiftproof.runs.file import DEMO_FILE
+    from shiftproof.runs.file import DEMO_FILE, DEMO_FILES
+
+    run_path = DEMO_FILES[require_choice("suite of a demo", suite, DEMO_FILES)]
 
     if mixing:  # this comes first, so that --set can change the settings that the mixing brings along
         settings = settings.with_key(f"finetune.mixing={mixing}")
-    run_file = settings.read(DEMO_FILE)
-    _run(run_file, out or Path(f"runs/demo-{run_file.seed}"), resume=resume, overwrite=overwrite)
+    run_file = settings.read(run_path)
+    name = "demo" if run_path == DEMO_FILE else f"demo-{suite}"
+    _run(run_file, out or Path(f"runs/{name}-{run_file.seed}"), resume=resume, overwrite=overwrite)
 
 
 def run(

@@ -55,7 +55,8 @@ class ImageSet:
     ``in_memory`` means that reading costs nothing, so that no threads are needed for it. ``mask(i)``, where given, is
     the (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 is object. ``resized_for`` is the
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
-    where given, name what each sample is a view of (a drawing, a video): views of one source are not independent.
+    where given, name what each sample is a view of (a drawing, a video): views of one source are not independent. Where
+    they are the ids, every sample stands alone, whatever its group.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
     ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from.
     ``protocol``, where given, is how the predictions on a public set are scored. ``precropped`` means that the pictures
@@ -96,6 +97,8 @@ class ImageSet:
     @property
     def clusters(self) -> Clusters:
         """The sources that the samples are views of if they are known, else the groups, else every sample by itself."""
+        if self.sources == self.ids:
+            return Clusters("sample", None)
         if self.sources is not None:
             return Clusters("drawing", np.asarray(self.sources))
         if self.groups is not None:

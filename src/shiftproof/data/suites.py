@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from PIL import Image
 
 from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, Concept, concepts, sprites
-from shiftproof.data.emoji.views import ViewGeometry, compose, draw_backgrounds, draw_placements
+from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, concepts
+from shiftproof.data.emoji.sets import EMOJI_SUITES, belongs, emoji_set
 from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, load_family
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.held_out import hold_out
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, array_set, load_set, once, require_set, warn_of_missing_classes
+from shiftproof.data.sets import ImageSet, load_set, require_set, warn_of_missing_classes
+from shiftproof.data.solar_cells import CELL_ATTRIBUTION, CELL_CLASSES, SOLAR_CELLS, cell_set
 from shiftproof.errors import InputError, refuse_path, require_choice, require_name
 from shiftproof.records.codec import to_json
 from shiftproof.records.runs import HeldOutRecord
@@ -34,12 +35,8 @@ from shiftproof.storage import require_directory_name
 
 VALIDATION = "validation"
 SHIFT_KINDS = ("natural", "synthetic")
-EMOJI_SUITES = ("emoji", "emoji-development", *(f"emoji-development-{fold}" for fold in range(1, 5)))
-EMOJI_SIZE = 64
-# In the reference, objects are small and anywhere in the picture; in the other renditions they are large, as drawings
-# are on their page. The small ones prevent accuracy on the reference from saturating, so that fine-tuning can raise it.
-EMOJI_GEOMETRY = ViewGeometry(scale=(0.26, 0.62))
-EMOJI_DRAWN_GEOMETRY = ViewGeometry(scale=(0.45, 0.95))
+# The embedded suites, each with the attribution that a copy of its pictures must carry.
+_ATTRIBUTIONS = {**dict.fromkeys(EMOJI_SUITES, EMOJI_ATTRIBUTION), SOLAR_CELLS: CELL_ATTRIBUTION}
 _HELD_OUT_SEED = 20260  # seeds every held-out view and corruption; the run's seed changes the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
@@ -153,10 +150,11 @@ def require_suite(suite: object) -> None:
 def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     """An embedded suite, or that of a public family such as ``imagenet:PATH``, with its shifts at that path.
 
-    Embedded are ``emoji`` (the task), ``emoji-development`` (for tuning) and its four folds. ``seed`` changes their
-    training views only; the held-out views are always the same. Of a family without validation images, it draws those
-    that are held out. Raises an InputError for an unknown name, or if data cannot be read; reading the images raises
-    one if the packages that render emoji are not installed.
+    Embedded are ``emoji`` (the task), ``emoji-development`` (for tuning) and its four folds, and ``solar-cells``.
+    ``seed`` changes the training views of emoji only; the held-out views, and the split of the solar cells, are always
+    the same. Of a family without validation images, it draws those that are held out. Raises an InputError for an
+    unknown name, or if data cannot be read; reading the images of emoji raises one if the packages that render them are
+    not installed, loading ``solar-cells`` if its package is not.
 
     >>> suite = load_suite("emoji")
     >>> len(suite.classes), [shift.name for shift in suite.shifts][:4]
@@ -166,14 +164,26 @@ def load_suite(name: str, *, seed: int = 0) -> ShiftSuite:
     if section := family_section(name):
         return own_suite(section["reference"], section["shifts"], name=section["name"], seed=seed)
     _require_embedded(name)
-    positions = [i for i, concept in enumerate(concepts()) if _belongs(concept, name)]
+    return _solar_cells() if name == SOLAR_CELLS else _emoji(name, seed)
+
+
+def _solar_cells() -> ShiftSuite:
+    test = cell_set("test")
+    synthetic = [corrupted(test, corruption, _CORRUPTED_SEVERITY) for corruption in CORRUPTIONS]
+    reference = Reference("monocrystalline", cell_set("train"), cell_set("validation"), test)
+    natural = Shift("polycrystalline", "natural", cell_set("polycrystalline"))
+    return ShiftSuite(SOLAR_CELLS, CELL_CLASSES, reference, (natural, *synthetic))
+
+
+def _emoji(name: str, seed: int) -> ShiftSuite:
+    positions = [i for i, concept in enumerate(concepts()) if belongs(concept, name)]
     chosen = [concepts()[i] for i in positions]
     names = tuple(concept.name for concept in chosen)
     classes = ClassSpace(tuple(n.replace(" ", "_") for n in names), names)
 
     def view(split: str, views: int, rendition: str = "colour", background: str = "white") -> ImageSet:
         view_seed = seed if split == "train" else _HELD_OUT_SEED
-        return _emoji_set(split, name, classes, positions, views, rendition, background, view_seed)
+        return emoji_set(split, name, classes, positions, views, rendition, background, view_seed)
 
     test = view("test", _TEST_VIEWS)
     natural = [Shift(r, "natural", view(r, _TEST_VIEWS, r)) for r in RENDITIONS if r != "colour"]
@@ -243,11 +253,11 @@ def load_data(
     """
     require_name("spec", spec, "folder:PATH")
     kind, _, rest = spec.partition(":")
-    require_known_kind("data name", spec, kind, [*FORMATS, *FAMILIES, "corrupted", *EMOJI_SUITES])
+    require_known_kind("data name", spec, kind, [*FORMATS, *FAMILIES, "corrupted", *_ATTRIBUTIONS])
     if kind == "corrupted":
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
-    if kind in EMOJI_SUITES:
+    if kind in _ATTRIBUTIONS:
         if rest:
             raise InputError(f"{spec!r} has something after {kind!r}; the name must stand alone.")
         reference = load_suite(kind, seed=seed).reference
@@ -305,8 +315,8 @@ def export_suite(suite: ShiftSuite, out: str | Path) -> int:
                 Image.fromarray(images.read(i)).save(file)
                 done += 1
                 progress.report("export", done, total)
-        if suite.name in EMOJI_SUITES:
-            (temporary / "ATTRIBUTION.txt").write_text(EMOJI_ATTRIBUTION + "\n", encoding="utf-8")
+        if attribution := _ATTRIBUTIONS.get(suite.name):
+            (temporary / "ATTRIBUTION.txt").write_text(attribution + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
         temporary.chmod(0o755)
@@ -318,13 +328,13 @@ def export_suite(suite: ShiftSuite, out: str | Path) -> int:
 
 def _require_embedded(name: str) -> None:
     """Raises an InputError unless a suite of this name is embedded; a path or data name gets a hint."""
-    if name not in EMOJI_SUITES and (":" in name or "/" in name or Path(name).exists()):
+    if name not in _ATTRIBUTIONS and (":" in name or "/" in name or Path(name).exists()):
         raise InputError(
             f"the suite {name!r} is neither an embedded one nor that of a family, such as imagenet:PATH "
             f"(docs/data-sets.md). Your own data are a reference with its shifts: a section "
             "`suite: {reference: {train: folder:PATH, test: folder:PATH}}` of a run file, or `own_suite`."
         )
-    require_choice("suite", name, EMOJI_SUITES)
+    require_choice("suite", name, _ATTRIBUTIONS)
 
 
 def _some(images: ImageSet, limit: int) -> ImageSet:
@@ -340,50 +350,6 @@ def _require_set_name(name: str) -> None:
         raise InputError(
             f"the set name {name!r} must consist of letters, digits and . _ + -, and not begin with a dot or sign."
         )
-
-
-def _belongs(concept: Concept, suite: str) -> bool:
-    if suite == "emoji":
-        return concept.suite == "task"
-    fold = suite.removeprefix("emoji-development").removeprefix("-")
-    return concept.suite == "development" and (not fold or concept.fold == int(fold))
-
-
-def _emoji_set(
-    split: str,
-    suite: str,
-    classes: ClassSpace,
-    positions: Sequence[int],
-    views: int,
-    rendition: str,
-    background: str,
-    seed: int,
-) -> ImageSet:
-    def render() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        generator = child_generator(seed, "emoji", suite, split)
-        geometry = EMOJI_GEOMETRY if rendition == "colour" else EMOJI_DRAWN_GEOMETRY
-        pixels, covers = [], []
-        shown = np.repeat(np.arange(len(positions)), views)
-        for start in range(0, len(shown), 256):
-            batch = shown[start : start + 256]
-            batch_sprites = sprites()[[positions[i] for i in batch], RENDITIONS.index(rendition)]
-            drawings = torch.tensor(batch_sprites).permute(0, 3, 1, 2).float() / 255
-            placements = draw_placements(len(batch), geometry, generator)
-            backgrounds = draw_backgrounds(background, len(batch), EMOJI_SIZE, generator)
-            images, masks = compose(drawings, placements, backgrounds)
-            pixels.append((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
-            covers.append((masks * 255).round().to(torch.uint8).numpy())
-        return np.concatenate(pixels), np.concatenate(covers)
-
-    rendered = once(render)
-    labels = np.repeat(np.arange(len(positions), dtype=np.int64), views)
-    ids = [f"{classes.ids[label]}-{split}-{i % views}" for i, label in enumerate(labels)]
-    groups = None
-    if rendition != "colour":
-        seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
-        groups = [seen[label] for label in labels]
-    views_set = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
-    return replace(views_set, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
 
 
 def _required(reference: Mapping[str, str | None], split: str) -> str:

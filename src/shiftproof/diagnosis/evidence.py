@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from shiftproof.evaluation.intervals import (
     resampled_means,
     statistic_interval,
 )
-from shiftproof.evaluation.metrics import Scores, macro_f1, scores
+from shiftproof.evaluation.metrics import Scores, macro_accuracy, macro_f1, scores
 from shiftproof.evaluation.proportions import worst_group_interval
 from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline, on_scale
 from shiftproof.evaluation.significance import holm_correction, mcnemar_test
@@ -226,15 +227,16 @@ def _effective(
 
 
 def find_by_class(evidence: Sequence[SetEvidence]) -> tuple[ClassesRecord, ...]:
-    """Measures macro F1 and the accuracy of the worst group of every model on every set, both in [0, 1]."""
+    """Measures macro accuracy, macro F1 and the worst group of every model on every set, all in [0, 1]."""
     return tuple(_by_class(data, model) for data in evidence for model in MODELS)
 
 
 def _by_class(data: SetEvidence, model: str) -> ClassesRecord:
     named = named_classes(data.logits[model])
-    measured = _share(lambda weights: macro_f1(named, data.labels, weights), len(named), data.clusters)
+    statistics = [partial(measure, named, data.labels) for measure in (macro_f1, macro_accuracy)]
+    f1, balanced = (_share(statistic, len(named), data.clusters) for statistic in statistics)
     group, worst = _worst_group(named == data.labels, data) if data.groups else (None, None)
-    return ClassesRecord(model, data.name, measured, group, worst)
+    return ClassesRecord(model, data.name, f1, group, worst, balanced)
 
 
 def _share(statistic: Callable[[NDArray[np.float64]], float], n: int, clusters: NDArray[np.str_] | None) -> Measured:

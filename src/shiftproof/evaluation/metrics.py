@@ -142,6 +142,26 @@ def macro_f1(
     return float((2 * hits[present] / (predicted + true)[present]).mean()) if present.any() else float("nan")
 
 
+def macro_accuracy(
+    prediction: NDArray[np.integer], labels: NDArray[np.integer], weights: NDArray[np.floating] | None = None
+) -> float:
+    """The mean, over the classes that occur among the (N,) labels, of the accuracy on each, with (N,) ``weights``.
+
+    It is also called balanced accuracy: a model that names one class only has 1 / (number of classes). The result
+    lies in [0, 1] and is NaN if all weights are 0. Raises an InputError for arrays that are empty or of different
+    lengths.
+
+    >>> macro_accuracy(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1]))
+    0.5
+    """
+    require_equal_length("predictions and labels", prediction, labels)
+    require_at_least("the number of samples", len(labels), 1)
+    weights = np.ones(len(labels)) if weights is None else weights
+    true, hits = np.bincount(labels, weights), np.bincount(labels, weights * (prediction == labels))
+    present = true > 0
+    return float((hits[present] / true[present]).mean()) if present.any() else float("nan")
+
+
 def evaluate(
     set_scores: Scores,
     labels: NDArray[np.integer],

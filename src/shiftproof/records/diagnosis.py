@@ -69,13 +69,17 @@ class AverageRecord:
 
 @dataclass(frozen=True)
 class ClassesRecord:
-    """The macro F1 of one model over the classes present in one set, and the accuracy on its worst group."""
+    """The macro F1 of one model over the classes present in one set, and the accuracy on its worst group.
+
+    ``macro_accuracy`` is the mean of the accuracies on these classes; None in files that were written without it.
+    """
 
     model: str
     set: str
     macro_f1: Measured
     worst_group: str | None
     worst_accuracy: Measured | None
+    macro_accuracy: Measured | None = None
 
 
 @dataclass(frozen=True)

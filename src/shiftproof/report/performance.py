@@ -101,16 +101,24 @@ def robustness_table(diagnosis: DiagnosisRecord) -> Table | None:
 
 
 def group_measures_table(diagnosis: DiagnosisRecord) -> Table:
-    """Returns the macro F1 of the three models on every set and the accuracy of the worst group (in per cent)."""
+    """Returns the macro accuracy and macro F1 of the three models on every set and the worst group's accuracy.
+
+    All are in per cent.
+    """
     known = {(c.model, c.set): c for c in diagnosis.by_class}
     rows = []
     for name in diagnosis.sets:
         entries = [known[model, name] for model in MODELS]
         worst = (with_interval(c.worst_accuracy) + (f" {c.worst_group}" if c.worst_group else "") for c in entries)
-        rows.append((set_name(name, diagnosis.reference), *(with_interval(c.macro_f1) for c in entries), *worst))
-    measures = ("macro F1", "worst group")
+        balanced = (with_interval(c.macro_accuracy) for c in entries)
+        f1 = (with_interval(c.macro_f1) for c in entries)
+        rows.append((set_name(name, diagnosis.reference), *balanced, *f1, *worst))
+    measures = ("macro accuracy", "macro F1", "worst group")
     header = ("set", *(f"{measure}, {MODEL_NAMES[model]}" for measure in measures for model in MODELS))
-    note = "In per cent. Macro F1 is averaged over the classes that are present. " + resampling_note(diagnosis.clusters)
+    note = (
+        "In per cent. Macro accuracy and macro F1 are averaged over the classes that are present, so that each class "
+        "counts alike. "
+    ) + resampling_note(diagnosis.clusters)
     if any(c.worst_group and diagnosis.clusters[c.set] == "group" for c in diagnosis.by_class):
         note += " The interval of the worst group resamples images, because a group may be missing from a resample."
     return Table("Beyond plain accuracy", header, tuple(rows), note)

@@ -29,6 +29,7 @@ MODEL_SETTINGS: Mapping[str, Mapping[str, Any]] = {
 MIXED_SETTINGS: Mapping[str, Mapping[str, Any]] = {"tiny": {"mixing_probability": 0.25, "label_smoothing": 0.1}}
 
 DEMO_FILE = packaged_path("shiftproof", "assets", "demo.yaml")
+DEMO_FILES: Mapping[str, Path] = {"emoji": DEMO_FILE, "solar-cells": DEMO_FILE.with_name("demo-solar-cells.yaml")}
 
 
 class Frozen(BaseModel):
