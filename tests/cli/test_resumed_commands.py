@@ -86,7 +86,7 @@ def test_sigterm_ends_a_fine_tuning_politely(folders: Path, tmp_path: Path, call
     started.send_signal(signal.SIGTERM)
     out, err = started.communicate(timeout=600)
     assert (started.returncode, out) == (143, ""), err
-    (message,) = [line for line in err.splitlines() if not re.match(r"fine-tune: \d+ |warning: ", line)]
+    (message,) = [line for line in err.splitlines() if not re.match(r"fine-tune: (\d+|precision) |warning: ", line)]
     told = re.fullmatch(r"shiftproof: fine-tune was interrupted after step (\d+) of 60\. (.*)", message)
     assert told is not None, err
     assert "out/checkpoints" in told[2] and "--resume" in told[2]

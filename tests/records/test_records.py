@@ -289,6 +289,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
         point.setdefault("interval_method", {})
     summary.setdefault("conversions", {})
     summary.setdefault("start", {})
+    summary.setdefault("validation", None)
     assert list(written) == list(summary)
     assert written == summary
     found = written_before("diagnosis-seed-0.json")
