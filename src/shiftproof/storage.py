@@ -182,12 +182,17 @@ class Row(NamedTuple):
 
 def require_no_pointer(file: Path) -> None:
     """Raises an InputError if a file is the pointer that Git LFS puts in place of a file that was not downloaded."""
+    if is_pointer(file):
+        raise InputError(
+            f"{file} is a Git LFS pointer: it stands for a file that was not downloaded. "
+            "Run `git lfs pull` in its repository, and try again."
+        )
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is the pointer that Git LFS puts in place of a file that was not downloaded."""
     with file.open("rb") as opened:
-        if opened.read(len(_POINTER)) == _POINTER:
-            raise InputError(
-                f"{file} is a Git LFS pointer: it stands for a file that was not downloaded. "
-                "Run `git lfs pull` in its repository, and try again."
-            )
+        return opened.read(len(_POINTER)) == _POINTER
 
 
 def read_header(path: Path) -> tuple[str, ...]:

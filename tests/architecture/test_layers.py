@@ -14,6 +14,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "records": (
         *("codec", "accuracy", "paths", "rules", "pretraining", "runs", "merges", "backgrounds", "windows"),
         "benchmarks",
+        "checkups",
         *("comparisons", "diagnosis", "studies", "summaries"),
     ),
     "weights": ("arithmetic", "schedules", "signatures", "wrappers", "quantization", "checkpoints"),
@@ -49,13 +50,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
         ),
         *("families.classes", "families.folders", "families.imagenet", "families.objectnet", "families.corruptions"),
         *("families.backgrounds", "families.cifar", "families.torchvision", "families.wilds", "families.domains"),
-        "families.registry",
-        *("emoji.drawings", "emoji.views", "emoji.sets", "solar_cells", "captions", "duplicates", "suites"),
+        *("families.registry", "families.sizes"),
+        *("emoji.drawings", "emoji.views", "emoji.sets", "solar_cells", "captions"),
+        *("duplicates", "near_duplicates", "suites"),
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
         *("devices", "memory", "names", "prompts", "tiny", "local_weights", "processors", "transformers", "clip"),
-        *("torchvision_models", "lite0", "encoders", "classifier", "identity", "heads"),
+        *("torchvision_models", "lite0", "encoders", "expectations", "classifier", "identity", "heads"),
         *("text_encoding", "head_cache", "zero_shot", "text_towers"),
         *("directories", "cards"),
         *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip"),
@@ -79,6 +81,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "report": (
         *(
             "tables",
+            "checkups",
             "comparisons",
             "guessing",
             "verdicts",
@@ -95,13 +98,24 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         *("directory", "yaml_text", "locations", "file", "starts", "inputs", "samples", "evidence", "predictions"),
-        *("doubts", "pipeline", "finished", "networks", "parts", "comparisons", "diagnose", "benchmarks"),
+        *(
+            "checks",
+            "doctor",
+            "doubts",
+            "pipeline",
+            "finished",
+            "networks",
+            "parts",
+            "comparisons",
+            "diagnose",
+            "benchmarks",
+        ),
         *("stages", "tables", "retrieve", "interventions", "exports"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (
         *("failures", "group", "parsing", "options", "console"),
-        *("start", "stages", "retrieval", "weights", "diagnose", "studies", "data", "exports", "app"),
+        *("start", "stages", "retrieval", "weights", "diagnose", "studies", "data", "exports", "checkups", "app"),
     ),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]

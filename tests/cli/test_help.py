@@ -17,7 +17,7 @@ from support.commands import Call, CommandResult
 from shiftproof.cli import app as cli
 
 SUBJECTS = {
-    "Start here": ["demo", "run"],
+    "Start here": ["demo", "run", "doctor"],
     "Single stages": ["pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "retrieve"],
     "Weights": ["merge", "export"],
     "Understand": ["report", "study", "diagnose"],
@@ -119,7 +119,7 @@ def test_the_package_loads_little_beyond_a_bare_interpreter(tmp_path: Path) -> N
 
 
 COMMANDS = {
-    "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "retrieve",
+    "doctor", "demo", "run", "pretrain", "zeroshot", "finetune", "sweep", "evaluate", "predict", "retrieve",
     "report", "export-suite",
     "merge", "export", "study", "diagnose strong-edge", "diagnose backgrounds",
     "diagnose agreement", "diagnose connectivity", "diagnose movement", "diagnose cka", "diagnose cam",

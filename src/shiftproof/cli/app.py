@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from shiftproof.cli.checkups import doctor
 from shiftproof.cli.data import export_suite
 from shiftproof.cli.diagnose import diagnose
 from shiftproof.cli.exports import export
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 _UNDERSTAND = "Understand"
 _SUBJECTS = {
-    "Start here": (demo, run),
+    "Start here": (demo, run, doctor),
     "Single stages": (pretrain, zeroshot, finetune, sweep, evaluate, predict, retrieve),
     "Weights": (merge, export),
     _UNDERSTAND: (report, study),

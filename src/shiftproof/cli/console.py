@@ -26,12 +26,12 @@ def output_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES, highlight=False)
 
 
-def print_table(table: Table) -> None:
-    """Prints a table with its note."""
+def print_table(table: Table, *, prose: bool = False) -> None:
+    """Prints a table with its note; the columns of numbers stand at the right, those of ``prose`` at the left."""
     shown = RichTable(title=escape(table.title), title_justify="left", title_style="bold", caption_justify="left")
     for number, name in enumerate(table.header):
         # Long names are folded rather than cut, since they may differ only at their ends.
-        shown.add_column(escape(name), justify="left" if number == 0 else "right", overflow="fold")
+        shown.add_column(escape(name), justify="left" if prose or number == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     output_console().print(shown)

@@ -58,8 +58,7 @@ def zero_shot_classifier(
         raise InputError("`classes` is empty. Name at least one class.")
     chosen = prompts_for(read_prompts(prompts), classes)
     texts = texts_of(chosen, classes)
-    _warn_of_odd_prompts(texts, classes)
-    _warn_of_cut_prompts(clip, texts, classes)
+    warn_of_prompts(clip, texts, classes)
     scale, bias = logit_scale_and_bias(clip)
     with torch.inference_mode():
         embed = cached_class_embeddings if cache else class_embeddings
@@ -103,6 +102,12 @@ def _on_device(clip: Clip, device: str | torch.device) -> Clip:
     return clip if same else replace(clip, model=deepcopy(clip.model).to(place))
 
 
+def warn_of_prompts(clip: Clip, texts: Sequence[Sequence[str]], classes: ClassSpace) -> None:
+    """Warns of prompts of the classes that are empty, repeated, or truncated by the text tower."""
+    _warn_of_odd_prompts(texts, classes)
+    _warn_of_cut_prompts(clip, texts, classes)
+
+
 def _warn_of_odd_prompts(texts: Sequence[Sequence[str]], classes: ClassSpace) -> None:
     """Warns of prompts that are empty, of those that a class has twice, and of names that are empty."""
     empty = [
@@ -112,7 +117,7 @@ def _warn_of_odd_prompts(texts: Sequence[Sequence[str]], classes: ClassSpace) ->
     ]
     if empty:
         warnings.warn(
-            f"these classes have an empty name or prompt: {listed(empty)}. Fill it in or remove it.", stacklevel=3
+            f"these classes have an empty name or prompt: {listed(empty)}. Fill it in or remove it.", stacklevel=4
         )
     counts = [(class_id, Counter(of_class)) for class_id, of_class in zip(classes.ids, texts, strict=True)]
     if repeated := [(class_id, count) for class_id, count in counts if max(count.values()) > 1]:
@@ -120,7 +125,7 @@ def _warn_of_odd_prompts(texts: Sequence[Sequence[str]], classes: ClassSpace) ->
         warnings.warn(
             f"{len(repeated)} of {len(classes)} classes have a prompt more than once, which then counts more, e.g. "
             f"{repeated[0][0]!r} has {text!r}. Remove the repetitions.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -132,7 +137,7 @@ def _warn_of_cut_prompts(clip: Clip, texts: Sequence[Sequence[str]], classes: Cl
         warnings.warn(
             f"the text tower reads {clip.context_length} tokens, with those that begin and end a text; longer prompts "
             f"are truncated, e.g. those of {listed(cut, 3)}. Shorten the class names or the prompts.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

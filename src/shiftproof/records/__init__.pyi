@@ -2,6 +2,7 @@
 
 from .accuracy import AccuracyRecord, GroupRecord, MeanRecord
 from .backgrounds import BackgroundRecord, BackgroundStudy
+from .checkups import CheckedSet, Checkup, Finding
 from .codec import document, from_json, to_json
 from .comparisons import (
     AgreementRecord,
@@ -42,6 +43,8 @@ __all__ = [
     "AverageRecord",
     "BackgroundRecord",
     "BackgroundStudy",
+    "CheckedSet",
+    "Checkup",
     "CkaRecord",
     "ClassesRecord",
     "ConfidenceRecord",
@@ -49,6 +52,7 @@ __all__ = [
     "DiagnosisRecord",
     "DifferenceRecord",
     "DiversityRecord",
+    "Finding",
     "FollowedRecord",
     "GroupRecord",
     "HeldOutRecord",

@@ -2,6 +2,7 @@
 
 from .comparisons import PairFile
 from .diagnose import diagnose_run
+from .doctor import run_checkup
 from .file import RunFile
 from .interventions import DiagnosisFile, run_backgrounds, run_strong_edge
 from .pipeline import run_pipeline
@@ -14,6 +15,7 @@ __all__ = [
     "diagnose_run",
     "predict_images",
     "run_backgrounds",
+    "run_checkup",
     "run_evaluate",
     "run_export",
     "run_finetune",

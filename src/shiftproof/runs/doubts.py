@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shiftproof import progress
-from shiftproof.data.duplicates import find_shared_files
 from shiftproof.data.sets import spread_over_classes
 from shiftproof.data.suites import VALIDATION, ShiftSuite
 from shiftproof.errors import ResultWarning
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
 from shiftproof.report.guessing import guessing_sentences
+from shiftproof.runs.checks import check_counts, check_shared_files, check_space, sets_of
 from shiftproof.training.distributed import is_main_process
 
 _SCORED = 1000  # images that show whether a start guesses
@@ -97,20 +99,21 @@ def warn_of_loss(training: Mapping[str, Any], class_count: int) -> None:
     )
 
 
-def warn_of_shared_files(suite: ShiftSuite) -> None:
-    """Warns if pictures of the training or the validation split are also in a set that models are tested on."""
+def warn_of_data(suite: ShiftSuite, *, limited: bool) -> None:
+    """Warns of what the cheap checks of ``doctor`` find in a suite, which is ``limited`` if it has some images only."""
     if not is_main_process():
         return
-    reference = suite.reference
-    sets = {"train": reference.train, VALIDATION: reference.validation, "test": reference.test}
-    sets |= {f"the shift {shift.name}": shift.data for shift in suite.shifts}
-    names = list(sets)
-    pairs = [("train", VALIDATION), *((first, second) for second in names[2:] for first in names[:2])]
-    for shared in find_shared_files(sets, pairs):
-        first, second = shared.example
-        warnings.warn(
-            f"{shared.count:,} of the {shared.total:,} pictures of {shared.second} are also in {shared.first} "
-            f"({second} is {first}). Accuracy on them is not that on new pictures. Remove them from one of the two.",
-            ResultWarning,
-            stacklevel=2,
-        )
+    findings = check_shared_files(sets_of(suite))
+    if not limited:
+        findings += check_counts(suite)
+    for finding in findings:
+        warnings.warn(str(finding), ResultWarning, stacklevel=2)
+
+
+def warn_of_space(start: Classifier | None, suite: ShiftSuite, settings: FinetuneSettings, out: Path) -> None:
+    """Warns if disk or memory probably do not suffice for a run from a start, which a resumed run does not load."""
+    if start is None or not is_main_process():
+        return
+    weights = sum(tensor.nbytes for tensor in start.state_dict().values())
+    for finding in check_space(out, weights, len(start.classes), sets_of(suite), settings):
+        warnings.warn(str(finding), ResultWarning, stacklevel=2)

@@ -38,7 +38,7 @@ from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
 from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
-from shiftproof.runs.doubts import note_validation, warn_of_loss, warn_of_shared_files, warn_of_start
+from shiftproof.runs.doubts import note_validation, warn_of_data, warn_of_loss, warn_of_space, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable, versions
@@ -89,7 +89,8 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
     ):
         run = Run(run_file, RunDirectory(out), device, suite, start)
         note_validation(suite)
-        warn_of_shared_files(suite)
+        warn_of_data(suite, limited=run_file.limit is not None)
+        warn_of_space(start, suite, run_file.finetune, out)
         if continued:
             run.seconds.update(read_json(run.directory.stages))
         else:

@@ -42,9 +42,10 @@ from shiftproof.runs.benchmarks import benchmark_record, write_benchmark
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
 from shiftproof.runs.doubts import (
     note_validation,
+    warn_of_data,
     warn_of_guessing,
     warn_of_loss,
-    warn_of_shared_files,
+    warn_of_space,
     warn_of_start,
     warn_of_start_of_path,
 )
@@ -135,7 +136,8 @@ def run_finetune(
     suite = suite.relabelled(start.classes)
     with joined_processes(device), _training_in(out, run_file, device, resume=resume, overwrite=overwrite):
         note_validation(suite)
-        warn_of_shared_files(suite)
+        warn_of_data(suite, limited=run_file.limit is not None)
+        warn_of_space(start, suite, run_file.finetune, out)
         warn_of_start(start, suite, device)
         tuned = finetune(
             start,

@@ -54,7 +54,7 @@ def build_named_start(
     Without ``classes``, a network's own head keeps all of its classes. Raises an InputError if the model cannot be
     loaded, if it cannot have such a head, or if there are no classes for it or no reference for a probe.
     """
-    head, random_weights = _head_of(name, settings), settings.random_weights
+    head, random_weights = head_of(name, settings.head, settings.weights), settings.random_weights
     if settings.weights is not None:
         name, random_weights = with_weights(name, settings.weights), True
     if head != OWN and classes is None:
@@ -100,9 +100,8 @@ def _warn_of_trained_head(weights: str | Path | None) -> None:
         )
 
 
-def _head_of(name: str, settings: StartSettings) -> str:
+def head_of(name: str, head: str | None, weights: str | Path | None) -> str:
     """The head that a model gets; raises an InputError where it cannot have the requested one."""
-    head = settings.head
     if head is None:
         return PROBE if is_encoder(name) else ZERO_SHOT
     require_choice("head", head, HEADS)
@@ -111,7 +110,7 @@ def _head_of(name: str, settings: StartSettings) -> str:
             f"{name!r} has no text tower, so it has no zero-shot head. Choose `head='probe'`, a linear probe, or "
             "`head='own'`, the head that it was pretrained with."
         )
-    if not is_encoder(name) and head != ZERO_SHOT and not (head == OWN and settings.weights is not None):
+    if not is_encoder(name) and head != ZERO_SHOT and not (head == OWN and weights is not None):
         raise InputError(
             f"the head {head!r} is for models without a text tower; that of {name!r} gives it a zero-shot head. Leave "
             "`head` out, or train a probe with the recipe 'linear-probe'."
