@@ -52,7 +52,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("families.backgrounds", "families.cifar", "families.torchvision", "families.wilds", "families.domains"),
         *("families.registry", "families.sizes"),
         *("emoji.drawings", "emoji.views", "emoji.sets", "solar_cells", "captions"),
-        *("duplicates", "near_duplicates", "suites"),
+        *("duplicates", "near_duplicates", "suites", "export"),
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "evaluation": (
         *("blocks", "intervals", "proportions", "significance", "robustness", "calibration", "metrics"),
         "benchmark_metrics",
-        *("predictions", "inference", "retrieval"),
+        *("predictions", "set_metrics", "scoring", "inference", "retrieval"),
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
     "finetuning": ("settings", "anchor", "depths", "probe", "recipes", "loop"),
@@ -98,19 +98,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "runs": (
         *("directory", "yaml_text", "locations", "file", "starts", "inputs", "samples", "evidence", "predictions"),
-        *(
-            "checks",
-            "doctor",
-            "doubts",
-            "pipeline",
-            "finished",
-            "networks",
-            "parts",
-            "comparisons",
-            "diagnose",
-            "benchmarks",
-        ),
-        *("stages", "tables", "retrieve", "interventions", "exports"),
+        *("checks", "doctor", "doubts", "pipeline", "finished", "networks", "parts", "comparisons", "diagnose"),
+        *("benchmarks", "scores", "stages", "tables", "retrieve", "interventions", "exports"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (

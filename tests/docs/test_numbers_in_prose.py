@@ -20,6 +20,7 @@ ANYWHERE = {
     "alpha 0.5": "the ensemble's usual coefficient",
     "CIFAR-10.1, 10.2": "names of data sets",
     "CC BY-SA 4.0": "a licence",
+    "CC BY-NC-SA 4.0": "a licence",
     "OFL 1.1": "a licence",
     "Python 3.11": "a version",
     "ersion 0.1": "a version",
@@ -44,6 +45,11 @@ ALLOWED: dict[str, dict[str, str]] = {
     "docs/data-sets.md": {
         "18,574 of 50,273": "the published size of a data set and of the part that is read",
         "WordNet 3.0": "a version",
+        "300 pixels": "the size of a data set's pictures",
+        "| 644, 215, 215 | 34 %": "the size of a data set and the share of one class",
+        "| 1,550 | 29 %": "the size of a data set and the share of one class",
+        "215 each, the test cells | 34 %": "the size of a data set and the share of one class",
+        "has an accuracy of 66 to 71 %": "one minus the shares of the other class",
     },
     "docs/decisions.md": {
         "two of four vehicles": "a property of a data set",
@@ -58,12 +64,18 @@ ALLOWED: dict[str, dict[str, str]] = {
         "for 95 % of the images": "a threshold of the verdict",
         "in which 95 % of the images": "a threshold of the verdict",
         "at least 92 % with 10 clusters": "asserted by tests/evaluation/test_proportions.py",
+        "half a kilobyte": "256 pixels of two bytes",
         "less than 80 %": "asserted by tests/evaluation/test_proportions.py",
         "534 and 768 channels is 0.54": "asserted by tests/diagnosis/test_cka.py",
     },
     "docs/diagnosis.md": {
         "most confident 50 and 80 %": "settings of a measure",
         "at most half a point on the reference": "a criterion that was fixed beforehand",
+    },
+    "docs/doctor.md": {
+        "more than 20 times the images": "a threshold of a check",
+        "at least 1 % of a test set": "a threshold of a check",
+        "correlate by 0.98 or more": "a threshold of a check",
     },
     "docs/hyper-parameters.md": {"With WiSE-FT at 0.5": "the ensemble's usual coefficient"},
     "docs/merging.md": {"pieces of 8 MB": "a setting", "mergekit (0.1.5": "a version"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from shiftproof.cli.options import (
 from shiftproof.errors import InputError
 
 if TYPE_CHECKING:
+    from shiftproof.records.accuracy import AccuracyRecord
     from shiftproof.runs.stages import Sweep
 
 
@@ -86,8 +88,7 @@ def zeroshot(
 
     Example: shiftproof zeroshot tiny --suite emoji --out runs/zeroshot
     """
-    from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.accuracy import records_table
+    from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_zero_shot
 
     scored = data.is_given() or classes is None
@@ -96,7 +97,7 @@ def zeroshot(
     with live_progress():
         records = run_zero_shot(run_file, out, scored=scored, overwrite=overwrite)
     if scored:
-        print_table(records_table(records))
+        _print_records(records)
     print(f"the classifier is {out}{'' if scored else '; it is not scored, since there is no data'}")
 
 
@@ -120,15 +121,14 @@ def finetune(
 
     Example: shiftproof finetune tiny --suite emoji --out runs/tuned --set finetune.epochs=5
     """
-    from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.accuracy import records_table
+    from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_finetune
 
     keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
     run_file = settings.resolve(model=start, suite=data.section(), **keys)
     with live_progress():
         records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)
-    print_table(records_table(records))
+    _print_records(records)
     print(f"the classifier is {out}")
 
 
@@ -177,6 +177,15 @@ def sweep(
     print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {result}")
 
 
+def _print_records(records: Sequence[AccuracyRecord]) -> None:
+    from shiftproof.cli.console import print_table
+    from shiftproof.report.accuracy import records_table, scoring_table
+
+    print_table(records_table(records))
+    if scoring := scoring_table({"value": {record.set: record for record in records}}):
+        print_table(scoring)
+
+
 def _print_sweep(measured: Sweep) -> None:
     from shiftproof.cli.console import print_table
     from shiftproof.report.accuracy import records_table
@@ -211,8 +220,7 @@ def evaluate(
 
     Example: shiftproof evaluate runs/tuned --test folder:photos --shift sketch=folder:sketches
     """
-    from shiftproof.cli.console import live_progress, print_table
-    from shiftproof.report.accuracy import records_table
+    from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_evaluate
 
     sets = data.named_sets()
@@ -226,7 +234,7 @@ def evaluate(
             clip_benchmark=clip_benchmark,
             overwrite=overwrite,
         )
-    print_table(records_table(records))
+    _print_records(records)
 
 
 def predict(

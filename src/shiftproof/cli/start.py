@@ -82,14 +82,15 @@ def _run(run_file: RunFile, out: Path, *, resume: bool, overwrite: bool) -> None
 
 def _print_record(record: RunRecord, out: Path) -> None:
     from shiftproof.cli.console import print_table
-    from shiftproof.report.accuracy import accuracy_table, group_table
+    from shiftproof.report.accuracy import accuracy_table, group_table, run_scoring_table
     from shiftproof.report.page import read_diagnosis
     from shiftproof.report.tables import transposed
     from shiftproof.report.verdicts import verdict
 
     diagnosis = read_diagnosis(out)
     print_table(transposed(accuracy_table(record, diagnosis)))
-    if groups := group_table(record):
-        print_table(groups)
+    for table in (run_scoring_table(record), group_table(record)):
+        if table:
+            print_table(table)
     print(verdict(record, diagnosis))
     print(f"report: {out / 'report.html'}")

@@ -3,10 +3,11 @@
 from .batches import evaluation_batches, training_batches
 from .captions import CaptionedSet, load_captioned_set
 from .corruptions import corrupt
+from .export import export_suite
 from .labels import ClassSpace
 from .loading import Preprocessing
 from .sets import ImageSet, array_set, load_set, unlabelled_set, with_masks
-from .suites import Reference, Shift, ShiftSuite, corrupted, export_suite, load_data, load_suite, own_suite
+from .suites import Reference, Shift, ShiftSuite, corrupted, load_data, load_suite, own_suite
 from .transforms import ImageTransform
 
 __all__ = [

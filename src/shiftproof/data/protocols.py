@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Float = TypeVar("Float", bound=np.floating)
 _REFUSED = -1e4  # the logit of a class that may not be answered: its probability is 0, and all logits stay finite
 
 
@@ -28,7 +30,7 @@ class Projection:
         """The number of answers that the model chooses from."""
         return len(np.unique(self.answers[self.answers >= 0]))
 
-    def apply(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    def apply(self, logits: NDArray[Float]) -> NDArray[Float]:
         """The (N, K) logits of a protocol from the (N, K) logits of a model, of the same dtype.
 
         >>> Projection(np.array([0, 0, -1])).apply(np.array([[1.0, 2.0, 9.0]])).tolist()
@@ -55,7 +57,7 @@ class Protocol:
     ``name`` is what results call it. ``answers`` are the classes, by id, that the set's labels can be; the classes of
     one entry count as one answer, which is labelled by the first of them. Without ``answers``, every class is one.
     ``others`` says whether the model may also answer a class outside of them, and ``pooled`` is that of
-    ``Projection``. ``metrics`` name the set's metrics beside accuracy (``evaluation.benchmarks``).
+    ``Projection``. ``metrics`` name the set's metrics beside accuracy (``evaluation.set_metrics``).
     """
 
     name: str = "accuracy"
@@ -79,3 +81,12 @@ class Protocol:
             answers[members] = members[:1] * len(members)
         unchanged = np.array_equal(answers, np.arange(len(class_ids)))
         return None if unchanged else Projection(answers.astype(np.int64), self.pooled)
+
+
+def protocol_of(class_ids: Sequence[str]) -> Protocol:
+    """The protocol of a set that has only these classes: a model may answer all of its own, but they are noted.
+
+    >>> protocol_of(["lemon"]).answers
+    (('lemon',),)
+    """
+    return Protocol("over all classes", tuple((name,) for name in class_ids))

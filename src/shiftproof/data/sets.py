@@ -20,7 +20,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
-from shiftproof.data.protocols import Projection, Protocol
+from shiftproof.data.protocols import Projection, Protocol, protocol_of
 from shiftproof.data.sources import Source
 from shiftproof.data.spelling import normal_name
 from shiftproof.errors import InputError, counted, listed, refuse_path, require_equal_length, require_name
@@ -273,6 +273,8 @@ def load_set(spec: str, classes: ClassSpace | None = None, *, split: str = "test
     images = replace(
         picture_set(spec, classes, ids, labels, [entry.picture for entry in entries]), groups=groups or None
     )
+    if partial and len(occurring := np.unique(labels)) < len(classes):
+        images = replace(images, protocol=protocol_of([classes.ids[k] for k in occurring]))
     masks = [entry.mask for entry in entries if entry.mask is not None]
     return _masked(images, masks) if masks else images
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from shiftproof import progress
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, concepts
 from shiftproof.data.emoji.sets import EMOJI_SUITES, belongs, emoji_set
-from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, load_family
+from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, is_family, load_family
 from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.held_out import hold_out
 from shiftproof.data.labels import ClassSpace
@@ -31,12 +27,11 @@ from shiftproof.errors import InputError, refuse_path, require_choice, require_n
 from shiftproof.records.codec import to_json
 from shiftproof.records.runs import HeldOutRecord
 from shiftproof.seeding import child_generator
-from shiftproof.storage import require_directory_name
 
 VALIDATION = "validation"
 SHIFT_KINDS = ("natural", "synthetic")
 # The embedded suites, each with the attribution that a copy of its pictures must carry.
-_ATTRIBUTIONS = {**dict.fromkeys(EMOJI_SUITES, EMOJI_ATTRIBUTION), SOLAR_CELLS: CELL_ATTRIBUTION}
+ATTRIBUTIONS = {**dict.fromkeys(EMOJI_SUITES, EMOJI_ATTRIBUTION), SOLAR_CELLS: CELL_ATTRIBUTION}
 _HELD_OUT_SEED = 20260  # seeds every held-out view and corruption; the run's seed changes the training views only
 _TRAIN_VIEWS, _VALIDATION_VIEWS, _TEST_VIEWS, _CORRUPTED_VIEWS = 5, 4, 8, 2
 _CORRUPTED_SEVERITY = 3
@@ -194,6 +189,21 @@ def _emoji(name: str, seed: int) -> ShiftSuite:
     return ShiftSuite(name, classes, reference, (*natural, *synthetic))
 
 
+def load_test_sets(name: str, classes: ClassSpace) -> tuple[str, dict[str, ImageSet]]:
+    """The name of a suite's reference, and the test sets of the suite by name, labelled in a class space.
+
+    The training images of a public family need not be there. Errors are those of ``load_suite``.
+    """
+    if (section := family_section(name)) is None:
+        suite = load_suite(name).relabelled(classes)
+        return suite.reference.name, suite.test_sets
+    reference = section["reference"]
+    sets = {reference["name"]: load_data(_required(reference, "test"), classes, partial=True)}
+    return reference["name"], sets | {
+        shift: _load_shift(shift, entry, classes).data for shift, entry in section["shifts"].items()
+    }
+
+
 def own_suite(
     reference: Mapping[str, str | None],
     shifts: Mapping[str, Mapping[str, object]],
@@ -232,7 +242,7 @@ def own_suite(
 
 def _load_shift(name: str, entry: Mapping[str, object], classes: ClassSpace) -> Shift:
     images = load_data(str(entry["data"]), classes, split=SHIFT, partial=True)
-    if not entry.get("partial", False):
+    if not entry.get("partial", False) and not is_family(str(entry["data"])):
         warn_of_missing_classes(images, name)
     return Shift(name, str(entry.get("kind", "natural")), images)
 
@@ -253,17 +263,17 @@ def load_data(
     """
     require_name("spec", spec, "folder:PATH")
     kind, _, rest = spec.partition(":")
-    require_known_kind("data name", spec, kind, [*FORMATS, *FAMILIES, "corrupted", *_ATTRIBUTIONS])
+    require_known_kind("data name", spec, kind, [*FORMATS, *FAMILIES, "corrupted", *ATTRIBUTIONS])
     if kind == "corrupted":
         corruption, severity, data = _split_corrupted(spec, rest)
         return corrupted(load_data(data, classes, split=split, seed=seed, partial=partial), corruption, severity).data
-    if kind in _ATTRIBUTIONS:
+    if kind in ATTRIBUTIONS:
         if rest:
             raise InputError(f"{spec!r} has something after {kind!r}; the name must stand alone.")
         reference = load_suite(kind, seed=seed).reference
         images: ImageSet = reference.test if split == SHIFT else getattr(reference, split)
         return images if classes is None else images.relabelled(classes)
-    if kind in FAMILIES:
+    if is_family(spec):
         return load_family(spec, classes, split=split, partial=partial)
     return load_set(spec, classes, split=split, partial=partial)
 
@@ -284,57 +294,15 @@ def corrupted(images: ImageSet, corruption: str, severity: int) -> Shift:
     return Shift(name, "synthetic", images.mapped(change, name))
 
 
-def export_suite(suite: ShiftSuite, out: str | Path) -> int:
-    """Writes PNG files to ``out/reference/{train,validation,test}/CLASS/`` and ``out/shifts/NAME/CLASS/``.
-
-    The folder appears complete or not at all. Returns the number of images. Raises an InputError if ``out`` is a file
-    or a folder that is not empty.
-    """
-    require_suite(suite)
-    out = Path(out)
-    require_directory_name(out, "an export")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not empty. Choose another `out`, or delete it.")
-    reference = suite.reference
-    folders = {
-        "reference/train": reference.train,
-        "reference/validation": reference.validation,
-        "reference/test": reference.test,
-        **{f"shifts/{shift.name}": shift.data for shift in suite.shifts},
-    }
-    total, done = sum(len(images) for images in folders.values()), 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        for folder, images in folders.items():
-            for i, label in enumerate(images.labels):
-                # Ids may contain slashes, as those of folder sets do; the class folder is named by the label.
-                file = temporary / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
-                file = file.with_stem(f"{file.stem}-{i}") if file.exists() else file
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(images.read(i)).save(file)
-                done += 1
-                progress.report("export", done, total)
-        if attribution := _ATTRIBUTIONS.get(suite.name):
-            (temporary / "ATTRIBUTION.txt").write_text(attribution + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return total
-
-
 def _require_embedded(name: str) -> None:
     """Raises an InputError unless a suite of this name is embedded; a path or data name gets a hint."""
-    if name not in _ATTRIBUTIONS and (":" in name or "/" in name or Path(name).exists()):
+    if name not in ATTRIBUTIONS and (":" in name or "/" in name or Path(name).exists()):
         raise InputError(
             f"the suite {name!r} is neither an embedded one nor that of a family, such as imagenet:PATH "
             f"(docs/data-sets.md). Your own data are a reference with its shifts: a section "
             "`suite: {reference: {train: folder:PATH, test: folder:PATH}}` of a run file, or `own_suite`."
         )
-    require_choice("suite", name, _ATTRIBUTIONS)
+    require_choice("suite", name, ATTRIBUTIONS)
 
 
 def _some(images: ImageSet, limit: int) -> ImageSet:

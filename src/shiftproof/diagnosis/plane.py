@@ -214,6 +214,8 @@ def _errors_and_loss(
     network: Network, batches: Sequence[Tensor], images: ImageSet
 ) -> tuple[NDArray[np.bool_], float | None]:
     logits = np.concatenate([network(batch).float().cpu().numpy() for batch in batches])
+    if (projection := images.projection) is not None:
+        logits = projection.apply(logits)
     if not (finite := np.isfinite(logits).all(1)).all():  # far from all models, logits may overflow float32
         return ~finite | (logits.argmax(1) != images.labels), None
     of_labels = log_probabilities(logits)[np.arange(len(images)), images.labels]

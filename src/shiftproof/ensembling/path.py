@@ -163,7 +163,7 @@ def sweep_scores(
 
     @contextlib.contextmanager
     def collect(alpha: float, name: str) -> Iterator[Add]:
-        collector = ScoreCollector(sets[name].labels)
+        collector = ScoreCollector(sets[name].labels, sets[name].projection)
         yield collector.add
         by_alpha[alpha][name] = collector.whole()
 
@@ -253,8 +253,8 @@ def _measured(
     seen: Callable[[int], None],
     adds: Mapping[float, Add],
 ) -> dict[float, Proportion]:
-    """Runs over a set once; returns the accuracy of each alpha. ``adds`` receive the logits."""
-    correct = {alpha: np.zeros(len(images), dtype=bool) for alpha in alphas}
+    """Runs over a set once; returns the accuracy of each alpha. ``adds`` receive the logits of the models."""
+    correct, projection = {alpha: np.zeros(len(images), dtype=bool) for alpha in alphas}, images.projection
     start = 0
     with torch.inference_mode():
         for batch in batches:
@@ -262,7 +262,8 @@ def _measured(
             start += len(batch)
             for alpha, logits in zip(alphas, along(batch, alphas), strict=True):
                 values = logits.float().cpu().numpy()
-                correct[alpha][rows] = correct_rows(values, images.labels[rows])
+                scored = values if projection is None else projection.apply(values)
+                correct[alpha][rows] = correct_rows(scored, images.labels[rows])
                 if alpha in adds:
                     adds[alpha](values)
                 seen(len(batch))

@@ -48,6 +48,8 @@ def predict(
 ) -> Predictions:
     """Runs a classifier over a set and returns the (N, K) float32 logits of its N images, in the order of the set.
 
+    Where the set has a protocol that says which classes may be answered, the logits are projected accordingly.
+
     ``device`` is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``batch_size`` counts
     images. ``stage`` is the name under which progress is reported. With ``together``, every process of a training run
     calls this function: each runs its share of the batches, and all of them receive the logits of all images. Raises
@@ -79,7 +81,7 @@ def predict(
         all_logits = np.zeros((len(images), logits.shape[1]), dtype=np.float32)
         all_logits[positions] = logits
         logits = summed(all_logits, torch_device)
-    return Predictions(images.ids, images.labels, logits, images.groups)
+    return Predictions.of(images.ids, images.labels, logits, images.groups, images.projection)
 
 
 def predict_batches(
@@ -92,7 +94,8 @@ def predict_batches(
 ) -> Iterator[NDArray[np.float32]]:
     """Yields the (B, K) float32 logits of the images, or of those at ``positions``, one batch at a time.
 
-    No more than one batch of logits is held in memory. The arguments and errors are those of ``predict``.
+    They are the model's, whatever the protocol of the set. No more than one batch of logits is held in memory. The
+    arguments and errors are those of ``predict``.
     """
     require_classifier(classifier)
     require_set(images)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shiftproof.data.protocols import Projection
 from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.calibration import calibration_error
 from shiftproof.evaluation.proportions import measure_proportion
@@ -81,14 +82,16 @@ class ScoreCollector:
     [0, 1, 0]
     """
 
-    def __init__(self, labels: NDArray[np.integer]) -> None:
+    def __init__(self, labels: NDArray[np.integer], projection: Projection | None = None) -> None:
         self._labels = labels
+        self._projection = projection
         self._parts: list[Scores] = []
         self._count = 0
 
     def add(self, logits: NDArray[np.floating]) -> None:
-        """Adds the (B, K) logits of the next samples."""
-        self._parts.append(scores(logits, self._labels[self._count : self._count + len(logits)]))
+        """Adds the (B, K) logits of the next samples, which are projected first if there is a projection."""
+        projected = logits if self._projection is None else self._projection.apply(logits)
+        self._parts.append(scores(projected, self._labels[self._count : self._count + len(logits)]))
         self._count += len(logits)
 
     def whole(self) -> Scores:

@@ -6,13 +6,14 @@ import contextlib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftproof.data.protocols import Projection
 from shiftproof.errors import InputError, counted, listed
 from shiftproof.evaluation.blocks import ROWS, logit_blocks
 from shiftproof.evaluation.metrics import Scores
@@ -28,13 +29,30 @@ class Predictions:
     """A classifier's logits on the N samples of one set.
 
     ``ids`` (N,) name the samples, ``labels`` (N,) are their classes, ``logits`` are (N, K) float32; ``groups`` (N,)
-    splits the samples for reporting if the set has groups.
+    splits the samples for reporting if the set has groups. Where the protocol of the set has a ``projection``, the
+    logits are projected, and ``model_logits`` are those that the model gave.
     """
 
     ids: tuple[str, ...]
     labels: NDArray[np.int64]
     logits: NDArray[np.float32]
     groups: tuple[str, ...] | None = None
+    projection: Projection | None = field(default=None, repr=False)
+    model_logits: NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        ids: tuple[str, ...],
+        labels: NDArray[np.int64],
+        logits: NDArray[np.float32],
+        groups: tuple[str, ...] | None,
+        projection: Projection | None,
+    ) -> Predictions:
+        """Predictions from the logits that a model gave, which are projected if the set has a projection."""
+        if projection is None:
+            return cls(ids, labels, logits, groups)
+        return cls(ids, labels, projection.apply(logits), groups, projection, logits)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({counted(len(self.ids), 'sample')}, {self.logits.shape[1]} classes)"
@@ -44,7 +62,8 @@ class Predictions:
 class StoredPredictions:
     """Predictions stored in a file; all but the logits are in memory, and ``blocks`` reads those from the file.
 
-    ``shape`` is that of the logits, (N, K).
+    ``shape`` is that of the logits, (N, K). The file holds the logits that the model gave; where the protocol of the
+    set has a ``projection``, it holds that too, and the logits are projected as they are read.
     """
 
     path: Path
@@ -52,15 +71,21 @@ class StoredPredictions:
     labels: NDArray[np.int64]
     groups: tuple[str, ...] | None
     shape: tuple[int, int]
+    projection: Projection | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {counted(len(self.ids), 'sample')}, {self.shape[1]} classes)"
 
     def blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
-        """Yields the rows of the logits in order, ``rows`` at a time; the last block may be smaller.
+        """Yields the rows of the logits in order, ``rows`` at a time, projected; the last block may be smaller.
 
         Raises an InputError that names the file if it is damaged.
         """
+        for block in self.model_blocks(rows):
+            yield block if self.projection is None else self.projection.apply(block)
+
+    def model_blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
+        """Does what ``blocks`` does with the logits that the model gave."""
         with _readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open("logits.npy") as stream:
             _read_header(stream)
             for start in range(0, self.shape[0], rows):
@@ -80,15 +105,23 @@ class StoredPredictions:
 
 @contextlib.contextmanager
 def writing_predictions(
-    path: Path, ids: Sequence[str], labels: NDArray[np.integer], classes: int, groups: Sequence[str] | None = None
+    path: Path,
+    ids: Sequence[str],
+    labels: NDArray[np.integer],
+    classes: int,
+    groups: Sequence[str] | None = None,
+    projection: Projection | None = None,
 ) -> Iterator[Add]:
     """A context with a function that appends (B, K) float32 logits of the samples, in their order, to a file.
 
-    The file appears complete or not at all. Raises an InputError if there are too many rows, or too few at the end.
+    The logits are those that the model gives; ``projection`` is stored beside them. The file appears complete or not at
+    all. Raises an InputError if there are too many rows, or too few at the end.
     """
     entries: dict[str, NDArray[np.generic]] = {"ids": np.array(ids), "labels": np.asarray(labels)}
     if groups is not None:
         entries["groups"] = np.array(groups)
+    if projection is not None:
+        entries |= {"answers": projection.answers, "pooled": np.array(projection.pooled)}
     written = 0
     with atomically(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in entries.items():
@@ -118,9 +151,10 @@ def writing_predictions(
 def save_predictions(predictions: Predictions, path: str | Path) -> Path:
     """Writes ids, labels, logits and groups to an ``.npz`` file without pickle, and returns its path."""
     path = Path(path)
-    shape = predictions.logits.shape
-    with writing_predictions(path, predictions.ids, predictions.labels, shape[1], predictions.groups) as add:
-        for block in logit_blocks(predictions.logits):
+    logits = predictions.logits if predictions.model_logits is None else predictions.model_logits
+    of_set = predictions.ids, predictions.labels, logits.shape[1], predictions.groups, predictions.projection
+    with writing_predictions(path, *of_set) as add:
+        for block in logit_blocks(logits):
             add(block)
     return path
 
@@ -135,11 +169,12 @@ def open_predictions(path: str | Path) -> StoredPredictions:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             ids, labels = tuple(file["ids"].tolist()), file["labels"]
             groups = tuple(file["groups"].tolist()) if "groups" in file else None
+            projection = Projection(file["answers"], bool(file["pooled"])) if "answers" in file else None
         with zipfile.ZipFile(path) as archive, archive.open("logits.npy") as entry:
             shape = _read_header(entry)
         if len(ids) != len(labels) or len(ids) != shape[0]:
             raise ValueError(f"it has {len(ids)} ids, {len(labels)} labels and {shape[0]} rows of logits")
-    return StoredPredictions(path, ids, labels, groups, shape)
+    return StoredPredictions(path, ids, labels, groups, shape, projection)
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -148,9 +183,9 @@ def load_predictions(path: str | Path) -> Predictions:
     Raises an InputError that names the file if it cannot be read.
     """
     stored = open_predictions(path)
-    blocks = list(stored.blocks())
+    blocks = list(stored.model_blocks())
     logits = np.concatenate(blocks) if blocks else np.empty(stored.shape, dtype=np.float32)
-    return Predictions(stored.ids, stored.labels, logits, stored.groups)
+    return Predictions.of(stored.ids, stored.labels, logits, stored.groups, stored.projection)
 
 
 def align_predictions(first: Predictions, second: Predictions) -> Predictions:
@@ -173,7 +208,8 @@ def align_predictions(first: Predictions, second: Predictions) -> Predictions:
             "predictions to the same class space."
         )
     groups = None if second.groups is None else tuple(second.groups[row] for row in rows)
-    return Predictions(first.ids, second.labels[rows], second.logits[rows], groups)
+    logits = second.logits if second.model_logits is None else second.model_logits
+    return Predictions.of(first.ids, second.labels[rows], logits[rows], groups, second.projection)
 
 
 def save_scores(scores: Scores, ids: tuple[str, ...], path: Path) -> Path:

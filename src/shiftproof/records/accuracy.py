@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 # The methods of intervals of accuracies, for independent samples and for samples that belong together.
 INDEPENDENT, CLUSTERED = "clopper-pearson", "korn-graubard"
+# The variants of an accuracy on a set that has only some of the classes: the model may answer all classes, or only
+# those of the set; and both on the images of the reference whose classes the set has.
+OVER_ALL, MASKED = "over all classes", "masked to the classes of the set"
+REFERENCE_OVER_ALL, REFERENCE_MASKED = f"reference, same classes, {OVER_ALL}", f"reference, same classes, {MASKED}"
+VARIANTS = (OVER_ALL, MASKED, REFERENCE_OVER_ALL, REFERENCE_MASKED)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class AccuracyRecord:
     ``class_count`` is the number of classes that the model chooses from. ``top_class`` is the class that it names most
     often, for the fraction ``top_share`` of the samples, and ``majority_share`` is the fraction of the samples that
     belong to the commonest class. These four are None in files of version 0.1.
+
+    ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name.
+    ``variants`` are accuracies by another rule or on a comparable part of the reference, for a set with only some of
+    the classes (``VARIANTS``).
     """
 
     model: str
@@ -53,6 +62,9 @@ class AccuracyRecord:
     top_class: str | None = None
     top_share: float | None = None
     majority_share: float | None = None
+    protocol: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    variants: Mapping[str, GroupRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

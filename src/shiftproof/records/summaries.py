@@ -19,6 +19,8 @@ from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, 
 
 # What a record says about the distribution of the answers, from which guessing is recognised.
 _ANSWERS = ("class_count", "top_class", "top_share", "majority_share")
+# What a record says about the scoring of a public set, and of a set with only some of the classes.
+_SCORING = ("protocol", "metrics", "variants")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class _Evaluation:
     top_class: str | None = None
     top_share: float | None = None
     majority_share: float | None = None
+    protocol: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    variants: Mapping[str, GroupRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,17 @@ class _Study:
 def summary_json(record: RunRecord) -> dict[str, Any]:
     """Returns the content of ``summary.json``; accuracies by class are in ``results.jsonl`` only."""
     plain = to_json(record)
-    parts = ("accuracy", "interval", "interval_method", "n", "clusters", "calibration_error", "groups", *_ANSWERS)
+    parts = (
+        "accuracy",
+        "interval",
+        "interval_method",
+        "n",
+        "clusters",
+        "calibration_error",
+        "groups",
+        *_ANSWERS,
+        *_SCORING,
+    )
     return {
         **document({name: plain[name] for name in ("suite", "reference", "shifts", "kinds")}),
         "models": {

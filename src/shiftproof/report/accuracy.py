@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord, GroupRecord
@@ -51,6 +51,35 @@ def group_table(run: RunRecord) -> Table | None:
         "wider."
     )
     return Table("Accuracy by group, in per cent", header, tuple(rows), note)
+
+
+def scoring_table(columns: Mapping[str, Mapping[str, AccuracyRecord]]) -> Table | None:
+    """Returns the metrics of public sets and the variants for sets with only some of the classes, in per cent.
+
+    ``columns`` maps the name of each model to its records by set. Returns None if no record has any.
+    """
+    first, models = next(iter(columns.values()), {}), columns.values()
+    rows: list[tuple[str, ...]] = []
+    for name, record in first.items():
+        records = [by_set[name] for by_set in models]
+        for metric in record.metrics:
+            rows.append((name, metric, *(_optional(of_model.metrics.get(metric), per_cent) for of_model in records)))
+        for variant in record.variants:
+            measured = [of_model.variants.get(variant) for of_model in records]
+            rows.append((name, variant, *(ABSENT if entry is None else _interval_cell(entry) for entry in measured)))
+    if not rows:
+        return None
+    protocols = [f"{name} is scored as {record.protocol}" for name, record in first.items() if record.protocol]
+    note = f"{'; '.join(protocols)}. " if protocols else ""
+    note += "mCE is relative to AlexNet, and lower is better; a gap is in points. 95 % intervals are in brackets."
+    return Table(
+        "Metrics of public sets and scores on some of the classes", ("set", "score", *columns), tuple(rows), note
+    )
+
+
+def run_scoring_table(run: RunRecord) -> Table | None:
+    """Returns the ``scoring_table`` of a run's three models."""
+    return scoring_table({model_name(run, model): run.models[model] for model in MODEL_NAMES})
 
 
 def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 10) -> Table | None:

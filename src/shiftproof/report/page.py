@@ -16,7 +16,13 @@ from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.records.summaries import results_from_lines, run_from_summary
-from shiftproof.report.accuracy import accuracy_table, class_table, group_table, interval_name
+from shiftproof.report.accuracy import (
+    accuracy_table,
+    class_table,
+    group_table,
+    interval_name,
+    run_scoring_table,
+)
 from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
@@ -44,6 +50,7 @@ class _Section:
     verdict: str
     accuracy: Table
     groups: Table | None
+    scoring: Table | None
     classes: Table | None
     path: Table
     rules: Table | None
@@ -218,6 +225,7 @@ def _section(
         verdict=verdict(run, diagnosis),
         accuracy=accuracy_table(run, diagnosis),
         groups=group_table(run),
+        scoring=run_scoring_table(run),
         classes=class_table(run, _read_results(directory)),
         path=path_table(run),
         rules=_read_rules(directory),

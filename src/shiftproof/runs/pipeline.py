@@ -25,8 +25,8 @@ from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
 from shiftproof.errors import InputError, refuse_path
 from shiftproof.evaluation.intervals import LEVEL
-from shiftproof.evaluation.metrics import evaluate
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
+from shiftproof.evaluation.scoring import Scored, evaluate_set
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
@@ -300,10 +300,15 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
     """Measures the three models on every test set and returns the record that ``summary.json`` is written from."""
     suite = run.suite
     alphas = dict(zip(MODELS, (0.0, 1.0, run.alpha), strict=True))
-    models = {
-        model: {name: measure_accuracy(suite, by_set[name], model, alphas[model], name) for name in suite.test_sets}
-        for model, by_set in predictions.items()
-    }
+    models: dict[str, dict[str, AccuracyRecord]] = {}
+    for model, by_set in predictions.items():
+        reference = Scored(suite.reference.test, by_set[suite.reference.name])
+        models[model] = {
+            name: measure_accuracy(
+                images, by_set[name], model=model, alpha=alphas[model], name=name, reference=reference
+            )
+            for name, images in suite.test_sets.items()
+        }
     methods = {entry.interval_method for entry in models["ensemble"].values()}
     return RunRecord(
         suite=suite.name,
@@ -342,16 +347,7 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
     """Measures the accuracy of every alpha on every set, validation split included."""
     files = run.scores
     return [
-        evaluate(
-            files.read(alpha, name),
-            images.labels,
-            run.suite.classes.ids,
-            model="path",
-            alpha=alpha,
-            set_name=name,
-            groups=images.groups,
-            clusters=images.clusters.names,
-        )
+        evaluate_set(files.read(alpha, name), images, model="path", alpha=alpha, set_name=name)
         for alpha in run.path.alphas
         for name, images in files.sets.items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.rules import FIXED_ALPHA, compare_alphas
 from shiftproof.errors import InputError, require_equal_length
 from shiftproof.evaluation.inference import predict_batches
-from shiftproof.evaluation.metrics import ScoreCollector, Scores, evaluate
+from shiftproof.evaluation.metrics import ScoreCollector, Scores
 from shiftproof.evaluation.predictions import (
     Add,
     StoredPredictions,
@@ -25,6 +25,7 @@ from shiftproof.evaluation.predictions import (
     save_scores,
     writing_predictions,
 )
+from shiftproof.evaluation.scoring import Scored, evaluate_set, measure_variants
 from shiftproof.models.classifier import Classifier
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
@@ -46,7 +47,7 @@ class PathFiles:
     @contextlib.contextmanager
     def collect(self, alpha: float, name: str) -> Iterator[Add]:
         """Collects the logits of an alpha on a set batch by batch, and writes one file when all have been added."""
-        collector = ScoreCollector(self.sets[name].labels)
+        collector = ScoreCollector(self.sets[name].labels, self.sets[name].projection)
         yield collector.add
         save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
 
@@ -101,7 +102,8 @@ def temporary_logits(
 
 def writing_logits(images: ImageSet, file: Path) -> contextlib.AbstractContextManager[Add]:
     """Opens a file for the logits of a set, which are added batch by batch; it appears complete or not at all."""
-    return writing_predictions(file, images.ids, images.labels, len(images.classes), images.groups)
+    of_set = images.ids, images.labels, len(images.classes), images.groups, images.projection
+    return writing_predictions(file, *of_set)
 
 
 def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
@@ -114,19 +116,20 @@ def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:
 
 
 def measure_accuracy(
-    suite: ShiftSuite, predictions: StoredPredictions, model: str, alpha: float, name: str
+    images: ImageSet,
+    predictions: StoredPredictions,
+    *,
+    model: str,
+    alpha: float,
+    name: str,
+    reference: Scored | None = None,
 ) -> AccuracyRecord:
-    """Computes the accuracy record of a model on a set from its logits."""
+    """Computes the accuracy record of a model on a set from its logits.
+
+    A set with only some of the classes is compared with the ``reference``.
+    """
     collector = ScoreCollector(predictions.labels)
     for logits in predictions.blocks():
         collector.add(logits)
-    return evaluate(
-        collector.whole(),
-        predictions.labels,
-        suite.classes.ids,
-        model=model,
-        alpha=alpha,
-        set_name=name,
-        groups=predictions.groups,
-        clusters=suite.test_sets[name].clusters.names,
-    )
+    record = evaluate_set(collector.whole(), images, model=model, alpha=alpha, set_name=name)
+    return replace(record, variants=measure_variants(Scored(images, predictions), reference))

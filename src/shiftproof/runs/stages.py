@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,19 +11,20 @@ import numpy as np
 import torch
 
 from shiftproof.data.captions import load_captioned_set
+from shiftproof.data.export import export_suite
+from shiftproof.data.families.registry import SHIFT, family_section, is_family
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, named_pictures
 from shiftproof.data.readable import require_readable
-from shiftproof.data.sets import ImageSet, picture_set, warn_of_missing_classes
-from shiftproof.data.suites import ShiftSuite, export_suite, load_data, load_suite
+from shiftproof.data.sets import picture_set, warn_of_missing_classes
+from shiftproof.data.suites import ShiftSuite, load_data, load_suite, load_test_sets
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.path import SPACES, path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError, refuse_path, require_choice
 from shiftproof.evaluation.inference import predict
-from shiftproof.evaluation.metrics import evaluate, log_probabilities, scores
-from shiftproof.evaluation.predictions import Predictions
+from shiftproof.evaluation.metrics import log_probabilities
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.clip import load_clip
@@ -33,12 +33,11 @@ from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.identity import fingerprint, has_fingerprint
 from shiftproof.pretraining.loop import pretrain
 from shiftproof.records.accuracy import AccuracyRecord
-from shiftproof.records.codec import document, to_json
+from shiftproof.records.codec import document
 from shiftproof.records.paths import PathRecord
 from shiftproof.records.pretraining import PretrainRecord
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
-from shiftproof.runs.benchmarks import benchmark_record, write_benchmark
 from shiftproof.runs.directory import STAGE, SWEEP, TRAINING, OutputDirectory, Request, claim, explaining_resume
 from shiftproof.runs.doubts import (
     note_validation,
@@ -53,10 +52,13 @@ from shiftproof.runs.file import RunFile, SuiteFile
 from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable
 from shiftproof.runs.pipeline import records_versions, request_of
 from shiftproof.runs.predictions import PathFiles
+from shiftproof.runs.scores import benchmark_writer, score, write_results
 from shiftproof.runs.starts import load_scored
-from shiftproof.storage import json_text, read_json, write_json, write_text
+from shiftproof.storage import json_text, read_json, write_json
 from shiftproof.training.distributed import is_main_process, joined_processes, wait_for_main
 from shiftproof.training.log import trackers_from
+
+_TEST = "test"  # the name under which the test data of a reference are given on their own
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def run_zero_shot(
         save_classifier(classifier, out, overwrite=True)
         if suite is None:
             return ()
-        records = score(classifier, suite.relabelled(classifier.classes).test_sets, "zero_shot", device, out)
+        sets = suite.relabelled(classifier.classes).test_sets
+        records = score(classifier, sets, "zero_shot", device, out, reference=suite.reference.name)
     warn_of_guessing("zero-shot", records)
     return records
 
@@ -149,10 +152,11 @@ def run_finetune(
             trackers=trackers_from(run_file.report_to),
         )
         warn_of_loss(tuned.training, len(tuned.classes))
-        records = score(tuned, suite.test_sets, "fine_tuned", device, None, together=True)
+        sets, reference = suite.test_sets, suite.reference.name
+        records = score(tuned, sets, "fine_tuned", device, None, reference=reference, together=True)
         if is_main_process():
             save_classifier(tuned, out, overwrite=True)
-            _write_results(records, out)
+            write_results(records, out)
             warn_of_guessing("fine-tuned", records)
         return records
 
@@ -235,8 +239,9 @@ def _score_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out:
     reestimated = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
     save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"), overwrite=True)
     models = {"statistics averaged": ensemble, "statistics re-estimated": reestimated}
-    records = [r for name, model in models.items() for r in score(model, suite.test_sets, name, device, None)]
-    _write_results(records, out)
+    sets, reference = suite.test_sets, suite.reference.name
+    records = [r for name, m in models.items() for r in score(m, sets, name, device, None, reference=reference)]
+    write_results(records, out)
     return tuple(records)
 
 
@@ -269,78 +274,31 @@ def run_evaluate(
     clip_benchmark: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
-    """Scores a classifier on the test sets of an embedded suite and on named data.
+    """Scores a classifier on the test sets of a suite and on named data.
 
     ``directory`` is that of the classifier, or the name of a network with its own head, such as lite0. ``sets`` maps
-    the name of each set to its data, such as folder:PATH. With ``out``, the records are also written to
-    ``results.jsonl`` in that directory. With ``clip_benchmark``, each result is also written to that folder in the form
-    of LAION's CLIP_benchmark. A set may lack classes of the classifier; a warning names them.
+    the name of each set to its data, such as folder:PATH; the set named "test" is that of the reference, and the others
+    are shifts. With ``out``, the records are also written to ``results.jsonl`` in that directory. With
+    ``clip_benchmark``, each result is also written to that folder in the form of LAION's CLIP_benchmark. A set of your
+    own may lack classes of the classifier; a warning names them.
 
     Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
     """
     out = None if out is None else Path(out)
     classifier = load_scored(directory)
-    images: dict[str, ImageSet] = load_suite(suite).relabelled(classifier.classes).test_sets if suite else {}
-    images |= {name: load_data(data, classifier.classes, partial=True) for name, data in (sets or {}).items()}
+    reference, images = load_test_sets(suite, classifier.classes) if suite else (_TEST, {})
+    for name, data in (sets or {}).items():
+        split = "test" if name == _TEST else SHIFT
+        images[name] = load_data(data, classifier.classes, split=split, partial=True)
     if not images:
         raise InputError("there is no data to evaluate on. Name a `suite`, or data in `sets`.")
-    for name, image_set in images.items():
-        warn_of_missing_classes(image_set, name)
+    for name, data in (sets or {}).items():
+        if not is_family(data):
+            warn_of_missing_classes(images[name], name)
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
         model = Path(directory).name
-        keep = None if clip_benchmark is None else _benchmark_writer(classifier, model, Path(clip_benchmark))
-        return score(classifier, images, model, resolve_device(device), out, keep=keep)
-
-
-def _benchmark_writer(classifier: Classifier, model: str, folder: Path) -> Callable[[str, Predictions], object]:
-    """A function that writes the result of a classifier on a named set in the form of CLIP_benchmark."""
-
-    def write(name: str, predictions: Predictions) -> None:
-        record = benchmark_record(classifier, model, name, predictions.logits, predictions.labels)
-        write_benchmark(record, folder)
-
-    return write
-
-
-def score(
-    classifier: Classifier,
-    sets: Mapping[str, ImageSet],
-    model: str,
-    device: str,
-    out: Path | None,
-    *,
-    together: bool = False,
-    keep: Callable[[str, Predictions], object] | None = None,
-) -> tuple[AccuracyRecord, ...]:
-    """The accuracy of a classifier on every set, as records that name it ``model``.
-
-    With ``out``, the records are also written to ``results.jsonl`` in that directory. With ``together``, all processes
-    of a distributed job share the work. ``keep`` is called with the name and the predictions of every set.
-    """
-    records = []
-    for name, images in sets.items():
-        predictions = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
-        if keep is not None:
-            keep(name, predictions)
-        records.append(
-            evaluate(
-                scores(predictions.logits, predictions.labels),
-                predictions.labels,
-                classifier.classes.ids,
-                model=model,
-                alpha=classifier.alpha,
-                set_name=name,
-                groups=predictions.groups,
-                clusters=images.clusters.names,
-            )
-        )
-    if out is not None:
-        _write_results(records, out)
-    return tuple(records)
-
-
-def _write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
-    write_text(OutputDirectory(out).results, "".join(json.dumps(to_json(record)) + "\n" for record in records))
+        keep = None if clip_benchmark is None else benchmark_writer(classifier, model, Path(clip_benchmark))
+        return score(classifier, images, model, resolve_device(device), out, reference=reference, keep=keep)
 
 
 def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
@@ -384,7 +342,12 @@ def _require_unseen_validation(run_file: RunFile, fine_tuned: Classifier) -> Non
     Such a split would contain images that the classifier was trained on.
     """
     seed = fine_tuned.training.get("seed", run_file.seed)
-    if isinstance(run_file.suite, SuiteFile) and run_file.suite.reference.validation is None and seed != run_file.seed:
+    if isinstance(run_file.suite, SuiteFile):
+        drawn = run_file.suite.reference.validation is None
+    else:
+        section = family_section(run_file.suite)
+        drawn = section is not None and section["reference"]["validation"] is None
+    if drawn and seed != run_file.seed:
         raise InputError(
             f"the fine-tuned classifier held out its validation images with seed {seed}, and this sweep uses seed "
             f"{run_file.seed}, so most of them were trained on. Add `seed={seed}`, or name `validation` data."

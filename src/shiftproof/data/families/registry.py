@@ -7,12 +7,13 @@ protocol. A suite is ``NAME:PATH`` of a family that has shifts: its reference, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shiftproof.data.families import backgrounds, cifar, corruptions, domains, imagenet, objectnet, torchvision, wilds
 from shiftproof.data.labels import ClassSpace
+from shiftproof.data.protocols import protocol_of
 from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError, nearest
 from shiftproof.storage import expanded
@@ -61,6 +62,8 @@ def load_family(spec: str, classes: ClassSpace | None, *, split: str, partial: b
         return images
     if not partial:
         classes.require_all(images.classes.ids, spec, "Restore their folders; only a shift may lack some.")
+    if partial and images.protocol is None and len(images.classes) < len(classes):
+        images = replace(images, protocol=protocol_of(images.classes.ids))
     return images.relabelled(classes)
 
 
@@ -75,13 +78,22 @@ def split_family_name(spec: str) -> tuple[str, str, str]:
     return (kind, head, path) if colon and head in FAMILIES[kind].parts else (kind, "", rest)
 
 
+def is_family(spec: str) -> bool:
+    """Whether a data name is that of a public family, whose classes are known to be all of the reference's or some.
+
+    >>> is_family("imagenet-r:data"), is_family("folder:data")
+    (True, False)
+    """
+    return spec.partition(":")[0] in FAMILIES
+
+
 def family_section(name: str) -> dict[str, Any] | None:
     """The reference and the shifts of a family's suite, such as ``imagenet:PATH``, in the form of a run file.
 
     Returns None if the name is that of no family. Raises an InputError if the family is no suite.
     """
     kind, _, path = name.partition(":")
-    if kind not in FAMILIES or not path:
+    if not is_family(name) or not path:
         return None
     family = FAMILIES[kind]
     if family.shifts is None:
