@@ -60,7 +60,8 @@ MEANINGS: Mapping[str, str] = {
     "weights": "a file with a state dict that replaces the weights of the named model, or `FILE:KEY` (`--weights`); see "
     "[starts](starts.md)",
     "random_weights": "allows a model whose name has no tag, and which thus has random weights (`--random-weights`)",
-    "suite": "`emoji`, `emoji-development` or a [public data set](data-sets.md) such as `imagenet:PATH`, or a section about your own "
+    "suite": "`emoji`, `emoji-development`, [`solar-cells`](data-sets.md#solar-cells) or a [public data set](data-sets.md) such as "
+    "`imagenet:PATH`, or a section about your own "
     "data",
     "classes": "a file of [class names](zero-shot.md#names-of-classes) in place of the names of the data (`--classes`)",
     "prompts": "the prompts of the zero-shot head: `photo`, `short`, `openai`, a template with `{}`, a list of templates, or a "
