@@ -96,7 +96,7 @@ def test_a_mistake_in_a_name(call: Call, arguments: list[str], said: str) -> Non
     [
         (["zeroshoot"], "Did you mean 'zeroshot'?"),
         (["zeroshot"], "Missing argument"),
-        (["predict", "x"], "Missing argument"),
+        (["predict", "x"], "name images to predict, or a folder with --folder"),
         (["predict", "x", "y.png", "--top", "0"], "--top"),
         (["zeroshot", "tiny", "--seed", "-1"], "--seed"),
         (["demo", "--sede", "1"], "--seed"),
