@@ -132,7 +132,7 @@ def _bytes_to_unicode() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + number) for number in range(256 - len(plain))]
 
 
-# SigLIP's own vocabulary needs a trained sentencepiece model, which a test of its tokenizer makes.
+# SigLIP's own vocabulary needs a trained sentencepiece model; these models have CLIP's tokenizer instead.
 _TOKENIZERS = {
     "clip": _clip_tokenizer,
     "siglip": _clip_tokenizer,
