@@ -52,7 +52,7 @@ def test_the_images_of_fmow_are_numbered_over_all_rows(tmp_path: Path) -> None:
         ("train", "zoo", "FRA", "2012-12-31T23:59:59Z"),
         ("train", "airport", "PER", "2013-01-01T00:00:00Z"),  # too late to be trained on
         ("val", "airport", "PER", "2015-05-05T00:00:00Z"),
-        ("test", "zoo", "XXX", "2016-01-01T00:00:00Z"),
+        ("test", "zoo", "ATA", "2016-01-01T00:00:00Z"),
         ("test", "airport", "PER", "2017-01-01T00:00:00Z"),
         ("test", "airport", "PER", "2011-01-01T00:00:00Z"),
         ("val", "zoo", "FRA", "2010-01-01T00:00:00Z"),

@@ -121,9 +121,9 @@ def _metadata(classifier: Classifier, export: Export, results: KnownResults) -> 
         for record in results.records
     ]
     return ModelCardData(
-        library_name=export.library if export.library in _HUB_LIBRARIES else None,
+        library_name=export.package if export.package in _HUB_LIBRARIES else None,
         pipeline_tag="image-classification",
-        tags=[*tags, *([] if export.library in _HUB_LIBRARIES else [export.to])],
+        tags=[*tags, *([] if export.package in _HUB_LIBRARIES else [export.to])],
         base_model=_hub_id(classifier),
         metrics=["accuracy"] if evaluations else None,
         model_name=export.directory.resolve().name if evaluations else None,

@@ -37,7 +37,7 @@ class Export:
 
     directory: Path
     to: str
-    library: str
+    package: str
     difference: float
     notes: tuple[str, ...]
     usage: str
@@ -70,7 +70,7 @@ def export_classifier(classifier: Classifier, to: str, out: str | Path, *, overw
             error.add_note(_others(classifier, to))
             raise
         move_into_place(content, out)
-    return Export(out, to, form.library, difference, written.notes, form.usage(out, out.resolve().name))
+    return Export(out, to, form.package, difference, written.notes, form.usage(out, out.resolve().name))
 
 
 def _others(classifier: Classifier, to: str) -> str:

@@ -50,7 +50,7 @@ class Format:
     """
 
     name: str
-    library: str
+    package: str
     files: tuple[str, ...]
     refusal: Callable[[Classifier], str | None]
     write: Callable[[Classifier, Path], Written]
