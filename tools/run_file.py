@@ -71,6 +71,8 @@ MEANINGS: Mapping[str, str] = {
     "alphas": "how many alphas from 0 to 1 are measured (at least 2), or a list of alphas",
     "alpha_rule": "how the alpha of the ensemble is chosen; no rule reads a shift",
     "alpha_tolerance": "for the rule `tolerance`: by how much the accuracy may stay below the best one, as a fraction from 0 to 1",
+    "batch_norm": "whether batch-norm statistics of the ensembles between alpha 0 and 1 are averaged, like weights, or re-estimated on the "
+    "training images; see [batch norm](starts.md#batch-norm)",
     "seed": "seeds all random numbers; 0 or more",
     "device": "`auto`, `cpu`, `cuda` or another torch device; `auto` prefers a GPU",
     "limit": "the largest number of images of any held-out set, the same ones in every run",

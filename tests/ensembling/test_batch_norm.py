@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from support.classifiers import classifier_around, weight_bytes
+from support.classifiers import classifier_around, convolution_classifier, weight_bytes
 from torch import Tensor, nn
 
 import shiftproof as sp
@@ -24,6 +25,7 @@ from shiftproof.cli.app import main
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
+from shiftproof.ensembling.path import ensemble_on_path, path_sets
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
 
@@ -237,6 +239,69 @@ def test_too_few_images_are_refused(own: sp.Classifier) -> None:
         reestimate_batch_norm(own, plain(24).subset([0]))
     with pytest.raises(sp.InputError, match="batch_size is 1; it must be at least 2"):
         reestimate_batch_norm(own, plain(24), batch_size=1)
+
+
+def few_sets(folders: Path) -> sp.ShiftSuite:
+    reference = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
+    suite = sp.own_suite(reference, {"sketch": {"data": f"folder:{folders}/sketch"}})
+    return suite.relabelled(sp.ClassSpace.from_ids(["lemon", "pear", "red_apple"]))
+
+
+def kept_by(logits: dict[tuple[float, str], list[NDArray[np.float32]]]) -> Callable[[float, str], Any]:
+    @contextlib.contextmanager
+    def keep(alpha: float, name: str) -> Iterator[Callable[[NDArray[np.float32]], None]]:
+        yield logits.setdefault((alpha, name), []).append
+
+    return keep
+
+
+@pytest.mark.parametrize("one_encoder", [False, True])
+def test_a_path_re_estimates_every_ensemble_and_leaves_the_ends(folders: Path, one_encoder: bool) -> None:
+    suite = few_sets(folders)
+    ends = [convolution_classifier(suite.classes, seed) for seed in (0, 1)]
+    if one_encoder:
+        encoder = {name: entry for name, entry in ends[0].state_dict().items() if name.startswith("encoder.")}
+        ends[1] = ends[1].with_weights({**ends[1].state_dict(), **encoder})
+    logits: dict[tuple[float, str], list[NDArray[np.float32]]] = {}
+    images = suite.reference.train
+    sp.sweep_alpha(*ends, suite, [0, 0.3, 1], device="cpu", keep=kept_by(logits), batch_norm_images=images)
+    middle = reestimate_batch_norm(sp.wise_ft(*ends, 0.3), images, device="cpu")
+    assert weight_bytes(middle) != weight_bytes(sp.wise_ft(*ends, 0.3))
+    for alpha, classifier in ((0, ends[0]), (0.3, middle), (1, ends[1])):
+        expected = sp.predict(classifier, suite.test_sets["sketch"], device="cpu").logits
+        np.testing.assert_array_equal(np.concatenate(logits[alpha, "sketch"]), expected)
+        on_path = ensemble_on_path(*ends, alpha, device="cpu", batch_norm_images=images)
+        assert weight_bytes(on_path) == weight_bytes(classifier)
+    assert ensemble_on_path(*ends, 0.3, batch_norm_images=images).training["batch_norm"]["images"] == len(images)
+    assert weight_bytes(ensemble_on_path(*ends, 0.3)) == weight_bytes(sp.wise_ft(*ends, 0.3))
+
+
+def test_a_resumed_path_re_estimates_only_what_it_measures(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = few_sets(folders)
+    ends = [convolution_classifier(suite.classes, seed) for seed in (0, 1)]
+    estimated: list[float | None] = []
+
+    def watched(classifier: sp.Classifier, *args: Any, **options: Any) -> sp.Classifier:
+        estimated.append(classifier.alpha)
+        return reestimate_batch_norm(classifier, *args, **options)
+
+    def known(alpha: float, name: str) -> NDArray[np.bool_] | None:
+        return None if (alpha, name) == (0.6, "sketch") else np.ones(len(path_sets(suite)[name]), bool)
+
+    monkeypatch.setattr("shiftproof.ensembling.path.reestimate_batch_norm", watched)
+    sp.sweep_alpha(*ends, suite, [0, 0.3, 0.6, 1], known=known, batch_norm_images=suite.reference.train)
+    assert estimated == [0.6]
+
+
+def test_a_path_without_averaged_batch_norm_says_so(folders: Path, tiny: sp.models.Clip) -> None:
+    suite = few_sets(folders)
+    images = suite.reference.train
+    own = convolution_classifier(suite.classes)
+    with pytest.raises(sp.InputError, match="in the space 'outputs' no weights are averaged. Interpolate the weights"):
+        sp.sweep_alpha(own, own, suite, 3, space="outputs", batch_norm_images=images)
+    zero = sp.zero_shot_classifier(tiny, suite.classes)
+    with pytest.raises(sp.InputError, match="cannot be re-estimated for tiny"):
+        sp.sweep_alpha(zero, zero, suite, 3, batch_norm_images=images)
 
 
 @pytest.fixture(scope="module")

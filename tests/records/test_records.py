@@ -135,7 +135,17 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
     assert summary["schema"] == 1
     assert set(summary) == {
         *("schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule"),
-        *("alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start", "validation"),
+        *(
+            "alpha_path",
+            "oracle_alpha",
+            "seconds",
+            "seed",
+            "versions",
+            "conversions",
+            "start",
+            "validation",
+            "batch_norm",
+        ),
     }
     entry = summary["models"]["fine_tuned"]["sketch"]
     assert (entry["accuracy"], entry["n"]) == (0.3, 20)
@@ -291,6 +301,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     summary.setdefault("conversions", {})
     summary.setdefault("start", {})
     summary.setdefault("validation", None)
+    summary.setdefault("batch_norm", "averaged")
     assert list(written) == list(summary)
     assert written == summary
     found = written_before("diagnosis-seed-0.json")

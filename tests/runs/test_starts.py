@@ -13,11 +13,13 @@ from support.classifiers import weight_bytes
 from support.commands import Call, data_flags
 
 import shiftproof as sp
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm
+from shiftproof.finetuning.loop import few_shot
 from shiftproof.models.encoders import without_head
 from shiftproof.runs.comparisons import PairFile, compare_agreement
 from shiftproof.runs.inputs import build_start, load_run_suite
 from shiftproof.runs.starts import StartSettings, build_named_start, load_scored
-from shiftproof.storage import read_json
+from shiftproof.storage import read_json, write_json
 from shiftproof.weights.checkpoints import write_state_dict
 
 QUICK = {"epochs": 1, "batch_size": 9, "lr": 1e-3, "warmup_steps": 0}
@@ -142,6 +144,39 @@ def test_a_run_goes_through_all_stages_and_averages_batch_norm(folders: Path, tm
 
 
 @pytest.mark.slow
+def test_a_run_re_estimates_batch_norm_along_its_path(folders: Path, tmp_path: Path) -> None:
+    asked = run_file(folders, batch_norm="re-estimated", finetune={**QUICK, "shots": 2})
+    record = sp.run_pipeline(asked, tmp_path / "run")
+    start, tuned, ensemble = (sp.load_classifier(tmp_path / "run" / n) for n in ("zero_shot", "fine_tuned", "ensemble"))
+    train = load_run_suite(asked).reference.train.relabelled(start.classes)
+    few = few_shot(train, 2, seed=asked.seed)  # what the fine-tuning saw
+    expected = reestimate_batch_norm(sp.wise_ft(start, tuned, 0.5), few, device="cpu")
+    assert weight_bytes(ensemble) == weight_bytes(expected)
+    assert ensemble.training["batch_norm"]["images"] == len(few) < len(train)
+    # The path measured the ensemble that was saved, and the models at its ends.
+    for alpha, model in ((0.0, "zero_shot"), (0.5, "ensemble"), (1.0, "fine_tuned")):
+        assert record.path.at(alpha).accuracy["sketch"] == record.models[model]["sketch"].accuracy
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert (record.batch_norm, summary["batch_norm"]) == ("re-estimated", "re-estimated")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<dt>Batch norm</dt><dd>re-estimated on the training images" in page
+    # A run that is resumed after its path makes the same ensemble.
+    seconds = read_json(tmp_path / "run" / "stages.json")
+    write_json(tmp_path / "run" / "stages.json", {k: v for k, v in seconds.items() if k not in ("sweep", "ensemble")})
+    resumed = sp.run_pipeline(asked, tmp_path / "run", resume=True)
+    assert (resumed.models, resumed.path) == (record.models, record.path)
+    assert weight_bytes(sp.load_classifier(tmp_path / "run" / "ensemble")) == weight_bytes(ensemble)
+    with pytest.raises(sp.InputError, match="these differ: 'batch_norm'"):
+        sp.run_pipeline(run_file(folders, finetune={**QUICK, "shots": 2}), tmp_path / "run", resume=True)
+
+
+def test_a_run_of_a_network_without_batch_norm_is_refused_before_it_begins(folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(sp.InputError, match="batch norm cannot be re-estimated for tiny"):
+        sp.run_pipeline(run_file(folders, model="tiny", batch_norm="re-estimated"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_every_command_takes_such_a_model(call: Call, folders: Path, tmp_path: Path) -> None:
     data, model = data_flags(folders), ("timm:test_resnet", "--random-weights", "--device", "cpu")
     quick = [flag for key, value in QUICK.items() for flag in ("--set", f"finetune.{key}={value}")]
@@ -149,6 +184,14 @@ def test_every_command_takes_such_a_model(call: Call, folders: Path, tmp_path: P
     assert call("finetune", *model, *data, *quick, "--set", "finetune.augment=[flip]", "--out", "tuned").code == 0
     swept = call("sweep", "start", "tuned", *data, "--alphas", "3", "--reestimate-batch-norm", "--out", "swept")
     assert swept.code == 0 and "statistics re-estimated" in swept.out
+    again = ("sweep", "start", "tuned", *data, "--alphas", "3", "--batch-norm", "re-estimated", "--out")
+    refused = call(*again, "swept", "--resume")
+    assert refused.code == 2 and "these differ: 'batch_norm'" in refused.err
+    renewed = call(*again, "renewed")
+    assert renewed.code == 0 and "batch-norm statistics re-estimated" in renewed.out
+    assert call(*again, "renewed", "--resume").code == 0
+    both = (sp.load_classifier(name) for name in ("renewed/ensemble", "swept/ensemble_batch_norm"))
+    assert len({str(weight_bytes(ensemble)) for ensemble in both}) == 1
     assert call("merge", "start", "tuned", "--alpha", "0.5", "--out", "merged").code == 0
     assert call("evaluate", "merged", "--test", f"folder:{folders}/test").code == 0
     merged, ensemble = sp.load_classifier("merged"), sp.load_classifier("swept/ensemble")

@@ -20,11 +20,13 @@ from support.studies import fruit_study, read_record
 
 import shiftproof as sp
 from shiftproof import progress
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.studies import StudyFailure, StudyMember
 from shiftproof.records.summaries import member_json, study_from_json
 from shiftproof.runs import file as runfile
 from shiftproof.runs.directory import MemberDirectory
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite
 from shiftproof.storage import locked, write_json, write_text
 from shiftproof.studies import study
 from shiftproof.studies.file import MemberRun, StudyFile
@@ -175,6 +177,29 @@ def test_soups_that_fail_cost_no_result(
     with pytest.raises(MemoryError):
         run_study(asked, tmp_path / "out")
     assert [member.name for member in read_record(tmp_path / "out").members] == ["a-seed-0", "b-seed-0"]
+
+
+@pytest.mark.slow
+def test_members_and_soups_re_estimate_batch_norm(folders: Path, tmp_path: Path, played: Played) -> None:
+    run = {"model": "timm:test_resnet", "random_weights": True, "batch_norm": "re-estimated"}
+    configurations = {"a": {}, "b": {"finetune.lr": 0.1}}
+    asked = StudyFile.resolve(fruit_study(folders, run=run, configurations=configurations, soups=["uniform"]))
+    found = run_study(asked, tmp_path / "out")
+    run_file = asked.members()[0].run_file
+    suite = load_run_suite(run_file)
+    start = build_start(run_file, suite)
+    suite = suite.relabelled(start.classes)
+    images = batch_norm_images(run_file, suite)
+    assert images is not None and len(images) == 3  # one of each class, as the fine-tuning saw
+    folders_of = {name: tmp_path / "out" / "members" / name / "fine_tuned" for name in ("a-seed-0", "b-seed-0")}
+    tuned = {name: sp.load_classifier(folder) for name, folder in folders_of.items()}
+    for member in found.members:
+        ends = start, tuned[member.name]
+        assert member.path == sp.sweep_alpha(*ends, suite, [0, 0.5, 1], device="cpu", batch_norm_images=images)
+    soup = reestimate_batch_norm(sp.ensembling.uniform_soup(list(tuned.values())), images)
+    saved = sp.load_classifier(tmp_path / "out" / "soups" / "uniform" / "fine_tuned")
+    assert sp.models.fingerprint(saved) == sp.models.fingerprint(soup)
+    assert found.soups[0].path == sp.sweep_alpha(start, saved, suite, [0, 0.5, 1], batch_norm_images=images)
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(

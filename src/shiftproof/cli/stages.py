@@ -148,11 +148,14 @@ def sweep(
         str, Option("--space", help="Interpolate the weights, or the outputs, for which both models run.")
     ] = "weights",
     batch_norm: Annotated[
-        bool,
+        str,
         Option(
-            "--reestimate-batch-norm",
-            help="Also re-estimate the ensemble's batch-norm statistics on training images, and score both.",
+            "--batch-norm",
+            help="Give all ensembles batch-norm statistics that are averaged, or re-estimated on the training images.",
         ),
+    ] = "averaged",
+    compare_batch_norm: Annotated[
+        bool, Option("--reestimate-batch-norm", help="Score the chosen ensemble with both kinds of these statistics.")
     ] = False,
     out: Annotated[Path, Option("--out", help="Write path.json and ensemble/ to this directory.")] = Path("runs/sweep"),
     resume: Resume = False,
@@ -167,13 +170,24 @@ def sweep(
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_sweep
 
-    run_file = settings.resolve(model="tiny", suite=data.section(), alphas=alphas, alpha_rule=rule)
+    run_file = settings.resolve(
+        model="tiny", suite=data.section(), alphas=alphas, alpha_rule=rule, batch_norm=batch_norm
+    )
     with live_progress():
         measured = run_sweep(
-            run_file, zero_shot, fine_tuned, out, space=space, batch_norm=batch_norm, resume=resume, overwrite=overwrite
+            run_file,
+            zero_shot,
+            fine_tuned,
+            out,
+            space=space,
+            compare_batch_norm=compare_batch_norm,
+            resume=resume,
+            overwrite=overwrite,
         )
     _print_sweep(measured)
     result = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "an output ensemble is not saved"
+    if run_file.batch_norm == "re-estimated":
+        result += ", with batch-norm statistics re-estimated on the training images"
     print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {result}")
 
 

@@ -18,7 +18,8 @@ from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
-from shiftproof.ensembling.ensembles import mixed_logits
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
+from shiftproof.ensembling.ensembles import mixed_logits, wise_ft
 from shiftproof.ensembling.heads import TextTowers
 from shiftproof.errors import InputError, require_between, require_choice
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
@@ -29,7 +30,7 @@ from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.memory import lay_out, uses_channels_last
 from shiftproof.records.paths import PathPoint, PathRecord
-from shiftproof.weights.arithmetic import combine, path_coefficients, require_compatible
+from shiftproof.weights.arithmetic import combine, is_running_statistic, path_coefficients, require_compatible
 
 SPACES = ("weights", "outputs")
 # What takes the logits of an alpha on a set; it is closed after the last batch.
@@ -38,8 +39,8 @@ Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add]]
 Known: TypeAlias = Callable[[float, str], NDArray[np.bool_] | None]
 # The logits of a batch at each of several alphas, in their order.
 _Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
-# The entries of the head at an alpha, where they are rebuilt rather than interpolated.
-_Heads: TypeAlias = Callable[[float], Mapping[str, Tensor]]
+# The entries at an alpha that are not interpolated: a head that is rebuilt, statistics that are re-estimated.
+_Replaced: TypeAlias = Callable[[float], Mapping[str, Tensor]]
 
 
 def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
@@ -75,6 +76,7 @@ def sweep_alpha(
     device: str | torch.device = "auto",
     keep: Keep | None = None,
     known: Known | None = None,
+    batch_norm_images: ImageSet | None = None,
 ) -> PathRecord:
     """Measures the accuracy along the alpha path: on the reference's validation and test splits and on every shift.
 
@@ -85,13 +87,19 @@ def sweep_alpha(
     (``output_ensemble``). Where only the head differs, the two spaces are one function, and the encoder runs once for
     all alphas.
 
+    The running statistics of batch norm are interpolated like all other entries, unless ``batch_norm_images`` are given
+    (the reference's training images): then they are re-estimated on these at every alpha between 0 and 1, as
+    ``reestimate_batch_norm`` does, while the two ends keep their own. Each of these alphas costs another pass over the
+    images.
+
     ``keep(alpha, set)`` returns a context manager whose value takes the (B, K) float32 logits of that pair batch by
     batch, validation included; if the sweep is interrupted, the manager's exit receives the exception. Where
     ``known(alpha, set)`` returns which (N,) images are correct instead of None, the pair is not run again. ``device``
     is any torch device; "auto" means the GPU if there is one, and the CPU otherwise.
 
     Raises an IncompatibleWeightsError if the two classifiers differ in classes, preprocessing or architecture, and an
-    InputError for an alpha outside of 0 to 1, for an unknown space, and for a suite of other classes.
+    InputError for an alpha outside of 0 to 1, for an unknown space, for a suite of other classes, and for
+    ``batch_norm_images`` where the networks have no batch norm or where outputs are interpolated.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -101,7 +109,17 @@ def sweep_alpha(
     """
     require_suite(suite)
     grid, sets = alpha_grid(alphas), path_sets(suite)
-    shares = sweep_sets(zero_shot, fine_tuned, sets, grid, space=space, device=device, keep=keep, known=known)
+    shares = sweep_sets(
+        zero_shot,
+        fine_tuned,
+        sets,
+        grid,
+        space=space,
+        device=device,
+        keep=keep,
+        known=known,
+        batch_norm_images=batch_norm_images,
+    )
     points = [_point(alpha, {name: shares[name][alpha] for name in sets}) for alpha in grid]
     return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
 
@@ -116,11 +134,14 @@ def sweep_sets(
     device: str | torch.device = "auto",
     keep: Keep | None = None,
     known: Known | None = None,
+    batch_norm_images: ImageSet | None = None,
 ) -> dict[str, dict[float, Proportion]]:
     """Does what ``sweep_alpha`` does on any sets; returns the accuracy of every alpha, by set."""
     require_same_task(zero_shot, fine_tuned)
-    place = resolve_device(device)
-    grid, along = alpha_grid(alphas), _along(zero_shot, fine_tuned, space, place)
+    require_choice("space", space, SPACES)
+    if batch_norm_images is not None:
+        _require_reestimable(zero_shot, space)
+    grid, place, ends = alpha_grid(alphas), resolve_device(device), (zero_shot, fine_tuned)
     for images in sets.values():
         require_its_classes(zero_shot, images)
     shares = {
@@ -131,6 +152,10 @@ def sweep_sets(
         }
         for name, images in sets.items()
     }
+    missing = {name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets}
+    unmeasured = sorted({alpha for alphas in missing.values() for alpha in alphas})
+    statistics = {} if batch_norm_images is None else _statistics(*ends, unmeasured, batch_norm_images, place)
+    along = _along(*ends, space, place, statistics)
     done = sum(len(images) * len(shares[name]) for name, images in sets.items())
     total = len(grid) * sum(map(len, sets.values()))
 
@@ -140,13 +165,12 @@ def sweep_sets(
         progress.report("sweep", done, total)
 
     for name, images in sets.items():
-        missing = [alpha for alpha in grid if alpha not in shares[name]]
-        if missing:
+        if missing[name]:
             batches = _batches(images, zero_shot.preprocessing, place)
             with contextlib.ExitStack() as opened:
                 # What is opened last is closed first, so that files appear in the order of alpha.
-                adds = {a: opened.enter_context(keep(a, name)) for a in reversed(missing)} if keep else {}
-                shares[name] |= _measured(along, batches, images, missing, seen, adds)
+                adds = {a: opened.enter_context(keep(a, name)) for a in reversed(missing[name])} if keep else {}
+                shares[name] |= _measured(along, batches, images, missing[name], seen, adds)
     return shares
 
 
@@ -171,28 +195,76 @@ def sweep_scores(
     return by_alpha
 
 
-def _along(zero_shot: Classifier, fine_tuned: Classifier, space: str, device: str) -> _Along:
+def ensemble_on_path(
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    alpha: float,
+    *,
+    device: str | torch.device = "auto",
+    batch_norm_images: ImageSet | None = None,
+) -> Classifier:
+    """Returns the classifier that ``sweep_alpha`` measures at an alpha, in the space of weights."""
+    ensemble = wise_ft(zero_shot, fine_tuned, alpha)
+    if batch_norm_images is None or alpha in (0, 1):
+        return ensemble
+    return reestimate_batch_norm(ensemble, batch_norm_images, device=device)
+
+
+def _require_reestimable(classifier: Classifier, space: str) -> None:
+    """Raises an InputError where a path has no averaged network whose batch norm could be re-estimated."""
+    require_batch_norm(classifier)
+    if space == "outputs":
+        raise InputError(
+            "batch norm is re-estimated for averaged weights, and in the space 'outputs' no weights are averaged. "
+            "Interpolate the weights, or leave the statistics as they are."
+        )
+
+
+def _statistics(
+    zero_shot: Classifier, fine_tuned: Classifier, alphas: Sequence[float], images: ImageSet, device: str
+) -> dict[float, dict[str, Tensor]]:
+    """Returns the re-estimated running statistics of every alpha between the ends, by the names of their entries."""
+    images = decoded_once(images, zero_shot.preprocessing)
+    networks = (
+        (alpha, ensemble_on_path(zero_shot, fine_tuned, alpha, device=device, batch_norm_images=images))
+        for alpha in alphas
+        if 0 < alpha < 1
+    )
+    return {
+        alpha: {name: entry for name, entry in network.state_dict().items() if is_running_statistic(name)}
+        for alpha, network in networks
+    }
+
+
+def _along(
+    zero_shot: Classifier,
+    fine_tuned: Classifier,
+    space: str,
+    device: str,
+    statistics: Mapping[float, Mapping[str, Tensor]],
+) -> _Along:
     """Returns the function from a batch to the logits of every alpha, with both ends on the device."""
-    require_choice("space", space, SPACES)
     models = zero_shot, fine_tuned
     require_compatible(*(model.network.state_dict() for model in models))
     towers = TextTowers.of(models, device=device) if space == "weights" else None
-    if towers is not None:
-        return _interpolating(models, functools.cache(lambda alpha: towers.between(alpha).entries), device)
     one_encoder = _one_encoder(zero_shot.network, fine_tuned.network)
-    if space == "weights" and not one_encoder:
-        return _interpolating(models, None, device)
+    if space == "weights" and (towers or statistics or not one_encoder):
+        return _interpolating(models, functools.cache(functools.partial(_replaced, towers, statistics)), device)
     first, second = (model.network_on(device=device) for model in models)
     if one_encoder:
         return _mixing(lambda images: _two_heads(first, second, images))
     return _mixing(lambda images: (first(images), second(images)))
 
 
-def _interpolating(models: tuple[Classifier, Classifier], rebuilt: _Heads | None, device: str) -> _Along:
-    """Moves the weights of one network along the path, batch by batch: three copies of the weights in all.
+def _replaced(
+    towers: TextTowers | None, statistics: Mapping[float, Mapping[str, Tensor]], alpha: float
+) -> dict[str, Tensor]:
+    """Returns the entries at an alpha that are not interpolated."""
+    return {**(towers.between(alpha).entries if towers else {}), **statistics.get(alpha, {})}
 
-    ``rebuilt`` returns the entries of the head at an alpha where they are not interpolated.
-    """
+
+def _interpolating(models: tuple[Classifier, Classifier], replaced: _Replaced, device: str) -> _Along:
+    """Moves the weights of one network along the path, batch by batch: three copies of the weights in all."""
     start = models[0]
     channels_last = uses_channels_last(start.network, device, start.channels_last)
     working = lay_out(deepcopy(start.network).to(device), channels_last).eval()
@@ -203,7 +275,7 @@ def _interpolating(models: tuple[Classifier, Classifier], rebuilt: _Heads | None
         for alpha in alphas:
             for name, shares in path_coefficients(tensors, alpha).items():
                 combine([end[name] for end in ends], shares, out=tensors[name])
-            for name, entry in (rebuilt(alpha) if rebuilt else {}).items():
+            for name, entry in replaced(alpha).items():
                 tensors[name].copy_(entry)
             yield working(images)
 

@@ -46,7 +46,8 @@ class RunRecord:
     alpha on each set is given by the path's ``oracle()``. ``conversions`` count, by data name and conversion, the
     pictures that were not plain 8-bit RGB. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
     is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
-    ``validation`` is None if validation data were named.
+    ``validation`` is None if validation data were named. ``batch_norm`` says whether the running statistics of the
+    ensembles are "averaged" or "re-estimated" on the training images.
     """
 
     suite: str
@@ -65,6 +66,7 @@ class RunRecord:
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
     validation: HeldOutRecord | None = None
+    batch_norm: str = "averaged"
 
     @property
     def sets(self) -> tuple[str, ...]:

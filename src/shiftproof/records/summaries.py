@@ -21,6 +21,8 @@ from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, 
 _ANSWERS = ("class_count", "top_class", "top_share", "majority_share")
 # What a record says about the scoring of a public set, and of a set with only some of the classes.
 _SCORING = ("protocol", "metrics", "variants")
+# What a run's record says about the run rather than about its results.
+_HOW_IT_WAS_RUN = ("seconds", "seed", "versions", "conversions", "start", "validation", "batch_norm")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Summary:
     conversions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     start: Mapping[str, str] = field(default_factory=dict)
     validation: HeldOutRecord | None = None
+    batch_norm: str = "averaged"
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def summary_json(record: RunRecord) -> dict[str, Any]:
         "alpha_rule": record.alpha_rule,
         "alpha_path": plain["path"]["points"],
         "oracle_alpha": record.path.oracle(),
-        **{name: plain[name] for name in ("seconds", "seed", "versions", "conversions", "start", "validation")},
+        **{name: plain[name] for name in _HOW_IT_WAS_RUN},
     }
 
 
@@ -150,6 +153,7 @@ def run_from_summary(value: Any) -> RunRecord:
         conversions=summary.conversions,
         start=summary.start,
         validation=summary.validation,
+        batch_norm=summary.batch_norm,
     )
 
 

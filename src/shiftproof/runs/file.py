@@ -76,8 +76,9 @@ class RunFile(Frozen):
     ``head`` is that of a named model; None stands for a zero-shot head, or for a linear probe where the model has no
     text tower. ``weights`` is a local file whose weights replace those of the named model; ``random_weights`` allows a
     model whose name has no tag. ``classes`` is a file of class names, ``prompts`` may be one of prompts, and
-    ``head_cache`` stores large zero-shot heads. ``limit`` is the largest number of images that any held-out set may
-    have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
+    ``head_cache`` stores large zero-shot heads. ``batch_norm`` says whether the batch-norm statistics of ensembles are
+    averaged like weights or re-estimated on the training images. ``limit`` is the largest number of images that any
+    held-out set may have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
@@ -95,6 +96,7 @@ class RunFile(Frozen):
     alphas: int | list[float] = 11
     alpha_rule: Literal["fixed", "reference", "tolerance"] = "fixed"
     alpha_tolerance: float = Field(0.01, ge=0, le=1)
+    batch_norm: Literal["averaged", "re-estimated"] = "averaged"
     seed: int = Field(0, ge=0)
     device: str = "auto"
     limit: int | None = Field(None, ge=1)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from shiftproof.data.class_lists import load_class_space
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
+from shiftproof.ensembling.batch_norm import require_batch_norm
 from shiftproof.errors import InputError
+from shiftproof.finetuning.loop import few_shot
 from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier
@@ -64,11 +67,26 @@ def build_start(run_file: RunFile, suite: ShiftSuite | None) -> Classifier:
 def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | None) -> None:
     """Raises an InputError where an image of any set is missing, or where batch norm would see a single image.
 
-    Otherwise a missing file of a shift would be noticed only after the fine-tuning.
+    The same goes for batch norm that is to be re-estimated in a network without it. Otherwise such mistakes would be
+    noticed only after the fine-tuning.
     """
     suite.require_readable()
     if start is not None:
         require_trainable_batches(start, run_file.finetune, seed=run_file.seed)
+        if run_file.batch_norm == "re-estimated":
+            require_batch_norm(start)
+
+
+def batch_norm_images(run_file: RunFile, suite: ShiftSuite) -> ImageSet | None:
+    """Returns the images on which ensembles' batch norm is re-estimated, or None where statistics are averaged.
+
+    They are those that the fine-tuning sees: the reference's training images, or the few of each class that
+    ``finetune.shots`` draws.
+    """
+    if run_file.batch_norm == "averaged":
+        return None
+    train, shots = suite.reference.train, run_file.finetune.shots
+    return train if shots is None else few_shot(train, shots, seed=run_file.seed)
 
 
 def versions() -> dict[str, str]:

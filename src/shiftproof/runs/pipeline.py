@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import path_sets, sweep_alpha
+from shiftproof.ensembling.path import ensemble_on_path, path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
 from shiftproof.errors import InputError, refuse_path
 from shiftproof.evaluation.intervals import LEVEL
@@ -41,7 +40,7 @@ from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirector
 from shiftproof.runs.doubts import note_validation, warn_of_data, warn_of_loss, warn_of_space, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable, versions
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, require_trainable, versions
 from shiftproof.runs.predictions import (
     PathFiles,
     measure_accuracy,
@@ -236,15 +235,17 @@ def save_path(run: Run) -> None:
         device=run.device,
         keep=collect,
         known=correct_so_far,
+        batch_norm_images=batch_norm_images(run.run_file, run.suite),
     )
     write_json(run.directory.path, path_json(path))
 
 
 def save_ensemble(run: Run) -> None:
     """Saves the weight-space ensemble at the chosen alpha."""
-    save_classifier(
-        wise_ft(run.zero_shot, run.fine_tuned, run.alpha), run.directory.classifier("ensemble"), overwrite=True
-    )
+    images = batch_norm_images(run.run_file, run.suite)
+    ends = run.zero_shot, run.fine_tuned
+    ensemble = ensemble_on_path(*ends, run.alpha, device=run.device, batch_norm_images=images)
+    save_classifier(ensemble, run.directory.classifier("ensemble"), overwrite=True)
 
 
 def save_logits(run: Run) -> None:
@@ -318,6 +319,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         models=models,
         alpha=run.alpha,
         alpha_rule=run.run_file.alpha_rule,
+        batch_norm=run.run_file.batch_norm,
         path=run.path,
         interval_level=LEVEL,
         interval_method=CLUSTERED if CLUSTERED in methods else INDEPENDENT,

@@ -20,7 +20,7 @@ from shiftproof.data.sets import picture_set, warn_of_missing_classes
 from shiftproof.data.suites import ShiftSuite, load_data, load_suite, load_test_sets
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
-from shiftproof.ensembling.path import SPACES, path_sets, sweep_alpha
+from shiftproof.ensembling.path import SPACES, ensemble_on_path, path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
 from shiftproof.errors import InputError, refuse_path, require_choice
 from shiftproof.evaluation.inference import predict
@@ -49,7 +49,7 @@ from shiftproof.runs.doubts import (
     warn_of_start_of_path,
 )
 from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, require_trainable
 from shiftproof.runs.pipeline import records_versions, request_of
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.runs.scores import benchmark_writer, score, write_results
@@ -191,16 +191,16 @@ def run_sweep(
     out: str | Path,
     *,
     space: str = "weights",
-    batch_norm: bool = False,
+    compare_batch_norm: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Sweep:
     """Sweeps alpha between two classifier directories and writes predictions, ``path.json`` and ``rules.json``.
 
     In the space "weights", the ensemble at the chosen alpha is one classifier and is saved to ``ensemble``. ``resume``
-    continues the same sweep and reuses the predictions that it has saved. ``batch_norm`` re-estimates the batch-norm
-    statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores both in
-    ``results.jsonl``.
+    continues the same sweep and reuses the predictions that it has saved. ``compare_batch_norm`` re-estimates the
+    batch-norm statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores
+    it beside averaged statistics in ``results.jsonl``.
     """
     zero_shot, fine_tuned = Path(zero_shot), Path(fine_tuned)
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
@@ -208,17 +208,26 @@ def run_sweep(
     require_choice("space", space, SPACES)
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
     _require_unseen_validation(run_file, ends[1])
-    if batch_norm:
-        require_batch_norm(ends[0])
     suite, directory = load_run_suite(run_file).relabelled(ends[0].classes), OutputDirectory(out)
-    train = [("train", suite.reference.train)] if batch_norm else []
+    images = batch_norm_images(run_file, suite)
+    reestimates = compare_batch_norm or images is not None
+    if reestimates:
+        require_batch_norm(ends[0])
+    train = [("train", suite.reference.train)] if reestimates else []
     require_readable([*path_sets(suite).items(), *train])
     request = _sweep_request(run_file, *ends, space)
     with claim(out, SWEEP, request, resume=resume, overwrite=overwrite), explaining_resume(directory):
         note_validation(suite)
         files = PathFiles(directory.predictions, path_sets(suite))
         path = sweep_alpha(
-            *ends, suite, run_file.alphas, space=space, device=device, keep=files.collect, known=files.known
+            *ends,
+            suite,
+            run_file.alphas,
+            space=space,
+            device=device,
+            keep=files.collect,
+            known=files.known,
+            batch_norm_images=images,
         )
         warn_of_start_of_path(path, len(suite.classes))
         warn_of_loss(ends[1].training, len(suite.classes))
@@ -229,8 +238,9 @@ def run_sweep(
         else:
             directory.rules.unlink(missing_ok=True)  # the file is about the alphas before the sweep was resumed
         if space == "weights":
-            save_classifier(wise_ft(*ends, alpha), directory.classifier("ensemble"), overwrite=True)
-        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, out) if batch_norm else ()
+            ensemble = ensemble_on_path(*ends, alpha, device=device, batch_norm_images=images)
+            save_classifier(ensemble, directory.classifier("ensemble"), overwrite=True)
+        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, out) if compare_batch_norm else ()
         return Sweep(path, alpha, rules, scored)
 
 
@@ -252,12 +262,14 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
         "suite": run_file.model_dump(mode="json")["suite"],
         "seed": run_file.seed,
         "space": space,
+        "batch_norm": run_file.batch_norm,
     }
 
     def differences(file: Path) -> list[str]:
         recorded = read_json(file)
         if not isinstance(recorded, dict):
             return [*ends, *settings]
+        recorded = {"batch_norm": "averaged", **recorded}  # as before it could be chosen
         other_ends = [name for name, end in ends.items() if not has_fingerprint(end, recorded.get(name))]
         return other_ends + [name for name in settings if recorded.get(name) != settings[name]]
 

@@ -26,7 +26,7 @@ from shiftproof.records.studies import StudyMember
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.inputs import build_start, load_run_suite, versions
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, versions
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
@@ -90,7 +90,8 @@ def sweep_member(
     def known(alpha: float, name: str) -> NDArray[np.bool_] | None:
         return start_correct[name] if alpha == 0 else None
 
-    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known)
+    images = batch_norm_images(run_file, suite)
+    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known, batch_norm_images=images)
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shiftproof.data.suites import ShiftSuite
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
 from shiftproof.errors import InputError
 from shiftproof.models.devices import resolve_device
@@ -17,6 +18,7 @@ from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyFailure, StudyMember, StudyRecord
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import StudyDirectory
+from shiftproof.runs.inputs import batch_norm_images
 from shiftproof.storage import read_json, write_json
 from shiftproof.studies.file import MemberRun, StudyFile
 from shiftproof.studies.members import start_of, sweep_member
@@ -65,6 +67,9 @@ def _soup(
         soup, taken = greedy.classifier, tuple(names[i] for i in greedy.record.members)
     else:
         soup, taken = uniform_soup(classifiers), tuple(names)
+    images = batch_norm_images(first.run_file, suite.relabelled(start.classes))
+    if images is not None:  # a soup is an average, too
+        soup = reestimate_batch_norm(soup, images, device=device)
     save_classifier(soup, directory.soup(kind).fine_tuned, overwrite=True)
     member = sweep_member(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
     write_json(file, document({"candidates": candidates, **member_json(member)}))
