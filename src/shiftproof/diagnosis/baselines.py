@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from shiftproof.data.labels import ClassSpace
@@ -20,7 +19,7 @@ from shiftproof.errors import InputError, require_choice
 from shiftproof.finetuning.loop import finetune
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.classifier import Classifier, Network, require_classifier
-from shiftproof.models.encoders import build_encoder
+from shiftproof.models.encoders import build_encoder, linear_head
 from shiftproof.models.tiny import TINY_SIZES
 from shiftproof.seeding import child_generator, global_draws
 from shiftproof.training.hardware import LoopSettings
@@ -38,11 +37,7 @@ def untrained(start: Classifier, *, seed: int = 0) -> Classifier:
     with global_draws(seed, "untrained"):
         encoder = build_encoder(start.architecture)
         rows = functional.normalize(torch.randn_like(start.network.head.weight), dim=1)
-    head = nn.Linear(rows.shape[1], rows.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(_HEAD_LENGTH * rows)
-        head.bias.zero_()
-    network = Network(encoder, head, start.network.normalised)
+    network = Network(encoder, linear_head(_HEAD_LENGTH * rows), start.network.normalised)
     network.requires_grad_(True)
     return replace(
         start,

@@ -44,6 +44,17 @@ class Network(nn.Module):
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
 
+class Pretrained(Protocol):
+    """What a classifier keeps of the model that its encoder is from: a zero-shot model or an image network."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    @property
+    def architecture(self) -> Mapping[str, Any]: ...
+
+
 class Task(Protocol):
     """What two classifiers must share to be combined, and what a fingerprint covers in addition to the weights."""
 
@@ -127,6 +138,26 @@ class Classifier:
         tensors = self.state_dict()
         head = {name: entry[rows] for name, entry in tensors.items() if name in ("head.weight", "head.bias")}
         return self.with_weights(tensors | head, classes=classes, text=self.text, logit_scale=self.logit_scale)
+
+
+def starting_classifier(
+    model: Pretrained, network: Network, classes: ClassSpace, head: str, logit_scale: float, prompts: Prompts = ()
+) -> Classifier:
+    """The classifier of a pretrained model's encoder and a head, with every weight trainable.
+
+    ``head``, ``logit_scale`` and ``prompts`` are as in ``Classifier``.
+    """
+    network.requires_grad_(True)
+    return Classifier(
+        network=network.eval(),
+        classes=classes,
+        preprocessing=model.preprocessing,
+        architecture=dict(model.architecture) | ({} if network.normalised else {"normalised": False}),
+        source=model.name,
+        prompts=prompts,
+        head=head,
+        logit_scale=logit_scale,
+    )
 
 
 def require_classifier(classifier: object, what: str = "classifier") -> None:

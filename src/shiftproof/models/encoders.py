@@ -111,6 +111,21 @@ def without_head(encoder: Encoder) -> tuple[nn.Module, int]:
     return features, made.shape[1]
 
 
+def linear_head(weight: Tensor, bias: Tensor | float | None = None) -> nn.Linear:
+    """A linear head with copies of the given (K, D) rows and of the (K,) biases, which are 0 unless they are given.
+
+    It is torch's plain layer, bias included, which is what a classifier directory is read into.
+
+    >>> linear_head(torch.ones(3, 2), 0.5).bias.tolist()
+    [0.5, 0.5, 0.5]
+    """
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(torch.as_tensor(0.0 if bias is None else bias))
+    return head
+
+
 def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:
     """Copies of a model's features, (B, 3, size, size) to (B, D), and of its linear head, (B, D) to (B, K).
 
@@ -125,11 +140,7 @@ def split_head(encoder: Encoder) -> tuple[nn.Module, nn.Linear]:
     layer = _classifier_of(whole)
     if not isinstance(layer, nn.Linear):
         raise _no_linear_head(encoder, f"it ends in {_kind(layer)}")
-    # torch's plain layer, bias included, is what a classifier directory is read into.
-    head = nn.Linear(layer.in_features, layer.out_features)
-    with torch.no_grad():
-        head.weight.copy_(layer.weight)
-        head.bias.copy_(torch.zeros_like(head.bias) if layer.bias is None else layer.bias)
+    head = linear_head(layer.weight, layer.bias)
     images = _two_images(encoder)
     with torch.inference_mode():
         inputs, logits = _run_watching(whole, layer, images)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.errors import InputError, listed, refuse_path
-from shiftproof.models.classifier import Classifier, Network, head_scale
+from shiftproof.models.classifier import Classifier, Network, head_scale, starting_classifier
 from shiftproof.models.clip import Clip, require_clip
-from shiftproof.models.encoders import Encoder, own_class_space, split_head, without_head
+from shiftproof.models.encoders import Encoder, linear_head, own_class_space, split_head, without_head
 from shiftproof.models.local_weights import head_in_file
 
 
@@ -31,13 +31,9 @@ def own_head_classifier(encoder: Encoder, classes: ClassSpace | None = None) -> 
     'goldfish, Carassius auratus'
     """
     refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
-    features, head = split_head(encoder)
-    space = own_class_space(head.out_features)
-    if classes is not None and classes.ids != space.ids:
-        rows = _rows_of_own_head(encoder.name, space, classes)
-        head = _linear(head.weight.detach()[rows], head.bias.detach()[rows])
-        space = ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
-    return _classifier_of_encoder(encoder, features, head, space, "own")
+    features, pretrained = split_head(encoder)
+    head, space = _head_of_classes(encoder.name, pretrained.weight, pretrained.bias, classes)
+    return starting_classifier(encoder, Network(features, head, normalised=False), space, "own", 1.0)
 
 
 def trained_head_classifier(clip: Clip, file: str, classes: ClassSpace | None = None) -> Classifier:
@@ -54,24 +50,9 @@ def trained_head_classifier(clip: Clip, file: str, classes: ClassSpace | None = 
         raise InputError(
             f"{file} has no classification head for {clip.name!r}. Leave `head` out, so that the text tower gives one."
         )
-    weight, bias = trained
-    space = own_class_space(len(weight))
-    if classes is not None and classes.ids != space.ids:
-        rows = _rows_of_own_head(clip.name, space, classes)
-        weight, bias = weight[rows], bias[rows]
-        space = ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
-    network = Network(deepcopy(clip.model.visual), _linear(weight, bias))  # type: ignore[arg-type]
-    network.requires_grad_(True)
-    return Classifier(
-        network=network.eval(),
-        classes=space,
-        preprocessing=clip.preprocessing,
-        architecture=clip.architecture,
-        source=clip.name,
-        prompts=(),
-        head="own",
-        logit_scale=head_scale(weight),
-    )
+    head, space = _head_of_classes(clip.name, *trained, classes)
+    network = Network(deepcopy(clip.model.visual), head)  # type: ignore[arg-type]
+    return starting_classifier(clip, network, space, "own", head_scale(head.weight.detach()))
 
 
 def unlearned_classifier(encoder: Encoder, classes: ClassSpace) -> Classifier:
@@ -86,25 +67,19 @@ def unlearned_classifier(encoder: Encoder, classes: ClassSpace) -> Classifier:
     """
     refuse_path("encoder", encoder, "an encoder, e.g. load_encoder('timm:resnet18.a1_in1k')")
     features, width = without_head(encoder)
-    head = _linear(torch.zeros(len(classes), width), torch.zeros(len(classes)))
-    return _classifier_of_encoder(encoder, features, head, classes, "trained")
+    network = Network(features, linear_head(torch.zeros(len(classes), width)), normalised=False)
+    return starting_classifier(encoder, network, classes, "trained", 1.0)
 
 
-def _classifier_of_encoder(
-    encoder: Encoder, features: nn.Module, head: nn.Linear, classes: ClassSpace, kind: str
-) -> Classifier:
-    network = Network(features, head, normalised=False)
-    network.requires_grad_(True)
-    return Classifier(
-        network=network.eval(),
-        classes=classes,
-        preprocessing=encoder.preprocessing,
-        architecture={**encoder.architecture, "normalised": False},
-        source=encoder.name,
-        prompts=(),
-        head=kind,
-        logit_scale=1.0,
-    )
+def _head_of_classes(
+    name: str, weight: Tensor, bias: Tensor, classes: ClassSpace | None
+) -> tuple[nn.Linear, ClassSpace]:
+    """The rows of a pretrained head for the given classes, or all of them, and the classes that these rows are for."""
+    space = own_class_space(len(weight))
+    if classes is None or classes.ids == space.ids:
+        return linear_head(weight, bias), space
+    rows = _rows_of_own_head(name, space, classes)
+    return linear_head(weight[rows], bias[rows]), ClassSpace(classes.ids, tuple(space.names[row] for row in rows))
 
 
 def _rows_of_own_head(name: str, space: ClassSpace, classes: ClassSpace) -> list[int]:
@@ -119,11 +94,3 @@ def _rows_of_own_head(name: str, space: ClassSpace, classes: ClassSpace) -> list
             "`head='probe'`, or name the folders of the data by the ids of the head's classes."
         )
     return [int(row) for row in space.labels_of(classes.ids, name)]
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-    return head

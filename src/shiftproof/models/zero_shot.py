@@ -10,14 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.spelling import difference
 from shiftproof.errors import InputError, listed, refuse_path
-from shiftproof.models.classifier import Classifier, Network
+from shiftproof.models.classifier import Classifier, Network, starting_classifier
 from shiftproof.models.clip import Clip, require_clip
 from shiftproof.models.devices import resolve_device
+from shiftproof.models.encoders import linear_head
 from shiftproof.models.head_cache import cached_class_embeddings
 from shiftproof.models.prompts import prompts_for, read_prompts, texts_of
 from shiftproof.models.text_encoding import class_embeddings, token_counts
@@ -64,23 +65,9 @@ def zero_shot_classifier(
         embed = cached_class_embeddings if cache else class_embeddings
         embeddings = embed(_on_device(clip, device), texts)
     _warn_of_equal_rows(embeddings, classes)
-    head = nn.Linear(embeddings.shape[1], len(classes))
-    with torch.no_grad():
-        head.weight.copy_(scale * embeddings)
-        head.bias.fill_(bias)
     tower: Any = deepcopy(clip.model.visual)
-    network = Network(tower.cpu(), head)
-    network.requires_grad_(True)
-    return Classifier(
-        network=network.eval(),
-        classes=classes,
-        preprocessing=clip.preprocessing,
-        architecture=clip.architecture,
-        source=clip.name,
-        prompts=chosen,
-        head="zero-shot",
-        logit_scale=scale,
-    )
+    network = Network(tower.cpu(), linear_head(scale * embeddings, bias))
+    return starting_classifier(clip, network, classes, "zero-shot", scale, chosen)
 
 
 def logit_scale_and_bias(clip: Clip) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from shiftproof.records.accuracy import INDEPENDENT, AccuracyRecord, GroupRecord
@@ -17,17 +17,13 @@ from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import HeldOutRecord, RunRecord
 from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 
-# What a record says about the distribution of the answers, from which guessing is recognised.
-_ANSWERS = ("class_count", "top_class", "top_share", "majority_share")
-# What a record says about the scoring of a public set, and of a set with only some of the classes.
-_SCORING = ("protocol", "metrics", "variants")
 # What a run's record says about the run rather than about its results.
 _HOW_IT_WAS_RUN = ("seconds", "seed", "versions", "conversions", "start", "validation", "batch_norm")
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """One model on one set as ``summary.json`` stores it; the rest of the record follows from its location."""
+    """The fields of an AccuracyRecord that ``summary.json`` stores; model, alpha and set follow from the location."""
 
     accuracy: float
     interval: tuple[float, float]
@@ -102,17 +98,7 @@ class _Study:
 def summary_json(record: RunRecord) -> dict[str, Any]:
     """Returns the content of ``summary.json``; accuracies by class are in ``results.jsonl`` only."""
     plain = to_json(record)
-    parts = (
-        "accuracy",
-        "interval",
-        "interval_method",
-        "n",
-        "clusters",
-        "calibration_error",
-        "groups",
-        *_ANSWERS,
-        *_SCORING,
-    )
+    parts = [part.name for part in fields(_Evaluation)]
     return {
         **document({name: plain[name] for name in ("suite", "reference", "shifts", "kinds")}),
         "models": {
