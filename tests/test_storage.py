@@ -84,13 +84,13 @@ def test_folders_are_made_and_the_mode_is_that_of_an_ordinary_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff", "not valid")]
+    ("content", "message"), [(None, "does not exist"), (b"{", "not valid JSON"), (b"\xff", "not valid")]
 )
-def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_json_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "summary.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(sp.InputError, match=said) as caught:
+    with pytest.raises(sp.InputError, match=message) as caught:
         read_json(path)
     assert str(path) in str(caught.value)
 

@@ -133,26 +133,26 @@ STRAY = {"utils", "helpers", "base", "common", "misc"}
 
 def breaches(package: Path) -> list[str]:
     """Every upward import, import through a package, unlisted module and stray name under a package folder."""
-    found = []
+    result = []
     for path in sorted(package.rglob("*.py")):
         module = ".".join(path.relative_to(package).with_suffix("").parts)
         if path.stem in STRAY:
-            found.append(f"{module}: a module's name must say what is in it")
+            result.append(f"{module}: a module's name must say what is in it")
         if path.stem == "__init__":
             continue
         if module not in ORDER:
-            found.append(f"{module} is not in the table of layers")
+            result.append(f"{module} is not in the table of layers")
             continue
         for target in imported(path):
             if target.split(".")[0] == "torch" and module.startswith(NO_TORCH):
-                found.append(f"{module} imports torch")
+                result.append(f"{module} imports torch")
             if target.split(".")[0] == "shiftproof":
                 known = longest(target.removeprefix("shiftproof."))
                 if not known:
-                    found.append(f"{module} imports {target} through a package: name the module that defines it")
+                    result.append(f"{module} imports {target} through a package: name the module that defines it")
                 elif ORDER.index(known) >= ORDER.index(module):
-                    found.append(f"{module} imports {known}, which stands above it")
-    return found
+                    result.append(f"{module} imports {known}, which stands above it")
+    return result
 
 
 def imported(path: Path) -> list[str]:
@@ -187,7 +187,7 @@ def test_imports_point_downward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "said"),
+    ("module", "source", "message"),
     [
         ("weights/arithmetic", "from shiftproof.models.clip import load_clip", "models.clip, which stands above"),
         ("data/labels", "def f():\n    import shiftproof.runs.pipeline", "runs.pipeline, which stands above"),
@@ -200,8 +200,8 @@ def test_imports_point_downward() -> None:
         ("novelty", "", "not in the table"),
     ],
 )
-def test_a_planted_breach_is_caught(tmp_path: Path, module: str, source: str, said: str) -> None:
+def test_a_planted_breach_is_caught(tmp_path: Path, module: str, source: str, message: str) -> None:
     file = tmp_path / f"{module}.py"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(source)
-    assert any(said in breach for breach in breaches(tmp_path))
+    assert any(message in breach for breach in breaches(tmp_path))

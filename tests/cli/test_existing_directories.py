@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 @pytest.mark.slow
 def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: sp.models.Clip) -> None:
     reference = {"train": f"folder:{folders}/train", "test": f"folder:{folders}/test"}
-    asked = {"model": "tiny", "suite": {"reference": reference}}
+    settings = {"model": "tiny", "suite": {"reference": reference}}
     quick_training_flags = [
         "--set",
         "finetune.epochs=1",
@@ -27,17 +27,17 @@ def test_a_misspelt_request_costs_no_older_run(folders: Path, call: Call, tiny: 
         "--out",
         "old",
     ]
-    Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    Path("run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     assert call("run", "run.yaml", *quick_training_flags).code == 0
     summary = Path("old/summary.json").read_bytes()
     missing = ["--set", "suite.reference.test=folder:nowhere"]
-    for wrong, said in (
+    for wrong, message in (
         (missing, "nowhere"),
         (["--set", "model=tinny"], "tiny"),
         (["--resume"], "Give one of the two"),
     ):
         ended = call("run", "run.yaml", *quick_training_flags, *wrong, "--overwrite")
-        assert_mistake(ended, said)
+        assert_mistake(ended, message)
         assert Path("old/summary.json").read_bytes() == summary
 
 

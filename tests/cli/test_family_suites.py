@@ -61,13 +61,13 @@ def test_the_stages_and_the_whole_run_take_a_suite_of_domains(domains: Path, cal
 def test_a_set_with_some_classes_is_shown_masked_and_over_all(domains: Path, call: Call) -> None:
     flags = [f"--reference=folder:{domains / 'photo'}", f"--test=folder:{domains / 'photo'}"]
     flags.append(f"--shift=cartoon=folder:{domains / 'cartoon'}")
-    told = call("zeroshot", "tiny", *flags, "--out", "zero")
-    assert told.code == 0, told.err
-    assert "cartoon has no image of 'horse'" in told.err
+    printed = call("zeroshot", "tiny", *flags, "--out", "zero")
+    assert printed.code == 0, printed.err
+    assert "cartoon has no image of 'horse'" in printed.err
     variants = results("zero")["cartoon"]["variants"]
     assert variants["masked to the classes of the set"]["accuracy"] == 1.0  # there is one class to answer
     assert variants["reference, same classes, masked to the classes of the set"]["n"] == 10
-    assert "masked to the classes of the set" in told.out
+    assert "masked to the classes of the set" in printed.out
 
 
 def test_the_metric_of_a_set_is_in_its_results(tmp_path: Path, call: Call, tiny: sp.models.Clip) -> None:
@@ -78,17 +78,17 @@ def test_the_metric_of_a_set_is_in_its_results(tmp_path: Path, call: Call, tiny:
     for name in ("fog", "snow"):
         np.save(tmp_path / "CIFAR-10-C" / f"{name}.npy", pixels)
     np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile([2, 8], 5))
-    told = call("evaluate", "zero", "--shift", f"c=cifar10-c:{tmp_path}", "--out", "scored")
-    assert told.code == 0, told.err
+    printed = call("evaluate", "zero", "--shift", f"c=cifar10-c:{tmp_path}", "--out", "scored")
+    assert printed.code == 0, printed.err
     line = results("scored")["c"]
     assert set(line["metrics"]) == {"mean of corruptions"}
     assert line["metrics"]["mean of corruptions"] == pytest.approx(line["accuracy"])
     assert (line["clusters"], len(line["groups"]), line["protocol"]) == (2, 10, "cifar10-c")
-    assert "mean of corruptions" in told.out
+    assert "mean of corruptions" in printed.out
 
 
 def test_a_wrong_name_says_what_a_suite_looks_like(tmp_path: Path, call: Call) -> None:
-    told = call("zeroshot", "tiny", "--suite", "imagnet:data", "--out", "zero")
-    assert (told.code, "imagenet:PATH" in told.err) == (2, True)
-    told = call("zeroshot", "tiny", "--suite", f"domains:{tmp_path / 'none'}", "--out", "zero")
-    assert (told.code, "does not exist" in told.err) == (2, True)
+    printed = call("zeroshot", "tiny", "--suite", "imagnet:data", "--out", "zero")
+    assert (printed.code, "imagenet:PATH" in printed.err) == (2, True)
+    printed = call("zeroshot", "tiny", "--suite", f"domains:{tmp_path / 'none'}", "--out", "zero")
+    assert (printed.code, "does not exist" in printed.err) == (2, True)

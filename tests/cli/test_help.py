@@ -133,11 +133,11 @@ GROUP = typer.main.get_command(cli.app)
 
 def commands() -> dict[str, Any]:
     """Every command by what one types, those of groups too."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, command in GROUP.commands.items():  # type: ignore[attr-defined]
         parts = getattr(command, "commands", None)
-        found |= {f"{name} {part}": inner for part, inner in parts.items()} if parts else {name: command}
-    return found
+        result |= {f"{name} {part}": inner for part, inner in parts.items()} if parts else {name: command}
+    return result
 
 
 def test_the_commands_are_those_promised() -> None:
@@ -147,9 +147,9 @@ def test_the_commands_are_those_promised() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_s_help_shows_an_example_that_parses(call: Call, name: str) -> None:
     for flag in ("--help", "-h"):
-        told = call(*name.split(), flag)
-        assert (told.code, told.err) == (0, "")
-        assert f"Example: shiftproof {name}" in told.out
+        printed = call(*name.split(), flag)
+        assert (printed.code, printed.err) == (0, "")
+        assert f"Example: shiftproof {name}" in printed.out
     command = commands()[name]
     example = next(line for line in command.help.splitlines() if line.startswith("Example: "))
     assert example.startswith(f"Example: shiftproof {name}")
@@ -193,8 +193,8 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_neither_the_package_nor_its_help_loads_torch(tmp_path: Path) -> None:
-    asked = [["--help"], ["--version"], *([*name.split(), "--help"] for name in sorted(COMMANDS))]
-    code = LIGHT.replace("ARGUMENTS", repr(asked))
+    settings = [["--help"], ["--version"], *([*name.split(), "--help"] for name in sorted(COMMANDS))]
+    code = LIGHT.replace("ARGUMENTS", repr(settings))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()

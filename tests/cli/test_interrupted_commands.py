@@ -39,8 +39,8 @@ def pretrain_command(folder: Path, folders: Path) -> list[str]:
         rows.writerow(["filepath", "caption"])
         rows.writerows([path, f"a {path.parent.name}"] for path in sorted((folders / "train").rglob("*.png")))
     pretrain = {"data": "csv:pairs.csv", "steps": 100, "batch_size": 4, "checkpoint_every": 500}
-    asked = {"model": "open_clip:shiftproof-tiny", "pretrain": pretrain}
-    (folder / "pre.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    settings = {"model": "open_clip:shiftproof-tiny", "pretrain": pretrain}
+    (folder / "pre.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return ["pretrain", "pre.yaml"]
 
 
@@ -79,11 +79,11 @@ def test_ctrl_c_leaves_a_checkpoint_of_a_training_shorter_than_their_distance(
     press_ctrl_c(launched)
     out, err = launched.communicate(timeout=600)
     assert (launched.returncode, out) == (130, ""), err
-    told = re.search(r"^shiftproof: \S+ was interrupted after step (\d+) of (\d+)\. (.*)$", err, re.MULTILINE)
-    assert told is not None and "Traceback" not in err, err
-    assert "out/checkpoints" in told[3] and "--resume" in told[3]
+    match = re.search(r"^shiftproof: \S+ was interrupted after step (\d+) of (\d+)\. (.*)$", err, re.MULTILINE)
+    assert match is not None and "Traceback" not in err, err
+    assert "out/checkpoints" in match[3] and "--resume" in match[3]
     assert "press Ctrl-C again" in err
-    taken, planned = int(told[1]), int(told[2])
+    taken, planned = int(match[1]), int(match[2])
     assert 0 < taken < planned < 500
     assert (tmp_path / f"out/checkpoints/step-{taken:08d}/state.json").is_file()
     resumed = processes.run("module", "shiftproof", *arguments, "--resume", cwd=tmp_path)

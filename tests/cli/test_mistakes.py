@@ -52,7 +52,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistake: str) -> None:
     broken_copies(folders)
-    changes, said = MISTAKES[mistake]
+    changes, message = MISTAKES[mistake]
     flags = data_flags(folders, shift=False)
     for flag, value in zip(changes[::2], changes[1::2], strict=True):
         filled = value.replace("{folders}", str(folders))
@@ -61,11 +61,11 @@ def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistak
         else:
             flags += [flag, filled]
     ended = call("zeroshot", "tiny", *flags, "--out", "out")
-    assert_mistake(ended, said)
+    assert_mistake(ended, message)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["zeroshot", "tinny", "--suite", "emoji"], "unknown model 'tinny'. Did you mean 'tiny'?"),
         (["zeroshot", "open_clip:ViT-B-33", "--suite", "emoji"], "'ViT-B-33'. Did you mean 'ViT-B-32'?"),
@@ -86,13 +86,13 @@ def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistak
         (["export-suite", "emojis", "--out", "x"], "unknown suite 'emojis'. Did you mean 'emoji'?"),
     ],
 )
-def test_a_mistake_in_a_name(call: Call, arguments: list[str], said: str) -> None:
+def test_a_mistake_in_a_name(call: Call, arguments: list[str], message: str) -> None:
     Path("plain.yaml").write_text("model: tiny\n", encoding="utf-8")
-    assert_mistake(call(*arguments), said)
+    assert_mistake(call(*arguments), message)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["zeroshoot"], "Did you mean 'zeroshot'?"),
         (["zeroshot"], "Missing argument"),
@@ -102,20 +102,20 @@ def test_a_mistake_in_a_name(call: Call, arguments: list[str], said: str) -> Non
         (["demo", "--sede", "1"], "--seed"),
     ],
 )
-def test_a_mistake_in_the_usage(call: Call, arguments: list[str], said: str) -> None:
+def test_a_mistake_in_the_usage(call: Call, arguments: list[str], message: str) -> None:
     ended = call(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert said in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
 
 
 def test_a_run_file_s_mistakes_are_told_before_anything_is_written(folders: Path, call: Call) -> None:
-    asked = {"modell": "tiny", "suite": {"reference": {"trian": "folder:a", "test": "folder:b"}}, "alphas": 1}
-    Path("run.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    settings = {"modell": "tiny", "suite": {"reference": {"trian": "folder:a", "test": "folder:b"}}, "alphas": 1}
+    Path("run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     ended = call("run", "run.yaml", "--out", "out")
     assert_mistake(ended, "suite.reference.train")
-    for said in ("'modell'. Did you mean 'model'?", "'suite.reference.trian'. Did you mean 'train'?"):
-        assert said in ended.err
+    for message in ("'modell'. Did you mean 'model'?", "'suite.reference.trian'. Did you mean 'train'?"):
+        assert message in ended.err
     assert sorted(path.name for path in Path().iterdir()) == ["run.yaml"]
 
 

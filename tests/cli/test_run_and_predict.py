@@ -57,9 +57,9 @@ alphas: 3
     logits = sp.predict(classifier, data).logits[data.ids.index("lemon/lemon-0.png")].tolist()
     expected = sorted(zip(softmax(logits), ["lemon", "pear", "red apple"], strict=True), reverse=True)
 
-    told = run_in_process("predict", "mine", *images, "--json", cwd=tmp_path)
-    assert (told.code, told.err) == (0, "")
-    answers = json.loads(told.out)
+    printed = run_in_process("predict", "mine", *images, "--json", cwd=tmp_path)
+    assert (printed.code, printed.err) == (0, "")
+    answers = json.loads(printed.out)
     assert [answer["image"] for answer in answers] == images
     assert [entry["class"] for entry in answers[0]["top"]] == [name for _, name in expected]
     assert [entry["probability"] for entry in answers[0]["top"]] == pytest.approx([p for p, _ in expected], rel=1e-4)

@@ -35,8 +35,8 @@ def test_every_stage_works_on_one_s_own_folders(folders: Path, tmp_path: Path, c
     assert f"alpha {best:g} by the rule 'reference'" in swept.out
 
     # Evaluated alone, the ensemble has the accuracy that the sweep says, and so have both others.
-    told = call("evaluate", "swept/ensemble", *data[4:], "--out", "scored")
-    assert told.code == 0
+    printed = call("evaluate", "swept/ensemble", *data[4:], "--out", "scored")
+    assert printed.code == 0
     lines = [json.loads(line) for line in Path("scored/results.jsonl").read_text(encoding="utf-8").splitlines()]
     point = next(point for point in path if point["alpha"] == best)
     assert {line["set"]: line["accuracy"] for line in lines} == {
@@ -45,7 +45,7 @@ def test_every_stage_works_on_one_s_own_folders(folders: Path, tmp_path: Path, c
     }
     assert {line["alpha"] for line in lines} == {best}
     for line in lines:
-        assert f"{100 * line['accuracy']:.1f}" in told.out
+        assert f"{100 * line['accuracy']:.1f}" in printed.out
     for folder, classifier in (("zero", first), ("tuned", second)):
         for text in Path(folder, "results.jsonl").read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
@@ -81,7 +81,7 @@ def test_classes_are_matched_by_name_where_a_classifier_has_its_own_order(
 
 @pytest.mark.usefixtures("blank_figures")
 def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: Path, call: Call) -> None:
-    asked = {
+    settings = {
         "model": "open_clip:ViT-S-32-alt",
         "random_weights": True,
         "suite": {
@@ -91,7 +91,7 @@ def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: P
         "finetune": {"recipe": "head-only", "epochs": 1, "batch_size": 18, "lr": 1e-2},
         "alphas": 2,
     }
-    Path("vit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    Path("vit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     ended = call("run", "vit.yaml")
     assert ended.code == 0, ended.err
     ensemble = sp.load_classifier("runs/vit/ensemble")
@@ -106,8 +106,11 @@ def test_pretraining_makes_a_model_that_loads(folders: Path, tmp_path: Path, cal
         rows.writerow(["filepath", "caption"])
         for path in sorted((folders / "train").rglob("*.png")):
             rows.writerow([path, f"a drawing of a {path.parent.name.replace('_', ' ')}"])
-    asked = {"model": "open_clip:shiftproof-tiny", "pretrain": {"data": "csv:pairs.csv", "steps": 2, "batch_size": 6}}
-    Path("pre.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    settings = {
+        "model": "open_clip:shiftproof-tiny",
+        "pretrain": {"data": "csv:pairs.csv", "steps": 2, "batch_size": 6},
+    }
+    Path("pre.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     ended = call("pretrain", "pre.yaml", "--out", "pre")
     assert ended.code == 0, ended.err
     card = json.loads(Path("pre/card.json").read_text(encoding="utf-8"))
@@ -130,13 +133,13 @@ def test_pretraining_makes_a_model_that_loads(folders: Path, tmp_path: Path, cal
 
 
 def test_the_report_is_written_anew_and_for_several_seeds(folders: Path, tmp_path: Path, call: Call) -> None:
-    asked = {
+    settings = {
         "model": "tiny",
         "suite": {"reference": {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}},
         "finetune": {"epochs": 1, "batch_size": 18},
         "alphas": 2,
     }
-    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    Path("fruit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     for seed in ("0", "1"):
         assert call("run", "fruit.yaml", "--seed", seed, "--out", f"seed-{seed}").code == 0
     page = Path("seed-0/report.html")

@@ -25,10 +25,10 @@ def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
 
 
 def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Path, tmp_path: Path, call: Call) -> None:
-    asked = ["finetune", "tiny", *data_flags(folders), *quick_training_flags(batch_size=6)]
-    shared = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    settings = ["finetune", "tiny", *data_flags(folders), *quick_training_flags(batch_size=6)]
+    shared = torchrun(*settings, "--out", "two", cwd=tmp_path)
     assert shared.code == 0, shared.err
-    assert call(*asked, "--out", "one").code == 0
+    assert call(*settings, "--out", "one").code == 0
     assert shared.out.count("the classifier is two") == 1
     assert shared.out.count("Clopper-Pearson") == 1
     assert shared.err.count("fine-tune: 3 done") == 1
@@ -42,7 +42,7 @@ def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Pat
         assert together["accuracy"] == pytest.approx(alone["accuracy"], abs=1.5 / 9)
     assert logged_steps("two") == [1, 2, 3]
     # A refusal is told by one, and no other stays behind with a traceback of its own.
-    refused = torchrun(*asked, "--out", "two", cwd=tmp_path)
+    refused = torchrun(*settings, "--out", "two", cwd=tmp_path)
     assert refused.code != 0
     assert refused.err.count("shiftproof: two already holds") == 1
     assert "gloo" not in refused.err and "all_reduce" not in refused.err
@@ -55,8 +55,8 @@ def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Pat
 def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: Path, call: Call) -> None:
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     suite = {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}
-    asked = {"model": "tiny", "suite": suite, "alphas": 3}
-    Path("fruit.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+    settings = {"model": "tiny", "suite": suite, "alphas": 3}
+    Path("fruit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     shared = torchrun("run", "fruit.yaml", *quick_training_flags(batch_size=6), "--out", "out", cwd=tmp_path)
     assert shared.code == 0, shared.err
     assert shared.out.count("report: out/report.html") == 1
@@ -69,8 +69,8 @@ def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: P
         classifier = sp.load_classifier(Path("out", model))
         for name, split in (("reference", "test"), ("sketch", "sketch")):
             images = sp.data.load_set(f"folder:{folders}/{split}", classifier.classes)
-            told = summary["models"][model][name]
-            assert (told["n"], told["accuracy"]) == (
+            reported = summary["models"][model][name]
+            assert (reported["n"], reported["accuracy"]) == (
                 9,
                 sp.evaluation.accuracy(sp.predict(classifier, images).logits, images.labels),
             )

@@ -54,6 +54,6 @@ def test_a_run_reads_a_directory_beside_its_run_file_and_a_merge_writes_one(
     assert ended.code == 0, ended.err
     ends = [theirs(f"configs/{folder}").state_dict() for folder in ("one", "other")]
     expected = sp.interpolate_weights(*ends, 0.25)
-    found = theirs("merged").state_dict()
-    assert all((tensor == expected[name]).all() for name, tensor in found.items())
+    tensors = theirs("merged").state_dict()
+    assert all((tensor == expected[name]).all() for name, tensor in tensors.items())
     assert call("zeroshot", "hf:merged", *data_flags(folders), "--out", "zero").code == 0

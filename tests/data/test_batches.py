@@ -17,11 +17,11 @@ from shiftproof.data.loading import Preprocessing, random_resized_crop
 def test_batches_do_not_depend_on_what_is_kept_in_memory(folders: Path) -> None:
     images = sp.data.load_set(f"folder:{folders / 'train'}")
     wanted = Preprocessing(size=24)
-    kept = decoded_once(images, wanted)
+    saved = decoded_once(images, wanted)
     assert decoded_once(images, wanted, limit=10) is images
     whole = torch.cat(list(evaluation_batches(images, wanted, 5)))
     assert whole.shape == (18, 3, 24, 24)
-    assert torch.equal(whole, torch.cat(list(evaluation_batches(kept, wanted, 7))))
+    assert torch.equal(whole, torch.cat(list(evaluation_batches(saved, wanted, 7))))
 
 
 def test_training_crops_depend_on_seed_and_batch_alone(folders: Path) -> None:
@@ -41,6 +41,6 @@ def test_training_crops_depend_on_seed_and_batch_alone(folders: Path) -> None:
 def test_a_crop_of_everything_shows_nothing_but_the_image(seed: int, height: int, width: int) -> None:
     pixels = np.full((height, width, 3), (10, 200, 90), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
-    found = random_resized_crop(pixels, Preprocessing(size=16), (0.2, 1.0), generator)
-    assert found.shape == (16, 16, 3)
-    assert (found == pixels[0, 0]).all()
+    result = random_resized_crop(pixels, Preprocessing(size=16), (0.2, 1.0), generator)
+    assert result.shape == (16, 16, 3)
+    assert (result == pixels[0, 0]).all()

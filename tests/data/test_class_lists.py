@@ -56,7 +56,7 @@ def test_the_order_of_lines_is_that_of_the_classes_and_never_matched_by_it(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("names.txt", "\n \n", "names no class"),
         ("names.txt", "a\nb\na\n", "has the class 'a' twice, line 1 and line 3"),
@@ -68,9 +68,9 @@ def test_the_order_of_lines_is_that_of_the_classes_and_never_matched_by_it(tmp_p
         ("names.csv", "id,name\na,b\na,c\n", "has the class 'a' twice, line 2 and line 3"),
     ],
 )
-def test_mistakes_name_the_line(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_mistakes_name_the_line(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         read_class_list(tmp_path / name)
 
 

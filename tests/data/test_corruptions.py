@@ -25,30 +25,30 @@ def drawing(seed: int = 0, size: int = 32) -> NDArray[np.uint8]:
     return (blocks + draw_from.integers(-20, 21, blocks.shape)).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("severity", "kept"), [(1, 0.4), (2, 0.3), (3, 0.2), (4, 0.1), (5, 0.05)])
-def test_contrast_shrinks_the_distance_to_each_channels_mean(severity: int, kept: float) -> None:
+@pytest.mark.parametrize(("severity", "saved"), [(1, 0.4), (2, 0.3), (3, 0.2), (4, 0.1), (5, 0.05)])
+def test_contrast_shrinks_the_distance_to_each_channels_mean(severity: int, saved: float) -> None:
     pixels = drawing(3)[:13, :21]
-    found = sp.data.corrupt(pixels, "contrast", severity, torch.Generator())
+    images = sp.data.corrupt(pixels, "contrast", severity, torch.Generator())
     values = pixels.tolist()
     for channel in range(3):
         every = [row[x][channel] for row in values for x in range(21)]
         mean = sum(every) / len(every)
         for y in range(13):
             for x in range(21):
-                expected = mean + kept * (values[y][x][channel] - mean)
-                assert abs(int(found[y, x, channel]) - expected) <= 0.5 + 1e-6
+                expected = mean + saved * (values[y][x][channel] - mean)
+                assert abs(int(images[y, x, channel]) - expected) <= 0.5 + 1e-6
 
 
 def test_pixelation_means_over_blocks_and_repeats_them() -> None:
     pixels = drawing(4)
-    found = sp.data.corrupt(pixels, "pixelation", 2, torch.Generator())  # half the side
+    images = sp.data.corrupt(pixels, "pixelation", 2, torch.Generator())  # half the side
     for y in range(0, 32, 2):
         for x in range(0, 32, 2):
             for channel in range(3):
                 block = [int(pixels[y + i, x + j, channel]) for i in (0, 1) for j in (0, 1)]
                 for i in (0, 1):
                     for j in (0, 1):
-                        assert abs(int(found[y + i, x + j, channel]) - sum(block) / 4) <= 1
+                        assert abs(int(images[y + i, x + j, channel]) - sum(block) / 4) <= 1
 
 
 @pytest.mark.parametrize(("severity", "deviation"), [(1, 0.08), (2, 0.12), (3, 0.18)])
@@ -84,10 +84,10 @@ def test_each_severity_is_farther_from_the_images(name: str, seed: int) -> None:
     images = (views.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
     distances = []
     for severity in range(1, 6):
-        found = np.stack([sp.data.corrupt(image, name, severity, generator) for image in images])
-        assert found.shape == images.shape
-        assert found.dtype == np.uint8
-        distances.append(float(((found.astype(float) - images) ** 2).mean()))
+        result = np.stack([sp.data.corrupt(image, name, severity, generator) for image in images])
+        assert result.shape == images.shape
+        assert result.dtype == np.uint8
+        distances.append(float(((result.astype(float) - images) ** 2).mean()))
     assert distances[0] > 0
     assert distances == sorted(distances)
     assert distances[4] > 1.3 * distances[0]
@@ -97,12 +97,12 @@ def test_each_severity_is_farther_from_the_images(name: str, seed: int) -> None:
 @given(height=st.integers(1, 20), width=st.integers(1, 20))
 def test_the_input_of_any_shape_stays_as_it_was(name: str, height: int, width: int) -> None:
     pixels = drawing(1)[:height, :width].copy()
-    kept = pixels.copy()
+    original = pixels.copy()
     pixels.flags.writeable = False
-    found = sp.data.corrupt(pixels, name, 5, torch.Generator().manual_seed(0))
-    assert found.shape == (height, width, 3)
-    assert np.array_equal(pixels, kept)
-    assert not np.shares_memory(found, pixels)
+    images = sp.data.corrupt(pixels, name, 5, torch.Generator().manual_seed(0))
+    assert images.shape == (height, width, 3)
+    assert np.array_equal(pixels, original)
+    assert not np.shares_memory(images, pixels)
 
 
 def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "severity", "said"),
+    ("name", "severity", "message"),
     [
         ("blurr", 3, "Did you mean 'blur'"),
         ("noise", 0, "severity 0"),
@@ -124,6 +124,6 @@ def test_a_samples_corruption_depends_on_its_id_and_not_on_its_place(folders: Pa
         ("noise", 2.5, "2.5"),
     ],
 )
-def test_an_unknown_corruption_or_severity_is_refused(name: str, severity: int, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_an_unknown_corruption_or_severity_is_refused(name: str, severity: int, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.data.corrupt(drawing(), name, severity, torch.Generator())

@@ -85,10 +85,10 @@ def test_renditions_are_split_into_seen_and_withheld(emoji_suite: sp.ShiftSuite)
     for name in ("sketch", "painting", "monochrome"):
         images = by_name[name]
         assert images.groups is not None
-        told = {
+        reported = {
             emoji_suite.classes.ids[k] for k, g in zip(images.labels, images.groups, strict=True) if g == "withheld"
         }
-        assert told == withheld
+        assert reported == withheld
     assert by_name["clutter"].groups is None  # a colour drawing of every concept was seen
     assert emoji_suite.reference.test.groups is None
 

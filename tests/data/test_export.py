@@ -32,10 +32,10 @@ def test_an_exported_suite_comes_back_as_folders(folders: Path, tmp_path: Path) 
         **{shift.name: shift.data for shift in suite.shifts},
     }
     for name, place in back.items():
-        found = sp.data.load_set(f"folder:{tmp_path / 'out' / place}")
-        assert found.classes == suite.classes
-        assert found.labels.tolist() == parts[name].labels.tolist()
-        assert same_pixels(found, parts[name])
+        images = sp.data.load_set(f"folder:{tmp_path / 'out' / place}")
+        assert images.classes == suite.classes
+        assert images.labels.tolist() == parts[name].labels.tolist()
+        assert same_pixels(images, parts[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -47,8 +47,8 @@ def test_an_export_loses_no_image_where_names_are_equal(folders: Path, tmp_path:
         Image.new("RGB", (4, 4), (next(greys),) * 3).save(source / name)
     data: dict[str, str | None] = dict.fromkeys(("train", "validation", "test"), f"folder:{source}")
     sp.data.export_suite(sp.own_suite(data, {}), tmp_path / "out")
-    found = sp.data.load_set(f"folder:{tmp_path / 'out' / 'reference' / 'test'}")
-    assert sorted(int(image[0, 0, 0]) for image in pixels_of(found)) == [0, 1, 2, 3, 4]
+    images = sp.data.load_set(f"folder:{tmp_path / 'out' / 'reference' / 'test'}")
+    assert sorted(int(image[0, 0, 0]) for image in pixels_of(images)) == [0, 1, 2, 3, 4]
 
 
 def test_an_export_never_mixes_with_what_is_there_and_leaves_no_half(folders: Path, tmp_path: Path) -> None:

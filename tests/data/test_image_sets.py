@@ -20,21 +20,21 @@ from shiftproof.data.decoding import decode
 @given(ids=st.lists(st.text("abcdef_", min_size=1), min_size=1, max_size=6, unique=True), data=st.data())
 def test_labels_are_matched_by_name_in_whatever_order(ids: list[str], data: st.DataObject) -> None:
     space = sp.ClassSpace.from_ids(data.draw(st.permutations(ids)))
-    asked = data.draw(st.lists(st.sampled_from(ids), min_size=1))
-    found = space.labels_of(asked, "the set")
-    assert [space.ids[label] for label in found] == asked
+    settings = data.draw(st.lists(st.sampled_from(ids), min_size=1))
+    result = space.labels_of(settings, "the set")
+    assert [space.ids[label] for label in result] == settings
 
 
 def test_a_folder_is_labelled_in_the_space_it_is_given(folders: Path) -> None:
     space = sp.ClassSpace.from_ids(["red_apple", "lemon", "pear"])
-    found = sp.data.load_set(f"folder:{folders / 'test'}", space)
-    assert len(found) == 9
-    for label, sample in zip(found.labels, found.ids, strict=True):
+    images = sp.data.load_set(f"folder:{folders / 'test'}", space)
+    assert len(images) == 9
+    for label, sample in zip(images.labels, images.ids, strict=True):
         assert sample.startswith(space.ids[label] + "/")
     own = sp.data.load_set(f"folder:{folders / 'test'}")
     assert own.classes.ids == ("lemon", "pear", "red_apple")
     assert own.classes.names == ("lemon", "pear", "red apple")
-    assert same_pixels(own, found)
+    assert same_pixels(own, images)
 
 
 def test_a_class_that_the_reference_lacks_is_an_error(folders: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_class_that_the_set_lacks_is_an_error_unless_partial(folders: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda root: None, "does not exist"),
         (lambda root: root.mkdir(), "has no class folders"),
@@ -60,9 +60,9 @@ def test_a_class_that_the_set_lacks_is_an_error_unless_partial(folders: Path) ->
         (lambda root: (root.mkdir(), (root / "lemon.png").write_bytes(b"")), "has no class folders"),
     ],
 )
-def test_a_folder_without_images_is_an_error(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+def test_a_folder_without_images_is_an_error(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "mine")
-    with pytest.raises(sp.InputError, match=said) as caught:
+    with pytest.raises(sp.InputError, match=message) as caught:
         sp.data.load_set(f"folder:{tmp_path / 'mine'}")
     assert str(tmp_path / "mine") in str(caught.value)
 
@@ -83,9 +83,9 @@ def test_an_image_that_does_not_decode_is_named(folders: Path, tmp_path: Path, c
 def test_every_kind_of_image_becomes_three_channels(tmp_path: Path, mode: str) -> None:
     suffix = "tif" if mode == "CMYK" else "png"
     Image.new("RGB", (5, 4), "white").convert(mode).save(tmp_path / f"image.{suffix}")
-    found = decode(tmp_path / f"image.{suffix}")
-    assert found.shape == (4, 5, 3)
-    assert (found == 255).all()
+    result = decode(tmp_path / f"image.{suffix}")
+    assert result.shape == (4, 5, 3)
+    assert (result == 255).all()
 
 
 def test_images_in_folders_below_and_hidden_folders(folders: Path, tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_images_in_folders_below_and_hidden_folders(folders: Path, tmp_path: Pat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, tmp_path / name)
     with pytest.warns(UserWarning, match="2 files were skipped"):
-        found = sp.data.load_set(f"folder:{tmp_path}")
-    assert found.classes.ids == ("lemon", "pear")
-    assert sorted(found.ids) == ["lemon/2.PNG", "lemon/a/1.png", "pear/1.png"]
+        images = sp.data.load_set(f"folder:{tmp_path}")
+    assert images.classes.ids == ("lemon", "pear")
+    assert sorted(images.ids) == ["lemon/2.PNG", "lemon/a/1.png", "pear/1.png"]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -104,15 +104,15 @@ def test_a_csv_names_files_beside_it(folders: Path, mark: str) -> None:
     rows = ["filepath,label", "test/pear/pear-1.png,pear", "sketch/lemon/lemon-0.png,lemon"]
     path = folders / f"some{len(mark)}.csv"
     path.write_text(mark + "\n".join(rows), encoding="utf-8")
-    found = sp.data.load_set(f"csv:{path}")
-    assert found.ids == ("test/pear/pear-1.png", "sketch/lemon/lemon-0.png")
-    assert [found.classes.ids[label] for label in found.labels] == ["pear", "lemon"]
-    assert np.array_equal(found.read(1), decode(folders / "sketch" / "lemon" / "lemon-0.png"))
+    images = sp.data.load_set(f"csv:{path}")
+    assert images.ids == ("test/pear/pear-1.png", "sketch/lemon/lemon-0.png")
+    assert [images.classes.ids[label] for label in images.labels] == ["pear", "lemon"]
+    assert np.array_equal(images.read(1), decode(folders / "sketch" / "lemon" / "lemon-0.png"))
     path.unlink()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "does not exist"),
         ("", "needs 'filepath' and 'label'"),
@@ -124,11 +124,11 @@ def test_a_csv_names_files_beside_it(folders: Path, mark: str) -> None:
         ("filepath,label,mask\na.png,lemon,m.png\nb.png,lemon,", "line 3 .*lacks its mask"),
     ],
 )
-def test_a_csv_that_cannot_be_used_says_why(tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_csv_that_cannot_be_used_says_why(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "mine.csv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(sp.InputError, match=said) as caught:
+    with pytest.raises(sp.InputError, match=message) as caught:
         sp.data.load_set(f"csv:{path}")
     assert str(path) in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_a_subset_keeps_what_belongs_together(folders: Path) -> None:
 def test_relabelling_goes_by_class_id(folders: Path) -> None:
     whole = sp.data.load_set(f"folder:{folders / 'test'}")
     other = sp.ClassSpace.from_ids(["red_apple", "plum", "pear", "lemon"])
-    found = whole.relabelled(other)
-    assert [other.ids[label] for label in found.labels] == [whole.classes.ids[label] for label in whole.labels]
+    result = whole.relabelled(other)
+    assert [other.ids[label] for label in result.labels] == [whole.classes.ids[label] for label in whole.labels]
     with pytest.raises(sp.InputError, match="lacks: 'lemon'"):
         whole.relabelled(sp.ClassSpace.from_ids(["pear", "red_apple"]))

@@ -14,14 +14,14 @@ from shiftproof.data.sets import joined
 @given(parts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=4))
 def test_joined_sets_keep_order_labels_pixels_and_masks(parts: list[list[int]]) -> None:
     sets = [toy_set(labels, first=50 * number) for number, labels in enumerate(parts)]
-    found = joined(sets, "all")
-    assert (found.name, found.classes, found.in_memory) == ("all", CLASSES, True)
-    assert found.labels.tolist() == [label for labels in parts for label in labels]
-    assert len(set(found.ids)) == len(found)
-    assert found.mask is not None
+    result = joined(sets, "all")
+    assert (result.name, result.classes, result.in_memory) == ("all", CLASSES, True)
+    assert result.labels.tolist() == [label for labels in parts for label in labels]
+    assert len(set(result.ids)) == len(result)
+    assert result.mask is not None
     values = [50 * number + i for number, labels in enumerate(parts) for i in range(len(labels))]
-    assert [int(found.read(i)[0, 0, 0]) for i in range(len(found))] == values
-    assert [int(found.mask(i)[0, 0]) for i in range(len(found))] == [255 - value for value in values]
+    assert [int(result.read(i)[0, 0, 0]) for i in range(len(result))] == values
+    assert [int(result.mask(i)[0, 0]) for i in range(len(result))] == [255 - value for value in values]
 
 
 def test_joined_sets_must_share_classes_and_lose_masks_that_some_lack() -> None:
@@ -34,14 +34,14 @@ def test_joined_sets_must_share_classes_and_lose_masks_that_some_lack() -> None:
 @given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=12).filter(lambda x: {0, 2} & set(x)))
 def test_the_images_of_some_classes_keep_ids_pixels_and_class(labels: list[int]) -> None:
     some = sp.ClassSpace.from_ids(["blue", "red"])
-    found = toy_set(labels).of_classes(some)
-    kept = [i for i, label in enumerate(labels) if label != 1]
-    assert found.classes == some
-    assert found.ids == tuple(map(str, kept))
-    assert [some.ids[k] for k in found.labels] == [CLASSES.ids[labels[i]] for i in kept]
-    assert found.mask is not None
-    assert [int(found.read(i)[0, 0, 0]) for i in range(len(found))] == kept
-    assert [int(found.mask(i)[0, 0]) for i in range(len(found))] == [255 - i for i in kept]
+    images = toy_set(labels).of_classes(some)
+    saved = [i for i, label in enumerate(labels) if label != 1]
+    assert images.classes == some
+    assert images.ids == tuple(map(str, saved))
+    assert [some.ids[k] for k in images.labels] == [CLASSES.ids[labels[i]] for i in saved]
+    assert images.mask is not None
+    assert [int(images.read(i)[0, 0, 0]) for i in range(len(images))] == saved
+    assert [int(images.mask(i)[0, 0]) for i in range(len(images))] == [255 - i for i in saved]
 
 
 def test_no_image_of_the_wanted_classes_is_an_error() -> None:

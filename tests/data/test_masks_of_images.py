@@ -68,12 +68,12 @@ def test_masks_are_resized_as_the_pixels_are(
         lambda: grey[..., 0],
     )
     wanted = Preprocessing(size=size, resize_mode=mode, interpolation=interpolation, fill=fill)
-    found = decoded_once(images, wanted)
-    mask = require_masks(found)(0)
+    result = decoded_once(images, wanted)
+    mask = require_masks(result)(0)
     assert (mask.shape, mask.dtype) == ((size, size), np.uint8)
     assert np.array_equal(mask, decoded_once(images, replace(wanted, fill=0)).read(0)[..., 0])
     padded = resize_mask(np.full((height, width), 255, np.uint8), wanted) == 0
-    assert (found.read(0)[padded] == fill).all()
+    assert (result.read(0)[padded] == fill).all()
 
 
 def test_a_masks_array_is_made_once_and_only_when_asked_for() -> None:
@@ -114,9 +114,9 @@ def drawn(folders: Path, tmp_path: Path) -> Path:
 def test_a_csv_may_name_masks(drawn: Path) -> None:
     rows = ["mask,filepath,label", *(f"masks/{n}/{n}.1.png,images/{n}/{n}.1.png,{n}" for n in ("pear", "lemon"))]
     (drawn / "mine.csv").write_text("\n".join(rows))
-    found = sp.data.load_set(f"csv:{drawn / 'mine.csv'}")
+    images = sp.data.load_set(f"csv:{drawn / 'mine.csv'}")
     for i in range(2):
-        assert np.array_equal(require_masks(found)(i) == 255, (found.read(i) < 255).any(2))
+        assert np.array_equal(require_masks(images)(i) == 255, (images.read(i) < 255).any(2))
     (drawn / "plain.csv").write_text("filepath,label,comment\nimages/pear/pear.1.png,pear,")
     assert sp.data.load_set(f"csv:{drawn / 'plain.csv'}").mask is None
 
@@ -129,9 +129,9 @@ def test_a_folder_gets_masks_from_a_parallel_one(drawn: Path) -> None:
     Image.open(mask).convert("1").save(mask.with_suffix(".TIF"))
     mask.unlink()
     with pytest.warns(UserWarning, match=r"masks: 1 file was skipped: 1 with the suffix \.txt"):
-        found = with_masks(images, drawn / "masks")
+        result = with_masks(images, drawn / "masks")
     for i in range(2):
-        assert np.array_equal(require_masks(found)(i) == 255, (images.read(i) < 255).any(2))
+        assert np.array_equal(require_masks(result)(i) == 255, (images.read(i) < 255).any(2))
 
 
 def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda mask: mask.unlink(), "the mask .*pear.1.png does not exist"),
         (lambda mask: mask.write_bytes(b"no image"), "the mask .*pear.1.png cannot be decoded"),
@@ -158,10 +158,10 @@ def test_a_folders_masks_that_cannot_be_used_say_why(drawn: Path) -> None:
         (lambda mask: Image.new("L", (40, 32), 0).save(mask), "brightest pixel of the mask .*pear.1.png is 0;"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_named(drawn: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_a_mask_that_cannot_be_used_is_named(drawn: Path, spoil: Callable[[Path], object], message: str) -> None:
     (drawn / "mine.csv").write_text("filepath,label,mask\nimages/pear/pear.1.png,pear,masks/pear/pear.1.png")
     from_folder = with_masks(sp.data.load_set(f"folder:{drawn / 'images'}"), drawn / "masks").subset([1])
     spoil(drawn / "masks" / "pear" / "pear.1.png")
     for images in (sp.data.load_set(f"csv:{drawn / 'mine.csv'}"), from_folder):
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             require_masks(images)(0)

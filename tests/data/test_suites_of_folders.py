@@ -82,12 +82,12 @@ def test_a_shift_of_some_classes_warns_unless_it_is_marked_partial(folders: Path
     ):
         sp.own_suite(reference, {"sketch": {"data": f"folder:{tmp_path}"}})
     suite = sp.own_suite(reference, {"sketch": {"data": f"folder:{tmp_path}", "partial": True}})
-    found = suite.shifts[0].data
-    assert {suite.classes.ids[label] for label in found.labels} == {"pear"}
+    result = suite.shifts[0].data
+    assert {suite.classes.ids[label] for label in result.labels} == {"pear"}
 
 
 @pytest.mark.parametrize(
-    ("reference", "shifts", "said"),
+    ("reference", "shifts", "message"),
     [
         ({"train": "folder:{}"}, {}, "has no test data"),
         ({"test": "folder:{}"}, {}, "has no train data"),
@@ -113,10 +113,10 @@ def test_a_shift_of_some_classes_warns_unless_it_is_marked_partial(folders: Path
     ],
 )
 def test_a_suite_that_cannot_be_made_says_why(
-    folders: Path, reference: dict[str, str], shifts: dict[str, dict[str, str]], said: str
+    folders: Path, reference: dict[str, str], shifts: dict[str, dict[str, str]], message: str
 ) -> None:
     place = str(folders / "test")
     named = {name: spec.format(place) for name, spec in reference.items()}
-    asked = {name: {k: v.format(place) for k, v in entry.items()} for name, entry in shifts.items()}
-    with pytest.raises(sp.InputError, match=said):
-        sp.own_suite(named, asked)
+    settings = {name: {k: v.format(place) for k, v in entry.items()} for name, entry in shifts.items()}
+    with pytest.raises(sp.InputError, match=message):
+        sp.own_suite(named, settings)

@@ -100,14 +100,14 @@ def test_placements_keep_to_their_geometry(low: float, span: float, degrees: flo
 
 @pytest.mark.parametrize("kind", BACKGROUNDS)
 def test_backgrounds_are_what_they_are_called(kind: str) -> None:
-    found = draw_backgrounds(kind, 6, 32, torch.Generator().manual_seed(0))
+    result = draw_backgrounds(kind, 6, 32, torch.Generator().manual_seed(0))
     again = draw_backgrounds(kind, 6, 32, torch.Generator().manual_seed(0))
-    assert found.shape == (6, 3, 32, 32)
-    assert torch.equal(found, again)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    spread = found.flatten(2).std(2)
+    assert result.shape == (6, 3, 32, 32)
+    assert torch.equal(result, again)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    spread = result.flatten(2).std(2)
     assert (spread > 0.02).all() if kind == "busy" else (spread < 1e-6).all()
-    assert (found == 1).all() if kind == "white" else not torch.equal(found[0], found[1])
+    assert (result == 1).all() if kind == "white" else not torch.equal(result[0], result[1])
     with pytest.raises(sp.InputError, match="Did you mean"):
         draw_backgrounds(kind + "s", 1, 8, torch.Generator())

@@ -24,8 +24,8 @@ def outputs(draw: st.DrawFn, models: int) -> tuple[list[Logits], NDArray[np.int6
     generator = np.random.default_rng(draw(st.integers(0, 10**6)))
     shared = generator.normal(size=(n, classes))
     share = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    found = [share * shared + (1 - share) * generator.normal(size=(n, classes)) for _ in range(models)]
-    return found, generator.integers(classes, size=n)
+    result = [share * shared + (1 - share) * generator.normal(size=(n, classes)) for _ in range(models)]
+    return result, generator.integers(classes, size=n)
 
 
 def named(logits: Logits) -> list[int]:
@@ -49,7 +49,7 @@ def slow_kappa(one: list[Any], other: list[Any]) -> float | None:
 def test_measures_of_two_are_those_counted_by_hand(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
     (one, other), labels = drawn
     a, b, truth = named(one), named(other), labels.tolist()
-    right = [[said == t for said, t in zip(model, truth, strict=True)] for model in (a, b)]
+    right = [[message == t for message, t in zip(model, truth, strict=True)] for model in (a, b)]
     alone = sum(x != y for x, y in zip(*right, strict=True)) / len(truth)
     assert sp.diagnosis.prediction_diversity(one, other, labels) == pytest.approx(alone)
 
@@ -101,20 +101,20 @@ def test_overrides_are_those_counted_by_hand(drawn: tuple[list[Logits], NDArray[
     cases = [case for case in zip(named(zero), named(tuned), named(ensemble), strict=True) if case[0] != case[1]]
     for by_zero, by_tuned, followed in cases:
         counts["zero_shot" if followed == by_zero else "fine_tuned" if followed == by_tuned else "neither"] += 1
-    found = sp.diagnosis.override_rates(zero, tuned, ensemble)
-    assert (found.disagreements, found.n) == (len(cases), len(labels))
+    result = sp.diagnosis.override_rates(zero, tuned, ensemble)
+    assert (result.disagreements, result.n) == (len(cases), len(labels))
     for name, count in counts.items():
-        assert getattr(found, name) == pytest.approx(count / len(cases) if cases else 0, abs=1e-12)
-    assert found.zero_shot + found.fine_tuned + found.neither == pytest.approx(1 if cases else 0)
+        assert getattr(result, name) == pytest.approx(count / len(cases) if cases else 0, abs=1e-12)
+    assert result.zero_shot + result.fine_tuned + result.neither == pytest.approx(1 if cases else 0)
 
     apart = sp.diagnosis.override_rates_by_right(zero, tuned, ensemble, labels)
-    assert sum(record.disagreements for record in apart.values()) == found.disagreements
+    assert sum(record.disagreements for record in apart.values()) == result.disagreements
     for name in counts:
         whole = sum(getattr(record, name) * record.disagreements for record in apart.values())
-        assert whole == pytest.approx(getattr(found, name) * found.disagreements, abs=1e-9)
+        assert whole == pytest.approx(getattr(result, name) * result.disagreements, abs=1e-9)
     # Whoever exchanges the two models exchanges the two rates.
     swapped = sp.diagnosis.override_rates(tuned, zero, ensemble)
-    assert (swapped.zero_shot, swapped.fine_tuned) == (found.fine_tuned, found.zero_shot)
+    assert (swapped.zero_shot, swapped.fine_tuned) == (result.fine_tuned, result.zero_shot)
 
 
 @given(outputs(3))
@@ -146,7 +146,7 @@ def test_large_logits_overflow_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "said"),
+    ("one", "other", "message"),
     [
         (np.zeros((3, 4)), np.zeros((2, 4)), r"shapes \(3, 4\) and \(2, 4\).*Align them by sample id and class id"),
         (np.zeros((3, 4)), np.zeros((3, 5)), r"shapes \(3, 4\) and \(3, 5\)"),
@@ -157,13 +157,13 @@ def test_large_logits_overflow_nothing() -> None:
         (np.full((3, 4), np.inf), np.zeros((3, 4)), "the logits of sample 0 are not finite"),
     ],
 )
-def test_logits_that_do_not_fit_are_refused(one: Logits, other: Logits, said: str) -> None:
+def test_logits_that_do_not_fit_are_refused(one: Logits, other: Logits, message: str) -> None:
     for measure in (
         sp.diagnosis.kappa_complement,
         sp.diagnosis.kl_divergence,
         lambda a, b: sp.diagnosis.override_rates(a, b, a),
     ):
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             measure(one, other)
 
 
@@ -177,12 +177,12 @@ def test_labels_that_do_not_fit_are_refused() -> None:
 
 def resampled(measure: Any, models: list[Logits], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> list[float]:
     """The measure itself, on resamples of whole groups: what the linearised samples stand for."""
-    generator, found = np.random.default_rng(5), []
+    generator, result = np.random.default_rng(5), []
     places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     for _ in range(400):
         picked = np.concatenate([places[i] for i in generator.integers(len(places), size=len(places))])
-        found.append(measure(*(model[picked] for model in models), labels[picked]))
-    return found
+        result.append(measure(*(model[picked] for model in models), labels[picked]))
+    return result
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_intervals_are_about_those_of_resampling_the_measures_themselves(grouped
     shared = np.repeat(generator.normal(size=(2, 150, 4)), 4, axis=1)
     one, other = 1.5 * shared + generator.normal(size=(2, 600, 4)) + np.eye(4)[labels]
     groups = np.repeat(np.arange(150), 4) if grouped else np.arange(600)
-    found = sp.diagnosis.measure_agreement(one, other, labels, groups if grouped else None)
+    result = sp.diagnosis.measure_agreement(one, other, labels, groups if grouped else None)
     measures = {
         "prediction_diversity": sp.diagnosis.prediction_diversity,
         "kappa_complement": lambda a, b, _: sp.diagnosis.kappa_complement(a, b),
@@ -205,7 +205,7 @@ def test_intervals_are_about_those_of_resampling_the_measures_themselves(grouped
         "disagreement": lambda a, b, _: float((a.argmax(1) != b.argmax(1)).mean()),
     }
     for name, measure in measures.items():
-        measured = getattr(found, name)
+        measured = getattr(result, name)
         assert measured.value == pytest.approx(measure(one, other, labels), abs=1e-12)
         low, high = measured.interval
         assert low < measured.value < high
@@ -229,15 +229,15 @@ def test_the_linearised_samples_have_the_measure_as_their_mean(drawn: tuple[list
 @given(outputs(4))
 def test_the_contrasts_are_differences_of_their_parts(drawn: tuple[list[Logits], NDArray[np.int64]]) -> None:
     (one, other, third, fourth), labels = drawn
-    found = sp.diagnosis.diversity_contrast((one, other), (third, fourth), labels)
+    result = sp.diagnosis.diversity_contrast((one, other), (third, fourth), labels)
     apart, close = (
         sp.diagnosis.prediction_diversity(one, other, labels),
         sp.diagnosis.prediction_diversity(third, fourth, labels),
     )
-    assert found.value == pytest.approx(apart - close)
+    assert result.value == pytest.approx(apart - close)
     turned = sp.diagnosis.diversity_contrast((third, fourth), (one, other), labels)
-    assert turned.value == pytest.approx(-found.value)
-    assert found.interval is None or -1 <= found.interval[0] <= found.value <= found.interval[1] <= 1
+    assert turned.value == pytest.approx(-result.value)
+    assert result.interval is None or -1 <= result.interval[0] <= result.value <= result.interval[1] <= 1
     followed = sp.diagnosis.measure_overrides(one, other, third, labels)
     rates = sp.diagnosis.override_rates(one, other, third)
     if rates.disagreements:
@@ -247,9 +247,9 @@ def test_the_contrasts_are_differences_of_their_parts(drawn: tuple[list[Logits],
 
 def test_without_labels_what_needs_them_is_left_out() -> None:
     one, other = np.random.default_rng(4).normal(size=(2, 30, 3))
-    found = sp.diagnosis.measure_agreement(one, other)
-    assert found.prediction_diversity is None and found.error_consistency is None
-    assert found.n == 30
+    measured = sp.diagnosis.measure_agreement(one, other)
+    assert measured.prediction_diversity is None and measured.error_consistency is None
+    assert measured.n == 30
 
 
 def test_what_always_holds_is_as_sure_as_its_clusters_are_many() -> None:
@@ -264,26 +264,26 @@ def test_what_always_holds_is_as_sure_as_its_clusters_are_many() -> None:
 
 def test_models_that_always_agree_are_not_known_to_do_so_for_ever() -> None:
     logits, labels = np.random.default_rng(5).normal(size=(20, 3)), np.arange(20) % 3
-    found = sp.diagnosis.measure_agreement(logits, logits, labels)
+    result = sp.diagnosis.measure_agreement(logits, logits, labels)
     unseen = sp.evaluation.accuracy_interval(0, 20)[1]
     for measured, value in (
-        (found.disagreement, 0.0),
-        (found.kappa_complement, 0.0),
-        (found.prediction_diversity, 0.0),
-        (found.error_consistency, 1.0),
+        (result.disagreement, 0.0),
+        (result.kappa_complement, 0.0),
+        (result.prediction_diversity, 0.0),
+        (result.error_consistency, 1.0),
     ):
         assert measured is not None and measured.value == value and measured.interval is not None
         low, high = measured.interval
         assert high - low >= unseen and low <= value <= high
-    assert found.kl_forward == sp.records.Measured(0.0, None)
+    assert result.kl_forward == sp.records.Measured(0.0, None)
 
 
 def test_one_sample_has_values_and_no_intervals() -> None:
     one, other = np.random.default_rng(4).normal(size=(2, 1, 3))
-    found = sp.diagnosis.measure_agreement(one, other, np.array([0]))
-    assert found.n == 1
-    assert found.disagreement == sp.records.Measured(float(one.argmax() != other.argmax()), None)
-    assert found.margin_difference.interval is None
+    measured = sp.diagnosis.measure_agreement(one, other, np.array([0]))
+    assert measured.n == 1
+    assert measured.disagreement == sp.records.Measured(float(one.argmax() != other.argmax()), None)
+    assert measured.margin_difference.interval is None
     both = np.concatenate([one, other])
     assert sp.diagnosis.measure_agreement(both, both[::-1], clusters=["a", "a"]).disagreement.interval is None
 
@@ -294,13 +294,13 @@ def test_overrides_with_intervals_have_the_plain_rates(
 ) -> None:
     (zero, tuned, ensemble), labels = drawn
     clusters = np.arange(len(labels)) // 2 if grouped else None
-    found = sp.diagnosis.measure_overrides(zero, tuned, ensemble, labels, clusters)
+    result = sp.diagnosis.measure_overrides(zero, tuned, ensemble, labels, clusters)
     plain = {
         "": sp.diagnosis.override_rates(zero, tuned, ensemble),
         **sp.diagnosis.override_rates_by_right(zero, tuned, ensemble, labels),
     }
     for name, rates in plain.items():
-        record = found.by_right[name] if name else found
+        record = result.by_right[name] if name else result
         assert (record.disagreements, record.n) == (rates.disagreements, rates.n)
         for follows in ("zero_shot", "fine_tuned", "neither"):
             measured = getattr(record, follows)

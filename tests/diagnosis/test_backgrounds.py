@@ -67,16 +67,16 @@ def tiled_twin(pixels: Pixels, mask: Pixels) -> list[list[list[int]]]:
         "left": (0, 0, height, left),
     }
     y0, x0, rows, columns = max(strips.values(), key=lambda strip: strip[2] * strip[3])
-    found = pixels.tolist()
+    result = pixels.tolist()
     outside = [pixels[y, x].tolist() for y in range(height) for x in range(width) if not mask[y, x]]
     for y in range(top, bottom + 1):
         for x in range(left, right + 1):
             if rows * columns:
-                found[y][x] = pixels[y0 + y % rows, x0 + x % columns].tolist()
+                result[y][x] = pixels[y0 + y % rows, x0 + x % columns].tolist()
             else:
                 sums = [sum(pixel[c] for pixel in outside) for c in range(3)]
-                found[y][x] = [floor(Fraction(s, len(outside)) + Fraction(1, 2)) if outside else 0 for s in sums]
-    return found
+                result[y][x] = [floor(Fraction(s, len(outside)) + Fraction(1, 2)) if outside else 0 for s in sums]
+    return result
 
 
 # Composition
@@ -85,11 +85,11 @@ def tiled_twin(pixels: Pixels, mask: Pixels) -> list[list[list[int]]]:
 @given(scene=scenes())
 def test_the_box_is_filled_with_the_largest_strip_beside_it(scene: tuple[Pixels, Pixels]) -> None:
     pixels, mask = scene
-    kept = pixels.copy()
-    found = tiled_background(pixels, mask)
-    assert found.dtype == np.uint8
-    assert found.tolist() == tiled_twin(pixels, mask)
-    assert np.array_equal(pixels, kept)
+    original = pixels.copy()
+    result = tiled_background(pixels, mask)
+    assert result.dtype == np.uint8
+    assert result.tolist() == tiled_twin(pixels, mask)
+    assert np.array_equal(pixels, original)
 
 
 @given(scene=scenes(), seed=st.integers(0, 1000))
@@ -114,9 +114,9 @@ def test_the_background_knows_the_objects_box_and_not_its_shape(scene: tuple[Pix
 def test_an_object_is_placed_pixel_by_pixel(scene: tuple[Pixels, Pixels], seed: int) -> None:
     pixels, mask = scene
     background = np.random.default_rng(seed).integers(0, 256, pixels.shape).astype(np.uint8)
-    found = place_object(pixels, mask, background)
-    assert np.array_equal(found[mask == 255], pixels[mask == 255])
-    assert np.array_equal(found[mask == 0], background[mask == 0])
+    result = place_object(pixels, mask, background)
+    assert np.array_equal(result[mask == 255], pixels[mask == 255])
+    assert np.array_equal(result[mask == 0], background[mask == 0])
     clear = [(y, x) for y, x in np.ndindex(mask.shape) if not mask[y, x]]
     for y, x in np.ndindex(mask.shape):
         share = Fraction(255 - int(mask[y, x]), 255)
@@ -129,7 +129,7 @@ def test_an_object_is_placed_pixel_by_pixel(scene: tuple[Pixels, Pixels], seed: 
             ]
             for old in behind or [pixels[y, x].tolist()]
         ]
-        assert found[y, x].tolist() in possible
+        assert result[y, x].tolist() in possible
 
 
 def test_a_thin_soft_line_is_moved_exactly_from_one_plain_background_to_another() -> None:
@@ -141,8 +141,8 @@ def test_a_thin_soft_line_is_moved_exactly_from_one_plain_background_to_another(
         return (share * [20, 30, 40] + (1 - share) * background).round().astype(np.uint8)
 
     new = np.full((12, 12, 3), [10, 200, 120], dtype=np.uint8)
-    found = place_object(drawn([255, 255, 255]), cover, new)
-    assert np.abs(found.astype(int) - drawn([10, 200, 120])).max() <= 1
+    result = place_object(drawn([255, 255, 255]), cover, new)
+    assert np.abs(result.astype(int) - drawn([10, 200, 120])).max() <= 1
     white = np.full((12, 12, 3), 255, dtype=np.uint8)
     assert np.array_equal(place_object(drawn([255, 255, 255]), cover, white), drawn([255, 255, 255]))
 
@@ -173,17 +173,17 @@ def test_pixels_without_object_or_of_another_size_are_refused() -> None:
 def test_partners_are_others_of_the_class_and_of_other_classes(labels: list[int], seed: int) -> None:
     counts = Counter(labels)
     assume(len(counts) > 1 and max(counts.values()) > 1)
-    found = draw_partners(np.array(labels), seed=seed)
+    result = draw_partners(np.array(labels), seed=seed)
     again = draw_partners(np.array(labels), seed=seed)
-    assert found.same.tolist() == again.same.tolist()
-    assert found.other.tolist() == again.other.tolist()
+    assert result.same.tolist() == again.same.tolist()
+    assert result.other.tolist() == again.other.tolist()
     for i, label in enumerate(labels):
         if counts[label] == 1:
-            assert found.same[i] == NO_PARTNER
+            assert result.same[i] == NO_PARTNER
         else:
-            assert found.same[i] != i
-            assert labels[found.same[i]] == label
-        assert labels[found.other[i]] != label
+            assert result.same[i] != i
+            assert labels[result.same[i]] == label
+        assert labels[result.other[i]] != label
 
 
 def test_every_partner_has_its_chance_and_large_classes_no_more_of_it() -> None:
@@ -197,10 +197,10 @@ def test_every_partner_has_its_chance_and_large_classes_no_more_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([1, 1, 1], r"of 1 class\(es\)"), ([0, 1, 2], "every class has only one image")]
+    ("labels", "message"), [([1, 1, 1], r"of 1 class\(es\)"), ([0, 1, 2], "every class has only one image")]
 )
-def test_labels_that_leave_no_partner_are_refused(labels: list[int], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_labels_that_leave_no_partner_are_refused(labels: list[int], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         draw_partners(np.array(labels))
 
 
@@ -233,8 +233,8 @@ def test_the_variants_are_composed_of_the_drawn_partners() -> None:
     sizes = [(16, 16), (12, 20), (24, 9), (16, 12), (8, 8), (30, 30)]
     images = flags([0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], sizes)
     assert images.mask is not None
-    partners, found = draw_partners(images.labels, seed=3), background_sets(images, seed=3)
-    assert tuple(found) == VARIANTS
+    partners, result = draw_partners(images.labels, seed=3), background_sets(images, seed=3)
+    assert tuple(result) == VARIANTS
     backgrounds = [tiled_background(images.read(i), images.mask(i)) for i in range(6)]
     for i in range(6):
         pixels, mask = images.read(i), images.mask(i)
@@ -246,44 +246,44 @@ def test_the_variants_are_composed_of_the_drawn_partners() -> None:
             "mixed-random": place_object(pixels, mask, backgrounds[partners.other[i]]),
         }
         for variant, composed in expected.items():
-            assert np.array_equal(found[variant].read(i), composed), (variant, i)
-    for variant, data in found.items():
+            assert np.array_equal(result[variant].read(i), composed), (variant, i)
+    for variant, data in result.items():
         assert (data.name, data.ids, data.labels.tolist()) == (variant, images.ids, images.labels.tolist())
     again, other = background_sets(images, seed=3), background_sets(images, seed=4)
-    assert all(np.array_equal(found["mixed-random"].read(i), again["mixed-random"].read(i)) for i in range(6))
-    assert not all(np.array_equal(found["mixed-random"].read(i), other["mixed-random"].read(i)) for i in range(6))
+    assert all(np.array_equal(result["mixed-random"].read(i), again["mixed-random"].read(i)) for i in range(6))
+    assert not all(np.array_equal(result["mixed-random"].read(i), other["mixed-random"].read(i)) for i in range(6))
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:
-    asked: list[int] = []
+    settings: list[int] = []
     images = flags([0, 0, 1, 1], [0, 1, 0, 1])
 
     def read(i: int) -> Pixels:
-        asked.append(i)
+        settings.append(i)
         return images.read(i)
 
-    found = background_sets(replace(images, read=read))
-    assert asked == []
-    found["mixed-same"].read(1)
-    assert sorted(asked) == [0, 1]
+    result = background_sets(replace(images, read=read))
+    assert settings == []
+    result["mixed-same"].read(1)
+    assert sorted(settings) == [0, 1]
 
 
 def test_the_only_image_of_a_class_is_left_out_of_mixed_same() -> None:
     images = flags([0, 1, 1, 2, 1], [0, 1, 2, 0, 1])
     assert images.mask is not None
     with pytest.warns(UserWarning, match="2 of 5 samples of flags are the only one"):
-        found = background_sets(images, seed=1)
-    assert {variant: len(data) for variant, data in found.items()} == {
+        result = background_sets(images, seed=1)
+    assert {variant: len(data) for variant, data in result.items()} == {
         **dict.fromkeys(VARIANTS, 5),
         "mixed-same": 3,
     }
     partners = draw_partners(images.labels, seed=1)
-    assert found["mixed-same"].ids == ("flag-1", "flag-2", "flag-4")
+    assert result["mixed-same"].ids == ("flag-1", "flag-2", "flag-4")
     for place, i in enumerate((1, 2, 4)):
         partner = int(partners.same[i])
         behind = tiled_background(images.read(partner), images.mask(partner))
         expected = place_object(images.read(i), images.mask(i), behind)
-        assert np.array_equal(found["mixed-same"].read(place), expected)
+        assert np.array_equal(result["mixed-same"].read(place), expected)
 
 
 def test_sets_without_masks_and_images_without_objects_are_refused() -> None:
@@ -292,9 +292,9 @@ def test_sets_without_masks_and_images_without_objects_are_refused() -> None:
         background_sets(replace(images, mask=None))
     empty = replace(images, mask=lambda i: np.zeros((16, 16), dtype=np.uint8))
     with pytest.warns(UserWarning, match="1 of 3"):
-        found = background_sets(empty)
+        result = background_sets(empty)
     with pytest.raises(sp.InputError, match="flag-1 of flags: the mask shows no object"):
-        found["only-background"].read(1)
+        result["only-background"].read(1)
 
 
 @pytest.mark.slow
@@ -302,14 +302,14 @@ def test_sets_without_masks_and_images_without_objects_are_refused() -> None:
 def test_emoji_keep_their_object_and_lose_their_background(name: str) -> None:
     images = sp.load_suite("emoji").test_sets[name].subset(range(400, 440))
     assert images.mask is not None
-    found = background_sets(images)
+    result = background_sets(images)
     for i in range(40):
         mask = images.mask(i)
         for variant in ("only-foreground", "mixed-same", "mixed-random"):
-            assert np.array_equal(found[variant].read(i)[mask == 255], images.read(i)[mask == 255])
-        assert not found["only-foreground"].read(i)[mask == 0].any()
+            assert np.array_equal(result[variant].read(i)[mask == 255], images.read(i)[mask == 255])
+        assert not result["only-foreground"].read(i)[mask == 0].any()
         inside = (slice(None), np.flatnonzero(mask.any(0)))
-        assert not np.array_equal(found["only-background"].read(i)[inside], images.read(i)[inside])
+        assert not np.array_equal(result["only-background"].read(i)[inside], images.read(i)[inside])
 
 
 # Studies
@@ -354,8 +354,8 @@ BEHIND = [0, 0, 0, 0, 0, 1, 2, 0, 1, 1, 1, 1, 2, 1, 2, 2, 2, 0, 2]  # mostly the
 
 def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none() -> None:
     images = flags(LABELS, BEHIND)
-    found = measure_backgrounds({"border": looking("border"), "object": looking("object")}, images, seed=5)
-    assert (found.set, found.chance, found.seed, found.level) == ("flags", 1 / 3, 5, 0.95)
+    measured = measure_backgrounds({"border": looking("border"), "object": looking("object")}, images, seed=5)
+    assert (measured.set, measured.chance, measured.seed, measured.level) == ("flags", 1 / 3, 5, 0.95)
     labels, behind, partners = np.array(LABELS), np.array(BEHIND), draw_partners(np.array(LABELS), seed=5)
     right = {
         "original": behind == labels,
@@ -363,7 +363,7 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
         "mixed-same": behind[partners.same] == labels,
         "mixed-random": behind[partners.other] == labels,
     }
-    border = found.models["border"]
+    border = measured.models["border"]
     for variant, correct in right.items():
         interval = sp.evaluation.accuracy_interval(int(correct.sum()), 19)
         assert border.variants[variant] == GroupRecord(correct.mean(), interval, 19), variant
@@ -371,7 +371,7 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
     assert (border.gap, border.gap_n) == (gap.mean(), 19)
     assert border.gap_interval == bootstrap_interval(gap, LABELS)
     assert border.gap > 0.4
-    rigged = found.models["object"]
+    rigged = measured.models["object"]
     for variant in ("original", "only-foreground", "mixed-same", "mixed-random"):
         assert rigged.variants[variant].accuracy == 1
     assert (rigged.gap, rigged.gap_interval) == (0, (0, 0))
@@ -382,33 +382,33 @@ def test_who_looks_at_the_border_has_a_gap_and_who_looks_at_the_object_has_none(
 def test_a_study_is_repeatable_and_no_classifier_moves_another() -> None:
     images = flags(LABELS, BEHIND, [(16 + i, 30 - i) for i in range(19)])
     pair = {"border": looking("border"), "cropped": looking("border", "shortest")}
-    found = measure_backgrounds(pair, images)
-    assert measure_backgrounds(pair, images) == found
+    measured = measure_backgrounds(pair, images)
+    assert measure_backgrounds(pair, images) == measured
     for name, classifier in pair.items():
-        assert measure_backgrounds({name: classifier}, images).models[name] == found.models[name]
-    assert measure_backgrounds(pair, images, seed=1).models != found.models
+        assert measure_backgrounds({name: classifier}, images).models[name] == measured.models[name]
+    assert measure_backgrounds(pair, images, seed=1).models != measured.models
 
 
 def test_a_sample_without_partner_is_left_out_of_the_gap() -> None:
     labels, behind = [1, 0, 0, 2, 2, 2], [1, 0, 0, 2, 2, 2]
     with pytest.warns(UserWarning, match="1 of 6"):
-        found = measure_backgrounds({"border": looking("border")}, flags(labels, behind)).models["border"]
-    assert {variant: part.n for variant, part in found.variants.items()} == {
+        measured = measure_backgrounds({"border": looking("border")}, flags(labels, behind)).models["border"]
+    assert {variant: part.n for variant, part in measured.variants.items()} == {
         **dict.fromkeys(VARIANTS, 6),
         "mixed-same": 5,
     }
-    assert (found.gap, found.gap_n, found.gap_interval) == (1, 5, (1, 1))
+    assert (measured.gap, measured.gap_n, measured.gap_interval) == (1, 5, (1, 1))
 
 
 def test_a_study_comes_back_from_json() -> None:
-    found = measure_backgrounds({"border": looking("border")}, flags(LABELS, BEHIND))
-    text = json.dumps(document(found), allow_nan=False)
-    assert from_json(BackgroundStudy, json.loads(text)) == found
+    measured = measure_backgrounds({"border": looking("border")}, flags(LABELS, BEHIND))
+    text = json.dumps(document(measured), allow_nan=False)
+    assert from_json(BackgroundStudy, json.loads(text)) == measured
     assert set(json.loads(text)["models"]["border"]) == {"variants", "gap", "gap_interval", "gap_n"}
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: measure_backgrounds({}, flags([0, 0, 1, 1], [0, 1, 0, 1])), "`classifiers` is empty"),
         (lambda: measure_backgrounds({"a": looking("border")}, flags([0, 0, 1], [0, 1, 2])), "two such classes"),
@@ -421,10 +421,10 @@ def test_a_study_comes_back_from_json() -> None:
         ),
     ],
 )
-def test_a_study_that_cannot_be_made_says_why(call: Callable[[], object], said: str) -> None:
+def test_a_study_that_cannot_be_made_says_why(call: Callable[[], object], message: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             call()
 
 
@@ -435,13 +435,13 @@ def test_the_zero_shot_model_has_no_gap_on_white(tiny: sp.models.Clip) -> None:
     images = images.relabelled(sp.ClassSpace.from_ids(sorted({whole.classes.ids[k] for k in images.labels})))
     mixed = background_sets(images)["mixed-random"]
     assert all(np.array_equal(mixed.read(i), images.read(i)) for i in range(40))
-    found = measure_backgrounds({"zero_shot": sp.zero_shot_classifier(tiny, images.classes)}, images)
-    record = found.models["zero_shot"]
+    measured = measure_backgrounds({"zero_shot": sp.zero_shot_classifier(tiny, images.classes)}, images)
+    record = measured.models["zero_shot"]
     assert record.gap == 0
     assert record.variants["mixed-same"] == record.variants["original"]
     assert record.variants["original"].accuracy > 0.8
     low, high = record.variants["only-background"].interval
-    assert low <= found.chance <= high  # white says nothing
+    assert low <= measured.chance <= high  # white says nothing
 
 
 # The interval of a mean
@@ -476,8 +476,8 @@ def test_the_bootstrap_equals_its_slow_twin(
 ) -> None:
     values, clusters = [float(value) for value, _ in pairs], [name for _, name in pairs] if clustered else None
     assume(clusters is None or len(set(clusters)) > 1)
-    found = bootstrap_interval(values, clusters, level=level, draws=41, seed=seed)
-    assert found == bootstrap_twin(values, clusters, level, 41, seed)
+    result = bootstrap_interval(values, clusters, level=level, draws=41, seed=seed)
+    assert result == bootstrap_twin(values, clusters, level, 41, seed)
 
 
 def test_the_bootstrap_does_not_depend_on_how_much_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,15 +496,15 @@ def test_the_bootstrap_covers_the_truth_as_often_as_it_says_if_clusters_are_told
         sizes = random.integers(2, 9, 50)
         clusters = np.repeat(np.arange(50), sizes)
         values = 0.3 + random.normal(size=50)[clusters] + random.normal(size=len(clusters))
-        for told in covered:
-            low, high = bootstrap_interval(values, clusters if told else None, draws=300)
-            covered[told] += low <= 0.3 <= high
+        for reported in covered:
+            low, high = bootstrap_interval(values, clusters if reported else None, draws=300)
+            covered[reported] += low <= 0.3 <= high
     assert 0.91 <= covered[True] / 400 <= 0.98
     assert covered[False] / 400 < 0.8
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: bootstrap_interval([]), "form 0 cluster"),
         (lambda: bootstrap_interval([1.0]), "form 1 cluster"),
@@ -516,6 +516,6 @@ def test_the_bootstrap_covers_the_truth_as_often_as_it_says_if_clusters_are_told
         (lambda: bootstrap_interval([1.0, 2.0], draws=0), "draws is 0"),
     ],
 )
-def test_values_without_an_interval_are_refused(call: Callable[[], object], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_values_without_an_interval_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         call()

@@ -27,8 +27,8 @@ def test_an_untrained_network_has_the_starts_shape_and_weights_of_its_own(tiny: 
     first, again, other = (untrained(start, seed=seed) for seed in (0, 0, 1))
     assert sp.models.fingerprint(start) == before
     assert sp.models.fingerprint(first) == sp.models.fingerprint(again) != sp.models.fingerprint(other)
-    for kept in ("architecture", "classes", "preprocessing"):
-        assert getattr(first, kept) == getattr(start, kept)
+    for saved in ("architecture", "classes", "preprocessing"):
+        assert getattr(first, saved) == getattr(start, saved)
     assert (first.head, first.parents, first.alpha, dict(first.training)) == ("trained", (), None, {})
     lengths = first.network.head.weight.norm(dim=1).tolist()
     assert lengths == pytest.approx([first.logit_scale] * 3, rel=1e-5)
@@ -50,13 +50,13 @@ def test_training_from_scratch_learns_the_reference(folders: Path, tiny: sp.mode
     suite = fruit_suite(folders)
     start = sp.zero_shot_classifier(tiny, suite.classes)
     settings = sp.FinetuneSettings(epochs=25, lr=4e-3, batch_size=18, warmup_steps=3, weight_decay=0.05)
-    found = train_from_scratch(start, suite, settings)
+    result = train_from_scratch(start, suite, settings)
     right = sum(
-        sp.evaluation.accuracy(sp.predict(found, images).logits, images.labels) * len(images)
+        sp.evaluation.accuracy(sp.predict(result, images).logits, images.labels) * len(images)
         for images in (suite.reference.train, suite.reference.test)
     )
     assert right >= 19  # of 27; blind guessing has that many once in 10,000 times
-    assert found.parents[0]["source"] == "untrained tiny"
+    assert result.parents[0]["source"] == "untrained tiny"
 
 
 def test_training_from_scratch_never_reads_the_starts_weights(folders: Path, tiny: sp.models.Clip) -> None:

@@ -123,14 +123,14 @@ def slow_enlarged(grid: list[list[float]], size: int) -> list[list[float]]:
 
 def test_the_map_is_the_papers_formula(zero: sp.Classifier) -> None:
     images = images_of(zero)
-    found = class_activation_map(zero, images, CLASSES, method="cam")
+    heat_map = class_activation_map(zero, images, CLASSES, method="cam")
     evidence = class_evidence(zero, images, CLASSES)
-    assert found.shape == (2, 64, 64)
-    assert found.dtype == torch.float32
+    assert heat_map.shape == (2, 64, 64)
+    assert heat_map.dtype == torch.float32
     for b, k in enumerate(CLASSES.tolist()):
         slow = slow_evidence(zero.network, images[b], k)
         torch.testing.assert_close(evidence.maps[b], torch.tensor(slow), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found[b], torch.tensor(slow_enlarged(slow, 64)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(heat_map[b], torch.tensor(slow_enlarged(slow, 64)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -249,27 +249,27 @@ def test_grad_cam_is_exact_cam_where_the_head_is_linear_on_the_mean(name: str) -
     nn.init.normal_(classifier.network.head.weight)
     images = images_of(classifier)
     exact = class_activation_map(classifier, images, CLASSES, method="cam")
-    found = class_activation_map(classifier, images, CLASSES, method="grad-cam")
+    heat_map = class_activation_map(classifier, images, CLASSES, method="grad-cam")
     assert exact.any()
     places = class_evidence(classifier, images, CLASSES).maps[0].numel()
-    torch.testing.assert_close(found * places, exact, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(heat_map * places, exact, rtol=1e-3, atol=1e-4)
 
 
 def by_hand(
     classifier: sp.Classifier, module: nn.Module, images: Tensor, to_grid: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Selvaraju et al., Eq. 1 and 2, with a hook of the test's own."""
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> None:
         output.retain_grad()
-        kept.append(output)
+        saved.append(output)
 
     handle = module.register_forward_hook(keep)
     logits = classifier.network(images)
     handle.remove()
     logits[torch.arange(len(images)), CLASSES].sum().backward()
-    places, gradient = to_grid(kept[0].detach()), to_grid(kept[0].grad)
+    places, gradient = to_grid(saved[0].detach()), to_grid(saved[0].grad)
     assert gradient.any()
     return enlarged((gradient.mean((2, 3), keepdim=True) * places).sum(1), images)
 
@@ -308,11 +308,11 @@ def test_grad_cam_is_the_gradient_by_hand(
     classifier = with_trained_head(classifier_of(made, 16 if hasattr(made, "output_dim") else 64, image_size[0]))
     images = torch.randn(2, 3, *image_size)
     expected = by_hand(classifier, made.get_submodule(module), images, to_grid)
-    found = class_activation_map(classifier, images, CLASSES, method="grad-cam")
-    assert found.any()
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.max().item())
+    heat_map = class_activation_map(classifier, images, CLASSES, method="grad-cam")
+    assert heat_map.any()
+    torch.testing.assert_close(heat_map, expected, rtol=1e-3, atol=1e-3 * expected.max().item())
     named = class_activation_map(classifier, images, CLASSES, layer=f"encoder.{module}")
-    torch.testing.assert_close(named, found)
+    torch.testing.assert_close(named, heat_map)
 
 
 def timm_vit(**changes: Any) -> Any:
@@ -323,10 +323,10 @@ def test_grad_cam_on_the_tiny_model_reads_its_last_map(zero: sp.Classifier) -> N
     images = images_of(zero)
     last = zero.network.encoder.trunk.blocks[-1]
     expected = by_hand(zero, last, images, lambda places: places)
-    found = class_activation_map(zero, images, CLASSES, method="grad-cam")
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    heat_map = class_activation_map(zero, images, CLASSES, method="grad-cam")
+    torch.testing.assert_close(heat_map, expected, rtol=1e-3, atol=1e-6)
     named = class_activation_map(zero, images, CLASSES, layer="encoder.trunk.blocks.2")
-    torch.testing.assert_close(named, found)
+    torch.testing.assert_close(named, heat_map)
     for parameter in zero.network.parameters():
         parameter.grad = None
 
@@ -391,8 +391,8 @@ def test_nothing_is_left_behind(method: str) -> None:
     network.head.requires_grad_(False)
     network.head.weight.grad = torch.ones_like(network.head.weight)
     before, pixels = state_of(classifier), images.clone()
-    found = class_activation_map(classifier, images, CLASSES, method=method)
-    assert torch.equal(found, expected)
+    heat_map = class_activation_map(classifier, images, CLASSES, method=method)
+    assert torch.equal(heat_map, expected)
     with pytest.raises(sp.InputError):
         class_activation_map(classifier, images, CLASSES, layer="head")
     map_kind(classifier)
@@ -400,7 +400,7 @@ def test_nothing_is_left_behind(method: str) -> None:
     assert torch.equal(images, pixels)
     assert images.grad is None
     assert not images.requires_grad
-    assert not found.requires_grad
+    assert not heat_map.requires_grad
 
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
@@ -434,10 +434,10 @@ def test_other_dtypes_are_worked_out_in_float32(dtype: torch.dtype, method: str)
     images = images_of(classifier)
     expected = class_activation_map(classifier, images, CLASSES, method=method)
     classifier.network.to(dtype)
-    found = class_activation_map(classifier, images.to(dtype), CLASSES.int(), method=method)
-    assert found.dtype == torch.float32
+    heat_map = class_activation_map(classifier, images.to(dtype), CLASSES.int(), method=method)
+    assert heat_map.dtype == torch.float32
     assert next(classifier.network.parameters()).dtype == dtype
-    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05 * expected.max().item())
+    torch.testing.assert_close(heat_map, expected, rtol=0.1, atol=0.05 * expected.max().item())
 
 
 @pytest.mark.parametrize("method", ["cam", "grad-cam"])
@@ -451,16 +451,16 @@ def test_evidence_against_a_class_is_an_empty_map(method: str) -> None:
 
 def test_maps_are_scaled_one_by_one() -> None:
     maps = torch.rand(3, 4, 5) * torch.tensor([1e-30, 1.0, 1e30]).view(3, 1, 1)
-    found = scale_to_one(maps)
-    assert found.amax((1, 2)).tolist() == [1.0, 1.0, 1.0]
-    torch.testing.assert_close(found[1] * maps[1].max(), maps[1])
+    result = scale_to_one(maps)
+    assert result.amax((1, 2)).tolist() == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(result[1] * maps[1].max(), maps[1])
 
 
 # ---- errors
 
 
 @pytest.mark.parametrize(
-    ("images", "classes", "said"),
+    ("images", "classes", "message"),
     [
         (torch.zeros(2, 64, 64, 3), CLASSES, r"images are \(2, 64, 64, 3\)"),
         (torch.zeros(3, 64, 64), CLASSES, "must be .B, 3, H, W. floats"),
@@ -474,9 +474,11 @@ def test_maps_are_scaled_one_by_one() -> None:
         (torch.zeros(2, 3, 64, 64), torch.tensor([-1, 0]), "range from -1 to 0"),
     ],
 )
-def test_wrong_images_and_classes_are_refused(zero: sp.Classifier, images: Tensor, classes: Tensor, said: str) -> None:
+def test_wrong_images_and_classes_are_refused(
+    zero: sp.Classifier, images: Tensor, classes: Tensor, message: str
+) -> None:
     for run in (class_activation_map, class_evidence):
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             run(zero, images, classes)
 
 
@@ -496,7 +498,7 @@ def test_a_convolutional_model_takes_any_size(zero: sp.Classifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"method": "gradcam"}, "Did you mean 'grad-cam'"),
         ({"method": "cam", "layer": "encoder.norm"}, "'encoder.norm' is for Grad-CAM"),
@@ -509,12 +511,12 @@ def test_a_convolutional_model_takes_any_size(zero: sp.Classifier) -> None:
         ({"layer": "never"}, "runs 0 times and gets 0 gradients"),
     ],
 )
-def test_a_layer_that_does_not_do_is_an_error(options: dict[str, str], said: str) -> None:
+def test_a_layer_that_does_not_do_is_an_error(options: dict[str, str], message: str) -> None:
     classifier = classifier_of(timm_vit(img_size=32).eval(), 64, 32)
     network = classifier.network
     network.never, network.twice = nn.Identity(), network.encoder.blocks[0].norm1
     network.encoder.blocks[1].norm1 = network.twice
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         class_activation_map(classifier, torch.randn(2, 3, 32, 32), CLASSES, **options)
 
 
@@ -525,20 +527,20 @@ def test_an_unknown_architecture_wants_a_layer() -> None:
     for run in (lambda: class_activation_map(classifier, images, CLASSES), lambda: map_kind(classifier)):
         with pytest.raises(sp.InputError, match="Sequential is unknown.*'encoder.NAME' with NAME one of '0', '1'"):
             run()
-    found = class_activation_map(classifier, images, CLASSES, layer="encoder.1")
+    heat_map = class_activation_map(classifier, images, CLASSES, layer="encoder.1")
     body[1] = nn.ReLU()
     expected = by_hand(classifier, body[1], images, lambda places: places)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(heat_map, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_layer_is_explained_as_it_was_before_the_next_one_changed_it() -> None:
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveMaxPool2d(2), nn.Flatten())
     classifier = classifier_of(body, 32, 16)
     images = images_of(classifier)
-    found = class_activation_map(classifier, images, CLASSES, layer="encoder.0")
+    heat_map = class_activation_map(classifier, images, CLASSES, layer="encoder.0")
     body[1] = nn.ReLU()
     expected = by_hand(classifier, body[0], images, lambda places: places)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(heat_map, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_tokens_that_fill_no_grid_are_told() -> None:

@@ -69,14 +69,14 @@ def test_the_debiased_is_that_of_sums_over_different_samples(seed: int, n: int) 
 def test_neither_rotation_nor_scale_nor_offset_matters(seed: int, scale: float, debiased: bool) -> None:
     x, y = features(seed, 60, (5, 4))
     rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(5, 5)))[0]
-    found = sp.diagnosis.linear_cka(x, y, debiased=debiased)
-    assert sp.diagnosis.linear_cka(scale * x @ rotation - 7, y, debiased=debiased) == pytest.approx(found, rel=1e-8)
-    assert sp.diagnosis.linear_cka(y, x, debiased=debiased) == pytest.approx(found, rel=1e-12)
+    result = sp.diagnosis.linear_cka(x, y, debiased=debiased)
+    assert sp.diagnosis.linear_cka(scale * x @ rotation - 7, y, debiased=debiased) == pytest.approx(result, rel=1e-8)
+    assert sp.diagnosis.linear_cka(y, x, debiased=debiased) == pytest.approx(result, rel=1e-12)
     assert sp.diagnosis.linear_cka(x, 3 - scale * x @ rotation, debiased=debiased) == pytest.approx(1, rel=1e-9)
     order = np.random.default_rng(seed).permutation(60)
-    assert sp.diagnosis.linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(found, rel=1e-9)
+    assert sp.diagnosis.linear_cka(x[order], y[order], debiased=debiased) == pytest.approx(result, rel=1e-9)
     if not debiased:
-        assert 0 <= found <= 1 + 1e-12
+        assert 0 <= result <= 1 + 1e-12
 
 
 def test_only_the_debiased_is_about_none_for_unrelated_features() -> None:
@@ -103,13 +103,13 @@ def test_an_offset_costs_no_digits() -> None:
 
 def test_what_is_given_stays_as_it_is() -> None:
     x, y = features(4, 10, (2, 2))
-    kept = x.copy(), y.copy()
+    original = x.copy(), y.copy()
     sp.diagnosis.linear_cka(x, y)
-    assert (x == kept[0]).all() and (y == kept[1]).all()
+    assert (x == original[0]).all() and (y == original[1]).all()
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "said"),
+    ("x", "y", "message"),
     [
         (np.ones((9, 2)), np.random.default_rng(0).normal(size=(9, 2)), "the first features do not vary"),
         (np.random.default_rng(0).normal(size=(9, 2)), np.zeros((9, 2)), "the second features do not vary"),
@@ -124,8 +124,8 @@ def test_what_is_given_stays_as_it_is() -> None:
         (np.full((9, 2), np.nan), np.zeros((9, 2)), "features of sample 0 are not finite"),
     ],
 )
-def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_features_that_have_no_cka_are_refused(x: Floats, y: Floats, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.diagnosis.linear_cka(x, y)
 
 
@@ -160,8 +160,8 @@ def test_an_influence_is_the_derivative_by_a_samples_weight(seed: int, n: int) -
     x, y = features(seed, n, (3, 4))
     sums = sp.diagnosis.CkaSums()
     sums.add(x, y)
-    found = sums.influences(x, y)
-    assert found.mean() == pytest.approx(sp.diagnosis.linear_cka(x, y))
+    result = sums.influences(x, y)
+    assert result.mean() == pytest.approx(sp.diagnosis.linear_cka(x, y))
     # A sample that counts a little more: the weighted kernels' CKA, by a difference quotient.
     row, step = seed % n, 1e-5
     weights = np.ones(n)
@@ -174,17 +174,17 @@ def test_an_influence_is_the_derivative_by_a_samples_weight(seed: int, n: int) -
         return float((cross**2).sum() / np.sqrt((own**2).sum() * (other**2).sum()))
 
     slope = (weighted(weights) - weighted(np.ones(n))) / step
-    assert slope * n == pytest.approx(found[row] - found.mean(), abs=1e-3)
+    assert slope * n == pytest.approx(result[row] - result.mean(), abs=1e-3)
 
 
 def test_the_interval_of_cka_is_that_of_resampling_it() -> None:
     x, y = features(3, 400, (3, 4))
-    found = sp.diagnosis.measure_cka(x, y).biased
-    assert found is not None and found.interval is not None
+    measured = sp.diagnosis.measure_cka(x, y).biased
+    assert measured is not None and measured.interval is not None
     picked = np.random.default_rng(0).integers(400, size=(400, 400))
     low, high = np.quantile([sp.diagnosis.linear_cka(x[rows], y[rows]) for rows in picked], [0.025, 0.975])
-    width = found.interval[1] - found.interval[0]
-    assert found.interval == pytest.approx((low, high), abs=0.25 * width)
+    width = measured.interval[1] - measured.interval[0]
+    assert measured.interval == pytest.approx((low, high), abs=0.25 * width)
 
 
 def test_flat_outputs_have_no_cka_and_few_samples_no_debiased_one() -> None:

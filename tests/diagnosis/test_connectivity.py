@@ -30,7 +30,7 @@ def paper_sweeps() -> dict[tuple[str, str], sp.records.PathRecord]:
             accuracy = {name: float(row[name]) / 100 for name in ("ImageNet", *SHIFTS)}
             point = PathPoint(float(row["alpha"]), accuracy["ImageNet"], accuracy, {})
             points.setdefault((row["model"], row["tuning"]), []).append(point)
-    return {key: sp.records.PathRecord("ImageNet", SHIFTS, tuple(found)) for key, found in points.items()}
+    return {key: sp.records.PathRecord("ImageNet", SHIFTS, tuple(result)) for key, result in points.items()}
 
 
 rates = st.integers(0, 1000).map(lambda count: count / 1000)
@@ -42,17 +42,19 @@ def test_the_barrier_is_that_measured_by_hand(errors: list[float], seed: int) ->
     alphas = [0.0, *inner, 1.0]
     line = [errors[0] + alpha * (errors[-1] - errors[0]) for alpha in alphas]
     highest = max(error - there for error, there in zip(errors, line, strict=True))
-    found = sp.diagnosis.error_barrier(alphas, errors)
-    assert found == pytest.approx(max(highest, 0), abs=1e-9)
+    result = sp.diagnosis.error_barrier(alphas, errors)
+    assert result == pytest.approx(max(highest, 0), abs=1e-9)
     (record,) = sp.diagnosis.measure_connectivity(path_of(alphas, [1 - error for error in errors]))
-    assert record.barrier_over_line == pytest.approx(found, abs=1e-9)
+    assert record.barrier_over_line == pytest.approx(result, abs=1e-9)
     assert record.barrier_over_mean == pytest.approx(
         max(errors) - (errors[0] + errors[-1]) / 2, abs=1e-9
     )  # the worse end is on the path, too
     assert record.observation_1 == (record.barrier_over_line == 0)
     assert record.observation_2 == (min(errors) < min(errors[0], errors[-1]))
     # The path the other way round has the same barrier.
-    assert sp.diagnosis.error_barrier([1 - a for a in reversed(alphas)], errors[::-1]) == pytest.approx(found, abs=1e-9)
+    assert sp.diagnosis.error_barrier([1 - a for a in reversed(alphas)], errors[::-1]) == pytest.approx(
+        result, abs=1e-9
+    )
 
 
 def test_the_papers_sweeps_are_connected_and_their_gaps_come_out() -> None:
@@ -74,8 +76,8 @@ def test_the_papers_sweeps_are_connected_and_their_gaps_come_out() -> None:
 
 def test_the_lowest_point_lies_between_the_ends() -> None:
     right = {alpha: np.arange(10) < count for alpha, count in ((0.0, 5), (0.3, 8), (0.6, 7), (1.0, 5))}
-    (found,) = sp.diagnosis.connectivity_of({alpha: {"photo": own} for alpha, own in right.items()})
-    alpha, height = found.lowest
+    (result,) = sp.diagnosis.connectivity_of({alpha: {"photo": own} for alpha, own in right.items()})
+    alpha, height = result.lowest
     assert (alpha, round(height.value, 9)) == (0.6, 0.2)
     assert height.interval == sp.evaluation.bootstrap_interval(right[0.6] - 0.4 * right[0.0] - 0.6 * right[1.0])
     (ends,) = sp.diagnosis.connectivity_of({alpha: {"photo": right[alpha]} for alpha in (0.0, 1.0)})
@@ -122,17 +124,17 @@ def slow_mcnemar(only_first: int, only_second: int) -> float:
 def test_mcnemar_counts_coins(only_first: int, only_second: int, both: int) -> None:
     first = np.array([True] * only_first + [False] * only_second + [True] * both + [False])
     second = np.array([False] * only_first + [True] * only_second + [True] * both + [False])
-    found = sp.evaluation.mcnemar_test(first, second)
-    assert found == pytest.approx(slow_mcnemar(only_first, only_second))
-    assert found == sp.evaluation.mcnemar_test(second, first)
+    result = sp.evaluation.mcnemar_test(first, second)
+    assert result == pytest.approx(slow_mcnemar(only_first, only_second))
+    assert result == sp.evaluation.mcnemar_test(second, first)
 
 
 @given(st.lists(rates, min_size=1, max_size=6))
 def test_holm_refuses_what_its_steps_refuse(p_values: list[float]) -> None:
     named = {f"set {i}": p for i, p in enumerate(p_values)}
-    found = sp.evaluation.holm_correction(named)
-    assert list(found) == list(named)
-    assert all(p <= found[name] <= 1 for name, p in named.items())
+    result = sp.evaluation.holm_correction(named)
+    assert list(result) == list(named)
+    assert all(p <= result[name] <= 1 for name, p in named.items())
     for level in (0.01, 0.05, 0.3, *p_values):
         # Step down from the smallest until one is above its share of the level.
         refused, ranked = set(), sorted(named, key=named.__getitem__)
@@ -141,7 +143,7 @@ def test_holm_refuses_what_its_steps_refuse(p_values: list[float]) -> None:
                 break
             refused.add(name)
         if level < 1:
-            assert {name for name in named if found[name] <= level} == refused
+            assert {name for name in named if result[name] <= level} == refused
 
 
 def test_holm_keeps_the_false_alarms_of_many_tests_at_the_level() -> None:

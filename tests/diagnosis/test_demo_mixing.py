@@ -18,14 +18,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def demanded(monkeypatch: pytest.MonkeyPatch) -> list[sp.RunFile]:
     """What the demo would run."""
-    asked: list[sp.RunFile] = []
+    settings: list[sp.RunFile] = []
 
     def recorded(run: sp.RunFile, *_: Any, **__: Any) -> None:
-        asked.append(run)
+        settings.append(run)
         raise typer.Exit
 
     monkeypatch.setattr("shiftproof.runs.pipeline.run_pipeline", recorded)
-    return asked
+    return settings
 
 
 @pytest.mark.parametrize("mixing", ["smoothmix-circle", "smoothmix-square", "cutmix", "cutout", "mixup"])
@@ -48,8 +48,8 @@ def test_what_is_set_goes_before_the_regime(call: Call, demanded: list[sp.RunFil
     assert call("demo", "--mixing", "cutmix", *settings).code == 0
     assert call("demo", "--mixing", "none").code == 0
     assert call("demo").code == 0
-    found = [(run.finetune.mixing, run.finetune.mixing_probability, run.finetune.label_smoothing) for run in demanded]
-    assert found == [("cutmix", 0.75, 0), ("none", None, 0), ("none", None, 0)]
+    tuned = [(run.finetune.mixing, run.finetune.mixing_probability, run.finetune.label_smoothing) for run in demanded]
+    assert tuned == [("cutmix", 0.75, 0), ("none", None, 0), ("none", None, 0)]
 
 
 def test_an_unknown_mixing_is_a_mistake(call: Call, demanded: list[sp.RunFile]) -> None:

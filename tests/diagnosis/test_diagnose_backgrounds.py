@@ -39,8 +39,8 @@ def test_backgrounds_of_ones_own_images(wnids: Path, tiny: sp.models.Clip, call:
     assert all(cell in ended.out for cell in cells)
     assert len(cells) == 18
     zero, images = sp.load_classifier("zero"), sp.data.load_set(f"folder:{wnids}/images")
-    found = sp.predict(zero, images.relabelled(zero.classes))
-    accuracy = float((found.logits.argmax(1) == found.labels).mean())
+    predictions = sp.predict(zero, images.relabelled(zero.classes))
+    accuracy = float((predictions.logits.argmax(1) == predictions.labels).mean())
     assert study.models["zero"].variants["original"].accuracy == pytest.approx(accuracy)
     assert study.chance == pytest.approx(1 / 3)
     assert "numbers: " in ended.out

@@ -73,12 +73,12 @@ def test_own_images_directories_and_a_named_model(folders: Path, tiny: sp.models
     for name, record in study.models["zero"].items():
         for measure, mean in record.means.items():
             for other in ("b-zero", "tiny"):
-                found = study.models[other][name].means[measure]
-                assert found.n == mean.n
-                assert found.value == pytest.approx(mean.value, abs=1e-5)
-    with np.load("found/measurements.npz", allow_pickle=False) as kept:
-        assert kept["ids"].tolist() == list(sp.data.load_set(data).ids)
-        score = kept["zero|clean|score"]
+                result = study.models[other][name].means[measure]
+                assert result.n == mean.n
+                assert result.value == pytest.approx(mean.value, abs=1e-5)
+    with np.load("found/measurements.npz", allow_pickle=False) as saved:
+        assert saved["ids"].tolist() == list(sp.data.load_set(data).ids)
+        score = saved["zero|clean|score"]
     images = sp.data.load_set(data, turned)
     expected = torch.tensor(sp.predict(zero, images).logits).softmax(1)[torch.arange(9), torch.tensor(images.labels)]
     assert score == pytest.approx(expected.numpy(), abs=1e-5)
@@ -103,10 +103,10 @@ def test_directories_are_told_apart_by_name_or_refused(
             2, "", "shiftproof: two of the models have the same name. Name every model once, or rename a directory.\n"
         )
     assert not Path("found").exists()
-    asked = DiagnosisFile(classifiers=(Path("zero"), Path("x/b/zero")), data=data[1])
-    assert list(diagnosing._models(asked, diagnosing._images(asked))) == ["zero", "b-zero"]
+    file = DiagnosisFile(classifiers=(Path("zero"), Path("x/b/zero")), data=data[1])
+    assert list(diagnosing._models(file, diagnosing._images(file))) == ["zero", "b-zero"]
     monkeypatch.chdir("zero")
-    assert list(diagnosing._models(replace(asked, classifiers=(Path(),)), diagnosing._images(asked))) == ["zero"]
+    assert list(diagnosing._models(replace(file, classifiers=(Path(),)), diagnosing._images(file))) == ["zero"]
 
 
 def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(wnids: Path, call: Call) -> None:
@@ -121,9 +121,9 @@ def test_timm_models_with_their_own_heads_on_ones_own_images_with_masks(wnids: P
     assert all(entry in ended.out for entry in ("timm:test_resnet", "grad-cam", "map on object", "timm:test_vit puts"))
     # What is measured is what the model says of these pictures by itself.
     own = sp.own_head_classifier(sp.load_encoder("timm:test_resnet"))
-    with np.load("found/measurements.npz", allow_pickle=False) as kept:
-        ids, score = kept["ids"].tolist(), kept["timm:test_resnet|clean|score"]
-        assert Counter(kept["classes"].tolist()) == {path.name: 2 for path in (wnids / "images").iterdir()}
+    with np.load("found/measurements.npz", allow_pickle=False) as saved:
+        ids, score = saved["ids"].tolist(), saved["timm:test_resnet|clean|score"]
+        assert Counter(saved["classes"].tolist()) == {path.name: 2 for path in (wnids / "images").iterdir()}
     images = sp.data.load_set(f"folder:{wnids}/images", own.classes, partial=True)
     images = images.subset([images.ids.index(name) for name in ids])
     expected = torch.tensor(sp.predict(own, images).logits).softmax(1)[torch.arange(6), torch.tensor(images.labels)]
@@ -159,10 +159,10 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
         (["--suite", "emojis", "--model", "tiny"], "Did you mean 'emoji'"),
     ]
     with nothing_changes(old):
-        for arguments, said in mistakes:
+        for arguments, message in mistakes:
             ended = call("diagnose", "strong-edge", *arguments, "--out", "old", "--overwrite")
             assert (ended.code, ended.out) == (2, ""), arguments
-            assert re.search(said, ended.err), (arguments, ended.err)
+            assert re.search(message, ended.err), (arguments, ended.err)
             assert ended.err.count("\n") == 1
         ended = call("diagnose", "strong-edge", "--model", "tiny", *data, "--out", "old")
         assert (ended.code, "already holds a diagnosis" in ended.err) == (2, True)

@@ -44,13 +44,13 @@ def evidence(name: str, n: int = 60, *, seed: int = 0, clusters: int | None = No
 
 
 def slow_macro_f1(named: Sequence[int], truth: Sequence[int]) -> float:
-    found = []
+    result = []
     for k in sorted(set(truth)):
         hits = sum(a == b == k for a, b in zip(named, truth, strict=True))
         precision = hits / max(named.count(k), 1)
         recall = hits / truth.count(k)
-        found.append(2 * precision * recall / (precision + recall) if hits else 0.0)
-    return sum(found) / len(found)
+        result.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    return sum(result) / len(result)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
@@ -72,7 +72,7 @@ def test_a_contrast_is_resampled_as_by_hand(seed: int, clusters: int, shared: bo
     values = {"a": generator.normal(size=40), "b": generator.normal(1, 2, size=60)}
     names = {"a": np.arange(40) % clusters, "b": np.arange(60) % clusters + (0 if shared else clusters)}
     weights = {"a": 0.5, "b": -0.25}
-    found = sp.evaluation.contrast_interval(values, weights, names, draws=1500, seed=3)
+    result = sp.evaluation.contrast_interval(values, weights, names, draws=1500, seed=3)
     every = sorted({*names["a"].tolist(), *names["b"].tolist()})
     drawn = []
     while len(drawn) < 1500:
@@ -80,7 +80,7 @@ def test_a_contrast_is_resampled_as_by_hand(seed: int, clusters: int, shared: bo
         parts = {s: np.concatenate([values[s][names[s] == c] for c in picked] or [values[s][:0]]) for s in ("a", "b")}
         means = {s: part.mean() if len(part) else values[s].mean() for s, part in parts.items()}
         drawn.append(sum(weights[s] * means[s] for s in weights))
-    assert found == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.25 * float(np.ptp(found)) + 1e-6)
+    assert result == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.25 * float(np.ptp(result)) + 1e-6)
 
 
 def test_sets_of_the_same_drawings_are_not_independent() -> None:
@@ -96,9 +96,9 @@ def test_an_interval_lies_around_a_statistic_that_resampling_biases() -> None:
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.5, 1, size=300)
     right = generator.uniform(size=300) < confidence  # calibrated: what is measured is noise
-    found = sp.evaluation.calibration_error(confidence, right)
+    result = sp.evaluation.calibration_error(confidence, right)
     low, high = sp.evaluation.calibration_interval(confidence, right)
-    assert 0 <= low < found < high
+    assert 0 <= low < result < high
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.floats(0, 1))
@@ -116,8 +116,8 @@ def test_accuracy_among_ties_lies_inside_its_interval() -> None:
     right = np.arange(100) < 40
     confidence = np.where(np.arange(100) < 40, 0.9, 0.5).astype(np.float32)
     labels = np.zeros(100, np.int64)
-    kept = Scores(np.where(right, 0, 1), confidence, confidence, np.log(confidence), confidence)
-    own = sp.diagnosis.SetEvidence("photo", labels, {}, {0.5: kept})
+    saved = Scores(np.where(right, 0, 1), confidence, confidence, np.log(confidence), confidence)
+    own = sp.diagnosis.SetEvidence("photo", labels, {}, {0.5: saved})
     (record,) = find_confidence([own])
     measured = record.selective["0.5"]
     assert measured.value == pytest.approx(0.8) and measured.interval is not None
@@ -152,11 +152,11 @@ def test_few_samples_that_are_all_alike_make_nobody_sure() -> None:
     other = evidence("sketch", n=60)
     both = Correctness.of([alike, other])
     values = {name: both.right["zero_shot"][name] for name in ("photo", "sketch")}
-    found, narrow = (
+    result, narrow = (
         both.contrast(values, {"photo": 0.5, "sketch": 0.5}).interval,
         sp.evaluation.contrast_interval(values, {"photo": 0.5, "sketch": 0.5}),
     )
-    assert found == pytest.approx((narrow[0] - unseen / 2, narrow[1]))
+    assert result == pytest.approx((narrow[0] - unseen / 2, narrow[1]))
 
 
 @given(st.floats(-1, 1), st.integers(1, 500))
@@ -182,8 +182,8 @@ def test_a_resample_without_a_set_s_drawings_does_not_make_its_mean_sure() -> No
 def test_differences_hold_the_plain_ones_with_corrected_tests() -> None:
     sets = [evidence("photo", seed=1, clusters=15), evidence("sketch", seed=2, clusters=15), evidence("toy", seed=3)]
     known = Correctness.of(sets)
-    found = find_differences(known, (("sketch", "toy"),))
-    by_pair = {(d.first, d.second, d.sets): d for d in found}
+    measured = find_differences(known, (("sketch", "toy"),))
+    by_pair = {(d.first, d.second, d.sets): d for d in measured}
     for first, second in (("fine_tuned", "zero_shot"), ("ensemble", "zero_shot"), ("ensemble", "fine_tuned")):
         plain = {
             s.name: (s.logits[first].argmax(1) == s.labels).mean() - (s.logits[second].argmax(1) == s.labels).mean()  # type: ignore[union-attr]

@@ -104,10 +104,10 @@ def test_of_many_blocks_some_are_taken_evenly() -> None:
 
 def by_hand(classifier: sp.Classifier, images: sp.ImageSet) -> dict[str, NDArray[np.float64]]:
     """Every layer's outputs on all images, one image at a time, with hooks of the test's own."""
-    network, found = classifier.network, {name: [] for name in layer_names(classifier)}
+    network, result = classifier.network, {name: [] for name in layer_names(classifier)}
 
     def keep(name: str) -> Callable[[Any, Any, Tensor], None]:
-        return lambda _, __, output: found[name].append(pooled(output))
+        return lambda _, __, output: result[name].append(pooled(output))
 
     def pooled(output: Tensor) -> Tensor:
         if output.ndim == 4:
@@ -115,16 +115,16 @@ def by_hand(classifier: sp.Classifier, images: sp.ImageSet) -> dict[str, NDArray
             return output.double().mean((1, 2) if channels_last else (2, 3))
         return output.double().mean(0 if output.shape[1] == 1 else 1)  # one image is shorter than its tokens
 
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in list(found)[:-2]]
+    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in list(result)[:-2]]
     with torch.inference_mode():
         for i in range(len(images)):
             pixels = resize(images.read(i), classifier.preprocessing)[None]
             features = network.features(normalise(to_unit_range(pixels), classifier.preprocessing))
-            found["features"].append(features.double())
-            found["logits"].append(network.head(features).double())
+            result["features"].append(features.double())
+            result["logits"].append(network.head(features).double())
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(rows).numpy() for name, rows in found.items()}
+    return {name: torch.cat(rows).numpy() for name, rows in result.items()}
 
 
 @pytest.mark.slow
@@ -136,12 +136,12 @@ def test_every_cell_is_linear_cka_of_features_taken_by_hand(
     zero: sp.Classifier, images: sp.ImageSet, make: Callable[[], sp.Classifier], debiased: bool
 ) -> None:
     other = make()
-    found = measure_layers(zero, other, images, debiased=debiased, batch_size=4)
+    measured = measure_layers(zero, other, images, debiased=debiased, batch_size=4)
     one, two = by_hand(zero, images), by_hand(other, images)
-    assert (found.set, found.n, found.debiased) == ("noise", N, debiased)
-    assert (found.first, found.second) == (tuple(one), tuple(two))
+    assert (measured.set, measured.n, measured.debiased) == ("noise", N, debiased)
+    assert (measured.first, measured.second) == (tuple(one), tuple(two))
     expected = [[linear_cka(x, y, debiased=debiased) for y in two.values()] for x in one.values()]
-    np.testing.assert_allclose(np.array(found.values), expected, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(np.array(measured.values), expected, rtol=2e-3, atol=2e-4)
     assert np.ptp(expected) > 0.05  # it does tell layers apart
 
 
@@ -149,10 +149,10 @@ def test_every_cell_is_linear_cka_of_features_taken_by_hand(
 def test_maps_with_channels_last_are_known(images: sp.ImageSet) -> None:
     swin = timm_classifier("swin_tiny_patch4_window7_224")
     few = images.subset(range(5))
-    found = measure_layers(swin, swin, few, layers=["encoder.layers.0", "encoder.layers.3", "features"])
+    measured = measure_layers(swin, swin, few, layers=["encoder.layers.0", "encoder.layers.3", "features"])
     taken = by_hand(swin, few)
-    expected = [[linear_cka(taken[a], taken[b]) for b in found.second] for a in found.first]
-    np.testing.assert_allclose(np.array(found.values), expected, rtol=1e-3)
+    expected = [[linear_cka(taken[a], taken[b]) for b in measured.second] for a in measured.first]
+    np.testing.assert_allclose(np.array(measured.values), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 17, 256])  # 17 images are as many as the tokens
@@ -163,15 +163,15 @@ def test_the_batches_make_no_difference(zero: sp.Classifier, batch_size: int, ba
     noise = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
     images = array_set("noise", SPACE, [str(i) for i in range(21)], np.zeros(21, np.int64), lambda: noise)
     expected = measure_layers(zero, network, images, batch_size=8)
-    found = measure_layers(zero, network, images, batch_size=batch_size)
-    np.testing.assert_allclose(np.array(found.values), np.array(expected.values), rtol=1e-4)
+    measured = measure_layers(zero, network, images, batch_size=batch_size)
+    np.testing.assert_allclose(np.array(measured.values), np.array(expected.values), rtol=1e-4)
 
 
 def test_tokens_before_or_behind_the_images_are_the_same(images: sp.ImageSet) -> None:
     first, second = small_transformer(batch_first=True), small_transformer(batch_first=False)
     second.network.load_state_dict(first.network.state_dict())
-    found = measure_layers(first, second, images)
-    np.testing.assert_allclose(np.diag(np.array(found.values)), 1, rtol=1e-6)
+    measured = measure_layers(first, second, images)
+    np.testing.assert_allclose(np.diag(np.array(measured.values)), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -220,14 +220,14 @@ def test_a_layer_that_does_not_vary_has_no_value(
 ) -> None:
     still = classifier_of(Steps(lambda x: torch.full_like(x, value)), 3, 8)
     names = ["encoder.middle", "logits"]
-    found = measure_layers(
+    measured = measure_layers(
         still, zero, images, layers=names, other_layers=["features"], batch_size=3, debiased=debiased
     )
-    assert found.values[0] == (None,)
-    assert found.values[1][0] is not None
+    assert measured.values[0] == (None,)
+    assert measured.values[1][0] is not None
     turned = measure_layers(zero, still, images, layers=["features"], other_layers=names, debiased=debiased)
     assert turned.values[0][0] is None
-    assert turned.values[0][1] == pytest.approx(found.values[1][0], rel=1e-6)
+    assert turned.values[0][1] == pytest.approx(measured.values[1][0], rel=1e-6)
 
 
 def test_a_layer_counts_as_it_was_before_the_next_changed_it(images: sp.ImageSet) -> None:
@@ -235,8 +235,8 @@ def test_a_layer_counts_as_it_was_before_the_next_changed_it(images: sp.ImageSet
         torch.manual_seed(0)
         return classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(inplace)), 5, 2)
 
-    found = measure_layers(body(True), body(False), images, layers=["encoder.1"])
-    assert found.values[0][0] == pytest.approx(1, rel=1e-12)
+    measured = measure_layers(body(True), body(False), images, layers=["encoder.1"])
+    assert measured.values[0][0] == pytest.approx(1, rel=1e-12)
 
 
 def test_of_several_outputs_the_first_counts(images: sp.ImageSet) -> None:
@@ -296,7 +296,7 @@ def test_hooks_go_also_where_a_network_fails_midway(images: sp.ImageSet) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"layers": ["encoder.trunk.block.0"]},
@@ -311,14 +311,14 @@ def test_hooks_go_also_where_a_network_fails_midway(images: sp.ImageSet) -> None
     ],
 )
 def test_unknown_layers_are_refused(
-    zero: sp.Classifier, images: sp.ImageSet, options: dict[str, list[str]], said: str
+    zero: sp.Classifier, images: sp.ImageSet, options: dict[str, list[str]], message: str
 ) -> None:
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         measure_layers(zero, zero, images, **options)
 
 
 @pytest.mark.parametrize(
-    ("middle", "name", "said"),
+    ("middle", "name", "message"),
     [
         (lambda x: x.mean(), "encoder.middle", r"returns \(\) for two images"),
         (lambda x: x.reshape(-1, 12), "encoder.middle", r"returns \(32, 12\) for two images"),
@@ -328,11 +328,11 @@ def test_unknown_layers_are_refused(
     ],
 )
 def test_layers_that_have_no_features_are_refused(
-    images: sp.ImageSet, middle: Callable[[Tensor], Any], name: str, said: str
+    images: sp.ImageSet, middle: Callable[[Tensor], Any], name: str, message: str
 ) -> None:
     network = classifier_of(Steps(middle), 3, 8)
     network.network.encoder.never = nn.Identity()
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         measure_layers(network, network, images, layers=[name])
 
 

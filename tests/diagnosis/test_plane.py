@@ -38,41 +38,43 @@ def images(models: tuple[sp.Classifier, ...]) -> sp.ImageSet:
 
 
 def error(classifier: sp.Classifier, images: sp.ImageSet) -> float:
-    found = sp.predict(classifier, images)
-    return 1 - sp.evaluation.accuracy(found.logits, found.labels)
+    predictions = sp.predict(classifier, images)
+    return 1 - sp.evaluation.accuracy(predictions.logits, predictions.labels)
 
 
 def test_every_point_has_the_weights_of_the_formula(
     models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet
 ) -> None:
-    found = sp.diagnosis.measure_plane(*models, images, steps=3)
+    measured = sp.diagnosis.measure_plane(*models, images, steps=3)
     flat = [torch.cat([e.double().flatten() for e in m.state_dict().values()]) for m in models]
     u, w = flat[1] - flat[0], flat[2] - flat[0]
     v = w - (w @ u) / (u @ u) * u
-    assert found.points["first"].x == pytest.approx(float(u.norm()), rel=1e-6)
-    assert found.points["second"].y == pytest.approx(float(v.norm()), rel=1e-6)
+    assert measured.points["first"].x == pytest.approx(float(u.norm()), rel=1e-6)
+    assert measured.points["second"].y == pytest.approx(float(v.norm()), rel=1e-6)
     shapes = {name: entry.shape for name, entry in models[0].state_dict().items()}
-    for j, y in enumerate(found.axes[1]):
-        for i, x in enumerate(found.axes[0]):
+    for j, y in enumerate(measured.axes[1]):
+        for i, x in enumerate(measured.axes[0]):
             there = (flat[0] + x * u / u.norm() + y * v / v.norm()).float()
             parts = torch.split(there, [shape.numel() for shape in shapes.values()])
             weights = {n: part.reshape(shape) for (n, shape), part in zip(shapes.items(), parts, strict=True)}
-            assert found.error[j][i] == pytest.approx(error(models[0].with_weights(weights), images), abs=0.04)
-            low, high = found.intervals[j][i]
-            assert low <= found.error[j][i] <= high
+            assert measured.error[j][i] == pytest.approx(error(models[0].with_weights(weights), images), abs=0.04)
+            low, high = measured.intervals[j][i]
+            assert low <= measured.error[j][i] <= high
     for name, model in zip(("zero_shot", "first", "second"), models, strict=True):
-        assert found.points[name].error == pytest.approx(error(model, images))
+        assert measured.points[name].error == pytest.approx(error(model, images))
 
 
 def test_the_grid_encloses_the_models_and_can_be_drawn(
     models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet
 ) -> None:
     before = {name: entry.clone() for name, entry in models[0].state_dict().items()}
-    found = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2, margin=0.1)
-    for axis, places in zip(found.axes, zip(*((p.x, p.y) for p in found.points.values()), strict=True), strict=True):
+    measured = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2, margin=0.1)
+    for axis, places in zip(
+        measured.axes, zip(*((p.x, p.y) for p in measured.points.values()), strict=True), strict=True
+    ):
         assert axis[0] < min(places) and max(places) < axis[-1]
     assert all(torch.equal(entry, before[name]) for name, entry in models[0].state_dict().items())
-    labels = [text.get_text() for text in plane_figure(found, "one", "other").legends[0].get_texts()]
+    labels = [text.get_text() for text in plane_figure(measured, "one", "other").legends[0].get_texts()]
     assert [label.split(" (")[0] for label in labels] == ["zero-shot", "one", "other"]
 
 
@@ -91,11 +93,11 @@ def test_outputs_that_are_not_finite_are_errors(
 ) -> None:
     zeros = replace(images.subset(range(4)), labels=np.zeros(4, dtype=np.int64))  # the class that NaN names
     monkeypatch.setattr(Network, "forward", lambda *_: torch.full((4, 3), torch.nan))
-    found = sp.diagnosis.measure_plane(*models, zeros, steps=2)
-    assert {point.error for point in found.points.values()} == {1.0}
-    assert found.loss == ((None, None), (None, None))
+    measured = sp.diagnosis.measure_plane(*models, zeros, steps=2)
+    assert {point.error for point in measured.points.values()} == {1.0}
+    assert measured.loss == ((None, None), (None, None))
 
 
 def test_numbers_are_finite(models: tuple[sp.Classifier, sp.Classifier, sp.Classifier], images: sp.ImageSet) -> None:
-    found = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2)
-    assert np.isfinite(np.array(found.loss)).all()
+    measured = sp.diagnosis.measure_plane(*models, images.subset(range(4)), steps=2)
+    assert np.isfinite(np.array(measured.loss)).all()

@@ -22,21 +22,21 @@ from shiftproof.records.windows import StrongEdgeStudy
 
 
 def test_means_are_over_defined_values_and_intervals_over_classes() -> None:
-    found = planted()
+    result = planted()
     name = WINDOWS[0].name
-    found.values[name]["window_share"][[1, 4]] = np.nan
-    record = strong_edge_study({"a": found}, set_name="x").models["a"][name].means
-    kept = [0, 2, 3, 5, 6, 7]
-    values = found.values[name]["window_share"][kept]
+    result.values[name]["window_share"][[1, 4]] = np.nan
+    record = strong_edge_study({"a": result}, set_name="x").models["a"][name].means
+    saved = [0, 2, 3, 5, 6, 7]
+    values = result.values[name]["window_share"][saved]
     assert record["window_share"].value == pytest.approx(math.fsum(values) / 6)
     assert record["window_share"].n == 6
-    assert record["window_share"].interval == bootstrap_interval(values, found.classes[kept])
+    assert record["window_share"].interval == bootstrap_interval(values, result.classes[saved])
     assert record["window_share"].interval != bootstrap_interval(values)
     for measure, mean in record.items():
         assert mean.interval is not None and mean.value is not None
         assert mean.interval[0] <= mean.value <= mean.interval[1], measure
     # With classes that go across, the values vary less between them.
-    mixed = replace(found, classes=np.array([0, 1, 2, 3, 3, 2, 1, 0]))
+    mixed = replace(result, classes=np.array([0, 1, 2, 3, 3, 2, 1, 0]))
     across = strong_edge_study({"a": mixed}, set_name="x").models["a"][name].means["score"].interval
     along = record["score"].interval
     assert across is not None and along is not None
@@ -44,38 +44,38 @@ def test_means_are_over_defined_values_and_intervals_over_classes() -> None:
 
 
 def test_one_class_with_a_value_gives_no_mean() -> None:
-    found = planted()
-    found.values[CLEAN]["width"][2:] = np.nan
-    assert strong_edge_study({"a": found}, set_name="x").models["a"][CLEAN].means["width"] == MeanRecord(None, None, 2)
+    result = planted()
+    result.values[CLEAN]["width"][2:] = np.nan
+    assert strong_edge_study({"a": result}, set_name="x").models["a"][CLEAN].means["width"] == MeanRecord(None, None, 2)
 
 
 def test_summaries_average_the_windows_of_a_place_and_edge_first() -> None:
-    found = planted()
-    found.values[WINDOWS[1].name]["width"][0] = np.nan
-    study = strong_edge_study({"a": found}, set_name="x")
+    result = planted()
+    result.values[WINDOWS[1].name]["width"][0] = np.nan
+    study = strong_edge_study({"a": result}, set_name="x")
     assert [(s.model, s.second, s.place, s.edge) for s in study.summaries] == [
         ("a", None, "away", 0.0),
         ("a", None, "away", 0.5),
     ]
     hard, soft = (study.summary("a", "away", edge) for edge in (0, 0.5))
-    first, second, third = (found.values[window.name] for window in WINDOWS)
+    first, second, third = (result.values[window.name] for window in WINDOWS)
     for name in MEASURES:
         average = (first[name] + second[name]) / 2
-        kept = average[1:] if name == "width" else average
-        classes = found.classes[1:] if name == "width" else found.classes
-        assert hard.means[name].value == pytest.approx(kept.mean())
-        assert hard.means[name].interval == pytest.approx(bootstrap_interval(kept, classes))
-        assert hard.means[name].n == len(kept)
+        saved = average[1:] if name == "width" else average
+        classes = result.classes[1:] if name == "width" else result.classes
+        assert hard.means[name].value == pytest.approx(saved.mean())
+        assert hard.means[name].interval == pytest.approx(bootstrap_interval(saved, classes))
+        assert hard.means[name].n == len(saved)
         assert soft.means[name].value == pytest.approx(third[name].mean())
 
 
 def test_a_contrast_is_paired() -> None:
     first, second = planted(0.1, seed=1), planted(seed=2)
-    found = strong_edge_study({"a": first, "b": second}, [("a", "b")], set_name="x")
-    assert [(c.model, c.second, c.edge) for c in found.contrasts] == [("a", "b", 0.0), ("a", "b", 0.5)]
-    hard = found.contrasts[0].means
+    result = strong_edge_study({"a": first, "b": second}, [("a", "b")], set_name="x")
+    assert [(c.model, c.second, c.edge) for c in result.contrasts] == [("a", "b", 0.0), ("a", "b", 0.5)]
+    hard = result.contrasts[0].means
     for name in MEASURES:
-        values = [found.summary(model, "away", 0).means[name].value for model in ("a", "b")]
+        values = [result.summary(model, "away", 0).means[name].value for model in ("a", "b")]
         assert values[0] is not None and values[1] is not None
         assert hard[name].value == pytest.approx(values[0] - values[1])
         assert hard[name].value == pytest.approx(0.15, abs=0.02)
@@ -85,9 +85,9 @@ def test_a_contrast_is_paired() -> None:
     # A sample counts where both have a value.
     first.values[WINDOWS[0].name]["width"][3] = np.nan
     second.values[WINDOWS[1].name]["width"][[3, 6]] = np.nan
-    found = strong_edge_study({"a": first, "b": second}, [("a", "b")], set_name="x")
-    assert found.contrasts[0].means["width"].n == 6
-    assert (found.summary("a", "away", 0).means["width"].n, found.summary("b", "away", 0).means["width"].n) == (7, 6)
+    result = strong_edge_study({"a": first, "b": second}, [("a", "b")], set_name="x")
+    assert result.contrasts[0].means["width"].n == 6
+    assert (result.summary("a", "away", 0).means["width"].n, result.summary("b", "away", 0).means["width"].n) == (7, 6)
 
 
 def test_a_study_comes_back_from_json() -> None:

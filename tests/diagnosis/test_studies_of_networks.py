@@ -32,12 +32,12 @@ def test_images_are_spread_over_the_classes(labels: list[int], asked: int, seed:
     space = sp.ClassSpace.from_ids(["a", "b", "c", "d", "e"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosing, "load_data", lambda _: toy_set(labels, space))
-        found = diagnosing._images(DiagnosisFile(data="x", images=asked, seed=seed))
+        result = diagnosing._images(DiagnosisFile(data="x", images=asked, seed=seed))
         again = diagnosing._images(DiagnosisFile(data="x", images=asked, seed=seed))
-    assert found.ids == again.ids == tuple(sorted(set(found.ids), key=int))
-    assert len(found) == min(asked, len(labels))
-    assert [labels[int(i)] for i in found.ids] == found.labels.tolist()
-    every, taken = Counter(labels), Counter(found.labels.tolist())
+    assert result.ids == again.ids == tuple(sorted(set(result.ids), key=int))
+    assert len(result) == min(asked, len(labels))
+    assert [labels[int(i)] for i in result.ids] == result.labels.tolist()
+    every, taken = Counter(labels), Counter(result.labels.tolist())
     most = max(taken.values())
     # No class is passed over for another's further image, unless it has no more.
     assert all(taken[label] >= min(most - 1, every[label]) for label in every)
@@ -105,18 +105,18 @@ def test_a_study_of_own_networks_writes_what_it_found(small: list[str], tmp_path
             assert len(np.unique(np.asarray(figure.convert("L")))) > 50
 
     # Every number can be had again from the measures of every image, which no pickle is needed to read.
-    with np.load(tmp_path / "measurements.npz", allow_pickle=False) as kept:
-        assert set(kept["ids"].tolist()) <= set(diagnosing._study_suite("emoji", 1).reference.test.ids)
-        assert kept["classes"].tolist() == [sample.partition("-")[0] for sample in kept["ids"].tolist()]
-        assert Counter(kept["classes"].tolist()) == {"lemon": 2, "pear": 2}
+    with np.load(tmp_path / "measurements.npz", allow_pickle=False) as saved:
+        assert set(saved["ids"].tolist()) <= set(diagnosing._study_suite("emoji", 1).reference.test.ids)
+        assert saved["classes"].tolist() == [sample.partition("-")[0] for sample in saved["ids"].tolist()]
+        assert Counter(saved["classes"].tolist()) == {"lemon": 2, "pear": 2}
         windows = [window.name for window in FEW.windows(with_masks=True)]
         names = {f"{model}|{window}|{name}" for model in NETWORKS for window in windows for name in MEASURES}
         names |= {f"{m}|clean|{name}" for m in NETWORKS for name in ("object_share", "width", "score", "correct")}
-        assert set(kept.files) == {"ids", "classes", *names}
+        assert set(saved.files) == {"ids", "classes", *names}
         for model, records in study.models.items():
             for window, record in records.items():
                 for name, mean in record.means.items():
-                    values = kept[f"{model}|{window}|{name}"]
+                    values = saved[f"{model}|{window}|{name}"]
                     assert (len(values), mean.n) == (4, np.isfinite(values).sum())
                     assert mean.value is None or mean.value == pytest.approx(np.nanmean(values), abs=1e-6)
 
@@ -156,16 +156,16 @@ def test_a_study_goes_on_where_it_was_stopped(
 def test_a_finished_diagnosis_is_kept_and_so_is_what_no_diagnosis_wrote(
     small: list[str], tmp_path: Path, written: str
 ) -> None:
-    asked = DiagnosisFile(images=4)
+    file = DiagnosisFile(images=4)
     (tmp_path / written).write_text("{}")
     with nothing_changes(tmp_path):
         with pytest.raises(sp.InputError, match="already holds a diagnosis.*`overwrite=True`"):
-            run_strong_edge(asked, tmp_path)
+            run_strong_edge(file, tmp_path)
         with locked(tmp_path), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
-            run_strong_edge(asked, tmp_path, overwrite=True)
+            run_strong_edge(file, tmp_path, overwrite=True)
     (tmp_path / "notes.txt").write_text("mine")
     with nothing_changes(tmp_path):
         for overwrite in (True, False):
             with pytest.raises(sp.InputError, match="already holds 'notes.txt', which no diagnosis wrote"):
-                run_strong_edge(asked, tmp_path, overwrite=overwrite)
+                run_strong_edge(file, tmp_path, overwrite=overwrite)
     assert small == []

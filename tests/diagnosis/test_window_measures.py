@@ -36,9 +36,9 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 def test_a_network_that_looks_at_the_window_has_its_whole_map_there() -> None:
     settings = WindowSettings(contents=("grey",), edges=(0.0,), sides=(0.25, 0.375))
-    found = measure_windows(gazing("window"), squares(LABELS), settings)
-    for window in found.windows:
-        values = found.values[window.name]
+    measured = measure_windows(gazing("window"), squares(LABELS), settings)
+    for window in measured.windows:
+        values = measured.values[window.name]
         side = 2 * round(window.side * SIZE / 2)
         assert values["window_share"].tolist() == pytest.approx([1] * 8)
         assert values["object_share"].tolist() == pytest.approx([0] * 8)  # what the window covers is none
@@ -48,16 +48,16 @@ def test_a_network_that_looks_at_the_window_has_its_whole_map_there() -> None:
         assert values["score"].tolist() == pytest.approx(expected)
         assert values["score_drop"].tolist() == pytest.approx([1 / 3 - score for score in expected])
         assert values["correct"].tolist() == [label == 0 for label in LABELS]
-    assert found.map_kind == "cam"
-    assert found.classes.tolist() == LABELS
+    assert measured.map_kind == "cam"
+    assert measured.classes.tolist() == LABELS
 
 
 def test_a_map_of_zeros_is_left_out_of_the_means() -> None:
     settings = WindowSettings(contents=("grey", "noise"), edges=(0.0,), sides=(0.375,), places=("away",))
-    found = measure_windows(gazing("window"), squares(LABELS), settings)
-    assert np.isnan(found.values[CLEAN]["width"]).all()
-    assert np.isnan(found.values[NOISE.name]["window_share"]).all()  # no pixel of noise is grey
-    windows = strong_edge_study({"window": found}, set_name="squares").models["window"]
+    measured = measure_windows(gazing("window"), squares(LABELS), settings)
+    assert np.isnan(measured.values[CLEAN]["width"]).all()
+    assert np.isnan(measured.values[NOISE.name]["window_share"]).all()  # no pixel of noise is grey
+    windows = strong_edge_study({"window": measured}, set_name="squares").models["window"]
     assert windows[NOISE.name].means["window_share"] == MeanRecord(None, None, 0)
     assert windows[GREY.name].means["window_share"] == MeanRecord(1.0, (1.0, 1.0), 8)
     assert windows[GREY.name].means["share_before"] == MeanRecord(None, None, 0)
@@ -66,16 +66,16 @@ def test_a_map_of_zeros_is_left_out_of_the_means() -> None:
 
 def test_a_network_that_looks_at_the_object_has_nothing_in_the_window() -> None:
     sides = [(2, 5, 6)[i % 3] for i in range(8)]
-    found = measure_windows(
+    measured = measure_windows(
         gazing("object"), squares(LABELS, sides), WindowSettings(contents=("grey",), edges=(0.0, 0.5), sides=(0.25,))
     )
-    clean = found.values[CLEAN]
+    clean = measured.values[CLEAN]
     assert clean["object_share"].tolist() == pytest.approx([1] * 8)
     assert clean["width"].tolist() == pytest.approx([side**2 / SIZE**2 for side in sides])
     assert clean["correct"].tolist() == [1] * 8
     full = [softmax([10 * side**2 / SIZE**2, 0, 0])[0] for side in sides]
     assert clean["score"].tolist() == pytest.approx(full)
-    away, over = (found.values[f"grey-hard-0.25-{place}"] for place in ("away", "over"))
+    away, over = (measured.values[f"grey-hard-0.25-{place}"] for place in ("away", "over"))
     assert away["window_share"].tolist() == away["share_before"].tolist() == [0] * 8
     assert away["object_share"].tolist() == pytest.approx([1] * 8)
     assert away["score_drop"].tolist() == pytest.approx([0] * 8, abs=1e-7)
@@ -96,17 +96,17 @@ def test_a_network_that_looks_at_the_object_has_nothing_in_the_window() -> None:
     for i in np.flatnonzero(np.logical_not(gone)):
         assert over["window_share"][i] == 0
         assert over["share_drawn"][i] == -over["share_before"][i]
-    assert found.values["grey-soft0.5-0.25-over"]["area"].min() > over["area"].max() == 16 / SIZE**2
+    assert measured.values["grey-soft0.5-0.25-over"]["area"].min() > over["area"].max() == 16 / SIZE**2
 
 
 def test_an_even_map_has_the_areas_share_of_everything() -> None:
     images, settings = squares(LABELS), WindowSettings(contents=("grey",), edges=(0.0, 0.5), sides=(0.25,))
-    found, looked = (measure_windows(gazing(at), images, settings) for at in ("everywhere", "object"))
+    result, looked = (measure_windows(gazing(at), images, settings) for at in ("everywhere", "object"))
     objects = np.array([[16, 25, 36][i % 3] / SIZE**2 for i in range(8)])
-    assert found.values[CLEAN]["object_share"] == pytest.approx(objects)
-    assert set(found.values[CLEAN]) == {"object_share", "width", "score", "correct"}
-    for window in found.windows:
-        values = found.values[window.name]
+    assert result.values[CLEAN]["object_share"] == pytest.approx(objects)
+    assert set(result.values[CLEAN]) == {"object_share", "width", "score", "correct"}
+    for window in result.windows:
+        values = result.values[window.name]
         assert list(values) == list(MEASURES)
         assert values["width"] == pytest.approx(np.ones(8))
         assert values["window_share"] == pytest.approx(values["area"])
@@ -132,16 +132,16 @@ def test_windows_are_the_same_for_every_model_and_class_space() -> None:
 
 
 def test_all_contents_and_edges_of_a_side_and_place_stand_at_the_same_spot() -> None:
-    found = measure_windows(gazing("object"), squares(LABELS, (9, 10)), WindowSettings(edges=(0.0,), sides=(0.5,)))
+    measured = measure_windows(gazing("object"), squares(LABELS, (9, 10)), WindowSettings(edges=(0.0,), sides=(0.5,)))
     for place in ("away", "over"):
-        before = [found.values[f"{content}-hard-0.5-{place}"]["share_before"].tolist() for content in CONTENTS]
+        before = [measured.values[f"{content}-hard-0.5-{place}"]["share_before"].tolist() for content in CONTENTS]
         assert before[0] == before[1] == before[2]
 
 
 def test_without_masks_windows_stand_anywhere_and_objects_are_not_measured() -> None:
-    found = measure_windows(gazing("everywhere"), replace(squares(LABELS), mask=None), FEW)
-    assert [window.name for window in found.windows] == ["noise-hard-0.35-anywhere", "noise-soft0.5-0.35-anywhere"]
-    assert all("object_share" not in values for values in found.values.values())
+    measured = measure_windows(gazing("everywhere"), replace(squares(LABELS), mask=None), FEW)
+    assert [window.name for window in measured.windows] == ["noise-hard-0.35-anywhere", "noise-soft0.5-0.35-anywhere"]
+    assert all("object_share" not in values for values in measured.values.values())
 
 
 def test_pixels_and_masks_go_once_through_a_transform_that_keeps_the_centre() -> None:
@@ -170,12 +170,12 @@ def test_examples_are_drawn_by_the_seed_and_shown_as_measured() -> None:
     images = squares(LABELS, (5, 6))
     models = {"sees": gazing("object"), "guesses": gazing("everywhere")}
     window = Window("grey", 0.0, 0.375, "away")
-    found = window_examples(models, images, window, 3, seed=1)
-    assert len(found) == 3
+    result = window_examples(models, images, window, 3, seed=1)
+    assert len(result) == 3
     whole = window_examples(models, images, window, 99, seed=1)  # more than there are: all, in the same order
     assert len(whole) == 8
     assert Counter(example.label for example in whole) == {"red": 3, "green": 3, "blue": 2}
-    for example, again in zip(found, whole, strict=False):
+    for example, again in zip(result, whole, strict=False):
         for entry in fields(example):
             value, other = getattr(example, entry.name), getattr(again, entry.name)
             if isinstance(value, dict):
@@ -198,7 +198,7 @@ def test_examples_are_drawn_by_the_seed_and_shown_as_measured() -> None:
         assert 1 / 3 < probability < 1
         assert example.answers["guesses"] == ("red", pytest.approx(1 / 3), example.label == "red")
     other = window_examples(models, images, window, 3, seed=2)
-    assert any(not np.array_equal(a.windowed, b.windowed) for a, b in zip(found, other, strict=True))
+    assert any(not np.array_equal(a.windowed, b.windowed) for a, b in zip(result, other, strict=True))
 
 
 def test_an_answer_is_right_by_class_also_where_a_model_numbers_classes_its_own_way() -> None:

@@ -101,9 +101,9 @@ def test_a_window_is_pasted_pixel_by_pixel(content: str, edge: float) -> None:
     window = Window(content, edge, 0.4, "anywhere")
     images = torch.rand(2, 3, 20, 20, generator=generator(1))
     others = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.8, 0.6]])[..., None, None].expand(2, 3, 20, 20)
-    kept = images.clone()
+    original = images.clone()
     pasted, weights = paste_windows(images, window, *centred(2, 9.0, 4.0), others, generator(7))
-    assert torch.equal(images, kept)
+    assert torch.equal(images, original)
     noise = torch.rand(2, 3, 20, 20, generator=generator(7))
     filling = {"grey": torch.full_like(images, 0.5), "noise": noise, "image": others}[content]
     for y in range(20):
@@ -154,7 +154,7 @@ def test_another_image_is_cut_and_not_moved_where_its_soft_border_leaves_the_ima
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"content": "gray"}, "unknown window content 'gray'. Did you mean 'grey'"),
         ({"place": "outside"}, "unknown window place 'outside'"),
@@ -164,8 +164,8 @@ def test_another_image_is_cut_and_not_moved_where_its_soft_border_leaves_the_ima
         ({"side": 1.0}, "side is 1.0"),
     ],
 )
-def test_a_window_that_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_window_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         Window(**{"content": "grey", "edge": 0.0, "side": 0.2, "place": "away", **settings})
 
 
@@ -185,10 +185,10 @@ def test_settings_give_every_combination_once_under_a_name_of_its_own() -> None:
 
 def maps_of(shape: tuple[int, int, int] = (2, 5, 4)) -> st.SearchStrategy[Tensor]:
     values = st.lists(st.floats(0, 100, width=32), min_size=math.prod(shape), max_size=math.prod(shape))
-    return values.map(lambda found: torch.tensor(found).reshape(shape))
+    return values.map(lambda result: torch.tensor(result).reshape(shape))
 
 
-@given(maps=maps_of(), weights=maps_of().map(lambda found: found / 100))
+@given(maps=maps_of(), weights=maps_of().map(lambda result: result / 100))
 def test_shares_and_widths_equal_their_slow_twins(maps: Tensor, weights: Tensor) -> None:
     shares, widths = _share(maps, weights), _width(maps)
     for number, (grid, under) in enumerate(zip(maps.tolist(), weights.tolist(), strict=True)):
@@ -220,9 +220,9 @@ def test_a_map_that_is_even_on_a_share_of_the_area_is_so_wide(where: list[bool],
     labels=st.lists(st.integers(0, 4), min_size=2, max_size=25).filter(lambda x: len(set(x)) > 1), seed=st.integers()
 )
 def test_no_window_shows_an_image_of_the_own_class(labels: list[int], seed: int) -> None:
-    found = _of_other_classes(np.array(labels), seed)
-    assert all(labels[partner] != label for partner, label in zip(found, labels, strict=True))
-    assert np.array_equal(found, _of_other_classes(np.array(labels), seed))
+    result = _of_other_classes(np.array(labels), seed)
+    assert all(labels[partner] != label for partner, label in zip(result, labels, strict=True))
+    assert np.array_equal(result, _of_other_classes(np.array(labels), seed))
 
 
 def test_all_images_of_other_classes_are_equally_likely() -> None:

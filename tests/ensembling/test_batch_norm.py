@@ -83,7 +83,7 @@ def inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def test_statistics_are_those_of_every_layers_inputs(own: sp.Classifier, train: sp.ImageSet) -> None:
-    found = reestimate_batch_norm(own, train)
+    result = reestimate_batch_norm(own, train)
     network = deepcopy(
         own.network_on(device="cpu")
     ).train()  # nothing in this network but batch norm knows the difference
@@ -94,11 +94,11 @@ def test_statistics_are_those_of_every_layers_inputs(own: sp.Classifier, train: 
     assert len(seen) == len(layers) > 5
     for name, values in seen.items():
         rows = values.movedim(1, -1).flatten(0, -2).numpy()
-        mean, variance = statistics(found, name)
+        mean, variance = statistics(result, name)
         # The images come in another order, and every layer of random weights amplifies how sums are rounded.
         np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-2, atol=2e-3)
         np.testing.assert_allclose(variance, rows.var(0, ddof=1), rtol=1e-2, atol=2e-3)
-        assert found.state_dict()[f"{name}.num_batches_tracked"].item() == 1
+        assert result.state_dict()[f"{name}.num_batches_tracked"].item() == 1
 
 
 def test_the_average_of_two_variances_is_another_one(own: sp.Classifier, train: sp.ImageSet) -> None:
@@ -108,12 +108,12 @@ def test_the_average_of_two_variances_is_another_one(own: sp.Classifier, train: 
     }
     ends = [reestimate_batch_norm(end, train) for end in (own, own.with_weights(shaken))]
     middle = sp.wise_ft(*ends, alpha=0.5)
-    found = reestimate_batch_norm(middle, train)
+    result = reestimate_batch_norm(middle, train)
     first = next(iter(norms(own.network)))
-    averaged, renewed = statistics(middle, first)[1], statistics(found, first)[1]
+    averaged, renewed = statistics(middle, first)[1], statistics(result, first)[1]
     np.testing.assert_allclose(averaged, sum(statistics(end, first)[1] for end in ends) / 2, rtol=1e-5)
     assert np.abs(renewed / averaged - 1).max() > 0.1
-    assert (logits_of_noise(middle) - logits_of_noise(found)).abs().max() > 1e-3
+    assert (logits_of_noise(middle) - logits_of_noise(result)).abs().max() > 1e-3
 
 
 def logits_of_noise(classifier: sp.Classifier) -> Tensor:
@@ -125,14 +125,14 @@ def logits_of_noise(classifier: sp.Classifier) -> Tensor:
 
 def test_only_statistics_change_and_only_in_the_copy(own: sp.Classifier, train: sp.ImageSet) -> None:
     before, state = weight_bytes(own), torch.random.get_rng_state()
-    found = reestimate_batch_norm(own, train, batch_size=6)
+    result = reestimate_batch_norm(own, train, batch_size=6)
     assert weight_bytes(own) == before
     assert torch.equal(torch.random.get_rng_state(), state)
-    after = weight_bytes(found)
-    kept = {name for name in before if before[name] == after[name]}
-    assert {name for name in before if "running" not in name and "tracked" not in name} <= kept
-    assert not any(module.training for module in [*own.network.modules(), *found.network.modules()])
-    momenta = {getattr(layer, "momentum", None) for model in (own, found) for layer in norms(model.network).values()}
+    after = weight_bytes(result)
+    saved = {name for name in before if before[name] == after[name]}
+    assert {name for name in before if "running" not in name and "tracked" not in name} <= saved
+    assert not any(module.training for module in [*own.network.modules(), *result.network.modules()])
+    momenta = {getattr(layer, "momentum", None) for model in (own, result) for layer in norms(model.network).values()}
     assert momenta == {0.1}
 
 
@@ -148,13 +148,13 @@ def test_a_second_time_and_a_broken_start_change_nothing(own: sp.Classifier, tra
 
 def test_it_says_what_was_done(tiny: sp.models.Clip, own: sp.Classifier, train: sp.ImageSet, tmp_path: Path) -> None:
     parents = ({"role": "member", "fingerprint": "f", "source": "s"},)
-    asked = replace(own, alpha=0.25, parents=parents, training={"seed": 3})
-    found = reestimate_batch_norm(asked, train, batch_size=7, seed=5)
-    assert (found.alpha, found.parents, found.head) == (0.25, parents, "own")
+    settings = replace(own, alpha=0.25, parents=parents, training={"seed": 3})
+    result = reestimate_batch_norm(settings, train, batch_size=7, seed=5)
+    assert (result.alpha, result.parents, result.head) == (0.25, parents, "own")
     note = {"set": train.name, "images": 18, "batch_size": 6, "seed": 5}
-    assert found.training == {"seed": 3, "batch_norm": note}
-    assert asked.training == {"seed": 3}
-    assert sp.load_classifier(sp.save_classifier(found, tmp_path)).training == found.training
+    assert result.training == {"seed": 3, "batch_norm": note}
+    assert settings.training == {"seed": 3}
+    assert sp.load_classifier(sp.save_classifier(result, tmp_path)).training == result.training
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_batches_are_equally_large_and_never_of_one(count: int, batch_size: int,
         seen.append(i)
         return read(i)
 
-    found = reestimate_batch_norm(classifier, replace(images, read=watched), batch_size=batch_size)
-    assert found.training["batch_norm"]["batch_size"] == size
-    assert found.training["batch_norm"]["images"] == used == len(seen) == len(set(seen))
-    assert found.state_dict()["encoder.2.num_batches_tracked"].item() == used // size
+    result = reestimate_batch_norm(classifier, replace(images, read=watched), batch_size=batch_size)
+    assert result.training["batch_norm"]["batch_size"] == size
+    assert result.training["batch_norm"]["images"] == used == len(seen) == len(set(seen))
+    assert result.state_dict()["encoder.2.num_batches_tracked"].item() == used // size
     rows = np.stack([read(i)[0, 0] for i in seen]) / 255
     rows = (rows - classifier.preprocessing.mean) / classifier.preprocessing.std
-    np.testing.assert_allclose(statistics(found, "encoder.2")[0], rows.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(statistics(result, "encoder.2")[0], rows.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_batches_mix_the_classes() -> None:

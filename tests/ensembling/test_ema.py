@@ -122,9 +122,9 @@ def test_training_goes_on_as_if_nothing_was_averaged(steps: Steps) -> None:
 def test_without_a_decay_nothing_is_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs())
     monkeypatch.delattr(loop, "debiased_ema")
-    found = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.0))
-    assert weight_bytes(found) == weight_bytes(expected)
-    assert found.training == expected.training
+    tuned = sp.finetune(convolution_classifier(CLASSES, relu=False), SUITE, three_epochs(ema_decay=0.0))
+    assert weight_bytes(tuned) == weight_bytes(expected)
+    assert tuned.training == expected.training
 
 
 def test_the_history_scores_the_averaged_weights() -> None:
@@ -149,7 +149,7 @@ def test_head_only_keeps_every_bit_of_the_encoder() -> None:
 def test_the_last_good_epoch_that_is_kept_is_the_average(
     tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, asked = sp.zero_shot_classifier(tiny, CLASSES), three_epochs(ema_decay=0.8, lr=1e-3, batch_size=12)
+    start, settings = sp.zero_shot_classifier(tiny, CLASSES), three_epochs(ema_decay=0.8, lr=1e-3, batch_size=12)
     reached: list[str] = []
     lossless, calls = recipes.classification_loss, 0
 
@@ -165,11 +165,11 @@ def test_the_last_good_epoch_that_is_kept_is_the_average(
     monkeypatch.setattr(loop, "predict", watched)
     monkeypatch.setattr(recipes, "classification_loss", broken)
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
-        sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
-    kept = sp.load_classifier(tmp_path / "kept" / "last_good")
-    assert sp.models.fingerprint(kept) == reached[1]
+        sp.finetune(start, SUITE, settings, checkpoints=tmp_path / "kept")
+    saved = sp.load_classifier(tmp_path / "kept" / "last_good")
+    assert sp.models.fingerprint(saved) == reached[1]
     assert len(set(reached)) == 2
-    assert kept.training["settings"]["ema_decay"] == 0.8
+    assert saved.training["settings"]["ema_decay"] == 0.8
 
 
 def test_a_soup_and_an_ensemble_take_it_as_any_other() -> None:

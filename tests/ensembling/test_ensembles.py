@@ -76,24 +76,26 @@ def test_the_ends_are_the_parents_bit_for_bit(alpha: float) -> None:
 @given(st.floats(0.01, 0.99))
 def test_between_the_ends_every_weight_is_interpolated(alpha: float) -> None:
     zero, tuned = seeded_classifier(1), seeded_classifier(2)
-    found = sp.wise_ft(zero, tuned, alpha).state_dict()
-    assert found.keys() == zero.state_dict().keys()
+    tensors = sp.wise_ft(zero, tuned, alpha).state_dict()
+    assert tensors.keys() == zero.state_dict().keys()
     for name, theta_0 in zero.state_dict().items():
         theta_1 = tuned.state_dict()[name]
-        assert (found[name].dtype, found[name].shape) == (theta_0.dtype, theta_0.shape)
+        assert (tensors[name].dtype, tensors[name].shape) == (theta_0.dtype, theta_0.shape)
         if not theta_0.is_floating_point():
             continue
         for got, a, b in zip(
-            found[name].flatten().tolist(), theta_0.flatten().tolist(), theta_1.flatten().tolist(), strict=True
+            tensors[name].flatten().tolist(), theta_0.flatten().tolist(), theta_1.flatten().tolist(), strict=True
         ):
             assert got == pytest.approx((1 - alpha) * a + alpha * b, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "nearer"), [(0.3, 1), (0.49, 1), (0.51, 2), (0.9, 2)])
 def test_counters_are_copied_from_the_nearer_end(alpha: float, nearer: int) -> None:
-    found = sp.wise_ft(seeded_classifier(1), seeded_classifier(2), alpha).state_dict()["encoder.1.num_batches_tracked"]
-    assert found.dtype == torch.int64
-    assert found.item() == nearer
+    tensors = sp.wise_ft(seeded_classifier(1), seeded_classifier(2), alpha).state_dict()[
+        "encoder.1.num_batches_tracked"
+    ]
+    assert tensors.dtype == torch.int64
+    assert tensors.item() == nearer
 
 
 def test_the_parents_stay_as_they_were() -> None:
@@ -112,21 +114,21 @@ def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> No
     tuned = zero.with_weights(moved, head="trained", training={"seed": 7})
     ensemble = sp.wise_ft(zero, tuned, 0.3)
     stored = sp.load_classifier(sp.save_classifier(ensemble, tmp_path / "ensemble"))
-    for found in (ensemble, stored):
-        assert found.alpha == 0.3
-        assert found.head == "interpolated"
-        assert [dict(parent) for parent in found.parents] == [
+    for result in (ensemble, stored):
+        assert result.alpha == 0.3
+        assert result.head == "interpolated"
+        assert [dict(parent) for parent in result.parents] == [
             {"role": "zero_shot", "fingerprint": sp.models.fingerprint(zero), "source": "tiny"},
             {"role": "fine_tuned", "fingerprint": sp.models.fingerprint(tuned), "source": "tiny"},
         ]
         # It was not trained itself.
-        assert dict(found.training) == {}
+        assert dict(result.training) == {}
     assert sp.models.fingerprint(stored) == sp.models.fingerprint(ensemble)
     assert len({sp.models.fingerprint(zero), sp.models.fingerprint(tuned), sp.models.fingerprint(ensemble)}) == 3
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (seeded_classifier(2, classes=sp.ClassSpace.from_ids(["lemon", "pear", "plum"])), "'plum', 'red_apple'"),
         (seeded_classifier(2, classes=sp.ClassSpace.from_ids(["pear", "lemon", "red_apple"])), "a different order"),
@@ -135,9 +137,9 @@ def test_it_says_where_it_comes_from(tiny: sp.models.Clip, tmp_path: Path) -> No
     ],
     ids=["classes", "order", "preprocessing", "architecture"],
 )
-def test_classifiers_that_do_not_fit_are_refused(other: sp.Classifier, said: str) -> None:
+def test_classifiers_that_do_not_fit_are_refused(other: sp.Classifier, message: str) -> None:
     for pair in ((seeded_classifier(1), other), (other, seeded_classifier(1))):
-        with pytest.raises(sp.IncompatibleWeightsError, match=said):
+        with pytest.raises(sp.IncompatibleWeightsError, match=message):
             sp.wise_ft(*pair, 0.5)
 
 
@@ -164,8 +166,8 @@ def test_head_only_weights_and_outputs_interpolate_alike(alpha: float) -> None:
     zero = seeded_classifier(1)
     tuned = sp.finetune(zero, SUITE, sp.FinetuneSettings(recipe="head-only", epochs=20, lr=0.1, batch_size=6))
     for images in SUITE.test_sets.values():
-        found = sp.predict(sp.wise_ft(zero, tuned, alpha), images).logits
-        np.testing.assert_allclose(found, interpolated_logits(zero, tuned, images, alpha), rtol=1e-4, atol=1e-4)
+        predictions = sp.predict(sp.wise_ft(zero, tuned, alpha), images).logits
+        np.testing.assert_allclose(predictions, interpolated_logits(zero, tuned, images, alpha), rtol=1e-4, atol=1e-4)
     assert not np.allclose(
         sp.predict(zero, SUITE.reference.test).logits, sp.predict(tuned, SUITE.reference.test).logits
     )
@@ -174,37 +176,37 @@ def test_head_only_weights_and_outputs_interpolate_alike(alpha: float) -> None:
 def test_end_to_end_weights_and_outputs_interpolate_differently() -> None:
     zero = seeded_classifier(1)
     tuned = sp.finetune(zero, SUITE, sp.FinetuneSettings(epochs=20, lr=0.05, batch_size=6))
-    found = sp.predict(sp.wise_ft(zero, tuned, 0.5), SUITE.reference.test).logits
-    assert abs(found - interpolated_logits(zero, tuned, SUITE.reference.test, 0.5)).max() > 0.01
+    predictions = sp.predict(sp.wise_ft(zero, tuned, 0.5), SUITE.reference.test).logits
+    assert abs(predictions - interpolated_logits(zero, tuned, SUITE.reference.test, 0.5)).max() > 0.01
 
 
 # The path.
 
 
 def hits(classifier: sp.Classifier, images: sp.ImageSet) -> int:
-    found = sp.predict(classifier, images)
+    predictions = sp.predict(classifier, images)
     right = 0
-    for row, label in zip(found.logits.tolist(), found.labels.tolist(), strict=True):
+    for row, label in zip(predictions.logits.tolist(), predictions.labels.tolist(), strict=True):
         right += row.index(max(row)) == label
     return right
 
 
 def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
     zero, tuned = seeded_classifier(1), seeded_classifier(2)
-    kept: dict[tuple[float, str], np.ndarray] = {}
+    saved: dict[tuple[float, str], np.ndarray] = {}
 
     @contextlib.contextmanager
     def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
         rows: list[np.ndarray] = []
         yield rows.append
-        kept[alpha, name] = np.concatenate(rows)
+        saved[alpha, name] = np.concatenate(rows)
 
     alphas = (0.0, 0.2, 0.5, 0.8, 1.0)
     path = sp.sweep_alpha(zero, tuned, SUITE, alphas, keep=keep)
     assert path.alphas == alphas
     assert (path.reference, path.shifts) == ("photo", ("sketch", "clutter"))
     validation = {"validation": SUITE.reference.validation}
-    assert set(kept) == {(alpha, name) for alpha in alphas for name in {**validation, **SUITE.test_sets}}
+    assert set(saved) == {(alpha, name) for alpha in alphas for name in {**validation, **SUITE.test_sets}}
     for alpha, point in zip(alphas, path.points, strict=True):
         alone = sp.wise_ft(zero, tuned, alpha)
         assert point.validation == hits(alone, SUITE.reference.validation) / 9
@@ -213,7 +215,7 @@ def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
             right, n = hits(alone, images), len(images)
             assert point.accuracy[name] == right / n
             assert point.interval[name] == sp.evaluation.accuracy_interval(right, n)
-            assert kept[alpha, name].tolist() == sp.predict(alone, images).logits.tolist()
+            assert saved[alpha, name].tolist() == sp.predict(alone, images).logits.tolist()
     # The two networks differ enough that the path is no constant.
     assert len({tuple(point.accuracy.values()) for point in path.points}) > 1
 

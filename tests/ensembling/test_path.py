@@ -102,11 +102,11 @@ def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
     ends: Ends, folders: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(path_module, "BATCH_SIZE", batch_size)
-    suite, found = load_run_suite(folders), {}
-    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
-    assert set(found) == {(alpha, name) for alpha in ALPHAS for name in SETS}
+    suite, result = load_run_suite(folders), {}
+    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(result))
+    assert set(result) == {(alpha, name) for alpha in ALPHAS for name in SETS}
     sets = {"validation": suite.reference.validation, **suite.test_sets}
-    for (alpha, name), logits in found.items():
+    for (alpha, name), logits in result.items():
         alone = sp.predict(sp.wise_ft(*ends, alpha), sets[name], batch_size=batch_size)
         assert logits.tobytes() == alone.logits.tobytes()
         point, right = path.at(alpha), sp.evaluation.accuracy(alone.logits, alone.labels)
@@ -169,41 +169,41 @@ def test_there_is_one_working_copy_and_the_ends_stay_as_they_were(
 def test_a_head_only_path_runs_the_encoder_once(
     head_ends: Ends, folders: Path, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, found = load_run_suite(folders), {}
+    suite, result = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
-        sp.sweep_alpha(*head_ends, suite, ALPHAS, space=space, keep=kept_by(found))
+        sp.sweep_alpha(*head_ends, suite, ALPHAS, space=space, keep=kept_by(result))
     assert seen == [9, 9, 9]
     for alpha in ALPHAS:
         for name, images in suite.test_sets.items():
             alone = sp.predict(sp.wise_ft(*head_ends, alpha), images).logits
-            np.testing.assert_allclose(found[alpha, name], alone, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(result[alpha, name], alone, rtol=1e-5, atol=1e-4)
             both = sp.predict(sp.output_ensemble(*head_ends, alpha), images).logits
             np.testing.assert_allclose(both, alone, rtol=1e-5, atol=1e-4)
             if alpha in (0, 1):
-                assert found[alpha, name].tobytes() == alone.tobytes() == both.tobytes()
+                assert result[alpha, name].tobytes() == alone.tobytes() == both.tobytes()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.8, 1.0])
 def test_outputs_are_interpolated_entry_by_entry(ends: Ends, folders: Path, alpha: float) -> None:
     images = load_run_suite(folders).reference.test
-    found = sp.predict(sp.output_ensemble(*ends, alpha), images)
+    result = sp.predict(sp.output_ensemble(*ends, alpha), images)
     first, second = (sp.predict(end, images).logits.tolist() for end in ends)
-    for row, of_first, of_second in zip(found.logits.tolist(), first, second, strict=True):
+    for row, of_first, of_second in zip(result.logits.tolist(), first, second, strict=True):
         expected = [(1 - alpha) * a + alpha * b for a, b in zip(of_first, of_second, strict=True)]
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert abs(found.logits - sp.predict(sp.wise_ft(*ends, alpha), images).logits).max() > 0.01 or alpha in (0, 1)
+    assert abs(result.logits - sp.predict(sp.wise_ft(*ends, alpha), images).logits).max() > 0.01 or alpha in (0, 1)
 
 
 def test_the_path_in_output_space_is_that_of_the_output_ensembles(
     ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite, found = load_run_suite(folders), {}
+    suite, result = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
-        sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=kept_by(found))
+        sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=kept_by(result))
     assert seen == [9] * 6  # two networks on three sets
-    for (alpha, name), logits in found.items():
+    for (alpha, name), logits in result.items():
         images = {"validation": suite.reference.validation, **suite.test_sets}[name]
         alone = sp.predict(sp.output_ensemble(*ends, alpha), images)
         assert logits.tobytes() == alone.logits.tobytes()
@@ -222,18 +222,18 @@ def test_a_space_or_alpha_that_there_is_not_is_refused(ends: Ends, folders: Path
 
 
 def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite, found = load_run_suite(folders), {}
-    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(found))
+    suite, result = load_run_suite(folders), {}
+    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(result))
     sets = {"validation": suite.reference.validation, **suite.test_sets}
     known = {
         pair: logits.argmax(1) == sets[pair[1]].labels
-        for pair, logits in found.items()
+        for pair, logits in result.items()
         if pair[1] == "validation" or pair == (0.5, "sketch")
     }
     seen, again = counted(monkeypatch), {}
     resumed = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(again), known=lambda a, n: known.get((a, n)))
     assert resumed == path
-    assert set(again) == set(found) - set(known)
+    assert set(again) == set(result) - set(known)
     assert seen == [9] * (len(ALPHAS) * len(SETS) - len(known))
 
 
@@ -265,8 +265,8 @@ def test_a_sweep_resumes_from_what_it_kept(
     # A damaged file, one of other images and a missing one are made anew; the others stay.
     files = {name: out / "predictions" / name for name in names}
     files["alpha-0.50/sketch.npz"].write_bytes(files["alpha-0.50/sketch.npz"].read_bytes()[:300])
-    ids, kept = load_scores(files["alpha-0.00/photos.npz"])
-    save_scores(kept, ids[::-1], files["alpha-0.00/photos.npz"])
+    ids, before = load_scores(files["alpha-0.00/photos.npz"])
+    save_scores(before, ids[::-1], files["alpha-0.00/photos.npz"])
     files["alpha-1.00/validation.npz"].unlink()
     assert run_sweep(asked(folders), *saved, out, resume=True) == first
     assert len(seen) == 3
@@ -281,14 +281,14 @@ def test_a_sweep_of_something_else_is_not_gone_on_with(saved: tuple[Path, Path],
     out = tmp_path / "out"
     run_sweep(asked(folders, alphas=[0.0, 1.0]), *saved, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for said, other in {
+    for message, other in {
         "'zero_shot', 'fine_tuned'": lambda: run_sweep(asked(folders), *saved[::-1], out, resume=True),
         "'seed'": lambda: run_sweep(asked(folders, seed=1), *saved, out, resume=True),
         "'space'": lambda: run_sweep(asked(folders), *saved, out, space="outputs", resume=True),
         "'suite'": lambda: run_sweep(_without_shift(folders), *saved, out, resume=True),
     }.items():
         with pytest.raises(
-            sp.InputError, match=f"other settings than this sweep .these differ: {said}.*`overwrite=True`"
+            sp.InputError, match=f"other settings than this sweep .these differ: {message}.*`overwrite=True`"
         ):
             other()
     with pytest.raises(sp.InputError, match="Give one of the two"):
@@ -393,27 +393,27 @@ def moved_clip(clip: sp.models.Clip, seed: int) -> sp.models.Clip:
 
 def test_two_towers_are_interpolated_before_the_head_is_built(tiny: sp.models.Clip) -> None:
     second, classes = moved_clip(tiny, 2), sp.ClassSpace.from_ids(CLASSES)
-    found = sp.zero_shot_classifier(sp.ensembling.interpolate_clip(tiny, second, 0.4), classes)
+    classifier = sp.zero_shot_classifier(sp.ensembling.interpolate_clip(tiny, second, 0.4), classes)
     by_hand = sp.load_clip("tiny")
     by_hand.model.load_state_dict(sp.interpolate_weights(tiny.model.state_dict(), second.model.state_dict(), 0.4))
     expected = sp.zero_shot_classifier(by_hand, classes)
-    assert sp.models.fingerprint(found) == sp.models.fingerprint(expected)
+    assert sp.models.fingerprint(classifier) == sp.models.fingerprint(expected)
     scales = [clip.model.state_dict()["logit_scale"].item() for clip in (tiny, second)]
-    assert found.logit_scale == pytest.approx(np.exp(0.6 * scales[0] + 0.4 * scales[1]), rel=1e-5)
+    assert classifier.logit_scale == pytest.approx(np.exp(0.6 * scales[0] + 0.4 * scales[1]), rel=1e-5)
     merged = sp.wise_ft(*(sp.zero_shot_classifier(clip, classes) for clip in (tiny, second)), 0.4)
-    assert not torch.allclose(merged.network.head.weight, found.network.head.weight, atol=1e-3)
+    assert not torch.allclose(merged.network.head.weight, classifier.network.head.weight, atol=1e-3)
 
 
 def test_towers_that_do_not_fit_are_refused(tiny: sp.models.Clip) -> None:
     preprocessing = replace(tiny.preprocessing, interpolation="bilinear")
-    for said, other in {
+    for message, other in {
         "preprocessing": replace(tiny, preprocessing=preprocessing),
         "architecture": replace(tiny, architecture={**tiny.architecture, "quick_gelu": True}),
         "context length": replace(tiny, context_length=5),
         "tokenizer": replace(tiny, tokenizer=lambda texts: torch.zeros(len(texts), 4)),
     }.items():
         for pair in ((tiny, other), (other, tiny)):
-            with pytest.raises(sp.IncompatibleWeightsError, match=f"differ in {said}"):
+            with pytest.raises(sp.IncompatibleWeightsError, match=f"differ in {message}"):
                 sp.ensembling.interpolate_clip(*pair)
 
 
@@ -448,33 +448,33 @@ CURVES = {
 
 def test_rules_are_compared_sample_by_sample() -> None:
     path, correct = samples_of(CURVES, 100)
-    found = sp.ensembling.compare_alphas(path, correct, tolerance=0.01)
-    assert {record.rule: record.alpha for record in found.rules if not record.oracle} == {
+    measured = sp.ensembling.compare_alphas(path, correct, tolerance=0.01)
+    assert {record.rule: record.alpha for record in measured.rules if not record.oracle} == {
         "fixed": 0.5, "reference": 1.0, "tolerance": 0.75,
     }  # fmt: skip
-    assert {record.set: record.alpha for record in found.rules if record.oracle} == {
+    assert {record.set: record.alpha for record in measured.rules if record.oracle} == {
         "photos": 0.75, "sketch": 0.25, "clutter": 0.5, "mean": 0.5,
     }  # fmt: skip
-    reference = found.rule("reference")
+    reference = measured.rule("reference")
     assert reference.accuracy == {"photos": 0.82, "sketch": 0.4, "clutter": 0.3}
     assert reference.mean == pytest.approx(0.35)
-    assert {name: round(kept.value or 0, 9) for name, kept in reference.difference.items()} == {
+    assert {name: round(before.value or 0, 9) for name, before in reference.difference.items()} == {
         "photos": 0.03, "sketch": -0.15, "clutter": -0.15,
     }  # fmt: skip
     assert reference.mean_difference is not None
     assert reference.mean_difference.value == pytest.approx(-0.15)
     assert reference.mean_difference.n == 200
-    for kept in found.rule("fixed").difference.values():
-        assert (kept.value, kept.interval) == (0, (0, 0))
-    assert from_json(sp.records.RulesRecord, json.loads(json.dumps(document(found)))) == found
+    for before in measured.rule("fixed").difference.values():
+        assert (before.value, before.interval) == (0, (0, 0))
+    assert from_json(sp.records.RulesRecord, json.loads(json.dumps(document(measured)))) == measured
     with pytest.raises(sp.InputError, match=r"'oracle of tint'.*'oracle of sketch'"):
-        found.rule("oracle", "tint")
+        measured.rule("oracle", "tint")
 
 
 def test_the_intervals_are_those_of_a_paired_bootstrap() -> None:
     path, correct = samples_of(CURVES, 100)
-    found = sp.ensembling.compare_alphas(path, correct)
-    for record in found.rules:
+    measured = sp.ensembling.compare_alphas(path, correct)
+    for record in measured.rules:
         for name in ("photos", "sketch", "clutter"):
             moved = correct[record.alpha][name].astype(float) - correct[0.5][name]
             low, high = sp.evaluation.bootstrap_interval(moved, seed=5, draws=4000)
@@ -485,9 +485,9 @@ def test_the_intervals_are_those_of_a_paired_bootstrap() -> None:
         picked = [generator.integers(0, 100, 100) for _ in range(2)]
         moved = [correct[1.0][n].astype(float) - correct[0.5][n] for n in ("sketch", "clutter")]
         means.append(np.mean([of_set[some].mean() for of_set, some in zip(moved, picked, strict=True)]))
-    kept = found.rule("reference").mean_difference
-    assert kept is not None
-    assert kept.interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.0151)
+    before = measured.rule("reference").mean_difference
+    assert before is not None
+    assert before.interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.0151)
 
 
 def test_what_goes_together_is_resampled_together() -> None:
@@ -547,12 +547,12 @@ COUNTS = st.lists(st.integers(0, 40), min_size=5, max_size=5)
 @given(COUNTS, COUNTS, st.permutations(range(5)))
 def test_no_rule_but_the_oracle_reads_a_shift(held_out: list[int], shift: list[int], order: list[int]) -> None:
     permuted = [shift[i] for i in order]
-    found, other = (
+    result, other = (
         sp.ensembling.compare_alphas(*samples_of({"validation": held_out, "photos": curve, "sketch": curve}, 40))
         for curve in (shift, permuted)
     )
     for rule in RULES:
-        assert found.rule(rule).alpha == other.rule(rule).alpha
+        assert result.rule(rule).alpha == other.rule(rule).alpha
     for record in other.rules:
         if record.oracle:
             assert permuted[round(4 * record.alpha)] == max(permuted)
@@ -602,9 +602,9 @@ def test_the_rules_on_the_paper_s_sweeps(
 
 def test_alpha_may_be_one_for_every_entry(ends: Ends) -> None:
     alphas = {name: 1.0 if name.startswith("head.") else 0.0 for name in ends[0].state_dict()}
-    found = sp.wise_ft(*ends, alphas)
-    assert (found.alpha, found.logit_scale) == (None, ends[1].logit_scale)
-    for name, tensor in found.state_dict().items():
+    classifier = sp.wise_ft(*ends, alphas)
+    assert (classifier.alpha, classifier.logit_scale) == (None, ends[1].logit_scale)
+    for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, ends[1 if name.startswith("head.") else 0].state_dict()[name])
     del alphas["head.bias"]
     with pytest.raises(sp.InputError, match=r"'head\.bias'"):

@@ -69,13 +69,13 @@ def wide(tensor: Tensor) -> NDArray[np.float64]:
 def test_the_average_is_the_float64_mean_rounded_once(dtype: torch.dtype, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     thetas = [{"w": torch.randn(5, 4, generator=generator).to(dtype)} for _ in range(count)]
-    found = average_weights(thetas)["w"]
+    tensors = average_weights(thetas)["w"]
     exact = np.mean([wide(theta["w"]) for theta in thetas], axis=0)
-    assert found.dtype == dtype
+    assert tensors.dtype == dtype
     size = np.max([np.abs(wide(theta["w"])) for theta in thetas], axis=0)
     arithmetic = 2.0**-50 if dtype == torch.float64 else 2.0**-21
     allowed = torch.finfo(dtype).eps / 2 * np.abs(exact) + count * arithmetic * size + 2.0**-25
-    assert (np.abs(wide(found) - exact) <= allowed).all()
+    assert (np.abs(wide(tensors) - exact) <= allowed).all()
 
 
 def test_counters_of_an_average_are_the_lasts() -> None:
@@ -112,12 +112,12 @@ def test_model_stock_follows_the_papers_formula_entry_by_entry(count: int, share
         | {"unmoved": theta_0["unmoved"].clone(), "n": torch.tensor(7)}
         for _ in range(count)
     ]
-    found = model_stock(theta_0, thetas)
+    result = model_stock(theta_0, thetas)
     for name in ("a", "b", "unmoved"):
         expected = stock_by_hand(theta_0[name], [theta[name] for theta in thetas])
-        np.testing.assert_allclose(wide(found[name]), expected, rtol=1e-5, atol=2e-6)
-    assert torch.equal(found["unmoved"], theta_0["unmoved"])
-    assert found["n"].item() == 2
+        np.testing.assert_allclose(wide(result[name]), expected, rtol=1e-5, atol=2e-6)
+    assert torch.equal(result["unmoved"], theta_0["unmoved"])
+    assert result["n"].item() == 2
 
 
 def test_model_stock_of_one_direction_is_the_mean_and_of_opposite_ones_the_start() -> None:
@@ -157,23 +157,25 @@ def towers(name: str) -> list[str]:
 
 def test_a_pattern_that_comes_first_wins(tiny: sp.models.Clip) -> None:
     names = list(tiny.model.state_dict())
-    found = alphas_by_pattern(names, {"*.bias": 0.25, "visual.*": 0.75}, default=0.5)
-    assert list(found) == names
-    for name, alpha in found.items():
+    alphas = alphas_by_pattern(names, {"*.bias": 0.25, "visual.*": 0.75}, default=0.5)
+    assert list(alphas) == names
+    for name, alpha in alphas.items():
         assert alpha == (0.25 if name.endswith(".bias") else 0.75 if name.startswith("visual.") else 0.5)
 
 
 @pytest.mark.parametrize(
-    ("patterns", "said"),
+    ("patterns", "message"),
     [({"vision.*": 0.5}, r"matches the pattern 'vision\.\*'"), ({"visual.*": 1.5}, "must lie between 0 and 1")],
 )
-def test_a_pattern_that_makes_no_sense_is_refused(tiny: sp.models.Clip, patterns: dict[str, float], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_pattern_that_makes_no_sense_is_refused(
+    tiny: sp.models.Clip, patterns: dict[str, float], message: str
+) -> None:
+    with pytest.raises(sp.InputError, match=message):
         alphas_by_pattern(tiny.model.state_dict(), patterns, default=0.5)
 
 
 def test_depths_of_the_tiny_model(tiny: sp.models.Clip) -> None:
-    found = alphas_by_depth(tiny.model.state_dict(), 0.0, 1.0)
+    alphas = alphas_by_depth(tiny.model.state_dict(), 0.0, 1.0)
     expected = {
         "positional_embedding": 0,
         "token_embedding.weight": 0,
@@ -187,19 +189,19 @@ def test_depths_of_the_tiny_model(tiny: sp.models.Clip) -> None:
         "text_projection": 1,
         "logit_scale": 1,
     }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert {name: alphas[name] for name in expected} == pytest.approx(expected)
 
 
 def test_depths_of_an_open_clip_vit() -> None:
-    found = alphas_by_depth(towers("ViT-B-32"), 0.2, 0.8)
+    alphas = alphas_by_depth(towers("ViT-B-32"), 0.2, 0.8)
     for tower in ("visual.transformer", "transformer"):
         for i in range(12):
             for part in ("ln_1.weight", "attn.out_proj.bias", "mlp.c_proj.weight"):
-                assert found[f"{tower}.resblocks.{i}.{part}"] == pytest.approx(0.2 + 0.6 * (i + 1) / 13)
+                assert alphas[f"{tower}.resblocks.{i}.{part}"] == pytest.approx(0.2 + 0.6 * (i + 1) / 13)
     before = ["visual.conv1.weight", "visual.class_embedding", "visual.ln_pre.bias", "token_embedding.weight"]
     behind = ["visual.ln_post.weight", "visual.proj", "text_projection", "ln_final.bias", "logit_scale"]
-    assert {found[name] for name in before} == {0.2}
-    assert [found[name] for name in behind] == pytest.approx([0.8] * 5)
+    assert {alphas[name] for name in before} == {0.2}
+    assert [alphas[name] for name in behind] == pytest.approx([0.8] * 5)
 
 
 def test_depths_of_a_clip_from_transformers() -> None:
@@ -210,10 +212,10 @@ def test_depths_of_a_clip_from_transformers() -> None:
     before += ["vision_model.embeddings.patch_embedding.weight", "text_model.embeddings.token_embedding.weight"]
     behind = ["vision_model.post_layernorm.weight", "text_model.final_layer_norm.bias", "visual_projection.weight"]
     behind += ["text_projection.weight", "logit_scale"]
-    found = alphas_by_depth(before + layers + behind, 0.0, 1.0)
-    assert [found[name] for name in before] == [0.0] * 4
-    assert [found[name] for name in layers] == [0.25, 0.5, 0.75] * 2
-    assert [found[name] for name in behind] == [1.0] * 5
+    alphas = alphas_by_depth(before + layers + behind, 0.0, 1.0)
+    assert [alphas[name] for name in before] == [0.0] * 4
+    assert [alphas[name] for name in layers] == [0.25, 0.5, 0.75] * 2
+    assert [alphas[name] for name in behind] == [1.0] * 5
 
 
 @pytest.mark.parametrize(
@@ -222,16 +224,16 @@ def test_depths_of_a_clip_from_transformers() -> None:
 )
 def test_depth_rises_through_the_stages_of_one_tower(name: str, stem: str, last: str) -> None:
     # The state dict of these models lists them from the input to the output.
-    found = alphas_by_depth(towers(name), 0.0, 1.0)
-    depths = list(found.values())
+    alphas = alphas_by_depth(towers(name), 0.0, 1.0)
+    depths = list(alphas.values())
     assert depths == sorted(depths)
-    assert {alpha for key, alpha in found.items() if key.startswith(stem)} == {0.0}
-    inner = {alpha for key, alpha in found.items() if not key.startswith((stem, "bn1", last, "head"))}
+    assert {alpha for key, alpha in alphas.items() if key.startswith(stem)} == {0.0}
+    inner = {alpha for key, alpha in alphas.items() if not key.startswith((stem, "bn1", last, "head"))}
     assert max(inner) < 1
     assert min(inner) > 0
     steps = np.diff(sorted({0.0, *inner, 1.0}))
     np.testing.assert_allclose(steps, 1 / (len(inner) + 1))
-    assert {alpha for key, alpha in found.items() if key.startswith(last)} == {1.0}
+    assert {alpha for key, alpha in alphas.items() if key.startswith(last)} == {1.0}
 
 
 def test_depth_can_fall_and_needs_blocks() -> None:
@@ -247,11 +249,11 @@ def test_depth_can_fall_and_needs_blocks() -> None:
 def test_greedy_selection_follows_the_recipe(data: st.DataObject, count: int) -> None:
     levels = st.integers(0, 4)  # few, so that ties are common
     alone = [data.draw(levels) / 4 for _ in range(count)]
-    asked: list[tuple[int, ...]] = []
+    settings: list[tuple[int, ...]] = []
     given_scores: dict[frozenset[int], float] = {frozenset([i]): alone[i] for i in range(count)}
 
     def score(members: tuple[int, ...]) -> float:
-        asked.append(members)
+        settings.append(members)
         return given_scores.setdefault(frozenset(members), data.draw(levels) / 4)
 
     trials = greedy_members(alone, score)
@@ -272,14 +274,14 @@ def test_greedy_selection_follows_the_recipe(data: st.DataObject, count: int) ->
     assert record.members == tuple(soup)
     assert record.accuracy == given_scores[frozenset(soup)] >= max(alone)
     assert record.is_best_single == (len(soup) == 1)
-    assert len(asked) == count - 1
+    assert len(settings) == count - 1
 
 
 @pytest.mark.parametrize(
-    ("alone", "said"), [([], "candidates is 0; it must be at least 1"), ([0.5, math.nan], r"\[1\] are not finite")]
+    ("alone", "message"), [([], "candidates is 0; it must be at least 1"), ([0.5, math.nan], r"\[1\] are not finite")]
 )
-def test_scores_that_rank_nothing_are_refused(alone: list[float], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_scores_that_rank_nothing_are_refused(alone: list[float], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         greedy_members(alone, lambda members: 1.0)
 
 

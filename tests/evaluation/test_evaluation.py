@@ -142,7 +142,7 @@ def test_a_confidence_that_is_no_probability_is_refused(confidence: list[float])
 def test_scores_are_what_the_softmax_says(logits: np.ndarray, data: st.DataObject) -> None:
     count, classes = logits.shape
     labels = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
-    kept = scores(logits, labels)
+    saved = scores(logits, labels)
     hits = 0
     for i, row in enumerate(logits.tolist()):
         largest = max(row)
@@ -151,19 +151,19 @@ def test_scores_are_what_the_softmax_says(logits: np.ndarray, data: st.DataObjec
         ordered = sorted(row)
         best = row.index(largest)
         hits += best == labels[i]
-        assert kept.prediction[i] == best
-        assert kept.confidence[i] == pytest.approx(1 / total, rel=1e-6)
-        assert kept.margin[i] == pytest.approx(ordered[-1] - ordered[-2], rel=1e-6)
-        assert kept.log_probability[i] == pytest.approx(row[labels[i]] - largest - math.log(total), rel=1e-6, abs=1e-6)
-        assert kept.square_sum[i] == pytest.approx(math.fsum((s / total) ** 2 for s in shares), rel=1e-6)
+        assert saved.prediction[i] == best
+        assert saved.confidence[i] == pytest.approx(1 / total, rel=1e-6)
+        assert saved.margin[i] == pytest.approx(ordered[-1] - ordered[-2], rel=1e-6)
+        assert saved.log_probability[i] == pytest.approx(row[labels[i]] - largest - math.log(total), rel=1e-6, abs=1e-6)
+        assert saved.square_sum[i] == pytest.approx(math.fsum((s / total) ** 2 for s in shares), rel=1e-6)
     assert sp.evaluation.accuracy(logits, labels) == pytest.approx(hits / count)
 
 
 def test_the_brier_score_comes_from_the_compact_form() -> None:
     logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     labels = np.arange(50) % 4
-    kept = scores(logits, labels)
-    compact = (kept.square_sum - 2 * np.exp(kept.log_probability) + 1).mean()
+    saved = scores(logits, labels)
+    compact = (saved.square_sum - 2 * np.exp(saved.log_probability) + 1).mean()
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         shares = [math.exp(x) for x in row]
@@ -205,20 +205,20 @@ def test_an_evaluation_counts_by_class_and_by_group(seed: int, count: int) -> No
     groups = [draw_from.choice(["seen", "withheld"]) for _ in range(count)]
     confidence = np.array([draw_from.random() for _ in range(count)], dtype=np.float32)
     unused = np.zeros(count, dtype=np.float32)
-    kept = Scores(np.array(predicted), confidence, unused, unused, unused)
-    found = evaluate(kept, np.array(labels), ids, model="ensemble", alpha=0.5, set_name="sketch", groups=groups)
+    saved = Scores(np.array(predicted), confidence, unused, unused, unused)
+    result = evaluate(saved, np.array(labels), ids, model="ensemble", alpha=0.5, set_name="sketch", groups=groups)
     right = [p == label for p, label in zip(predicted, labels, strict=True)]
-    assert (found.model, found.alpha, found.set, found.n) == ("ensemble", 0.5, "sketch", count)
-    assert found.accuracy == pytest.approx(sum(right) / count)
-    assert found.interval == pytest.approx(bisected_interval(sum(right), count, 0.95), abs=1e-9)
-    assert found.calibration_error == sp.evaluation.calibration_error(confidence, np.array(right))
+    assert (result.model, result.alpha, result.set, result.n) == ("ensemble", 0.5, "sketch", count)
+    assert result.accuracy == pytest.approx(sum(right) / count)
+    assert result.interval == pytest.approx(bisected_interval(sum(right), count, 0.95), abs=1e-9)
+    assert result.calibration_error == sp.evaluation.calibration_error(confidence, np.array(right))
     for k, name in enumerate(ids):
         own = [r for r, label in zip(right, labels, strict=True) if label == k]
-        assert (name in found.per_class) == bool(own)  # a class without samples has no accuracy
+        assert (name in result.per_class) == bool(own)  # a class without samples has no accuracy
         if own:
-            assert found.per_class[name] == pytest.approx(sum(own) / len(own))
-    assert set(found.groups) == set(groups)
-    for name, group in found.groups.items():
+            assert result.per_class[name] == pytest.approx(sum(own) / len(own))
+    assert set(result.groups) == set(groups)
+    for name, group in result.groups.items():
         own = [r for r, g in zip(right, groups, strict=True) if g == name]
         assert group.n == len(own)
         assert group.accuracy == pytest.approx(sum(own) / len(own))
@@ -230,8 +230,8 @@ def test_recall_counts_queries_whose_own_entry_is_among_the_nearest(seed: int, c
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(2, count, 4, generator=generator, dtype=torch.float64)
     queries, gallery = functional.normalize(vectors.sign() if ties else vectors, dim=-1)
-    found = recall_at(queries, gallery, ks=(1, 2, 5))
-    for k, recall in found.items():
+    result = recall_at(queries, gallery, ks=(1, 2, 5))
+    for k, recall in result.items():
         hits = 0
         for i, query in enumerate(queries.tolist()):
             # The same product as above, so that ties are ties; the count is what is tested.
@@ -257,14 +257,14 @@ def test_predictions_keep_the_sets_order_and_the_last_smaller_batch(folders: Pat
     assert len(images) == 18
     events: list[progress.Event] = []
     with progress.listening(events.append):
-        found = sp.predict(classifier, images, batch_size=7)
-    assert found.logits.shape == (18, 3)
-    assert found.logits.dtype == np.float32
-    assert found.ids == images.ids
-    assert np.array_equal(found.labels, images.labels)
+        predictions = sp.predict(classifier, images, batch_size=7)
+    assert predictions.logits.shape == (18, 3)
+    assert predictions.logits.dtype == np.float32
+    assert predictions.ids == images.ids
+    assert np.array_equal(predictions.labels, images.labels)
     assert [(event.done, event.total) for event in events] == [(7, 18), (14, 18), (18, 18)]
     whole = sp.predict(classifier, images).logits
-    np.testing.assert_allclose(found.logits, whole, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(predictions.logits, whole, rtol=0, atol=1e-3)
     for i in (0, 6, 7, 17):
         alone = sp.predict(classifier, images.subset([i])).logits
         np.testing.assert_allclose(alone[0], whole[i], rtol=0, atol=1e-3)
@@ -287,18 +287,18 @@ def test_predictions_come_back_from_a_file_without_pickle(tmp_path: Path, groups
     path = save_predictions(made, tmp_path / "predictions" / "sketch.npz")
     with np.load(path, allow_pickle=False) as file:  # raises on an object array
         assert all(file[name].dtype != object for name in file.files)
-    found = load_predictions(path)
-    assert (found.ids, found.groups) == (made.ids, groups)
-    assert np.array_equal(found.labels, made.labels)
-    assert found.logits.tobytes() == logits.tobytes()
+    result = load_predictions(path)
+    assert (result.ids, result.groups) == (made.ids, groups)
+    assert np.array_equal(result.labels, made.labels)
+    assert result.logits.tobytes() == logits.tobytes()
 
 
 def test_the_compact_form_comes_back_from_a_file(tmp_path: Path) -> None:
-    kept = scores(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), np.zeros(5, dtype=int))
-    ids, found = load_scores(save_scores(kept, tuple("abcde"), tmp_path / "photo.npz"))
+    saved = scores(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32), np.zeros(5, dtype=int))
+    ids, result = load_scores(save_scores(saved, tuple("abcde"), tmp_path / "photo.npz"))
     assert ids == tuple("abcde")
     for field in dataclasses.fields(Scores):
-        assert np.array_equal(getattr(found, field.name), getattr(kept, field.name))
+        assert np.array_equal(getattr(result, field.name), getattr(saved, field.name))
 
 
 @pytest.mark.parametrize("load", [load_predictions, load_scores])

@@ -32,11 +32,11 @@ def test_batches_of_any_size_come_back_in_blocks_of_any_size(n: int, classes: in
         with writing_predictions(path, known.ids, known.labels, classes, known.groups) as add:
             for start in range(0, n, batch):
                 add(known.logits[start : start + batch])
-        kept = sp.evaluation.open_predictions(path)
-        blocks = list(kept.blocks(rows))
+        saved = sp.evaluation.open_predictions(path)
+        blocks = list(saved.blocks(rows))
         assert [len(block) for block in blocks[:-1]] == [rows] * (len(blocks) - 1)
         assert np.concatenate(blocks).tobytes() == known.logits.tobytes()
-        assert (kept.ids, kept.groups, kept.shape) == (known.ids, known.groups, (n, classes))
+        assert (saved.ids, saved.groups, saved.shape) == (known.ids, known.groups, (n, classes))
         with np.load(path, allow_pickle=False) as file:  # as anyone else reads it
             assert file["logits"].tobytes() == known.logits.tobytes()
             assert file["labels"].tolist() == known.labels.tolist()
@@ -78,9 +78,9 @@ def test_damage_is_noticed_where_it_is_read(tmp_path: Path) -> None:
     whole = path.read_bytes()
     place = whole.index(b"logits.npy") + 5000
     path.write_bytes(whole[:place] + bytes(b ^ 0xFF for b in whole[place : place + 8]) + whole[place + 8 :])
-    kept = sp.evaluation.open_predictions(path)  # which does not look at the logits
+    saved = sp.evaluation.open_predictions(path)  # which does not look at the logits
     with pytest.raises(sp.InputError, match=r"sketch\.npz cannot be read"):
-        kept.require_whole()
+        saved.require_whole()
     with pytest.raises(sp.InputError, match="cannot be read"):
         sp.evaluation.load_predictions(path)
     np.savez(path, ids=np.array(["a"]), labels=np.array([0]), logits=np.ones((1, 2)))  # float64
@@ -100,7 +100,7 @@ def test_a_large_file_is_measured_without_being_held(tmp_path: Path) -> None:
     size = 4 * one.shape[0] * one.shape[1]
     tracemalloc.start()
     try:
-        found = sp.diagnosis.measure_agreement(one, other, one.labels)
+        measured = sp.diagnosis.measure_agreement(one, other, one.labels)
         assert tracemalloc.get_traced_memory()[1] < 10 * size
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]  # the first measurement imported modules
@@ -110,7 +110,7 @@ def test_a_large_file_is_measured_without_being_held(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     # In blocks as at once.
-    assert found == sp.diagnosis.measure_agreement(
+    assert measured == sp.diagnosis.measure_agreement(
         *(sp.evaluation.load_predictions(k.path).logits for k in (one, other)), one.labels
     )
 

@@ -26,27 +26,27 @@ def test_the_baseline_is_the_line_of_least_squares(points: list[tuple[float, flo
     reference, shift = zip(*points, strict=True)
     scaled = SCALES[scale]
     line = linregress([scaled(x) for x in reference], [scaled(y) for y in shift])
-    found = sp.evaluation.fit_baseline(reference, shift, scale)
-    assert (found.slope, found.intercept) == pytest.approx((line.slope, line.intercept), abs=1e-9)
+    result = sp.evaluation.fit_baseline(reference, shift, scale)
+    assert (result.slope, result.intercept) == pytest.approx((line.slope, line.intercept), abs=1e-9)
     there = line.slope * scaled(where) + line.intercept
     expected = 1 / (1 + math.exp(-there)) if scale == "logit" else norm.cdf(there)
-    assert float(found.expected(where)) == pytest.approx(expected, abs=1e-9)
-    assert float(sp.evaluation.effective_robustness(where, 0.5, found)) == pytest.approx(0.5 - expected, abs=1e-9)
+    assert float(result.expected(where)) == pytest.approx(expected, abs=1e-9)
+    assert float(sp.evaluation.effective_robustness(where, 0.5, result)) == pytest.approx(0.5 - expected, abs=1e-9)
 
 
 def test_models_on_the_line_have_no_effective_robustness() -> None:
     reference = np.array([0.3, 0.5, 0.7, 0.9])
     line = sp.evaluation.Baseline("logit", 0.8, -0.6)
     shift = line.expected(reference)
-    found = sp.evaluation.fit_baseline(reference, shift)
-    assert (found.slope, found.intercept) == pytest.approx((0.8, -0.6))
-    np.testing.assert_allclose(sp.evaluation.effective_robustness(reference, shift, found), 0, atol=1e-12)
+    result = sp.evaluation.fit_baseline(reference, shift)
+    assert (result.slope, result.intercept) == pytest.approx((0.8, -0.6))
+    np.testing.assert_allclose(sp.evaluation.effective_robustness(reference, shift, result), 0, atol=1e-12)
     np.testing.assert_allclose(sp.evaluation.relative_robustness(shift + 0.1, shift), 0.1)
     np.testing.assert_allclose(sp.evaluation.robustness_gap(reference, shift), reference - shift)
 
 
 @pytest.mark.parametrize(
-    ("reference", "shift", "scale", "said"),
+    ("reference", "shift", "scale", "message"),
     [
         ([0.5], [0.4], "logit", "a line needs two that differ"),
         ([0.5, 0.5], [0.4, 0.3], "logit", "a line needs two that differ"),
@@ -57,8 +57,8 @@ def test_models_on_the_line_have_no_effective_robustness() -> None:
         ([0.5, 0.6], [0.4, 0.5], "log", "unknown scale 'log'. Did you mean 'logit'"),
     ],
 )
-def test_points_without_a_line_are_refused(reference: Any, shift: Any, scale: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_points_without_a_line_are_refused(reference: Any, shift: Any, scale: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.evaluation.fit_baseline(reference, shift, scale)
 
 
@@ -70,14 +70,14 @@ def test_scores_of_probabilities_are_those_of_their_definitions(seed: int, n: in
     generator = np.random.default_rng(seed)
     logits, labels = 2 * generator.normal(size=(n, classes)), generator.integers(classes, size=n)
     probabilities = [[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in logits.tolist()]
-    kept = scores(logits, labels)
+    saved = scores(logits, labels)
     likelihood = -sum(math.log(row[label]) for row, label in zip(probabilities, labels, strict=True)) / n
-    assert sp.evaluation.negative_log_likelihood(kept.log_probability) == pytest.approx(likelihood, rel=1e-5)
+    assert sp.evaluation.negative_log_likelihood(saved.log_probability) == pytest.approx(likelihood, rel=1e-5)
     distance = sum(
         sum((p - (k == label)) ** 2 for k, p in enumerate(row))
         for row, label in zip(probabilities, labels, strict=True)
     )
-    assert sp.evaluation.brier_score(kept.log_probability, kept.square_sum) == pytest.approx(distance / n, abs=1e-5)
+    assert sp.evaluation.brier_score(saved.log_probability, saved.square_sum) == pytest.approx(distance / n, abs=1e-5)
 
 
 @given(
@@ -85,14 +85,14 @@ def test_scores_of_probabilities_are_those_of_their_definitions(seed: int, n: in
 )
 def test_selective_accuracy_is_the_mean_over_orders_of_ties(pairs: list[tuple[float, bool]], coverage: float) -> None:
     confidence, correct = np.array([c for c, _ in pairs]), np.array([r for _, r in pairs])
-    found = sp.evaluation.selective_accuracy(confidence, correct, coverage)
+    result = sp.evaluation.selective_accuracy(confidence, correct, coverage)
     taken = max(round(coverage * len(pairs)), 1)
     edge = sorted(confidence, reverse=True)[taken - 1]
     sure = [right for c, right in pairs if c > edge]
     tied = [right for c, right in pairs if c == edge]
-    assert found == pytest.approx((sum(sure) + (taken - len(sure)) * sum(tied) / len(tied)) / taken)
+    assert result == pytest.approx((sum(sure) + (taken - len(sure)) * sum(tied) / len(tied)) / taken)
     assert sp.evaluation.selective_accuracy(confidence, correct, 1) == pytest.approx(correct.mean())
-    assert sp.evaluation.selective_accuracy(confidence[::-1], correct[::-1], coverage) == pytest.approx(found)
+    assert sp.evaluation.selective_accuracy(confidence[::-1], correct[::-1], coverage) == pytest.approx(result)
 
 
 @pytest.mark.slow
@@ -150,8 +150,8 @@ def state(seed: int) -> dict[str, torch.Tensor]:
 
 def test_movement_is_that_measured_entry_by_entry() -> None:
     zero, one, other = state(0), state(1), state(2)
-    found = {record.layer: record for record in sp.diagnosis.measure_movement(zero, one, other)}
-    assert list(found) == ["encoder.0", "head", "scale"]
+    measured = {record.layer: record for record in sp.diagnosis.measure_movement(zero, one, other)}
+    assert list(measured) == ["encoder.0", "head", "scale"]
     layers = {"encoder.0": ("encoder.0.weight", "encoder.0.bias"), "head": ("head.weight",)}
     squares = {}
     for layer, names in layers.items():
@@ -161,18 +161,18 @@ def test_movement_is_that_measured_entry_by_entry() -> None:
             for end in (one, other)
         )
         squares[layer] = math.fsum(x * x for x in first)
-        assert found[layer].distance == pytest.approx(math.sqrt(squares[layer]), rel=1e-6)
-        assert found[layer].relative == pytest.approx(
+        assert measured[layer].distance == pytest.approx(math.sqrt(squares[layer]), rel=1e-6)
+        assert measured[layer].relative == pytest.approx(
             math.sqrt(squares[layer] / math.fsum(x * x for x in start)), rel=1e-6
         )
         dot = math.fsum(x * y for x, y in zip(first, second, strict=True))
-        assert found[layer].cosine == pytest.approx(
+        assert measured[layer].cosine == pytest.approx(
             dot / math.sqrt(squares[layer] * math.fsum(y * y for y in second)), rel=1e-5
         )
     for layer in layers:
-        assert found[layer].share == pytest.approx(squares[layer] / sum(squares.values()), rel=1e-6)
-    assert (found["scale"].distance, found["scale"].relative, found["scale"].cosine) == (0, None, None)
-    whole = math.sqrt(sum(record.distance**2 for record in found.values()))
+        assert measured[layer].share == pytest.approx(squares[layer] / sum(squares.values()), rel=1e-6)
+    assert (measured["scale"].distance, measured["scale"].relative, measured["scale"].cosine) == (0, None, None)
+    whole = math.sqrt(sum(record.distance**2 for record in measured.values()))
     assert whole == pytest.approx(sp.weights.weight_distance(zero, one), rel=1e-6)
 
 

@@ -28,8 +28,8 @@ def test_a_rate_that_is_far_too_high_stops_with_the_start_kept(tiny: sp.models.C
     with pytest.raises(TrainingError, match=r"stopped at step 2: .*nan(.|\n)*the start(.|\n)*finetune\.lr") as caught:
         sp.finetune(start, SUITE, two_epochs(lr=1e20), checkpoints=tmp_path / "kept")
     assert str(tmp_path / "kept" / "last_good") in str(caught.value)
-    kept = sp.load_classifier(tmp_path / "kept" / "last_good")
-    assert sp.models.fingerprint(kept) == sp.models.fingerprint(start)
+    saved = sp.load_classifier(tmp_path / "kept" / "last_good")
+    assert sp.models.fingerprint(saved) == sp.models.fingerprint(start)
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_weights_that_break_in_the_last_step_are_not_returned(tiny: sp.models.Cl
 
 @pytest.mark.slow
 def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, asked = sp.zero_shot_classifier(tiny, CLASSES), two_epochs(epochs=3, lr=1e-3)
+    start, settings = sp.zero_shot_classifier(tiny, CLASSES), two_epochs(epochs=3, lr=1e-3)
     reached: list[str] = []
 
     def watched(classifier: sp.Classifier, images: sp.ImageSet, **options: Any) -> sp.evaluation.Predictions:
@@ -52,7 +52,7 @@ def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "predict", watched)
-        sp.finetune(start, SUITE, asked)
+        sp.finetune(start, SUITE, settings)
     assert len(set(reached)) == 3
 
     calls = 0
@@ -65,7 +65,7 @@ def test_the_last_good_epoch_is_kept(tiny: sp.models.Clip, tmp_path: Path, monke
     smoothed = recipes.classification_loss
     monkeypatch.setattr(recipes, "classification_loss", broken)
     with pytest.raises(TrainingError, match=r"stopped at step 6: the loss is inf.*weights of step 4"):
-        sp.finetune(start, SUITE, asked, checkpoints=tmp_path / "kept")
+        sp.finetune(start, SUITE, settings, checkpoints=tmp_path / "kept")
     assert sp.models.fingerprint(sp.load_classifier(tmp_path / "kept" / "last_good")) == reached[1]
 
 
@@ -178,11 +178,11 @@ def test_layers_that_draw_at_random_are_seeded_and_leave_the_caller_s_state_alon
     start = square_classifier()
     dropping = Network(nn.Sequential(start.network.encoder, nn.Dropout(0.5)), start.network.head)
     start = replace(start, network=dropping.eval())
-    found = []
+    result = []
     for state in (1, 2):
         torch.manual_seed(state)
         expected = torch.rand(1)
         torch.manual_seed(state)
-        found.append(weight_bytes(sp.finetune(start, SUITE, two_epochs())))
+        result.append(weight_bytes(sp.finetune(start, SUITE, two_epochs())))
         assert torch.equal(torch.rand(1), expected)
-    assert found[0] == found[1]
+    assert result[0] == result[1]

@@ -57,11 +57,11 @@ def test_captions_of_one_class_are_no_negatives_of_each_other(seed: int, labels:
     images, texts = features_of(seed, len(labels))
     soft = functional.one_hot(torch.tensor(labels), 4).float()
     factor = torch.tensor(scale, dtype=torch.float64)
-    found = contrastive_loss(images, texts, factor, class_targets(soft, torch.tensor(labels))).item()
+    loss = contrastive_loss(images, texts, factor, class_targets(soft, torch.tensor(labels))).item()
     shares = [[float(one == other) for other in labels] for one in labels]
-    assert found == pytest.approx(slow_contrastive(images.tolist(), texts.tolist(), scale, shares), rel=1e-6, abs=1e-9)
+    assert loss == pytest.approx(slow_contrastive(images.tolist(), texts.tolist(), scale, shares), rel=1e-6, abs=1e-9)
     if len(set(labels)) == len(labels):
-        assert found == pytest.approx(contrastive_loss(images, texts, factor).item(), rel=1e-9, abs=1e-12)
+        assert loss == pytest.approx(contrastive_loss(images, texts, factor).item(), rel=1e-9, abs=1e-12)
 
 
 def contrastive(zero: sp.Classifier, batch_size: int) -> Recipe:
@@ -94,13 +94,13 @@ def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
         loss, tokens = captioned(recipe, torch.tensor(labels), step)
         assert loss == pytest.approx(slow_contrastive(images, texts, 7.0, shares), rel=1e-5)
         for label, row in zip(labels, tokens, strict=True):
-            said = [prompt.format(zero.classes.names[label]) for prompt in PROMPTS]
-            (told,) = [
+            messages = [prompt.format(zero.classes.names[label]) for prompt in PROMPTS]
+            (reported,) = [
                 prompt
-                for prompt, text in zip(PROMPTS, said, strict=True)
+                for prompt, text in zip(PROMPTS, messages, strict=True)
                 if torch.equal(tiny.tokenizer([text])[0], row)
             ]
-            drawn[told] += 1
+            drawn[reported] += 1
         assert torch.equal(tokens, captioned(recipe, torch.tensor(labels), step)[1])
     assert drawn[PROMPTS[0]] + drawn[PROMPTS[1]] == 320
     assert min(drawn.values()) > 120  # 160 +- 4 standard deviations
@@ -164,18 +164,18 @@ def test_the_ends_of_the_path_are_the_two_bit_for_bit(flyp: sp.Classifier, zero:
 
 
 def test_the_sweep_runs_what_the_ensemble_is(flyp: sp.Classifier, zero: sp.Classifier, few: sp.ShiftSuite) -> None:
-    kept: dict[tuple[float, str], np.ndarray] = {}
+    saved: dict[tuple[float, str], np.ndarray] = {}
 
     @contextlib.contextmanager
     def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
         rows: list[np.ndarray] = []
         yield rows.append
-        kept[alpha, name] = np.concatenate(rows)
+        saved[alpha, name] = np.concatenate(rows)
 
     path = sp.sweep_alpha(zero, flyp, few, (0.0, 0.3, 1.0), keep=keep)
     for alpha, (name, images) in itertools.product(path.alphas, few.test_sets.items()):
         expected = sp.predict(sp.wise_ft(zero, flyp, alpha), images)
-        assert np.array_equal(kept[alpha, name], expected.logits)
+        assert np.array_equal(saved[alpha, name], expected.logits)
         assert path.at(alpha).accuracy[name] == np.mean(expected.logits.argmax(1) == images.labels)
 
 
@@ -185,9 +185,9 @@ def test_the_text_tower_survives_the_way_to_disk(flyp: sp.Classifier, zero: sp.C
     assert differing(dict(flyp.text), dict(again.text)) == set()
     assert moved(sp.wise_ft(zero, flyp, 0.4), sp.wise_ft(zero, again, 0.4)) == set()
     merged = sp.wise_ft(zero, flyp, 0.4)
-    kept = sp.load_classifier(sp.save_classifier(merged, tmp_path / "merged"))
-    assert merged.text is not None and kept.text is not None
-    assert differing(dict(merged.text), dict(kept.text)) == set()
+    saved = sp.load_classifier(sp.save_classifier(merged, tmp_path / "merged"))
+    assert merged.text is not None and saved.text is not None
+    assert differing(dict(merged.text), dict(saved.text)) == set()
     # A classifier whose head nobody wrote keeps none.
     sp.save_classifier(zero, tmp_path / "zero")
     assert {path.name for path in (tmp_path / "zero").iterdir()} == {"classifier.json", "model.safetensors"}

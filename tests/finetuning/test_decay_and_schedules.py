@@ -54,8 +54,8 @@ def test_decay_shrinks_matrices_and_nothing_else() -> None:
     assert isinstance(loss, Tensor)
     optimisation_step(loss, list(network.parameters()), optimizer, lr=0.1, clip_norm=1.0)
     for name, parameter in network.named_parameters():
-        kept = 0.95 if name in ("encoder.0.weight", "head.weight") else 1.0
-        torch.testing.assert_close(parameter.detach(), kept * before[name], msg=name)
+        saved = 0.95 if name in ("encoder.0.weight", "head.weight") else 1.0
+        torch.testing.assert_close(parameter.detach(), saved * before[name], msg=name)
 
 
 # The loss.
@@ -82,8 +82,8 @@ def test_label_smoothing_spreads_its_share_over_all_classes(
     rows: list[list[float]], smoothing: float, data: st.DataObject
 ) -> None:
     labels = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
-    found = recipes.classification_loss(torch.tensor(rows), torch.tensor(labels), smoothing)
-    assert found.item() == pytest.approx(smoothed_loss(rows, labels, smoothing), rel=1e-4, abs=1e-4)
+    loss = recipes.classification_loss(torch.tensor(rows), torch.tensor(labels), smoothing)
+    assert loss.item() == pytest.approx(smoothed_loss(rows, labels, smoothing), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -91,10 +91,10 @@ def test_the_first_loss_is_that_of_the_start(tiny: sp.models.Clip, smoothing: fl
     # Images of one colour look the same under every crop, and the first step is taken from the start's weights.
     train = squares("train", 3, 0, noise=0)
     start = sp.zero_shot_classifier(tiny, CLASSES)
-    asked = two_epochs(epochs=1, batch_size=len(train), label_smoothing=smoothing)
-    tuned = sp.finetune(start, closed_suite(train, SUITE.reference.validation), asked)
-    found = sp.predict(start, train)
-    expected = smoothed_loss(found.logits.tolist(), found.labels.tolist(), smoothing)
+    settings = two_epochs(epochs=1, batch_size=len(train), label_smoothing=smoothing)
+    tuned = sp.finetune(start, closed_suite(train, SUITE.reference.validation), settings)
+    predictions = sp.predict(start, train)
+    expected = smoothed_loss(predictions.logits.tolist(), predictions.labels.tolist(), smoothing)
     assert tuned.training["history"][0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 

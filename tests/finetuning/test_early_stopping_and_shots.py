@@ -81,11 +81,11 @@ def test_shots_are_so_many_of_every_class_drawn_by_the_seed(seed: int, shots: in
     classes = sp.ClassSpace.from_ids([f"class{k}" for k in range(len(counts))])
     ids = tuple(f"{label}-{i}" for i, label in enumerate(labels))
     images = sp.ImageSet("all", classes, ids, labels, lambda i: np.full((2, 2, 3), i, np.uint8))
-    found, again = few_shot(images, shots, seed=seed), few_shot(images, shots, seed=seed)
-    assert Counter(found.labels.tolist()) == {k: min(count, shots) for k, count in enumerate(counts)}
-    assert found.ids == again.ids == tuple(name for name in ids if name in set(found.ids))
-    assert all(images.ids[found.read(i)[0, 0, 0]] == name for i, name in enumerate(found.ids))
-    assert [int(name.split("-")[0]) for name in found.ids] == found.labels.tolist()
+    result, again = few_shot(images, shots, seed=seed), few_shot(images, shots, seed=seed)
+    assert Counter(result.labels.tolist()) == {k: min(count, shots) for k, count in enumerate(counts)}
+    assert result.ids == again.ids == tuple(name for name in ids if name in set(result.ids))
+    assert all(images.ids[result.read(i)[0, 0, 0]] == name for i, name in enumerate(result.ids))
+    assert [int(name.split("-")[0]) for name in result.ids] == result.labels.tolist()
 
 
 def test_another_seed_draws_other_shots(few: sp.ShiftSuite) -> None:
@@ -114,8 +114,8 @@ def test_only_the_shots_are_read(few: sp.ShiftSuite, recipe: str) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_the_textbook_s(few: sp.ShiftSuite, seen: Seen, momentum: float) -> None:
     lr, decay, start = 0.1, 0.2, small_transformer(few.classes)
-    asked = two_steps(optimizer="sgd", momentum=momentum, lr=lr, weight_decay=decay, batch_size=8, clip_norm=0.5)
-    tuned = sp.finetune(start, few, asked)
+    settings = two_steps(optimizer="sgd", momentum=momentum, lr=lr, weight_decay=decay, batch_size=8, clip_norm=0.5)
+    tuned = sp.finetune(start, few, settings)
     weights = {name: tensor.double() for name, tensor in start.state_dict().items()}
     velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for step, gradients in enumerate(seen.gradients):

@@ -34,60 +34,64 @@ UNDETERMINED = ("encoder.0.bias", "encoder.1.running_mean")
 ELSEWHERE = "open_clip:ViT-B-32/openai"  # a model without settings of its own
 
 
-def bare_loop(start: sp.Classifier, asked: sp.FinetuneSettings, mixing: Mixing | None, off: int = 0) -> sp.Classifier:
+def bare_loop(
+    start: sp.Classifier, settings: sp.FinetuneSettings, mixing: Mixing | None, off: int = 0
+) -> sp.Classifier:
     """The loop without anything around it, in channels-last memory; the last ``off`` steps do not mix."""
     train, network = SUITE.reference.train, deepcopy(start.network).train().to(memory_format=torch.channels_last)
-    parameters, steps = list(network.parameters()), asked.steps(len(SUITE.reference.train))
-    optimizer = torch.optim.AdamW(parameter_groups(network, asked.weight_decay), lr=0.0)
-    places = [positions_at(step, asked.batch_size, len(train), child_seed(0, "finetune")) for step in range(steps)]
-    for step, batch in enumerate(training_batches(train, start.preprocessing, places, asked.crop_scale, seed=0)):
+    parameters, steps = list(network.parameters()), settings.steps(len(SUITE.reference.train))
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings.weight_decay), lr=0.0)
+    places = [positions_at(step, settings.batch_size, len(train), child_seed(0, "finetune")) for step in range(steps)]
+    for step, batch in enumerate(training_batches(train, start.preprocessing, places, settings.crop_scale, seed=0)):
         images, labels = batch.to(memory_format=torch.channels_last), torch.as_tensor(train.labels[places[step]])
         if mixing is None or step >= steps - off:
-            loss = functional.cross_entropy(network(images), labels, label_smoothing=asked.label_smoothing)
+            loss = functional.cross_entropy(network(images), labels, label_smoothing=settings.label_smoothing)
         else:
-            mixing = replace(mixing, num_classes=len(CLASSES), label_smoothing=asked.label_smoothing)
+            mixing = replace(mixing, num_classes=len(CLASSES), label_smoothing=settings.label_smoothing)
             mixed, targets = mixing(images, labels, generator=child_generator(0, "mixing", step))
             loss = soft_cross_entropy(network(mixed), targets)
-        optimisation_step(loss, parameters, optimizer, asked.lr * cosine_with_warmup(step, steps, 0), asked.clip_norm)
+        optimisation_step(
+            loss, parameters, optimizer, settings.lr * cosine_with_warmup(step, steps, 0), settings.clip_norm
+        )
     return start.with_weights({name: tensor.detach() for name, tensor in network.state_dict().items()})
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_without_mixing_it_is_the_bare_loop_bit_for_bit(smoothing: float) -> None:
-    asked = two_epochs(label_smoothing=smoothing, batch_size=7)
-    assert weight_bytes(sp.finetune(square_classifier(), SUITE, asked)) == weight_bytes(
-        bare_loop(square_classifier(), asked, None)
+    settings = two_epochs(label_smoothing=smoothing, batch_size=7)
+    assert weight_bytes(sp.finetune(square_classifier(), SUITE, settings)) == weight_bytes(
+        bare_loop(square_classifier(), settings, None)
     )
-    assert weight_bytes(sp.finetune(square_classifier(), SUITE, replace(asked, mixing="none"))) == weight_bytes(
-        sp.finetune(square_classifier(), SUITE, asked)
+    assert weight_bytes(sp.finetune(square_classifier(), SUITE, replace(settings, mixing="none"))) == weight_bytes(
+        sp.finetune(square_classifier(), SUITE, settings)
     )
 
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_with_mixing_it_is_the_bare_loop_on_mixed_images_and_labels(name: str, smoothing: float) -> None:
-    asked = two_epochs(label_smoothing=smoothing, mixing=name, mixing_probability=0.75, mixing_off_epochs=1)
-    found = sp.finetune(square_classifier(), SUITE, asked).state_dict()
+    settings = two_epochs(label_smoothing=smoothing, mixing=name, mixing_probability=0.75, mixing_off_epochs=1)
+    tensors = sp.finetune(square_classifier(), SUITE, settings).state_dict()
     mixing = replace(MIXINGS[name], probability=0.75)
-    expected = bare_loop(square_classifier(), asked, mixing, off=2).state_dict()
-    for key, tensor in found.items():
+    expected = bare_loop(square_classifier(), settings, mixing, off=2).state_dict()
+    for key, tensor in tensors.items():
         if key not in UNDETERMINED:
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-4, msg=key)
     # A wrong twin would not pass: without mixing the weights are elsewhere.
-    plain = bare_loop(square_classifier(), asked, None).state_dict()
-    assert (plain["head.weight"] - found["head.weight"]).abs().max() > 1e-3
+    plain = bare_loop(square_classifier(), settings, None).state_dict()
+    assert (plain["head.weight"] - tensors["head.weight"]).abs().max() > 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["end-to-end", "head-only"])
 @pytest.mark.parametrize("mixing", [*MIXINGS, {"mixup": 1, "cutmix": 3}])
 def test_mixing_changes_the_weights_and_the_seed_repeats_them(recipe: str, mixing: Any) -> None:
-    asked = two_epochs(recipe=recipe, mixing=mixing)
+    settings = two_epochs(recipe=recipe, mixing=mixing)
     torch.manual_seed(1)
-    first = sp.finetune(square_classifier(), SUITE, asked)
+    first = sp.finetune(square_classifier(), SUITE, settings)
     torch.manual_seed(2)
     state = torch.random.get_rng_state()
-    again, other = (sp.finetune(square_classifier(), SUITE, asked, seed=seed) for seed in (0, 1))
+    again, other = (sp.finetune(square_classifier(), SUITE, settings, seed=seed) for seed in (0, 1))
     plain = sp.finetune(square_classifier(), SUITE, two_epochs(recipe=recipe))
     assert torch.equal(state, torch.random.get_rng_state())
     assert weight_bytes(first) == weight_bytes(again)
@@ -127,12 +131,12 @@ def test_a_step_mixes_where_its_first_image_is_of_a_mixing_epoch(
     epochs: int, images: int, batch_size: int, data: st.DataObject
 ) -> None:
     off = data.draw(st.integers(0, epochs))
-    asked = sp.FinetuneSettings(epochs=epochs, batch_size=batch_size, mixing="cutmix", mixing_off_epochs=off)
+    settings = sp.FinetuneSettings(epochs=epochs, batch_size=batch_size, mixing="cutmix", mixing_off_epochs=off)
     epoch_of = [epoch for epoch in range(epochs) for _ in range(images)]
     firsts = epoch_of[::batch_size]
-    assert asked.steps(images) == len(firsts)
-    found = [asked.mixes_at(step, images) for step in range(len(firsts))]
-    assert found == [epoch < epochs - off for epoch in firsts]
+    assert settings.steps(images) == len(firsts)
+    result = [settings.mixes_at(step, images) for step in range(len(firsts))]
+    assert result == [epoch < epochs - off for epoch in firsts]
 
 
 @pytest.mark.parametrize(
@@ -149,15 +153,15 @@ def test_a_step_mixes_where_its_first_image_is_of_a_mixing_epoch(
     ],
 )
 def test_a_mixing_is_asked_for_by_name_by_settings_or_as_an_object(mixing: Any, mixer: Mixing | None) -> None:
-    asked = sp.FinetuneSettings(mixing=mixing)
-    assert asked.mixer == mixer
-    assert json.loads(json.dumps(asked.mixing)) == asked.mixing
+    settings = sp.FinetuneSettings(mixing=mixing)
+    assert settings.mixer == mixer
+    assert json.loads(json.dumps(settings.mixing)) == settings.mixing
     if mixer is not None:
-        assert replace(asked, mixing_probability=0.7).mixer == replace(mixer, probability=0.7)
+        assert replace(settings, mixing_probability=0.7).mixer == replace(mixer, probability=0.7)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"mixing": "cutmx"}, "unknown finetune.mixing 'cutmx'.*'cutmix'"),
         ({"mixing": None}, "mixing is None"),
@@ -175,11 +179,11 @@ def test_a_mixing_is_asked_for_by_name_by_settings_or_as_an_object(mixing: Any, 
         ({"mixing_off_epochs": 1}, r"mixing_off_epochs need a mixing"),
     ],
 )
-def test_a_mixing_that_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_mixing_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.FinetuneSettings(**changes)
     if not isinstance(changes.get("mixing"), Mixing):
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"epochs": 10, **changes}})
 
 
@@ -200,10 +204,10 @@ def test_the_command_line_asks_for_a_mixing(overrides: list[str], mixer: Mixing 
 
 
 def test_the_tiny_model_mixes_as_was_found_best_for_it_unless_told_otherwise() -> None:
-    found, other = MIXED_SETTINGS["tiny"], {"mixing_probability": 0.75, "label_smoothing": 0.0}
-    assert set(found) == set(other)
+    result, other = MIXED_SETTINGS["tiny"], {"mixing_probability": 0.75, "label_smoothing": 0.0}
+    assert set(result) == set(other)
     for given_ones, expected in (
-        ({"mixing": "cutmix"}, found),
+        ({"mixing": "cutmix"}, result),
         ({"mixing": "cutmix", **other}, other),
         (
             {"mixing": {"method": "cutmix", "probability": 0.5}},
@@ -212,8 +216,8 @@ def test_the_tiny_model_mixes_as_was_found_best_for_it_unless_told_otherwise() -
         ({"mixing": "none"}, {"mixing_probability": None, "label_smoothing": 0.0}),
         ({}, {"mixing_probability": None, "label_smoothing": 0.0}),
     ):
-        asked = sp.RunFile.resolve({"model": "tiny", "finetune": given_ones}).finetune
-        assert {key: getattr(asked, key) for key in expected} == expected
+        file = sp.RunFile.resolve({"model": "tiny", "finetune": given_ones}).finetune
+        assert {key: getattr(file, key) for key in expected} == expected
     elsewhere = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": {"mixing": "cutmix"}}).finetune
     assert elsewhere.mixing_probability is None
 
@@ -241,26 +245,26 @@ ASKED = (
 def test_a_mixing_survives_the_way_to_disk(
     tmp_path_factory: pytest.TempPathFactory, mixing: Any, probability: float | None, off: int
 ) -> None:
-    asked = sp.FinetuneSettings(epochs=3, mixing=mixing, mixing_probability=probability, mixing_off_epochs=off)
-    changes = {"mixing": asked.mixing, "mixing_probability": probability, "mixing_off_epochs": off, "epochs": 3}
+    settings = sp.FinetuneSettings(epochs=3, mixing=mixing, mixing_probability=probability, mixing_off_epochs=off)
+    changes = {"mixing": settings.mixing, "mixing_probability": probability, "mixing_off_epochs": off, "epochs": 3}
     resolved = sp.RunFile.resolve({"model": ELSEWHERE, "finetune": changes})
-    assert resolved.finetune.mixer == asked.mixer
+    assert resolved.finetune.mixer == settings.mixer
     file = tmp_path_factory.mktemp("mixing", numbered=True) / "run.yaml"
     file.write_text(resolved.to_yaml(), encoding="utf-8")
     again = sp.RunFile.read(file)
     assert again == resolved
-    assert again.finetune.mixer == asked.mixer
+    assert again.finetune.mixer == settings.mixer
     assert (again.finetune.mixing_probability, again.finetune.mixing_off_epochs) == (probability, off)
 
 
 @pytest.mark.parametrize("mixing", ["cutmix", {"cutmix": 2, "mixup": 1}, SmoothMix(kind="square", edge=0.5)])
 def test_a_classifier_tells_how_it_was_mixed(tmp_path: Path, mixing: Any) -> None:
-    asked = two_epochs(mixing=mixing, mixing_probability=0.5, mixing_off_epochs=1)
-    saved = sp.save_classifier(sp.finetune(square_classifier(), SUITE, asked), tmp_path / "tuned")
-    told = json.loads((saved / "classifier.json").read_text(encoding="utf-8"))["training"]["settings"]
-    assert {key: told[key] for key in ("mixing", "mixing_probability", "mixing_off_epochs")} == {
-        "mixing": asked.mixing,
+    settings = two_epochs(mixing=mixing, mixing_probability=0.5, mixing_off_epochs=1)
+    saved = sp.save_classifier(sp.finetune(square_classifier(), SUITE, settings), tmp_path / "tuned")
+    reported = json.loads((saved / "classifier.json").read_text(encoding="utf-8"))["training"]["settings"]
+    assert {key: reported[key] for key in ("mixing", "mixing_probability", "mixing_off_epochs")} == {
+        "mixing": settings.mixing,
         "mixing_probability": 0.5,
         "mixing_off_epochs": 1,
     }
-    assert sp.FinetuneSettings(**{**told, "crop_scale": tuple(told["crop_scale"])}) == asked
+    assert sp.FinetuneSettings(**{**reported, "crop_scale": tuple(reported["crop_scale"])}) == settings

@@ -44,10 +44,10 @@ VIT_DEPTHS = {
 
 def below(names: set[str], places: Mapping[str, int]) -> dict[str, int]:
     """How many layers every parameter is below the head."""
-    found = {}
+    result = {}
     for name in names:
-        (found[name],) = {depth for place, depth in places.items() if name == place or name.startswith(f"{place}.")}
-    return found
+        (result[name],) = {depth for place, depth in places.items() if name == place or name.startswith(f"{place}.")}
+    return result
 
 
 @pytest.mark.parametrize(("tower", "places"), [("tiny", TINY_DEPTHS), ("vit", VIT_DEPTHS)])

@@ -71,10 +71,10 @@ def test_the_head_is_the_one_that_newton_s_method_finds(penalty: float) -> None:
     expected = slow_head(features.numpy().astype(float), labels.tolist(), origin, penalty)
     # Where the search begins decides nothing.
     for begin in (None, Head(-rows, torch.ones(3))):
-        found = logistic_head(features, labels, start, penalty, begin)
-        theta = np.concatenate([found.weight.numpy(), found.bias.numpy()[:, None]], 1)
+        result = logistic_head(features, labels, start, penalty, begin)
+        theta = np.concatenate([result.weight.numpy(), result.bias.numpy()[:, None]], 1)
         assert np.linalg.norm(theta - expected) < 0.02 * np.linalg.norm(expected - origin)
-        assert (found.weight.dtype, found.bias.dtype) == (torch.float32, torch.float32)
+        assert (result.weight.dtype, result.bias.dtype) == (torch.float32, torch.float32)
 
 
 def slope(features: Tensor, labels: Tensor, start: Head, penalty: float, head: Head) -> float:
@@ -92,8 +92,8 @@ def test_at_the_head_the_objective_is_flat(seed: int, penalty: float, classes: i
     features = torch.randn(20, 6, generator=generator)
     labels = torch.randint(classes, (20,), generator=generator)
     start = Head(torch.randn(classes, 6, generator=generator), torch.randn(classes, generator=generator))
-    found = logistic_head(features, labels, start, penalty)
-    assert slope(features, labels, start, penalty, found) < 1e-3 * slope(features, labels, start, penalty, start)
+    result = logistic_head(features, labels, start, penalty)
+    assert slope(features, labels, start, penalty, result) < 1e-3 * slope(features, labels, start, penalty, start)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -104,17 +104,17 @@ def test_on_real_features_the_search_ends_at_the_minimum(
         features = zero.network.features(next(evaluation_batches(few.reference.train, zero.preprocessing, 24)))
     features, labels = features.clone(), torch.as_tensor(few.reference.train.labels)
     start = Head(zero.network.head.weight.detach(), zero.network.head.bias.detach())
-    found = logistic_head(features, labels, start, penalty)
-    far = math.hypot((found.weight - start.weight).norm().item(), (found.bias - start.bias).norm().item())
+    result = logistic_head(features, labels, start, penalty)
+    far = math.hypot((result.weight - start.weight).norm().item(), (result.bias - start.bias).norm().item())
     # The objective is as strongly convex as the penalty says, so that the minimum is no farther than slope / penalty.
-    assert slope(features, labels, start, penalty, found) / penalty < 0.05 * far
+    assert slope(features, labels, start, penalty, result) / penalty < 0.05 * far
 
 
 def test_a_huge_penalty_keeps_the_start() -> None:
     start = Head(torch.randn(3, 5), torch.randn(3))
-    found = logistic_head(torch.randn(30, 5), torch.arange(30) % 3, start, 1e12)
-    torch.testing.assert_close(found.weight, start.weight, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.bias, start.bias, rtol=1e-6, atol=1e-6)
+    result = logistic_head(torch.randn(30, 5), torch.arange(30) % 3, start, 1e12)
+    torch.testing.assert_close(result.weight, start.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result.bias, start.bias, rtol=1e-6, atol=1e-6)
 
 
 def closed(images: sp.ImageSet) -> sp.ImageSet:
@@ -133,21 +133,21 @@ def test_the_penalty_is_the_largest_that_is_best_on_the_validation_split(
     closed_test, closed_shift = closed(suite.reference.test), closed(suite.shifts[0].data)
     reference = replace(suite.reference, validation=validation, test=closed_test)
     suite = replace(suite, reference=reference, shifts=(replace(suite.shifts[0], data=closed_shift),))
-    asked: list[float] = []
+    settings: list[float] = []
 
     def favours(features: Tensor, labels: Tensor, origin: Head, penalty: float, **_: Any) -> Head:
         """The n-th penalty's head says that everything is of the n-th class."""
         assert torch.equal(origin.weight, start.network.head.weight)
-        asked.append(penalty)
-        return Head(torch.zeros(12, 8), 1.0 * (torch.arange(12) == len(asked) - 1))
+        settings.append(penalty)
+        return Head(torch.zeros(12, 8), 1.0 * (torch.arange(12) == len(settings) - 1))
 
     monkeypatch.setattr(probe, "logistic_head", favours)
     tuned = sp.finetune(start, suite, two_steps(recipe="linear-probe"))
-    assert asked == sorted(PENALTIES, reverse=True)
+    assert settings == sorted(PENALTIES, reverse=True)
     assert tuned.network.head.bias.tolist() == [0.0, 1.0, *[0.0] * 10]
     trials = tuned.training["probe"]
-    assert [trial["penalty"] for trial in trials] == asked
-    assert [trial["validation"] for trial in trials] == [count / 12 for count in [*counts, 0, 0, 0]][: len(asked)]
+    assert [trial["penalty"] for trial in trials] == settings
+    assert [trial["validation"] for trial in trials] == [count / 12 for count in [*counts, 0, 0, 0]][: len(settings)]
     assert moved(start, tuned) == {"head.weight", "head.bias"}
     assert (tuned.training["history"], tuned.head) == ([], "trained")
 

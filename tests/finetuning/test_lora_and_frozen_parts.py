@@ -37,13 +37,13 @@ VIT = "open_clip:ViT-S-32-alt"  # random weights: nothing is downloaded
 
 def matrices(encoder: nn.Module) -> list[str]:
     """The weights of linear layers, convolutions and attention, but for the first, which looks at pixels."""
-    found = []
+    result = []
     for name, module in encoder.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            found.append(f"encoder.{name}.weight")
+            result.append(f"encoder.{name}.weight")
         elif isinstance(module, nn.MultiheadAttention):
-            found.append(f"encoder.{name}.in_proj_weight")
-    return found[1:]
+            result.append(f"encoder.{name}.in_proj_weight")
+    return result[1:]
 
 
 RANK, SCALE = 2, 0.5
@@ -66,13 +66,13 @@ def adapted(request: pytest.FixtureRequest, zero: sp.Classifier, few: sp.ShiftSu
     start = zero if tiny_one else sp.zero_shot_classifier(sp.load_clip(request.param), few.classes)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     suite = few if tiny_one else smaller(few, 4)
-    asked = two_steps(
+    settings = two_steps(
         recipe="lora", lora_rank=RANK, lora_scale=SCALE, lr=1e-2, batch_size=len(suite.reference.train) // 2
     )
     with pytest.MonkeyPatch.context() as patched:
-        found = watch(patched)
-        tuned = sp.finetune(start, suite, asked)
-    return start, before, tuned, found
+        result = watch(patched)
+        tuned = sp.finetune(start, suite, settings)
+    return start, before, tuned, result
 
 
 def test_lora_trains_adapters_and_all_of_them(adapted: Adapted) -> None:
@@ -80,8 +80,8 @@ def test_lora_trains_adapters_and_all_of_them(adapted: Adapted) -> None:
     places = {name.removesuffix(".in_proj_weight").removesuffix(".weight") for name in matrices(start.network.encoder)}
     expected = {f"{place}.lora_{side}" for place in places for side in "AB"}
     first, second = seen.gradients
-    for found in (*seen.rates, first, second):
-        assert unwrapped(found).keys() == expected
+    for result in (*seen.rates, first, second):
+        assert unwrapped(result).keys() == expected
     # B begins at 0, so that A's first gradient is 0; after a step all move.
     assert all(bool(gradient.any()) == ("lora_B" in name) for name, gradient in first.items())
     assert all(gradient.any() for gradient in second.values())
@@ -116,20 +116,20 @@ def test_lora_goes_on_after_an_epoch_was_scored(zero: sp.Classifier, few: sp.Shi
     tuned = sp.finetune(zero, few, two_steps(recipe="lora", epochs=3, lr=1e-2))
     scores = [entry["validation"] for entry in tuned.training["history"]]
     assert len(scores) == 3
-    found = sp.predict(tuned, few.reference.validation)
-    assert scores[-1] == np.mean(found.logits.argmax(1) == found.labels)
+    predictions = sp.predict(tuned, few.reference.validation)
+    assert scores[-1] == np.mean(predictions.logits.argmax(1) == predictions.labels)
 
 
 def test_lora_is_drawn_by_the_seed_and_leaves_the_global_state_alone(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
-    found = []
+    result = []
     for state, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(state)
-        kept = torch.random.get_rng_state()
+        original = torch.random.get_rng_state()
         recipe = recipe_of(zero, two_steps(recipe="lora"), zero, seed=seed, device="cpu")
-        assert torch.equal(kept, torch.random.get_rng_state())
-        found.append({name: p.detach() for name, p in recipe.module.named_parameters() if "lora_A" in name})
-    assert differing(found[0], found[1]) == set()
-    assert differing(found[0], found[2]) == found[0].keys()
+        assert torch.equal(original, torch.random.get_rng_state())
+        result.append({name: p.detach() for name, p in recipe.module.named_parameters() if "lora_A" in name})
+    assert differing(result[0], result[1]) == set()
+    assert differing(result[0], result[2]) == result[0].keys()
 
 
 def test_lora_leaves_the_statistics_of_batch_norm(few: sp.ShiftSuite) -> None:

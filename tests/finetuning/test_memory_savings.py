@@ -27,9 +27,9 @@ STEADY = {"optimizer": "sgd", "lr": 0.1, "clip_norm": 1.0}
 @pytest.mark.parametrize("accumulate", [2, 5, 30])
 @pytest.mark.parametrize("mixing", ["none", "mixup"])
 def test_parts_of_a_batch_add_up_to_the_batch(few: sp.ShiftSuite, accumulate: int, mixing: str) -> None:
-    asked = two_steps(**STEADY, mixing=mixing, label_smoothing=0.1, distillation=0.2)
+    settings = two_steps(**STEADY, mixing=mixing, label_smoothing=0.1, distillation=0.2)
     start = small_transformer(few.classes)
-    whole, parts = (sp.finetune(start, few, replace(asked, accumulate=count)) for count in (1, accumulate))
+    whole, parts = (sp.finetune(start, few, replace(settings, accumulate=count)) for count in (1, accumulate))
     close(parts.state_dict(), whole.state_dict(), atol=2e-6)
     assert (whole.network.head.weight - start.network.head.weight).abs().max() > 1e-4
     (one,), (other,) = (tuned.training["history"] for tuned in (whole, parts))
@@ -104,13 +104,13 @@ class Refusing(nn.Module):
 
 def test_a_tower_that_would_only_pretend_to_checkpoint_says_so() -> None:
     resnet = ModifiedResNet(layers=(1, 1, 1, 1), output_dim=8, heads=2, image_size=32, width=8)
-    for tower, said in (
+    for tower, message in (
         (resnet, "open_clip does not implement it"),
         (Reluctant(), "not supported"),
         (nn.Linear(1, 1), "attribute"),
     ):
         with pytest.raises(
-            sp.InputError, match=f"{type(tower).__name__} does not support gradient checkpointing .*{said}"
+            sp.InputError, match=f"{type(tower).__name__} does not support gradient checkpointing .*{message}"
         ):
             checkpoint_gradients(tower)
 
@@ -128,19 +128,19 @@ def test_batch_norm_moves_once_a_step_where_gradients_are_checkpointed() -> None
 def test_channels_last_changes_the_last_bits_only(
     zero: sp.Classifier, few: sp.ShiftSuite, recipe: str, tmp_path: Path
 ) -> None:
-    asked = two_steps(**STEADY, recipe=recipe)
-    plain = sp.finetune(zero, few, replace(asked, channels_last=False))
-    found = sp.finetune(zero, few, replace(asked, channels_last=True), checkpoints=tmp_path)
-    close(found.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
-    assert moved(zero, found) == moved(zero, plain)
-    again = sp.load_classifier(sp.save_classifier(found, tmp_path / "saved"))
-    assert moved(found, again) == set()
+    settings = two_steps(**STEADY, recipe=recipe)
+    plain = sp.finetune(zero, few, replace(settings, channels_last=False))
+    tuned = sp.finetune(zero, few, replace(settings, channels_last=True), checkpoints=tmp_path)
+    close(tuned.state_dict(), plain.state_dict(), atol=1e-4, rtol=1e-3)
+    assert moved(zero, tuned) == moved(zero, plain)
+    again = sp.load_classifier(sp.save_classifier(tuned, tmp_path / "saved"))
+    assert moved(tuned, again) == set()
 
 
 @pytest.mark.parametrize("recipe", ["end-to-end", "flyp", "lora"])
 def test_bfloat16_trains_float32_weights(zero: sp.Classifier, few: sp.ShiftSuite, seen: Seen, recipe: str) -> None:
-    asked, suite = two_steps(recipe=recipe, batch_size=8), smaller(few, 8)
-    plain, rough = (sp.finetune(zero, suite, replace(asked, precision=name)) for name in ("float32", "bfloat16"))
+    settings, suite = two_steps(recipe=recipe, batch_size=8), smaller(few, 8)
+    plain, rough = (sp.finetune(zero, suite, replace(settings, precision=name)) for name in ("float32", "bfloat16"))
     for weights in (*seen.after, rough.state_dict()):
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
         assert all(tensor.isfinite().all() for tensor in weights.values())

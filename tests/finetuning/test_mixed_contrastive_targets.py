@@ -131,7 +131,7 @@ def test_two_processes_divide_a_share_among_the_captions_of_both(
             targets_of(index)
     both = iter([torch.cat(pair) for pair in zip(*sent, strict=True)])
     monkeypatch.setattr(recipes, "gathered", lambda _: next(both))
-    found = targets_of(1)
+    result = targets_of(1)
     labels = parts[0] + parts[1]
     expected = [[0.0] * 8 for _ in labels]
     for i, own_class in enumerate(labels):
@@ -141,4 +141,4 @@ def test_two_processes_divide_a_share_among_the_captions_of_both(
             expected[i][j] = weight * (caption == own_class) / labels.count(own_class) + (1 - weight) * (
                 caption == partner_class
             ) / labels.count(partner_class)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result, torch.tensor(expected), rtol=1e-5, atol=1e-6)

@@ -83,8 +83,8 @@ ROWS = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=4, max_size=4), 
 def test_distillation_is_the_divergence_from_the_teacher(
     student: list[list[float]], teacher: list[list[float]], temperature: float
 ) -> None:
-    found = distillation_loss(torch.tensor(student), torch.tensor(teacher), temperature).item()
-    assert found == pytest.approx(slow_divergence(student, teacher, temperature), rel=1e-3, abs=1e-3)
+    loss = distillation_loss(torch.tensor(student), torch.tensor(teacher), temperature).item()
+    assert loss == pytest.approx(slow_divergence(student, teacher, temperature), rel=1e-3, abs=1e-3)
     assert distillation_loss(torch.tensor(teacher), torch.tensor(teacher), temperature).item() == pytest.approx(
         0, abs=1e-4
     )
@@ -94,10 +94,10 @@ def test_the_loss_is_shared_between_labels_and_teacher(zero: sp.Classifier, few:
     weight, temperature, smoothing = 0.3, 2.0, 0.1
     weights = zero.state_dict()
     begun = zero.with_weights({**weights, "head.bias": torch.linspace(-2, 2, 12)})
-    asked = two_steps(
+    settings = two_steps(
         distillation=weight, distillation_temperature=temperature, label_smoothing=smoothing, batch_size=6, accumulate=2
     )
-    recipe = recipe_of(begun, asked, zero, seed=0, device="cpu")
+    recipe = recipe_of(begun, settings, zero, seed=0, device="cpu")
     images, labels = torch.randn(6, 3, 64, 64), [0, 3, 3, 5, 11, 7]
     losses = list(recipe.losses(recipe.module, Batch(images, torch.tensor(labels)), 0))
     assert len(losses) == 2
@@ -112,16 +112,16 @@ def test_the_loss_is_shared_between_labels_and_teacher(zero: sp.Classifier, few:
 
 
 def test_full_distillation_keeps_what_the_start_says(zero: sp.Classifier, few: sp.ShiftSuite) -> None:
-    asked = two_steps(optimizer="sgd", momentum=0.0, lr=0.03, weight_decay=0.0, epochs=2)
+    settings = two_steps(optimizer="sgd", momentum=0.0, lr=0.03, weight_decay=0.0, epochs=2)
     images = few.reference.test
-    first, kept, free = (
+    first, saved, free = (
         sp.predict(classifier, images).logits
         for classifier in (
             zero,
-            sp.finetune(zero, few, replace(asked, distillation=1.0)),
-            sp.finetune(zero, few, asked),
+            sp.finetune(zero, few, replace(settings, distillation=1.0)),
+            sp.finetune(zero, few, settings),
         )
     )
-    assert kept.argmax(1).tolist() == first.argmax(1).tolist()
+    assert saved.argmax(1).tolist() == first.argmax(1).tolist()
     # Where teacher and network agree, there is no slope but rounding.
-    assert np.abs(kept - first).max() < 0.01 * np.abs(free - first).max()
+    assert np.abs(saved - first).max() < 0.01 * np.abs(free - first).max()

@@ -39,10 +39,10 @@ def test_every_recipe_goes_all_the_way(
     path = sp.sweep_alpha(zero, tuned, few, 3)
     middle = sp.wise_ft(zero, tuned, 0.5)
     for alpha, classifier in ((0.0, zero), (0.5, middle), (1.0, tuned)):
-        found = sp.predict(classifier, few.shifts[0].data)
-        assert path.at(alpha).accuracy["sketch"] == np.mean(found.logits.argmax(1) == found.labels)
+        predictions = sp.predict(classifier, few.shifts[0].data)
+        assert path.at(alpha).accuracy["sketch"] == np.mean(predictions.logits.argmax(1) == predictions.labels)
         again = sp.load_classifier(sp.save_classifier(classifier, tmp_path / f"{alpha}"))
         assert sp.models.fingerprint(again) == sp.models.fingerprint(classifier)
-        assert np.array_equal(sp.predict(again, few.shifts[0].data).logits, found.logits)
+        assert np.array_equal(sp.predict(again, few.shifts[0].data).logits, predictions.logits)
         assert (again.head, again.logit_scale) == (classifier.head, classifier.logit_scale)
     assert json.loads(json.dumps(tuned.training)) == sp.load_classifier(tmp_path / "1.0").training

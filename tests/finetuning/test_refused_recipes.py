@@ -41,7 +41,7 @@ def test_what_a_recipe_has_no_use_for_is_refused_by_name(recipe: str, key: str) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"recipe": "lorra"}, r"unknown finetune\.recipe 'lorra'. Did you mean 'lora'\?"),
         ({"recipe": "head_only"}, r"Did you mean 'head-only'\?"),
@@ -65,10 +65,10 @@ def test_what_a_recipe_has_no_use_for_is_refused_by_name(recipe: str, key: str) 
         ({"shots": 0}, r"finetune\.shots is 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.FinetuneSettings(**changes)
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         sp.RunFile.resolve({"finetune": changes})
 
 

@@ -113,5 +113,5 @@ def test_a_directory_of_the_fine_tuned_towers_gives_the_same_ensemble(
     read = [
         sp.load_classifier(sp.save_classifier(end, tmp_path / name)) for end, name in ((zero, "zero"), (flyp, "tuned"))
     ]
-    found, expected = (sp.wise_ft(*ends, 0.5) for ends in (read, (zero, flyp)))
-    assert differing(found.state_dict(), expected.state_dict()) == set()
+    result, expected = (sp.wise_ft(*ends, 0.5) for ends in (read, (zero, flyp)))
+    assert differing(result.state_dict(), expected.state_dict()) == set()

@@ -20,7 +20,7 @@ from shiftproof.training.engine import parts_of, process_share, require_images_f
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"batch_size": 8, "accumulate": 8},
@@ -33,8 +33,8 @@ from shiftproof.training.engine import parts_of, process_share, require_images_f
         ({"batch_size": 1, "recipe": "lp-ft"}, r"finetune\.batch_size is 1"),
     ],
 )
-def test_batch_norm_with_one_image_is_refused(few: sp.ShiftSuite, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_batch_norm_with_one_image_is_refused(few: sp.ShiftSuite, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.finetune(two_convolutions(few.classes), few, two_steps(**settings))
 
 

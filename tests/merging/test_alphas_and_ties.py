@@ -27,8 +27,8 @@ def test_integers_and_booleans_are_copied_from_the_nearer_input(tmp_path: Path, 
     ]
     a, b = (save_checkpoint(theta, tmp_path / f"{number}.safetensors") for number, theta in enumerate(thetas))
     (record,) = merge_files(a, b, alpha=alpha, out=tmp_path / "merged.safetensors")
-    found, nearer = load_file(tmp_path / "merged.safetensors"), thetas[0 if alpha < 0.5 else 1]
-    assert all(equal_bits(found[name], nearer[name]) for name in nearer if name != "w")
+    result, nearer = load_file(tmp_path / "merged.safetensors"), thetas[0 if alpha < 0.5 else 1]
+    assert all(equal_bits(result[name], nearer[name]) for name in nearer if name != "w")
     assert set(record.copied) == set(nearer) - ({"w"} if 0 < alpha < 1 else set())
 
 
@@ -60,11 +60,11 @@ def test_ties_of_torch_files_are_reported_and_equal(tmp_path: Path) -> None:
         tensors["once"] = half if number else torch.randn(4, 3)
         inputs.append(save_checkpoint(tensors, tmp_path / f"{number}.pt"))
     (record,) = merge_files(*inputs, alpha=0.3, out=tmp_path / "merged.safetensors")
-    found = load_file(tmp_path / "merged.safetensors")
+    result = load_file(tmp_path / "merged.safetensors")
     assert record.tied == {"head": "embed"}
-    assert equal_bits(found["head"], found["embed"])
-    assert equal_bits(found["view"], found["embed"].T)
-    assert not torch.equal(found["once"], found["half"])
+    assert equal_bits(result["head"], result["embed"])
+    assert equal_bits(result["view"], result["embed"].T)
+    assert not torch.equal(result["once"], result["half"])
     assert json.loads((tmp_path / "merged.merge.json").read_text())["tied"] == {"head": "embed"}
     assert "1 names tied to another's memory" in (tmp_path / "merged.md").read_text()
 
@@ -77,8 +77,8 @@ def test_ties_with_alphas_of_their_own_are_no_ties(tmp_path: Path) -> None:
         inputs.append(save_checkpoint({"embed": shared, "head": shared}, tmp_path / f"{number}.pt"))
     how = MergeSettings(alphas=(0.25,), layers={"head": 1.0})
     (record,) = merge_files(*inputs, out=tmp_path / "merged.safetensors", settings=how)
-    found = load_file(tmp_path / "merged.safetensors")
-    assert not torch.equal(found["head"], found["embed"])
+    tensors = load_file(tmp_path / "merged.safetensors")
+    assert not torch.equal(tensors["head"], tensors["embed"])
     assert not record.tied
 
 
@@ -157,10 +157,10 @@ def test_an_adapter_changes_the_weights_by_its_product(tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "lora_alpha": 6, "r": 2}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     (record,) = merge_files(base, tmp_path / "adapter", alpha=0.4, out=tmp_path / "merged.safetensors")
-    found = load_file(tmp_path / "merged.safetensors")
+    tensors = load_file(tmp_path / "merged.safetensors")
     want = weight.double() + 0.4 * 3 * (b.double() @ a.double())
-    torch.testing.assert_close(found["encoder.fc.weight"].double(), want, rtol=1e-6, atol=1e-6)
-    assert equal_bits(found["encoder.fc.bias"], bias)
+    torch.testing.assert_close(tensors["encoder.fc.weight"].double(), want, rtol=1e-6, atol=1e-6)
+    assert equal_bits(tensors["encoder.fc.bias"], bias)
     assert [entry.fingerprint for entry in record.inputs] == [
         fingerprint_tensors(load_file(base)),
         fingerprint_tensors(adapter),

@@ -212,11 +212,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch wonders about pickle protocols and sparse tensors
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_file_that_cannot_be_used_is_named_and_nothing_is_written(tmp_path: Path, kind: str) -> None:
-    make, said = BROKEN[kind]
+    make, message = BROKEN[kind]
     bad, (good, _) = make(tmp_path), save_pair(tmp_path / "good")
     with assert_unchanged(tmp_path):
         for inputs in ((bad, good), (good, bad), (bad, bad)):
-            with pytest.raises(sp.InputError, match=said) as caught:
+            with pytest.raises(sp.InputError, match=message) as caught:
                 merge_files(*inputs, out=tmp_path / "merged")
             assert str(tmp_path) in str(caught.value)
 
@@ -260,5 +260,5 @@ def test_damage_anywhere_is_an_input_error_or_harmless(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch wonders about the pickle protocol
         with contextlib.suppress(sp.InputError):
-            found = open_checkpoint(path).tensors
-            assert all(isinstance(tensor, Tensor) for tensor in found.values())
+            result = open_checkpoint(path).tensors
+            assert all(isinstance(tensor, Tensor) for tensor in result.values())

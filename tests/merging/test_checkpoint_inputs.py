@@ -65,9 +65,9 @@ def test_sharded_pickles_become_sharded_safetensors(tmp_path: Path, names: tuple
         "merge.json",
         "README.md",
     }
-    found = open_checkpoint(tmp_path / "merged")
-    assert all_equal_bits(found.tensors, sp.interpolate_weights(*thetas, 0.3))
-    assert list(found.shards.values()) == [tuple(sorted(names[:2])), names[2:]]
+    result = open_checkpoint(tmp_path / "merged")
+    assert all_equal_bits(result.tensors, sp.interpolate_weights(*thetas, 0.3))
+    assert list(result.shards.values()) == [tuple(sorted(names[:2])), names[2:]]
 
 
 def test_a_wrapper_is_taken_off_all_shards(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_configs_and_tokenizers_go_along_and_stale_weights_do_not(tmp_path: Path
         (folder / name).write_text(text)
     (folder / "onnx").mkdir()
     (record,) = merge_files(folder, b, out=tmp_path / "merged")
-    found = {path.name: path for path in (tmp_path / "merged").iterdir()}
-    assert found.keys() == {*BESIDE, "model.safetensors", "merge.json", "README.md"}
-    assert all(found[name].read_text() == text for name, text in BESIDE.items())
+    result = {path.name: path for path in (tmp_path / "merged").iterdir()}
+    assert result.keys() == {*BESIDE, "model.safetensors", "merge.json", "README.md"}
+    assert all(result[name].read_text() == text for name, text in BESIDE.items())
     assert record.copied_files == tuple(sorted(BESIDE))
-    assert found["README.md"].read_text().startswith("---\ntags: [merge, linear]\n---\n# Merged weights")
+    assert result["README.md"].read_text().startswith("---\ntags: [merge, linear]\n---\n# Merged weights")

@@ -168,9 +168,9 @@ def test_inputs_stay_as_they_were_and_may_be_one(tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing_and_says_what_would_be(tmp_path: Path, how: dict[str, Any]) -> None:
     inputs, how_to = save_pair(tmp_path), MergeSettings(**how)
     with assert_unchanged(tmp_path):
-        said = merge_files(*inputs, out=tmp_path / "deep" / "merged", settings=how_to, dry_run=True)
+        message = merge_files(*inputs, out=tmp_path / "deep" / "merged", settings=how_to, dry_run=True)
     done = merge_files(*inputs, out=tmp_path / "deep" / "merged", settings=how_to)
-    for would, is_ in zip(said, done, strict=True):
+    for would, is_ in zip(message, done, strict=True):
         assert would.fingerprint is None
         stripped = {**document(is_), "fingerprint": None}
         stripped["inputs"] = [{**entry, "fingerprint": None} for entry in stripped["inputs"]]

@@ -82,8 +82,8 @@ def test_greedy_soups_of_files_take_what_their_scores_say(
         if of([*members, candidate]) >= of(members):
             members.append(candidate)
     assert list(record.members) == members
-    found = load_file(folder / "soup" / "model.safetensors")
-    assert all_equal_bits(found, sp.average_weights([thetas[i] for i in sorted(members)]))
+    tensors = load_file(folder / "soup" / "model.safetensors")
+    assert all_equal_bits(tensors, sp.average_weights([thetas[i] for i in sorted(members)]))
 
 
 def test_a_greedy_soup_needs_a_score_and_leaves_nothing_where_it_fails(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_the_command_chooses_a_greedy_soup_on_validation_images(
     images = sp.load_data(f"folder:{folders}/validation", classifiers[0].classes)
     greedy = sp.greedy_soup(classifiers, images)
     want, record = greedy.classifier, greedy.record
-    found = sp.load_classifier(tmp_path / "soup")
-    assert sp.models.fingerprint(found) == sp.models.fingerprint(want)
+    loaded = sp.load_classifier(tmp_path / "soup")
+    assert sp.models.fingerprint(loaded) == sp.models.fingerprint(want)
     stored = json.loads((tmp_path / "soup" / "merge.json").read_text())
     assert tuple(stored["members"]) == record.members
     assert 2 not in record.members

@@ -161,8 +161,8 @@ def test_an_output_that_was_moved_aside_still_needs_overwrite(tmp_path: Path) ->
     (tmp_path / "merged").rename(tmp_path / ".merged.replaced")
     with pytest.raises(sp.InputError, match="add `overwrite=True`"):
         merge_files(a, b, alpha=0.9, out=tmp_path / "merged")
-    kept = tmp_path / "merged" if (tmp_path / "merged").exists() else tmp_path / ".merged.replaced"
-    assert tree_contents(kept) == earlier
+    saved = tmp_path / "merged" if (tmp_path / "merged").exists() else tmp_path / ".merged.replaced"
+    assert tree_contents(saved) == earlier
 
 
 def test_a_leftover_beside_a_whole_output_is_cleared_away(tmp_path: Path) -> None:
@@ -246,10 +246,10 @@ def test_a_killed_merge_leaves_the_earlier_output_and_can_be_restarted(
     reports = {out} if out == "merged" else {out, "merged.md", "merged.merge.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"small", *reports}
     stored = tmp_path / out / "model.safetensors" if out == "merged" else tmp_path / out
-    found = load_file(stored)
+    tensors = load_file(stored)
     want = sp.interpolate_weights(*({"w": torch.full((3,), n + 3 / 7)} for n in range(2)), 0.3)["w"][0]
-    assert all((tensor == tensor[0]).all() for tensor in found.values())
-    assert found["layer.3"][0] == want
+    assert all((tensor == tensor[0]).all() for tensor in tensors.values())
+    assert tensors["layer.3"][0] == want
 
 
 MERGER = """

@@ -68,13 +68,13 @@ def test_a_merged_open_clip_directory_loads_in_open_clip(tmp_path: Path) -> None
     want = small_open_clip(2, tmp_path / "other")
     want.load_state_dict(sp.interpolate_weights(zero.state_dict(), tuned.state_dict(), 0.3))
     merge_files(tmp_path / "zero", tmp_path / "tuned", alpha=0.3, out=tmp_path / "merged")
-    found = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}").eval()
+    result = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}").eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")(["a photo of a lemon"])
     with torch.inference_mode():
-        for ours, theirs in zip(found(images(), tokens), want(images(), tokens), strict=True):
+        for ours, theirs in zip(result(images(), tokens), want(images(), tokens), strict=True):
             assert torch.equal(ours, theirs)
     # The logit scale is a logarithm: temperatures are interpolated in log space.
-    scales = [model.logit_scale.exp().item() for model in (zero, tuned, found)]
+    scales = [model.logit_scale.exp().item() for model in (zero, tuned, result)]
     assert scales[2] == pytest.approx(scales[0] ** 0.7 * scales[1] ** 0.3)
     # Both towers are merged, so the head that the merged text tower writes is the ensemble's.
     clip = sp.load_clip(f"local-dir:{tmp_path / 'merged'}")
@@ -106,9 +106,9 @@ def test_open_clip_state_dicts_merge_as_files(tmp_path: Path) -> None:
     wrapped = {f"module.{name}": tensor for name, tensor in tuned.state_dict().items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": {"lr": 0.1}}, tmp_path / "epoch_3.pt")
     merge_files(tmp_path / "zero", tmp_path / "epoch_3.pt", out=tmp_path / "merged")
-    found = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}")
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}")
     want = sp.interpolate_weights(zero.state_dict(), tuned.state_dict(), 0.5)
-    assert all(torch.equal(tensor, want[name]) for name, tensor in found.state_dict().items())
+    assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
 
 
 # transformers
@@ -158,10 +158,10 @@ def test_a_merged_transformers_directory_loads_in_transformers(
     want.load_state_dict(sp.interpolate_weights(zero.state_dict(), tuned.state_dict(), 0.4))
     (record,) = merge_files(tmp_path / "zero", tmp_path / "tuned", alpha=0.4, out=tmp_path / "merged")
     assert (len(record.files) > 1) == (shard == "50KB")
-    found = type(zero).from_pretrained(tmp_path / "merged", dtype="auto").eval()
-    assert next(found.parameters()).dtype == dtype
-    assert torch.equal(logits(found), logits(want))
-    assert not torch.equal(logits(found), logits(zero))
+    model = type(zero).from_pretrained(tmp_path / "merged", dtype="auto").eval()
+    assert next(model.parameters()).dtype == dtype
+    assert torch.equal(logits(model), logits(want))
+    assert not torch.equal(logits(model), logits(zero))
 
 
 def test_the_processor_goes_along_and_weights_of_other_formats_do_not(tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_pickled_transformers_weights_become_safetensors(tmp_path: Path) -> None
         "cls.predictions.decoder.weight",
     }
     want.load_state_dict(sp.interpolate_weights(zero.state_dict(), tuned.state_dict(), 0.5))
-    found = transformers.BertForMaskedLM.from_pretrained(tmp_path / "merged").eval()
-    assert torch.equal(logits(found), logits(want))
-    assert found.cls.predictions.decoder.weight is found.bert.embeddings.word_embeddings.weight
+    result = transformers.BertForMaskedLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.equal(logits(result), logits(want))
+    assert result.cls.predictions.decoder.weight is result.bert.embeddings.word_embeddings.weight
 
 
 # peft
@@ -246,12 +246,12 @@ def test_alpha_scales_the_product_of_a_lora_adapter(tmp_path: Path, settings: di
             adapted.base_model.model.visual_projection.modules_to_save["default"].weight.mul_(1.5)
     adapted.save_pretrained(tmp_path / "adapter")
     merge_files(tmp_path / "base", tmp_path / "adapter", alpha=alpha, out=tmp_path / "merged")
-    found = transformers.CLIPModel.from_pretrained(tmp_path / "merged").eval()
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "merged").eval()
     want = path_point(base, adapted, alpha)
-    torch.testing.assert_close(dict(found.state_dict()), dict(want.state_dict()), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(logits(found), logits(want), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(model.state_dict()), dict(want.state_dict()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(model), logits(want), rtol=1e-4, atol=1e-5)
     if alpha == 0:
-        assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in found.state_dict().items())
+        assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("settings", ADAPTERS[:4], ids=str)
@@ -260,8 +260,8 @@ def test_one_adapter_is_scaled_as_an_adapter(tmp_path: Path, settings: dict[str,
     adapted = lora(base, 1, **settings)
     adapted.save_pretrained(tmp_path / "adapter")
     merge_files(tmp_path / "adapter", alpha=0.4, out=tmp_path / "scaled")
-    found = peft.PeftModel.from_pretrained(small_clip(0), tmp_path / "scaled").eval()
-    torch.testing.assert_close(logits(found), logits(path_point(base, adapted, 0.4)), rtol=1e-4, atol=1e-5)
+    model = peft.PeftModel.from_pretrained(small_clip(0), tmp_path / "scaled").eval()
+    torch.testing.assert_close(logits(model), logits(path_point(base, adapted, 0.4)), rtol=1e-4, atol=1e-5)
 
 
 def test_two_adapters_are_interpolated_by_their_products(tmp_path: Path) -> None:
@@ -270,14 +270,14 @@ def test_two_adapters_are_interpolated_by_their_products(tmp_path: Path) -> None
     one.save_pretrained(tmp_path / "one")
     other.save_pretrained(tmp_path / "other")
     merge_files(tmp_path / "one", tmp_path / "other", alpha=0.7, out=tmp_path / "merged")
-    found = peft.PeftModel.from_pretrained(small_clip(0), tmp_path / "merged").eval().merge_and_unload().state_dict()
+    tensors = peft.PeftModel.from_pretrained(small_clip(0), tmp_path / "merged").eval().merge_and_unload().state_dict()
     first, second, start = one.merge_and_unload().state_dict(), other.merge_and_unload().state_dict(), base.state_dict()
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         want = start[name] + 0.3 * (first[name] - start[name]) + 0.7 * (second[name] - start[name])
         torch.testing.assert_close(tensor, want.to(tensor.dtype), rtol=1e-5, atol=1e-6)
     # Averaging A and B apart is another thing, and wrong.
     key = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
-    assert (found[key] - start[key]).abs().max() > 0.01
+    assert (tensors[key] - start[key]).abs().max() > 0.01
 
 
 def test_attention_of_open_clip_takes_an_adapter(tmp_path: Path) -> None:
@@ -291,10 +291,10 @@ def test_attention_of_open_clip_takes_an_adapter(tmp_path: Path) -> None:
                 parameter.normal_(std=0.1)
     adapted.save_pretrained(tmp_path / "adapter")
     merge_files(tmp_path / "base", tmp_path / "adapter", alpha=0.5, out=tmp_path / "merged")
-    found = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}").state_dict()
+    tensors = open_clip.create_model(f"local-dir:{tmp_path / 'merged'}").state_dict()
     full, start = adapted.merge_and_unload().state_dict(), zero.state_dict()
     moved = 0
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, (start[name] + full[name]) / 2, rtol=1e-5, atol=1e-6)
         moved += not torch.equal(tensor, start[name])
     assert moved == 6  # in and out projections of three blocks
@@ -302,22 +302,24 @@ def test_attention_of_open_clip_takes_an_adapter(tmp_path: Path) -> None:
     merge_files(tmp_path / "adapter", alpha=0.5, out=tmp_path / "scaled")
     scaled = peft.PeftModel.from_pretrained(small_open_clip(0, tmp_path / "again"), tmp_path / "scaled")
     for name, tensor in scaled.merge_and_unload().state_dict().items():
-        torch.testing.assert_close(tensor, found[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"use_dora": True}, "DoRA adapter: its magnitudes do not scale linearly"),
         ({"init_lora_weights": "pissa"}, "changes the base weights as well"),
         ({"lora_bias": True}, "not a plain product"),
     ],
 )
-def test_adapters_whose_change_is_no_product_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_adapters_whose_change_is_no_product_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
     base = small_clip(0)
     base.save_pretrained(tmp_path / "base")
     lora(base, 1, **settings).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         merge_files(tmp_path / "base", tmp_path / "adapter", out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -365,10 +367,10 @@ def test_merged_classifier_directories_are_the_ensemble(
     (zero / "results.jsonl").write_text("{}")  # the zero-shot model's own
     (record,) = merge_files(zero, tuned, alpha=alpha, out=tmp_path / "merged")
     assert not (tmp_path / "merged" / "results.jsonl").exists()
-    found, want = sp.load_classifier(tmp_path / "merged"), sp.wise_ft(*map(sp.load_classifier, (zero, tuned)), alpha)
-    assert sp.models.fingerprint(found) == sp.models.fingerprint(want)
-    assert (found.alpha, found.head, found.parents) == (want.alpha, want.head, want.parents)
-    assert found.logit_scale == pytest.approx(want.logit_scale)
+    result, want = sp.load_classifier(tmp_path / "merged"), sp.wise_ft(*map(sp.load_classifier, (zero, tuned)), alpha)
+    assert sp.models.fingerprint(result) == sp.models.fingerprint(want)
+    assert (result.alpha, result.head, result.parents) == (want.alpha, want.head, want.parents)
+    assert result.logit_scale == pytest.approx(want.logit_scale)
     assert [entry.role for entry in record.inputs] == ["zero_shot", "fine_tuned"]
 
 
@@ -382,10 +384,10 @@ def test_soups_of_classifier_directories_are_those_in_memory(
         ("uniform", sp.uniform_soup([one, other])),
         ("stock", sp.model_stock_soup(zero, [one, other])),
     ):
-        found = sp.load_classifier(tmp_path / name)
-        assert sp.models.fingerprint(found) == sp.models.fingerprint(want), name
-        assert (found.head, found.alpha) == ("averaged", None)
-        assert [parent["role"] for parent in found.parents] == [parent["role"] for parent in want.parents]
+        loaded = sp.load_classifier(tmp_path / name)
+        assert sp.models.fingerprint(loaded) == sp.models.fingerprint(want), name
+        assert (loaded.head, loaded.alpha) == ("averaged", None)
+        assert [parent["role"] for parent in loaded.parents] == [parent["role"] for parent in want.parents]
 
 
 def test_classifiers_of_other_tasks_are_refused(
@@ -406,9 +408,9 @@ def test_a_merged_classifier_predicts(tmp_path: Path, classifiers: tuple[Path, P
     merge_files(*classifiers[:2], out=tmp_path / "merged")
     merged = sp.load_classifier(tmp_path / "merged")
     images_of = sp.load_data(f"folder:{folders}/test", merged.classes)
-    found = sp.predict(merged, images_of).logits
+    predictions = sp.predict(merged, images_of).logits
     want = sp.predict(sp.wise_ft(*map(sp.load_classifier, classifiers[:2])), images_of).logits
-    np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(predictions, want)
 
 
 def test_batch_norm_statistics_are_averaged_and_named(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_the_command_writes_a_folder_for_every_alpha(call: Call, tmp_path: Path)
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {"alpha-0.30", "alpha-0.50"}
     assert "linear at alpha 0.3: merged/alpha-0.30 written" in ended.out
     for alpha in (0.3, 0.5):
-        found = load_file(tmp_path / "merged" / f"alpha-{alpha:.2f}" / "model.safetensors")
-        assert all_equal_bits(found, sp.interpolate_weights(load_file(a), load_file(b), alpha))
+        tensors = load_file(tmp_path / "merged" / f"alpha-{alpha:.2f}" / "model.safetensors")
+        assert all_equal_bits(tensors, sp.interpolate_weights(load_file(a), load_file(b), alpha))
 
 
 def test_the_command_hands_every_option_on(call: Call, tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ WRONG: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("options", "message"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, options: list[str], said: str
+    call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, options: list[str], message: str
 ) -> None:
     a, b = save_pair(tmp_path_factory.mktemp("in"))
     if options == ["--out", "file/merged"]:
@@ -133,13 +133,13 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     with assert_unchanged(tmp_path):
         ended = call("merge", a, b, *([] if "--out" in options else ["--out", "merged"]), *options)
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
     assert ended.err.startswith("shiftproof: ")
     assert "Traceback" not in ended.err
 
 
 @pytest.mark.parametrize(
-    ("count", "method", "said"),
+    ("count", "method", "message"),
     [
         (1, "linear", "'linear' takes 2 inputs (the zero-shot model and the fine-tuned one); 1 are given"),
         (3, "linear", "give --method uniform"),
@@ -148,11 +148,11 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     ],
 )
 def test_every_method_wants_its_number_of_inputs(
-    call: Call, tmp_path: Path, count: int, method: str, said: str
+    call: Call, tmp_path: Path, count: int, method: str, message: str
 ) -> None:
     a, _ = save_pair(tmp_path / "in")
     ended = call("merge", *[a] * count, "--method", method, "--out", "merged")
-    assert (ended.code, said in ended.err) == (2, True)
+    assert (ended.code, message in ended.err) == (2, True)
     assert not (tmp_path / "merged").exists()
 
 

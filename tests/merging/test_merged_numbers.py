@@ -158,8 +158,8 @@ def test_files_give_what_memory_gives_bit_for_bit(
     how = MergeSettings(method=method, alphas=(alpha,))
     with pieces_of(SIZE):
         (record,) = merge_files(*inputs, out=folder / "merged.safetensors", settings=how)
-    found, want = load_file(folder / "merged.safetensors"), make(thetas, alpha)
-    assert all_equal_bits(found, want)
+    result, want = load_file(folder / "merged.safetensors"), make(thetas, alpha)
+    assert all_equal_bits(result, want)
     assert record.fingerprint == fingerprint_tensors(want)
     assert [entry.fingerprint for entry in record.inputs] == [fingerprint_tensors(theta) for theta in thetas]
     assert sorted((*record.interpolated, *record.copied)) == sorted(thetas[0])
@@ -192,9 +192,9 @@ def test_model_stock_adds_up_its_products_over_slices(tmp_path: Path, monkeypatc
     inputs = [save_checkpoint(theta, tmp_path / f"{number}.safetensors") for number, theta in enumerate(thetas)]
     monkeypatch.setattr(methods, "_ratio", functools.partial(methods._ratio, size=7))
     merge_files(*inputs, out=tmp_path / "merged.safetensors", settings=MergeSettings(method="model-stock"))
-    found, want = load_file(tmp_path / "merged.safetensors")["w"], sp.weights.model_stock(thetas[0], thetas[1:])["w"]
+    result, want = load_file(tmp_path / "merged.safetensors")["w"], sp.weights.model_stock(thetas[0], thetas[1:])["w"]
     assert not torch.equal(want, thetas[0]["w"])
-    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(result, want, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.slow
@@ -221,9 +221,9 @@ def test_the_order_of_keys_and_shards_does_not_matter(
     assert all_equal_bits(open_checkpoint(folder / "merged").tensors, load_file(folder / "plain.safetensors"))
     assert other.fingerprint == one.fingerprint
     assert [entry.fingerprint for entry in other.inputs] == [entry.fingerprint for entry in one.inputs]
-    found, of_a = open_checkpoint(folder / "merged").shards, open_checkpoint(inputs[0]).shards
-    assert [set(held) for held in found.values()] == [set(held) for held in of_a.values()]
-    assert list(found) == (list(of_a) if len(of_a) > 1 else ["model.safetensors"])
+    result, of_a = open_checkpoint(folder / "merged").shards, open_checkpoint(inputs[0]).shards
+    assert [set(held) for held in result.values()] == [set(held) for held in of_a.values()]
+    assert list(result) == (list(of_a) if len(of_a) > 1 else ["model.safetensors"])
 
 
 def test_fingerprints_tell_names_dtypes_shapes_and_bytes_apart(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_fingerprints_tell_names_dtypes_shapes_and_bytes_apart(tmp_path: Path) -
         {"w": torch.tensor([0.0, 0.0, 0.0, -0.0])},
         {"w": torch.zeros(4), "void": torch.zeros(0)},
     ]
-    found = set()
+    result = set()
     for number, theta in enumerate(variants):
         path = save_checkpoint(theta, tmp_path / f"{number}.safetensors")
         (record,) = merge_files(path, path, alpha=0.0, out=tmp_path / f"{number}-merged.safetensors")
         assert record.fingerprint == record.inputs[0].fingerprint == record.inputs[1].fingerprint
-        found.add(record.fingerprint)
-    assert len(found) == len(variants)
+        result.add(record.fingerprint)
+    assert len(result) == len(variants)
 
 
 # The writer

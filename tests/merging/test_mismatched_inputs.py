@@ -31,28 +31,28 @@ def test_a_mismatch_of_names_lists_ten_of_each_side_and_the_way_out(tmp_path: Pa
     b = save_checkpoint({f"backbone.encoder.{i:02d}": torch.zeros(1) for i in range(12)}, tmp_path / "b.safetensors")
     with assert_unchanged(tmp_path), pytest.raises(sp.IncompatibleWeightsError) as caught:
         merge_files(a, b, out=tmp_path / "merged")
-    said = str(caught.value)
-    assert all(f"'encoder.{i:02d}'" in said and f"'backbone.encoder.{i:02d}'" in said for i in range(10))
-    assert "'encoder.10'" not in said
-    assert "'backbone.encoder.10'" not in said
-    assert "and 4 more" in said
-    assert "and 2 more" in said
-    assert "strip wrapper prefixes such as 'module.'" in said
+    message = str(caught.value)
+    assert all(f"'encoder.{i:02d}'" in message and f"'backbone.encoder.{i:02d}'" in message for i in range(10))
+    assert "'encoder.10'" not in message
+    assert "'backbone.encoder.10'" not in message
+    assert "and 4 more" in message
+    assert "and 2 more" in message
+    assert "strip wrapper prefixes such as 'module.'" in message
 
 
 @pytest.mark.parametrize("missing", ["error", "keep"])
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (torch.zeros(3, 2), r"head.weight \(float32 \[2, 3\] and float32 \[3, 2\]\)"),
         (torch.zeros(2, 3).half(), r"head.weight \(float32 \[2, 3\] and float16 \[2, 3\]\).*convert to one dtype"),
         (torch.zeros(2, 3, dtype=torch.bool), r"head.weight \(float32 \[2, 3\] and bool \[2, 3\]\)"),
     ],
 )
-def test_another_shape_or_dtype_is_named(tmp_path: Path, other: Tensor, said: str, missing: str) -> None:
+def test_another_shape_or_dtype_is_named(tmp_path: Path, other: Tensor, message: str, missing: str) -> None:
     a = save_checkpoint({"head.weight": torch.zeros(2, 3)}, tmp_path / "a.safetensors")
     b = save_checkpoint({"head.weight": other}, tmp_path / "b.safetensors")
-    with assert_unchanged(tmp_path), pytest.raises(sp.IncompatibleWeightsError, match=said):
+    with assert_unchanged(tmp_path), pytest.raises(sp.IncompatibleWeightsError, match=message):
         merge_files(a, b, out=tmp_path / "merged", settings=MergeSettings(missing=missing))
 
 
@@ -67,16 +67,16 @@ def test_what_an_input_lacks_may_be_kept(tmp_path: Path) -> None:
     how = MergeSettings(missing="keep", alphas=(0.25,))
     (record,) = merge_files(*inputs[:2], out=tmp_path / "two", settings=how)
     want = {**sp.interpolate_weights(*({"w": theta["w"]} for theta in thetas[:2]), 0.25)}
-    found = load_file(tmp_path / "two" / "model.safetensors")
-    assert all_equal_bits(found, {**want, "text": thetas[0]["text"], "head": thetas[1]["head"]})
+    tensors = load_file(tmp_path / "two" / "model.safetensors")
+    assert all_equal_bits(tensors, {**want, "text": thetas[0]["text"], "head": thetas[1]["head"]})
     assert (record.interpolated, set(record.missing)) == (("w",), {"text", "head"})
     assert "2 entries that some input lacks, kept from the first that has them" in (
         (tmp_path / "two" / "README.md").read_text()
     )
     (soup,) = merge_files(*inputs, out=tmp_path / "three", settings=MergeSettings(method="uniform", missing="keep"))
-    found = load_file(tmp_path / "three" / "model.safetensors")
-    assert equal_bits(found["text"], thetas[0]["text"])
-    assert equal_bits(found["head"], thetas[1]["head"])
+    tensors = load_file(tmp_path / "three" / "model.safetensors")
+    assert equal_bits(tensors["text"], thetas[0]["text"])
+    assert equal_bits(tensors["head"], thetas[1]["head"])
     # A fingerprint is that of the whole input, also of what was not taken from it.
     assert [entry.fingerprint for entry in soup.inputs] == [fingerprint_tensors(theta) for theta in thetas]
 
@@ -109,7 +109,7 @@ def test_the_sum_of_what_is_said_accounts_for_every_entry(tmp_path: Path) -> Non
         assert (stored["copied"], stored["missing"], stored["tied"]) == (["n"], ["only"], {"tied": "w"})
         assert stored["files"] == {"model.safetensors" if out == "merged" else out: 12 + 12 + 8 + 8}
         text = (tmp_path / card).read_text()
-        for said in (
+        for message in (
             "alpha: 0.3.",
             "WiSE-FT",
             "2 entries combined",
@@ -120,6 +120,6 @@ def test_the_sum_of_what_is_said_accounts_for_every_entry(tmp_path: Path) -> Non
             *(f"| `{entry.path}` | {entry.role.replace('_', '-')} | torch | `{entry.fingerprint}` |"
               for entry in record.inputs),
         ):  # fmt: skip
-            assert said in text
+            assert message in text
         weights = tmp_path / out / "model.safetensors" if out == "merged" else tmp_path / out
         assert record.fingerprint == fingerprint_tensors(load_file(weights))

@@ -38,16 +38,16 @@ def merged(folder: Path, thetas: list[Mapping[str, Tensor]], **how: object) -> t
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_tie_of_one_input_stays_where_the_values_agree(tmp_path: Path, order: int) -> None:
-    record, found = merged(tmp_path, [tied(0.0), untied(4.0, 0.0)][::order])
+    record, result = merged(tmp_path, [tied(0.0), untied(4.0, 0.0)][::order])
     assert (record.tied, record.untied) == ({"head": "embed"}, {})
-    assert equal_bits(found["head"], found["embed"])
+    assert equal_bits(result["head"], result["embed"])
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_tie_that_is_lost_is_named(tmp_path: Path, order: int) -> None:
-    record, found = merged(tmp_path, [tied(0.0), untied(4.0, 1.0)][::order])
+    record, result = merged(tmp_path, [tied(0.0), untied(4.0, 1.0)][::order])
     assert (record.tied, record.untied) == ({}, {"head": "embed"})
-    assert not torch.equal(found["head"], found["embed"])
+    assert not torch.equal(result["head"], result["embed"])
     assert json.loads((tmp_path / "merged.merge.json").read_text())["untied"] == {"head": "embed"}
     assert "1 names tied to another's memory in an input, but no longer" in (tmp_path / "merged.md").read_text()
 
@@ -61,23 +61,23 @@ def test_the_command_names_a_tie_that_is_lost(call: Call, tmp_path: Path) -> Non
 
 def test_inputs_that_list_tied_names_in_another_order_are_tied(tmp_path: Path) -> None:
     other = tied(4.0)
-    record, found = merged(tmp_path, [tied(0.0), {name: other[name] for name in ("norm", "head", "embed")}])
+    record, result = merged(tmp_path, [tied(0.0), {name: other[name] for name in ("norm", "head", "embed")}])
     assert (record.tied, record.untied) == ({"head": "embed"}, {})
-    assert equal_bits(found["head"], found["embed"])
+    assert equal_bits(result["head"], result["embed"])
 
 
 def test_a_tied_name_that_the_other_input_left_out_is_named(tmp_path: Path) -> None:
     """transformers writes a tied entry once: the copy of the other input is then not the merged one."""
     other = {name: tensor for name, tensor in tied(4.0).items() if name != "head"}
-    record, found = merged(tmp_path, [tied(0.0), other], missing="keep")
+    record, result = merged(tmp_path, [tied(0.0), other], missing="keep")
     assert (record.tied, record.untied, record.missing) == ({}, {"head": "embed"}, ("head",))
-    assert not torch.equal(found["head"], found["embed"])
+    assert not torch.equal(result["head"], result["embed"])
 
 
 def test_a_tie_of_entries_that_only_one_input_has_stays(tmp_path: Path) -> None:
-    record, found = merged(tmp_path, [tied(0.0), {"norm": torch.zeros(3)}], missing="keep")
+    record, result = merged(tmp_path, [tied(0.0), {"norm": torch.zeros(3)}], missing="keep")
     assert (record.tied, record.untied) == ({"head": "embed"}, {})
-    assert equal_bits(found["head"], found["embed"])
+    assert equal_bits(result["head"], result["embed"])
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -65,10 +65,10 @@ def test_noise_has_the_image_s_mean_and_deviation(dtype: torch.dtype, layout: st
     mixed = mix_images(images, plan).double()
     inside = hard_mask("square", (80, 80), plan.centres, plan.extents).bool()
     for i in range(2):
-        found = mixed[i][:, inside[i]]
-        assert found.shape[1] > 1500
-        torch.testing.assert_close(found.mean(1), centre.double(), rtol=0, atol=1.5)
-        torch.testing.assert_close(found.std(1), spread.double(), rtol=0.08, atol=0)
+        result = mixed[i][:, inside[i]]
+        assert result.shape[1] > 1500
+        torch.testing.assert_close(result.mean(1), centre.double(), rtol=0, atol=1.5)
+        torch.testing.assert_close(result.std(1), spread.double(), rtol=0.08, atol=0)
     assert not torch.equal(mixed[0][:, inside[0] & inside[1]], mixed[1][:, inside[0] & inside[1]])
 
 
@@ -78,9 +78,9 @@ def test_noise_of_bytes_stays_within_them() -> None:
     images[..., 32:] = 255
     plan = Cutout(side=1.0, fill="noise").plan(2, (64, 64), seeded(1))
     for layout in ("contiguous", "channels last"):
-        found = mix_images(laid_out(images, layout), plan).float()
+        result = mix_images(laid_out(images, layout), plan).float()
         expected = mix_images(images.float(), plan).clamp(0, 255)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0.51)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0.51)
 
 
 def test_noise_is_the_image_s_own_on_one_colour() -> None:

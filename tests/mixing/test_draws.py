@@ -21,9 +21,9 @@ from shiftproof.mixing.methods import CutMix, Cutout, MixChoice, Mixing, MixUp, 
 from shiftproof.mixing.named import MIXINGS
 
 
-def far_from(found: Tensor, law: Any) -> float:
+def far_from(result: Tensor, law: Any) -> float:
     """The p-value of a Kolmogorov-Smirnov test."""
-    return float(stats.kstest(found.double().numpy(), law.cdf).pvalue)
+    return float(stats.kstest(result.double().numpy(), law.cdf).pvalue)
 
 
 @pytest.mark.parametrize("concentration", [0.2, 1.0, 4.0])
@@ -41,8 +41,8 @@ def test_boxes_have_the_area_that_a_beta_gives(mixing: Callable[..., Mixing], co
     halves = plan.extents[:, 1].numpy()
     thresholds = np.arange(1, width // 2 + 1)
     expected = stats.beta(concentration, concentration).sf((2 * thresholds / width) ** 2)
-    found = (halves[:, None] >= thresholds).mean(0)
-    assert np.abs(found - expected).max() < stats.kstwo.ppf(0.99, count)
+    result = (halves[:, None] >= thresholds).mean(0)
+    assert np.abs(result - expected).max() < stats.kstwo.ppf(0.99, count)
 
 
 def test_circles_stand_anywhere_and_spread_evenly() -> None:
@@ -103,10 +103,10 @@ def test_a_choice_draws_in_proportion_to_its_weights() -> None:
     mixings = (SmoothMix(), MixUp(), SmoothMix(kind="square"), Cutout(probability=0.5))
     plan = MixChoice(mixings=mixings, weights=(3, 1, 0, 4)).plan(4000, (4, 4), seeded(0))
     counts = Counter(plan.shapes)
-    found = [counts["circle"], counts["even"], counts["square"], counts["none"]]
-    assert sum(found) == 4000
+    result = [counts["circle"], counts["even"], counts["square"], counts["none"]]
+    assert sum(result) == 4000
     # The square is Cutout's alone, and half of its share is left unmixed.
-    assert stats.chisquare(found, [1500, 500, 1000, 1000]).pvalue > 0.01
+    assert stats.chisquare(result, [1500, 500, 1000, 1000]).pvalue > 0.01
     assert all(
         bool(inside) is False for inside, s in zip(plan.anchor_inside, plan.shapes, strict=True) if s == "square"
     )

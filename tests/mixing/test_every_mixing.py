@@ -46,21 +46,21 @@ def test_a_plan_replays_bit_for_bit(mixing: Mixing, images: Tensor, seed: int) -
 @given(ANY, batches(), SEEDS)
 def test_draws_come_from_the_generator_alone(mixing: Mixing, images: Tensor, seed: int) -> None:
     labels = torch.eye(len(images))
-    found = []
+    result = []
     for state in (1, 2):
         torch.manual_seed(state)
         before = torch.random.get_rng_state()
-        found.append(mixing(images, labels, generator=seeded(seed)))
+        result.append(mixing(images, labels, generator=seeded(seed)))
         assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(same_bits(first, second) for first, second in zip(*found, strict=True))
+    assert all(same_bits(first, second) for first, second in zip(*result, strict=True))
 
 
 @given(ANY, batches(), SEEDS)
 def test_without_a_generator_draws_come_from_the_global_state(mixing: Mixing, images: Tensor, seed: int) -> None:
     torch.manual_seed(seed)
-    found = mixing(images, torch.eye(len(images)))
+    result = mixing(images, torch.eye(len(images)))
     expected = mixing(images, torch.eye(len(images)), generator=seeded(seed))
-    assert all(same_bits(first, second) for first, second in zip(found, expected, strict=True))
+    assert all(same_bits(first, second) for first, second in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", MIXINGS)
@@ -157,7 +157,7 @@ def test_a_gradient_flows_to_anchor_and_partner(mixing: Mixing, images: Tensor, 
     mixed = mix_images(leaf, plan, out=torch.empty_like(images) if buffered else None)
     tolerance = 100 * torch.finfo(images.dtype).eps
     torch.testing.assert_close(mixed.detach(), mix_images(images, plan), rtol=0, atol=max(tolerance, 1e-5))
-    (found,) = torch.autograd.grad(mixed.sum(), leaf)
+    (result,) = torch.autograd.grad(mixed.sum(), leaf)
     weights = anchor_weights(plan).to(images.dtype)
     expected = torch.zeros_like(images)
     for i, filling in enumerate(plan.fillings):
@@ -167,7 +167,7 @@ def test_a_gradient_flows_to_anchor_and_partner(mixing: Mixing, images: Tensor, 
         elif filling == "zero":
             expected[i] += weights[i]
     flat = torch.tensor([filling in ("mean", "noise") for filling in plan.fillings])
-    torch.testing.assert_close(found[~flat], expected[~flat], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result[~flat], expected[~flat], rtol=0, atol=1e-5)
 
 
 def test_without_gradients_there_is_no_graph() -> None:

@@ -21,9 +21,9 @@ def test_a_gpu_gives_what_the_cpu_gives(name: str, dtype: torch.dtype) -> None:
     images = (200 * torch.rand(5, 3, 20, 30, generator=seeded(0))).to(dtype)
     mixing = replace(MIXINGS[name], num_classes=5)
     expected, expected_targets = mixing(images, torch.arange(5), generator=seeded(1))
-    found, targets = mixing(images.cuda(), torch.arange(5).cuda(), generator=seeded(1))
-    assert (found.device.type, targets.device.type) == ("cuda", "cuda")
+    result, targets = mixing(images.cuda(), torch.arange(5).cuda(), generator=seeded(1))
+    assert (result.device.type, targets.device.type) == ("cuda", "cuda")
     tolerance = 1 if dtype == torch.uint8 else 1000 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found.cpu().double(), expected.double(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(result.cpu().double(), expected.double(), rtol=0, atol=tolerance)
     torch.testing.assert_close(targets.cpu(), expected_targets)
     mixing(images.cuda(), torch.arange(5).cuda(), generator=Generator("cuda").manual_seed(0))

@@ -84,12 +84,12 @@ def test_positions_and_one_hot_rows_give_the_same_targets(mixing: Mixing, images
     labels = torch.randint(4, (len(images),), generator=seeded(seed))
     plan = plan_for(mixing, images, seed)
     smoothing = mixing.label_smoothing
-    found = mix_targets(labels, plan, 4, label_smoothing=smoothing)
+    result = mix_targets(labels, plan, 4, label_smoothing=smoothing)
     for rows in (functional.one_hot(labels, 4), functional.one_hot(labels, 4).bool(), one_hot(labels, 4).half()):
-        torch.testing.assert_close(mix_targets(rows, plan, label_smoothing=smoothing), found, rtol=0, atol=1e-6)
+        torch.testing.assert_close(mix_targets(rows, plan, label_smoothing=smoothing), result, rtol=0, atol=1e-6)
     for kind in (torch.uint8, torch.int32):
-        assert same_bits(mix_targets(labels.to(kind), plan, 4, label_smoothing=smoothing), found)
-    for i, row in enumerate(found.tolist()):
+        assert same_bits(mix_targets(labels.to(kind), plan, 4, label_smoothing=smoothing), result)
+    for i, row in enumerate(result.tolist()):
         weight, partner = plan.weights[i].item(), plan.partners[i].item()
         for k, share in enumerate(row):
             own = (labels[i] == k).item() * weight + (labels[partner] == k).item() * (1 - weight)

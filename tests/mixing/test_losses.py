@@ -43,12 +43,12 @@ def test_label_smoothing_is_torch_s(seed: int, smoothing: float, mixing: Mixing)
     generator = seeded(seed)
     logits, labels = torch.randn(5, 4, generator=generator), torch.randint(4, (5,), generator=generator)
     plan = mixing.plan(5, (3, 3), generator)
-    found = soft_cross_entropy(logits, mix_targets(labels, plan, 4, label_smoothing=smoothing))
+    loss = soft_cross_entropy(logits, mix_targets(labels, plan, 4, label_smoothing=smoothing))
     hard = mix_targets(labels, plan, 4)
-    torch.testing.assert_close(found, functional.cross_entropy(logits, hard, label_smoothing=smoothing))
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, hard, label_smoothing=smoothing))
     unmixed = replace(mixing, probability=0.0).plan(5, (3, 3), generator)
-    found = soft_cross_entropy(logits, mix_targets(labels, unmixed, 4, label_smoothing=smoothing))
-    torch.testing.assert_close(found, functional.cross_entropy(logits, labels, label_smoothing=smoothing))
+    loss = soft_cross_entropy(logits, mix_targets(labels, unmixed, 4, label_smoothing=smoothing))
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, labels, label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_contrastive_targets_say_how_much_of_each_caption_is_there(
 ) -> None:
     plan = mixing.plan(count, (4, 4), seeded(seed))
     labels = None if classes is None else torch.randint(classes, (count,), generator=seeded(seed))
-    found = contrastive_targets(plan, labels)
-    assert (found.dtype, found.shape) == (torch.float32, (count, count))
-    torch.testing.assert_close(found.sum(1), torch.ones(count))
+    result = contrastive_targets(plan, labels)
+    assert (result.dtype, result.shape) == (torch.float32, (count, count))
+    torch.testing.assert_close(result.sum(1), torch.ones(count))
     same = (torch.arange(count) if labels is None else labels).tolist()
-    for i, row in enumerate(found.tolist()):
+    for i, row in enumerate(result.tolist()):
         weight, partner = plan.weights[i].item(), int(plan.partners[i])
         for j, share in enumerate(row):
             own = (same[j] == same[i]) / same.count(same[i])
@@ -112,10 +112,10 @@ def test_the_contrastive_loss_takes_mixed_targets(
     images, texts = towers(count, seed)
     labels = None if classes is None else torch.randint(classes, (count,), generator=seeded(seed))
     targets = contrastive_targets(mixing.plan(count, (4, 4), seeded(seed)), labels)
-    found = sp.pretraining.contrastive_loss(images, texts, torch.tensor(scale, dtype=torch.float64), targets)
+    loss = sp.pretraining.contrastive_loss(images, texts, torch.tensor(scale, dtype=torch.float64), targets)
     similarities = (scale * images @ texts.T).tolist()
     expected = slow_contrastive_loss(similarities, targets.double().tolist())
-    assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 @given(count=st.integers(2, 6), seed=SEEDS, scale=st.floats(0.1, 50))
@@ -134,9 +134,9 @@ def test_captions_that_are_in_no_image_do_not_count() -> None:
     images, texts = towers(3, 0)
     factor = torch.tensor(4.0, dtype=torch.float64)
     targets = torch.tensor([[0.4, 0.0, 0.6], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    found = sp.pretraining.contrastive_loss(images, texts, factor, targets)
+    loss = sp.pretraining.contrastive_loss(images, texts, factor, targets)
     expected = slow_contrastive_loss((factor * images @ texts.T).tolist(), targets.double().tolist())
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert math.isfinite(expected)
 
 

@@ -55,11 +55,11 @@ def test_masks_are_what_their_formula_says(
     lengths = st.floats(0.125, 12, width=32) | st.integers(kind == "circle", 6).map(float)
     centres = data.draw(st.lists(st.tuples(*places), min_size=count, max_size=count))
     extents = data.draw(st.lists(st.tuples(lengths, lengths), min_size=count, max_size=count))
-    found = soft_mask(kind, size, torch.tensor(centres).view(-1, 2), torch.tensor(extents).view(-1, 2), edge)
+    result = soft_mask(kind, size, torch.tensor(centres).view(-1, 2), torch.tensor(extents).view(-1, 2), edge)
     used = PAPER_EDGES[kind] if edge is None else edge
-    assert found.shape == (count, *size)
-    assert found.dtype == torch.float32
-    for mask, centre, extent in zip(found.tolist(), centres, extents, strict=True):
+    assert result.shape == (count, *size)
+    assert result.dtype == torch.float32
+    for mask, centre, extent in zip(result.tolist(), centres, extents, strict=True):
         for y, row in enumerate(mask):
             for x, weight in enumerate(row):
                 outer = slow_weight(kind, (y, x), centre, extent, used, 1e-5)
@@ -79,9 +79,9 @@ def test_every_sample_may_have_an_edge_of_its_own() -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_masks_come_in_every_floating_dtype(dtype: torch.dtype) -> None:
     given_ones = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 2.0]])
-    found = soft_mask("circle", (7, 9), *given_ones, 0.5, dtype=dtype)
-    assert found.dtype == dtype
-    assert torch.equal(found, soft_mask("circle", (7, 9), *given_ones, 0.5).to(dtype))
+    mask = soft_mask("circle", (7, 9), *given_ones, 0.5, dtype=dtype)
+    assert mask.dtype == dtype
+    assert torch.equal(mask, soft_mask("circle", (7, 9), *given_ones, 0.5).to(dtype))
 
 
 @given(edge=SHARES, s=st.floats(6, 8), stretch=st.floats(0.7, 1.4))
@@ -127,9 +127,9 @@ def test_edge_0_is_hard(size: tuple[int, int], seed: int) -> None:
     disc = (down / high) ** 2 + (across / wide) ** 2 <= 2
     box = (down.abs() <= high) & (across.abs() <= wide)
     for kind, inside in (("circle", disc), ("square", box)):
-        found = hard_mask(kind, size, centres, extents)
-        assert torch.equal(found, inside.float())
-        assert torch.equal(soft_mask(kind, size, centres, extents, 0.0), found)
+        mask = hard_mask(kind, size, centres, extents)
+        assert torch.equal(mask, inside.float())
+        assert torch.equal(soft_mask(kind, size, centres, extents, 0.0), mask)
 
 
 @given(kind=st.sampled_from(["circle", "square"]), size=SIZES, edge=SHARES, seed=SEEDS)
@@ -137,16 +137,16 @@ def test_mask_means_are_the_means_of_the_masks(kind: str, size: tuple[int, int],
     draws = torch.rand(11, 5, generator=seeded(seed))
     centres, extents = draws[:, :2] * torch.tensor(size), 0.3 + 5 * draws[:, 2:4]
     edges = torch.where(draws[:, 4] < 0.5, edge, draws[:, 4])
-    found = mask_means(kind, size, centres, extents, edges)
+    result = mask_means(kind, size, centres, extents, edges)
     expected = soft_mask(kind, size, centres, extents, edges).mean((1, 2))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
 
 ONE = torch.tensor([[1.0, 1.0]])
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: soft_mask("disc", (2, 2), ONE, ONE), "unknown mask kind 'disc'"),
         (lambda: soft_mask("circle", (0, 2), ONE, ONE), "height and width is 0"),
@@ -160,6 +160,6 @@ ONE = torch.tensor([[1.0, 1.0]])
         (lambda: soft_mask("square", (2, 2), ONE, ONE, torch.tensor([2.0])), r"edges are \[2\.0\]"),
     ],
 )
-def test_a_mask_that_cannot_be_made_says_why(call: Callable[[], Tensor], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_mask_that_cannot_be_made_says_why(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         call()

@@ -19,9 +19,9 @@ from shiftproof.mixing.named import MIXINGS, mixing_from, mixing_settings
 def test_settings_read_back_as_the_same_mixing(mixing: Mixing) -> None:
     plain = mixing_settings(mixing)
     for read in (json.loads(json.dumps(plain)), yaml.safe_load(yaml.safe_dump(plain)), plain):
-        found = mixing_from(read)
-        assert found == mixing
-        assert type(found) is type(mixing)
+        result = mixing_from(read)
+        assert result == mixing
+        assert type(result) is type(mixing)
     assert mixing_from(mixing) is mixing
 
 
@@ -42,8 +42,8 @@ def test_names_are_the_papers_methods() -> None:
 
 
 def test_names_with_weights_are_a_choice() -> None:
-    found = mixing_from({"smoothmix-circle": 2, "cutmix": 1, "cutout": "0.5"})
-    assert found == MixChoice(mixings=(SmoothMix(), CutMix(), Cutout()), weights=(2.0, 1.0, 0.5))
+    result = mixing_from({"smoothmix-circle": 2, "cutmix": 1, "cutout": "0.5"})
+    assert result == MixChoice(mixings=(SmoothMix(), CutMix(), Cutout()), weights=(2.0, 1.0, 0.5))
     members = [{"method": "cutmix", "edge": 0.5}, "mixup", {"mixup": 1, "cutout": 3}]
     nested = mixing_from({"method": "choice", "mixings": members, "weights": [1, 0, 2], "probability": 0.5})
     inner = MixChoice(mixings=(MixUp(), Cutout()), weights=(1.0, 3.0))
@@ -51,7 +51,7 @@ def test_names_with_weights_are_a_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("settings", "message"),
     [
         ("smothmix-circle", "unknown mixing 'smothmix-circle'. Did you mean 'smoothmix-circle'"),
         (None, "mixing is None"),
@@ -76,6 +76,6 @@ def test_names_with_weights_are_a_choice() -> None:
         ({"method": "choice", "mixings": ["cutmix"], "weights": ["a"]}, "'a'"),
     ],
 )
-def test_a_mixing_that_cannot_be_read_is_refused(asked: Any, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
-        mixing_from(asked)
+def test_a_mixing_that_cannot_be_read_is_refused(settings: Any, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
+        mixing_from(settings)

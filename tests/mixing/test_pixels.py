@@ -39,11 +39,11 @@ from shiftproof.mixing.targets import mix_targets
 @given(ANY, batches(FLOATS), SEEDS)
 def test_every_pixel_is_the_weighted_sum_of_two(mixing: Mixing, images: Tensor, seed: int) -> None:
     plan = plan_for(mixing, images, seed)
-    weights, found = anchor_weights(plan).double(), mix_images(images, plan).double()
+    weights, result = anchor_weights(plan).double(), mix_images(images, plan).double()
     for i, (shape, filling) in enumerate(zip(plan.shapes, plan.fillings, strict=True)):
         anchor = images[i].double()
         if shape == "none" or (filling == "partner" and plan.partners[i] == i):
-            assert torch.equal(found[i], anchor)
+            assert torch.equal(result[i], anchor)
             continue
         if filling == "noise":
             continue  # see the tests of Cutout
@@ -54,7 +54,7 @@ def test_every_pixel_is_the_weighted_sum_of_two(mixing: Mixing, images: Tensor, 
         }[filling]
         tolerance = 4 * torch.finfo(images.dtype).eps * max(anchor.abs().max(), other.abs().max()) + 4e-6
         expected = weights[i] * anchor + (1 - weights[i]) * other
-        torch.testing.assert_close(found[i], expected, rtol=0, atol=tolerance.item())
+        torch.testing.assert_close(result[i], expected, rtol=0, atol=tolerance.item())
 
 
 @given(SMOOTHMIXES | CUTMIXES | MIXUPS | CUTOUTS, st.integers(1, 5), SIZES, SEEDS)
@@ -62,23 +62,23 @@ def test_weights_of_a_plan_are_what_its_fields_say(
     mixing: Mixing, count: int, size: tuple[int, int], seed: int
 ) -> None:
     plan = mixing.plan(count, size, seeded(seed))
-    for i, found in enumerate(anchor_weights(plan)):
+    for i, result in enumerate(anchor_weights(plan)):
         shape, weight = plan.shapes[i], plan.weights[i]
         if shape in ("none", "even"):
-            assert (found == (1 if shape == "none" else weight)).all()
+            assert (result == (1 if shape == "none" else weight)).all()
             continue
         place = plan.centres[i : i + 1], plan.extents[i : i + 1], plan.edges[i : i + 1]
         inside = soft_mask(shape, size, *place)[0]
         assert bool(plan.anchor_inside[i]) == isinstance(mixing, SmoothMix)
-        assert torch.equal(found, inside if isinstance(mixing, SmoothMix) else 1 - inside)
-        expected = torch.tensor(1.0) if isinstance(mixing, Cutout) else found.mean()
+        assert torch.equal(result, inside if isinstance(mixing, SmoothMix) else 1 - inside)
+        expected = torch.tensor(1.0) if isinstance(mixing, Cutout) else result.mean()
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
 
 
 def test_smoothmix_circle_is_the_paper_s_formula() -> None:
     images = torch.randn(3, 2, 9, 14, generator=seeded(1))
     plan = SmoothMix(spread=(0.3, 0.6)).plan(3, (9, 14), seeded(2))
-    found = mix_images(images, plan).tolist()
+    result = mix_images(images, plan).tolist()
     for i in range(3):
         (cy, cx), (s, other_s), partner = plan.centres[i].tolist(), plan.extents[i].tolist(), int(plan.partners[i])
         assert s == other_s
@@ -90,7 +90,7 @@ def test_smoothmix_circle_is_the_paper_s_formula() -> None:
                 total += g
                 for c in range(2):
                     pixel = g * images[i, c, y, x].item() + (1 - g) * images[partner, c, y, x].item()
-                    assert found[i][c][y][x] == pytest.approx(pixel, abs=1e-5)
+                    assert result[i][c][y][x] == pytest.approx(pixel, abs=1e-5)
         assert plan.weights[i].item() == pytest.approx(total / (9 * 14), abs=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_smoothmix_square_is_cutmix_s_box_with_a_ramp() -> None:
     images = torch.randn(3, 2, 40, 30, generator=seeded(1))
     plan = SmoothMix(kind="square").plan(3, (40, 30), seeded(7))
     assert plan.extents.min() >= 2
-    found = mix_images(images, plan).tolist()
+    result = mix_images(images, plan).tolist()
     for i in range(3):
         centre, halves, partner = plan.centres[i].tolist(), plan.extents[i].tolist(), int(plan.partners[i])
         total = 0.0
@@ -111,7 +111,7 @@ def test_smoothmix_square_is_cutmix_s_box_with_a_ramp() -> None:
                 total += g
                 for c in range(2):
                     pixel = g * images[i, c, y, x].item() + (1 - g) * images[partner, c, y, x].item()
-                    assert found[i][c][y][x] == pytest.approx(pixel, abs=1e-5)
+                    assert result[i][c][y][x] == pytest.approx(pixel, abs=1e-5)
         assert plan.weights[i].item() == pytest.approx(total / (40 * 30), abs=1e-6)
 
 

@@ -23,7 +23,7 @@ LABELS = torch.arange(4)
 
 
 @pytest.mark.parametrize(
-    ("labels", "num_classes", "said"),
+    ("labels", "num_classes", "message"),
     [
         (torch.tensor([0, 1, 2, 4]), 4, r"range from 0 to 4; they must be in 0\.\.3"),
         (torch.tensor([0, -1, 2, 3]), 4, r"range from -1 to 3; they must be in 0\.\.3"),
@@ -43,14 +43,14 @@ LABELS = torch.arange(4)
     ],
 )
 @pytest.mark.parametrize("name", MIXINGS)
-def test_wrong_labels_are_refused(name: str, labels: Tensor, num_classes: int | None, said: str) -> None:
+def test_wrong_labels_are_refused(name: str, labels: Tensor, num_classes: int | None, message: str) -> None:
     mixing = replace(MIXINGS[name], num_classes=num_classes)
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         mixing(torch.rand(4, 3, 6, 6), labels)
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "message"),
     [
         (torch.zeros(4, 3, 6, 6, dtype=torch.int64), r"images are torch\.int64"),
         (torch.zeros(4, 3, 6, 6, dtype=torch.bool), r"images are torch\.bool"),
@@ -62,27 +62,27 @@ def test_wrong_labels_are_refused(name: str, labels: Tensor, num_classes: int | 
     ],
 )
 @pytest.mark.parametrize("name", MIXINGS)
-def test_images_that_cannot_be_mixed_are_refused(name: str, images: Tensor, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_images_that_cannot_be_mixed_are_refused(name: str, images: Tensor, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         replace(MIXINGS[name], num_classes=4)(images, LABELS[: len(images)])
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ((3, 3, 6, 7), "plan is for 4 images of 6 x 7 pixels, but the batch has 3 of 6 x 7"),
         ((4, 3, 7, 6), "plan is for 4 images of 6 x 7 pixels, but the batch has 4 of 7 x 6"),
         ((4, 6, 7), r"shape \(4, 6, 7\)"),
     ],
 )
-def test_a_plan_is_for_one_size(shape: tuple[int, ...], said: str) -> None:
+def test_a_plan_is_for_one_size(shape: tuple[int, ...], message: str) -> None:
     plan = SmoothMix().plan(4, (6, 7), seeded(0))
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         mix_images(torch.zeros(shape), plan)
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         (torch.zeros(4, 3, 6, 5), r"`out` is \(4, 3, 6, 5\)"),
         (torch.zeros(3, 3, 6, 6), r"`out` is \(3, 3, 6, 6\)"),
@@ -90,9 +90,9 @@ def test_a_plan_is_for_one_size(shape: tuple[int, ...], said: str) -> None:
         (torch.zeros(4, 3, 6, 6, device="meta"), "on meta"),
     ],
 )
-def test_another_buffer_is_refused(out: Tensor, said: str) -> None:
+def test_another_buffer_is_refused(out: Tensor, message: str) -> None:
     plan = SmoothMix().plan(4, (6, 6), seeded(0))
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         mix_images(torch.zeros(4, 3, 6, 6), plan, out=out)
 
 
@@ -138,7 +138,7 @@ def test_a_batch_of_zero_gives_one_of_zero(mixing: Mixing, images: Tensor, seed:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: MixUp(probability=-0.1), r"probability is -0\.1"),
         (lambda: SmoothMix(probability=1.1), r"probability is 1\.1"),
@@ -173,6 +173,6 @@ def test_a_batch_of_zero_gives_one_of_zero(mixing: Mixing, images: Tensor, seed:
         (lambda: mix_targets(LABELS, MixUp().plan(4, (2, 2)), 4, label_smoothing=2.0), r"label_smoothing is 2\.0"),
     ],
 )
-def test_a_mixing_out_of_range_is_refused_by_name(make: Callable[[], object], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_mixing_out_of_range_is_refused_by_name(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         make()

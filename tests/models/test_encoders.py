@@ -52,15 +52,15 @@ def own() -> sp.Classifier:
 @pytest.fixture
 def weightless(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """timm without the network: pretrained weights are random ones; what was asked for is kept."""
-    asked = []
+    requests = []
     create = timm.create_model
 
     def recorded(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        asked.append((name, pretrained))
+        requests.append((name, pretrained))
         return create(name, pretrained=False, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", recorded)
-    return asked
+    return requests
 
 
 def timms_own(name: str, seed: int = 0) -> Any:
@@ -84,11 +84,11 @@ def test_the_own_head_gives_timms_logits_also_after_a_save(tmp_path: Path, name:
         assert torch.equal(made.network.features(images), features)
     assert torch.equal(logits_of(made, images), expected)
     assert torch.equal(made.network.head.weight, theirs.get_classifier().weight)
-    found = sp.load_classifier(sp.save_classifier(made, tmp_path))
-    assert torch.equal(logits_of(found, images), expected)
-    assert found == made
-    assert not found.network.normalised
-    assert sp.models.fingerprint(found) == sp.models.fingerprint(made)
+    loaded = sp.load_classifier(sp.save_classifier(made, tmp_path))
+    assert torch.equal(logits_of(loaded, images), expected)
+    assert loaded == made
+    assert not loaded.network.normalised
+    assert sp.models.fingerprint(loaded) == sp.models.fingerprint(made)
 
 
 def test_an_own_head_classifier_is_a_trainable_copy() -> None:
@@ -108,8 +108,8 @@ def test_an_own_head_classifier_is_a_trainable_copy() -> None:
 
 def test_only_clips_features_get_length_one(tiny: sp.models.Clip, own: sp.Classifier, tmp_path: Path) -> None:
     zero = sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "pear"]))
-    found = sp.load_classifier(sp.save_classifier(zero, tmp_path))
-    for classifier in (zero, found):
+    loaded = sp.load_classifier(sp.save_classifier(zero, tmp_path))
+    for classifier in (zero, loaded):
         with torch.inference_mode():
             lengths = classifier.network.features(pictures(zero)).norm(dim=1)
         torch.testing.assert_close(lengths, torch.ones(2))
@@ -172,26 +172,26 @@ def test_preprocessing_is_timms_own(
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     resize_mode = "squash" if mode == "squash" else "shortest"
     wanted = Preprocessing(size, mean, std, interpolation, resize_mode, crop_share=share)
-    found = normalise(to_unit_range([resize(pixels, wanted)]), wanted)[0]
+    result = normalise(to_unit_range([resize(pixels, wanted)]), wanted)[0]
     theirs = timm.data.create_transform(
         (3, size, size), interpolation=interpolation, mean=mean, std=std, crop_pct=share, crop_mode=mode
     )
-    assert torch.equal(found, theirs(Image.fromarray(pixels)))
+    assert torch.equal(result, theirs(Image.fromarray(pixels)))
 
 
 def test_an_image_of_the_size_before_the_crop_is_cropped_still() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    found = resize(pixels, Preprocessing(size=224, crop_share=0.875))
-    assert np.array_equal(found, pixels[16:240, 16:240])
+    result = resize(pixels, Preprocessing(size=224, crop_share=0.875))
+    assert np.array_equal(result, pixels[16:240, 16:240])
 
 
 def test_an_encoders_pixels_are_timms_own() -> None:
     encoder = load_encoder("timm:test_resnet")
     pixels = np.random.default_rng(0).integers(0, 256, (90, 200, 3), dtype=np.uint8)
     theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(encoder.model))
-    found = normalise(to_unit_range([resize(pixels, encoder.preprocessing)]), encoder.preprocessing)[0]
+    result = normalise(to_unit_range([resize(pixels, encoder.preprocessing)]), encoder.preprocessing)[0]
     assert encoder.preprocessing.crop_share == 0.95
-    assert torch.equal(found, theirs(Image.fromarray(pixels)))
+    assert torch.equal(result, theirs(Image.fromarray(pixels)))
 
 
 @pytest.mark.parametrize("share", [0, -1.0, float("nan"), 3.0])
@@ -201,7 +201,7 @@ def test_an_impossible_crop_is_refused(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("resnet18", "must be timm:NAME.TAG"),
         ("timm:resnet81", "Did you mean 'resnet18'"),
@@ -210,8 +210,8 @@ def test_an_impossible_crop_is_refused(share: float) -> None:
         ("timm:", "unknown timm architecture ''"),
     ],
 )
-def test_an_unknown_encoder_is_an_error_that_offers_the_nearest(name: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_an_unknown_encoder_is_an_error_that_offers_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         load_encoder(name)
 
 
@@ -228,7 +228,7 @@ def test_an_encoder_has_no_zero_shot_head() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"input_size": (3, 32, 64)}, "takes images of 3 x 32 x 64"),
         ({"input_size": (1, 32, 32)}, "takes images of 1 x 32 x 32"),
@@ -236,16 +236,16 @@ def test_an_encoder_has_no_zero_shot_head() -> None:
     ],
 )
 def test_pixels_that_cannot_be_made_are_refused(
-    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], said: str
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], message: str
 ) -> None:
     resolve = encoders.resolve_model_data_config
     monkeypatch.setattr(encoders, "resolve_model_data_config", lambda model: resolve(model) | config)
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         load_encoder("timm:test_vit")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("levit_128s", "'timm:levit_128s' has no linear head of its own: it ends in several heads: NormLinear"),
         ("eva02_tiny_patch14_224", "it ends in features, without a head"),
@@ -253,8 +253,8 @@ def test_pixels_that_cannot_be_made_are_refused(
         ("volo_d1_224", "its linear layer is not the last, or reads other features"),
     ],
 )
-def test_a_model_without_a_linear_head_is_refused(name: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_a_model_without_a_linear_head_is_refused(name: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         split_head(load_encoder(f"timm:{name}"))
 
 
@@ -312,7 +312,7 @@ def test_an_unknown_library_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"name": "test_vit"}, "name"),
         ({"tag": "r160_in12k"}, "tag"),
@@ -320,10 +320,10 @@ def test_an_unknown_library_is_an_error() -> None:
         ({"library": "open_clip"}, "library"),
     ],
 )
-def test_another_architecture_is_another_task(own: sp.Classifier, change: dict[str, object], said: str) -> None:
+def test_another_architecture_is_another_task(own: sp.Classifier, change: dict[str, object], message: str) -> None:
     require_same_task(own, own.with_weights(own.state_dict()))
     other = dataclasses.replace(own, architecture={**own.architecture, **change})
-    with pytest.raises(sp.IncompatibleWeightsError, match=rf"differ in architecture \(.*{said}"):
+    with pytest.raises(sp.IncompatibleWeightsError, match=rf"differ in architecture \(.*{message}"):
         require_same_task(own, other)
 
 
@@ -340,7 +340,7 @@ def test_own_heads_are_ensembled_in_weight_space(
 ) -> None:
     other = own_head_classifier(load_encoder("timm:test_resnet", seed=2))
     images = pictures(own)
-    found = sp.load_classifier(sp.save_classifier(sp.wise_ft(own, other, alpha), tmp_path))
+    loaded = sp.load_classifier(sp.save_classifier(sp.wise_ft(own, other, alpha), tmp_path))
     wanted: Callable[[Tensor], Tensor] = (own if expected == "first" else other).network
     with torch.inference_mode():
-        assert torch.equal(found.network(images), wanted(images))
+        assert torch.equal(loaded.network(images), wanted(images))

@@ -141,9 +141,9 @@ def test_a_directory_from_before_there_was_a_crop_is_read(
     del stored["preprocessing"]["crop_share"]
     stored["fingerprint"] = FIRST_FORM["tiny"]
     (tmp_path / "classifier.json").write_text(json.dumps(stored))
-    found = sp.load_classifier(tmp_path)
-    assert found == classifiers["tiny"] and found.preprocessing == replace(found.preprocessing, crop_share=1)
-    assert isinstance(found.preprocessing, Preprocessing)
+    loaded = sp.load_classifier(tmp_path)
+    assert loaded == classifiers["tiny"] and loaded.preprocessing == replace(loaded.preprocessing, crop_share=1)
+    assert isinstance(loaded.preprocessing, Preprocessing)
 
 
 def _written(classifier: sp.Classifier, folder: Path) -> Any:

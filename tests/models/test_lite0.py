@@ -54,7 +54,7 @@ def test_other_weights_in_the_package_are_refused(tmp_path: Path, monkeypatch: p
     file = tmp_path / "models" / "efficientnet-lite0-57934424.pth"
     file.parent.mkdir()
     torch.save({"weight": torch.zeros(3)}, file)
-    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    result = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: result)
     with pytest.raises(sp.InputError, match="weights that do not fit tf_efficientnet_lite0"):
         load_encoder("lite0")

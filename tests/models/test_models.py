@@ -69,7 +69,7 @@ def unit(vector: list[float]) -> list[float]:
 
 def test_the_zero_shot_head_is_the_scaled_mean_of_the_templates(tiny: sp.models.Clip) -> None:
     templates = ["a photo of a {}.", "a sketch of the {c}", "{}"]
-    found = sp.zero_shot_classifier(tiny, SPACE, templates)
+    classifier = sp.zero_shot_classifier(tiny, SPACE, templates)
     with torch.inference_mode():
         scale = math.exp(tiny.model.logit_scale.item())
         for k, name in enumerate(["lemon", "pear", "red apple"]):
@@ -79,20 +79,20 @@ def test_the_zero_shot_head_is_the_scaled_mean_of_the_templates(tiny: sp.models.
                 embedded.append(unit(tiny.model.encode_text(tiny.tokenizer([text]))[0].tolist()))
             mean = [math.fsum(column) / len(templates) for column in zip(*embedded, strict=True)]
             expected = [scale * x for x in unit(mean)]
-            assert found.network.head.weight[k].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert not found.network.head.bias.any()
-    assert found.logit_scale == pytest.approx(scale)
-    assert found.head == "zero-shot"
-    assert found.prompts == ("a photo of a {}.", "a sketch of the {}", "{}")
+            assert classifier.network.head.weight[k].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert not classifier.network.head.bias.any()
+    assert classifier.logit_scale == pytest.approx(scale)
+    assert classifier.head == "zero-shot"
+    assert classifier.prompts == ("a photo of a {}.", "a sketch of the {}", "{}")
 
 
 def test_zero_shot_logits_are_scaled_cosines(tiny: sp.models.Clip, pictures: Tensor) -> None:
-    found = logits_of(sp.zero_shot_classifier(tiny, SPACE, "a photo of a {}."), pictures)
+    result = logits_of(sp.zero_shot_classifier(tiny, SPACE, "a photo of a {}."), pictures)
     with torch.inference_mode():
         scale = math.exp(tiny.model.logit_scale.item())
         images = tiny.model.encode_image(pictures)
         texts = tiny.model.encode_text(tiny.tokenizer([f"a photo of a {name}." for name in SPACE.names]))
-    for row, image in zip(found.tolist(), images.tolist(), strict=True):
+    for row, image in zip(result.tolist(), images.tolist(), strict=True):
         for logit, text in zip(row, texts.tolist(), strict=True):
             cosine = math.fsum(a * b for a, b in zip(unit(image), unit(text), strict=True))
             assert logit == pytest.approx(scale * cosine, abs=2e-3)
@@ -100,11 +100,11 @@ def test_zero_shot_logits_are_scaled_cosines(tiny: sp.models.Clip, pictures: Ten
 
 def test_the_classifier_is_a_trainable_copy(tiny: sp.models.Clip) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
-    found = sp.zero_shot_classifier(tiny, SPACE)
-    assert not found.network.training
-    assert all(parameter.requires_grad for parameter in found.network.parameters())
+    classifier = sp.zero_shot_classifier(tiny, SPACE)
+    assert not classifier.network.training
+    assert all(parameter.requires_grad for parameter in classifier.network.parameters())
     with torch.no_grad():
-        for parameter in found.network.parameters():
+        for parameter in classifier.network.parameters():
             parameter.add_(1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
 
@@ -112,15 +112,15 @@ def test_the_classifier_is_a_trainable_copy(tiny: sp.models.Clip) -> None:
 @pytest.mark.slow
 def test_the_shipped_model_knows_what_it_was_made_for(tiny: sp.models.Clip) -> None:
     suite = sp.load_suite("emoji")
-    found = sp.predict(sp.zero_shot_classifier(tiny, suite.classes), suite.reference.validation)
-    assert sp.evaluation.accuracy(found.logits, found.labels) > 0.5
+    predictions = sp.predict(sp.zero_shot_classifier(tiny, suite.classes), suite.reference.validation)
+    assert sp.evaluation.accuracy(predictions.logits, predictions.labels) > 0.5
 
 
 def test_equal_class_names_warn(tiny: sp.models.Clip) -> None:
     doubled = sp.ClassSpace(("n1", "n2", "n3"), ("crane", "crane", "pear"))
     with pytest.warns(UserWarning, match="classes 'n1' and 'n2' are equal .they have the same name 'crane'"):
-        found = sp.zero_shot_classifier(tiny, doubled)
-    assert torch.equal(found.network.head.weight[0], found.network.head.weight[1])
+        classifier = sp.zero_shot_classifier(tiny, doubled)
+    assert torch.equal(classifier.network.head.weight[0], classifier.network.head.weight[1])
 
 
 def test_prompts_that_the_text_tower_cuts_warn(tiny: sp.models.Clip) -> None:
@@ -150,7 +150,7 @@ def test_ones_own_templates_take_both_marks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "said"),
+    ("prompts", "message"),
     [
         (["a photo"], "'a photo' must hold"),
         (["{} and {}"], "must hold"),
@@ -160,8 +160,8 @@ def test_ones_own_templates_take_both_marks() -> None:
         ("foto", "Did you mean 'photo'"),
     ],
 )
-def test_templates_without_one_place_for_the_name_are_refused(prompts: str | list[str], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_templates_without_one_place_for_the_name_are_refused(prompts: str | list[str], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         prompt_templates(prompts)
 
 
@@ -174,9 +174,9 @@ def test_quick_gelu_survives_a_save(tmp_path: Path) -> None:
     clip = sp.load_clip(f"open_clip:{QUICK}")
     made = sp.zero_shot_classifier(clip, SPACE)
     images = torch.randn(4, 3, 32, 32)
-    found = sp.load_classifier(sp.save_classifier(made, tmp_path / "quick"))
-    assert torch.equal(logits_of(found, images), logits_of(made, images))
-    kinds = {type(module).__name__ for module in found.network.modules()}
+    loaded = sp.load_classifier(sp.save_classifier(made, tmp_path / "quick"))
+    assert torch.equal(logits_of(loaded, images), logits_of(made, images))
+    kinds = {type(module).__name__ for module in loaded.network.modules()}
     assert "QuickGELU" in kinds
     assert "GELU" not in kinds
     # The activation matters: the same weights under the other one say something else.
@@ -197,8 +197,8 @@ def test_quick_gelu_follows_the_weights_where_the_architecture_does_not_say_it(
     with torch.inference_mode():
         assert torch.equal(clip.model.encode_image(images), quick.model.encode_image(images))
     made = sp.zero_shot_classifier(clip, SPACE)
-    found = sp.load_classifier(sp.save_classifier(made, tmp_path / "plain"))
-    assert torch.equal(logits_of(found, images), logits_of(made, images))
+    loaded = sp.load_classifier(sp.save_classifier(made, tmp_path / "plain"))
+    assert torch.equal(logits_of(loaded, images), logits_of(made, images))
 
 
 def test_random_weights_come_from_the_seed_and_leave_the_global_state() -> None:
@@ -241,9 +241,9 @@ def test_a_directory_holds_every_field(tmp_path: Path, zero: sp.Classifier) -> N
         training={"recipe": "end-to-end", "seed": 3},
         preprocessing=dataclasses.replace(zero.preprocessing, resize_mode="longest", fill=7),
     )
-    found = sp.load_classifier(sp.save_classifier(made, tmp_path))
-    assert found == made
-    assert sp.models.fingerprint(found) == sp.models.fingerprint(made)
+    loaded = sp.load_classifier(sp.save_classifier(made, tmp_path))
+    assert loaded == made
+    assert sp.models.fingerprint(loaded) == sp.models.fingerprint(made)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.json", "model.safetensors"]
 
 
@@ -288,8 +288,8 @@ def test_other_weights_make_a_copy(zero: sp.Classifier) -> None:
 def edited(folder: Path, **changes: object) -> None:
     stored = json.loads((folder / "classifier.json").read_text())
     stored |= changes
-    kept = {name: value for name, value in stored.items() if value is not None}
-    (folder / "classifier.json").write_text(json.dumps(kept))
+    saved = {name: value for name, value in stored.items() if value is not None}
+    (folder / "classifier.json").write_text(json.dumps(saved))
 
 
 def cut(path: Path) -> None:
@@ -307,7 +307,7 @@ def less_weights(folder: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder), ["not a classifier directory", "zero_shot"]),
         (lambda folder: (folder / "classifier.json").unlink(), ["no classifier.json", "zero_shot"]),
@@ -323,17 +323,17 @@ def less_weights(folder: Path, part: str) -> None:
     ],
 )
 def test_a_damaged_directory_is_an_error_that_names_the_file(
-    tmp_path: Path, zero: sp.Classifier, damage: Callable[[Path], None], said: list[str]
+    tmp_path: Path, zero: sp.Classifier, damage: Callable[[Path], None], message: list[str]
 ) -> None:
     folder = sp.save_classifier(zero, tmp_path / "zero_shot")
     damage(folder)
     with pytest.raises(sp.InputError) as caught:
         sp.load_classifier(folder)
-    assert all(part in str(caught.value) for part in said), caught.value
+    assert all(part in str(caught.value) for part in message), caught.value
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("tinny", "Did you mean 'tiny'"),
         ("ViT-B-32", "Examples: tiny, open_clip:ViT-B-32/openai"),
@@ -343,8 +343,8 @@ def test_a_damaged_directory_is_an_error_that_names_the_file(
         ("local-dir:/nowhere/at/all", "'local-dir:/nowhere/at/all' cannot be loaded"),
     ],
 )
-def test_an_unknown_model_is_an_error_that_offers_the_nearest(name: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_an_unknown_model_is_an_error_that_offers_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.load_clip(name)
 
 
@@ -363,10 +363,10 @@ def test_classifiers_of_other_tasks_are_told_apart(zero: sp.Classifier) -> None:
 
 def test_tied_tensors_are_written_each(tmp_path: Path) -> None:
     shared = torch.randn(3, 4)
-    found = read_state_dict(write_state_dict({"a": shared, "b": shared, "t": shared.T}, tmp_path / "w.safetensors"))
-    assert torch.equal(found["a"], shared)
-    assert torch.equal(found["b"], shared)
-    assert torch.equal(found["t"], shared.T)
+    tensors = read_state_dict(write_state_dict({"a": shared, "b": shared, "t": shared.T}, tmp_path / "w.safetensors"))
+    assert torch.equal(tensors["a"], shared)
+    assert torch.equal(tensors["b"], shared)
+    assert torch.equal(tensors["t"], shared.T)
 
 
 @given(
@@ -387,31 +387,31 @@ def test_preprocessing_is_open_clips_own(
     pixels = draw_from.integers(0, 256, (height, width, 3), dtype=np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     wanted = Preprocessing(size, mean, std, interpolation, mode, fill)
-    found = normalise(to_unit_range([resize(pixels, wanted)]), wanted)[0]
+    result = normalise(to_unit_range([resize(pixels, wanted)]), wanted)[0]
     theirs = PreprocessCfg(
         size=size, mean=mean, std=std, interpolation=interpolation, resize_mode=mode, fill_color=fill
     )
     expected = image_transform_v2(theirs, is_train=False)(Image.fromarray(pixels))
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 def test_an_image_thinner_than_a_pixel_is_resized_all_the_same() -> None:
     thin = np.full((200, 1, 3), 90, dtype=np.uint8)
-    found = resize(thin, Preprocessing(size=16, resize_mode="longest", fill=3))
-    assert found.shape == (16, 16, 3)
-    assert set(found.flatten().tolist()) == {3, 90}
+    result = resize(thin, Preprocessing(size=16, resize_mode="longest", fill=3))
+    assert result.shape == (16, 16, 3)
+    assert set(result.flatten().tolist()) == {3, 90}
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"size": 0}, "size is 0"),
         ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
         ({"resize_mode": "short"}, "Did you mean 'shortest'"),
     ],
 )
-def test_impossible_preprocessing_is_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_impossible_preprocessing_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         Preprocessing(**wrong)  # type: ignore[arg-type]
 
 

@@ -31,25 +31,27 @@ def tuned(zero: sp.Classifier) -> sp.Classifier:
 
 
 def test_the_head_is_that_of_the_start_and_the_encoder_stays(tiny: sp.models.Clip, tuned: sp.Classifier) -> None:
-    found = with_zero_shot_head(tuned, NEW, "short")
+    classifier = with_zero_shot_head(tuned, NEW, "short")
     expected = sp.zero_shot_classifier(tiny, NEW, "short")
-    assert torch.equal(found.network.head.weight, expected.network.head.weight)
-    before, after = weight_bytes(tuned), weight_bytes(found)
+    assert torch.equal(classifier.network.head.weight, expected.network.head.weight)
+    before, after = weight_bytes(tuned), weight_bytes(classifier)
     assert all(after[name] == before[name] for name in before if name.startswith("encoder."))
-    assert (found.classes, found.prompts, found.head) == (NEW, expected.prompts, "zero-shot")
-    assert found.parents[0]["fingerprint"] == sp.models.fingerprint(tuned)
-    assert found.training == tuned.training
-    assert not torch.equal(logits_of(found, torch.ones(1, 3, 64, 64)), logits_of(expected, torch.ones(1, 3, 64, 64)))
+    assert (classifier.classes, classifier.prompts, classifier.head) == (NEW, expected.prompts, "zero-shot")
+    assert classifier.parents[0]["fingerprint"] == sp.models.fingerprint(tuned)
+    assert classifier.training == tuned.training
+    assert not torch.equal(
+        logits_of(classifier, torch.ones(1, 3, 64, 64)), logits_of(expected, torch.ones(1, 3, 64, 64))
+    )
 
 
 def test_a_fine_tuned_text_tower_writes_the_head(tiny: sp.models.Clip, zero: sp.Classifier, tmp_path: Path) -> None:
     flyp = contrastive(zero, tiny, 1)
-    found = with_zero_shot_head(flyp, NEW)
+    classifier = with_zero_shot_head(flyp, NEW)
     assert flyp.text is not None
     expected = sp.zero_shot_classifier(with_text(tiny, flyp.text), NEW)
-    assert torch.equal(found.network.head.weight, expected.network.head.weight)
-    assert found.logit_scale == pytest.approx(flyp.text["logit_scale"].exp().item())
-    read = sp.load_classifier(sp.save_classifier(found, tmp_path / "found"))
+    assert torch.equal(classifier.network.head.weight, expected.network.head.weight)
+    assert classifier.logit_scale == pytest.approx(flyp.text["logit_scale"].exp().item())
+    read = sp.load_classifier(sp.save_classifier(classifier, tmp_path / "found"))
     assert read.head == "rebuilt"
     assert weight_bytes(with_zero_shot_head(read, OLD)) == weight_bytes(with_zero_shot_head(flyp, OLD))
 
@@ -57,9 +59,9 @@ def test_a_fine_tuned_text_tower_writes_the_head(tiny: sp.models.Clip, zero: sp.
 def test_a_zero_shot_classifier_stays_one_that_can_be_fine_tuned_contrastively(
     tiny: sp.models.Clip, zero: sp.Classifier
 ) -> None:
-    found = with_zero_shot_head(zero, NEW)
-    assert weight_bytes(found) == weight_bytes(sp.zero_shot_classifier(tiny, NEW))
-    assert source_clip(found).name == "tiny"
+    classifier = with_zero_shot_head(zero, NEW)
+    assert weight_bytes(classifier) == weight_bytes(sp.zero_shot_classifier(tiny, NEW))
+    assert source_clip(classifier).name == "tiny"
 
 
 def test_random_weights_are_those_of_the_seed_of_the_training() -> None:
@@ -71,8 +73,8 @@ def test_random_weights_are_those_of_the_seed_of_the_training() -> None:
 
 def test_a_model_of_transformers_keeps_its_bias(tmp_path: Path) -> None:
     clip = sp.load_clip(write_model(tmp_path / "siglip", "siglip"))
-    found = with_zero_shot_head(sp.zero_shot_classifier(clip, OLD), NEW)
-    assert weight_bytes(found) == weight_bytes(sp.zero_shot_classifier(clip, NEW))
+    classifier = with_zero_shot_head(sp.zero_shot_classifier(clip, OLD), NEW)
+    assert weight_bytes(classifier) == weight_bytes(sp.zero_shot_classifier(clip, NEW))
 
 
 def test_without_a_text_tower_the_way_out_is_named(zero: sp.Classifier, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_a_class_without_prompts_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"lemon": 3}', "prompts of the class 'lemon'.*are 3"),
         ('{"lemon": ["a", 3]}', "must be a list of texts"),
@@ -48,9 +48,9 @@ def test_a_class_without_prompts_is_refused() -> None:
         ("{", "not valid JSON"),
     ],
 )
-def test_files_that_hold_no_prompts_are_mistakes(tmp_path: Path, content: str, said: str) -> None:
+def test_files_that_hold_no_prompts_are_mistakes(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "mine.json").write_text(content)
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         read_prompts(str(tmp_path / "mine.json"))
 
 
@@ -78,7 +78,7 @@ def test_a_head_by_class_is_the_mean_of_its_own_prompts(tiny: sp.models.Clip, tm
 
 
 @pytest.mark.parametrize(
-    ("prompts", "names", "said"),
+    ("prompts", "names", "message"),
     [
         (["a {}", "a {}"], ("apple", "pear"), "2 of 2 classes have a prompt more than once.*'n1' has 'a apple'"),
         ({"n1": ["x", "x"], "Pear": ["y"]}, ("apple", "pear"), "1 of 2 classes have a prompt more than once"),
@@ -89,7 +89,7 @@ def test_a_head_by_class_is_the_mean_of_its_own_prompts(tiny: sp.models.Clip, tm
     ],
 )
 def test_prompts_that_are_not_what_was_meant_are_warned_of(
-    tiny: sp.models.Clip, prompts: Any, names: tuple[str, str], said: str
+    tiny: sp.models.Clip, prompts: Any, names: tuple[str, str], message: str
 ) -> None:
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         sp.zero_shot_classifier(tiny, sp.ClassSpace(SPACE.ids, names), prompts)

@@ -210,7 +210,7 @@ def test_padded_images_have_no_processor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "said"),
+    ("processor", "message"),
     [
         ({"rescale_factor": 1.0}, "the rescale_factor 1.0"),
         ({"resample": 1}, "the filter 1"),
@@ -220,10 +220,12 @@ def test_padded_images_have_no_processor() -> None:
         ({"do_resize": False}, "must be a square"),
     ],
 )
-def test_processors_that_are_not_supported_are_refused(copied: Path, processor: dict[str, object], said: str) -> None:
+def test_processors_that_are_not_supported_are_refused(
+    copied: Path, processor: dict[str, object], message: str
+) -> None:
     file = copied / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | processor))
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         sp.load_clip(f"hf:{copied}")
 
 

@@ -75,8 +75,8 @@ def test_rows_do_not_depend_on_batches_or_padding(
 ) -> None:
     monkeypatch.setattr(text_encoding, "_BATCH", batch)
     with torch.inference_mode():
-        found = class_embeddings(clips[kind], RAGGED)
-    torch.testing.assert_close(found, one_by_one(clips[kind], RAGGED), rtol=1e-4, atol=1e-5)
+        result = class_embeddings(clips[kind], RAGGED)
+    torch.testing.assert_close(result, one_by_one(clips[kind], RAGGED), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

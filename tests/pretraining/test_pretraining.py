@@ -73,12 +73,12 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_directions(seed: int, count:
     generator = torch.Generator().manual_seed(seed)
     images, texts = functional.normalize(torch.randn(2, count, 5, generator=generator, dtype=torch.float64), dim=-1)
     factor = torch.tensor(scale, dtype=torch.float64)
-    found = sp.pretraining.contrastive_loss(images, texts, factor).item()
-    assert found == pytest.approx(slow_loss(images.tolist(), texts.tolist(), scale), rel=1e-9, abs=1e-12)
-    assert sp.pretraining.contrastive_loss(texts, images, factor).item() == pytest.approx(found, rel=1e-12, abs=1e-12)
+    loss = sp.pretraining.contrastive_loss(images, texts, factor).item()
+    assert loss == pytest.approx(slow_loss(images.tolist(), texts.tolist(), scale), rel=1e-9, abs=1e-12)
+    assert sp.pretraining.contrastive_loss(texts, images, factor).item() == pytest.approx(loss, rel=1e-12, abs=1e-12)
     order = torch.randperm(count, generator=generator)
     assert sp.pretraining.contrastive_loss(images[order], texts[order], factor).item() == pytest.approx(
-        found, rel=1e-9, abs=1e-12
+        loss, rel=1e-9, abs=1e-12
     )
 
 
@@ -179,11 +179,11 @@ def test_a_checkpoint_holds_everything_and_replaces_the_older(tmp_path: Path) ->
         train(*first)
         assert save_checkpoint(tmp_path, state(step, *first)) == tmp_path / f"step-0000000{step}"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
-    found = load_checkpoint(tmp_path)
-    assert found is not None
-    assert (found.step, found.state) == (2, {"history": [2]})
-    other[0].load_state_dict(dict(found.parts["model"]))
-    load_optimizer(other[1], found.parts["optimizer"])
+    result = load_checkpoint(tmp_path)
+    assert result is not None
+    assert (result.step, result.state) == (2, {"history": [2]})
+    other[0].load_state_dict(dict(result.parts["model"]))
+    load_optimizer(other[1], result.parts["optimizer"])
     for pair in (first, other):
         train(*pair)
     assert all(torch.equal(a, b) for a, b in zip(first[0].parameters(), other[0].parameters(), strict=True))
@@ -229,21 +229,21 @@ def test_other_captions_of_as_many_images_are_another_training(tmp_path: Path, t
 @given(seed=st.integers(0, 1000))
 def test_photometric_changes_stay_in_range_and_leave_the_input(seed: int) -> None:
     images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    kept = images.clone()
-    found, again = (vary_appearance(images, torch.Generator().manual_seed(seed)) for _ in range(2))
-    assert torch.equal(images, kept)
-    assert torch.equal(found, again)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert found.shape == images.shape
+    original = images.clone()
+    result, again = (vary_appearance(images, torch.Generator().manual_seed(seed)) for _ in range(2))
+    assert torch.equal(images, original)
+    assert torch.equal(result, again)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert result.shape == images.shape
 
 
 def test_photometric_changes_strike_each_sample_on_its_own() -> None:
     image = torch.rand(1, 3, 16, 16)
-    found = vary_appearance(image.expand(2000, 3, 16, 16), torch.Generator().manual_seed(0))
-    untouched = (found == image).flatten(1).all(1).double().mean().item()
+    result = vary_appearance(image.expand(2000, 3, 16, 16), torch.Generator().manual_seed(0))
+    untouched = (result == image).flatten(1).all(1).double().mean().item()
     assert untouched == pytest.approx(0.5 * 0.85 * 0.8 * 0.7 * 0.9 * 0.95, abs=0.04)
-    grey = (found.std(1) < 1e-6).flatten(1).all(1).double().mean().item()
+    grey = (result.std(1) < 1e-6).flatten(1).all(1).double().mean().item()
     assert grey == pytest.approx(0.15 * 0.9, abs=0.03)  # noise colours one in ten again
 
 
@@ -296,9 +296,9 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(source)
         (tmp_path / name).with_suffix(".txt").write_text(text, encoding="utf-8")
-    found = load_captioned_set(f"folder:{tmp_path}")
-    assert len(found) == 2
-    assert found.batch([0, 1], tiny.preprocessing, Generator(), train=False)[1] == [
+    images = load_captioned_set(f"folder:{tmp_path}")
+    assert len(images) == 2
+    assert images.batch([0, 1], tiny.preprocessing, Generator(), train=False)[1] == [
         "a pear",
         "ein Birnbaum ä",
     ]
@@ -308,7 +308,7 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("spec", "text", "said"),
+    ("spec", "text", "message"),
     [
         ("csv:{}/pairs.csv", None, "does not exist"),
         ("csv:{}/pairs.csv", "filepath,label\na.png,x", "needs 'filepath' and 'caption'"),
@@ -320,10 +320,10 @@ def test_a_folder_reads_its_captions_from_the_texts_beside(folders: Path, tmp_pa
         ("emoji", None, "Did you mean 'emoji-captions'"),
     ],
 )
-def test_captioned_data_that_cannot_be_used_says_why(tmp_path: Path, spec: str, text: str | None, said: str) -> None:
+def test_captioned_data_that_cannot_be_used_says_why(tmp_path: Path, spec: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(sp.InputError, match=said):
+    with pytest.raises(sp.InputError, match=message):
         load_captioned_set(spec.format(tmp_path))
 
 
@@ -360,9 +360,9 @@ def test_a_withheld_concept_is_shown_in_colour_only(monkeypatch: pytest.MonkeyPa
         else:
             counts[RENDITIONS[rendition]] += 1
         around = text.replace(concept.name, "")
-        told = [style for style, words in styles.items() if any(word in around for word in words)]
-        assert told in ([], [RENDITIONS[rendition]])  # a caption that names a style names the one shown
-        styled[RENDITIONS[rendition]] += bool(told)
+        reported = [style for style, words in styles.items() if any(word in around for word in words)]
+        assert reported in ([], [RENDITIONS[rendition]])  # a caption that names a style names the one shown
+        styled[RENDITIONS[rendition]] += bool(reported)
     assert set(counts) == set(RENDITIONS)
     assert min(counts.values()) > 0.2 * sum(counts.values())
     assert all(styled[rendition] > 0.2 * counts[rendition] for rendition in RENDITIONS)
@@ -426,16 +426,16 @@ def test_the_written_model_is_loaded_by_name_and_by_open_clip(captioned: Caption
 
     record = trained(captioned, tmp_path, steps=2)
     assert (record.model, record.data, record.pairs_seen) == (RANDOM, captioned.name, 16)
-    found = sp.load_clip(f"local-dir:{tmp_path / 'model'}")
+    model = sp.load_clip(f"local-dir:{tmp_path / 'model'}")
     weights = weights_in(tmp_path)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in found.model.state_dict().items())
-    assert found.preprocessing == sp.load_clip(RANDOM).preprocessing
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
+    assert model.preprocessing == sp.load_clip(RANDOM).preprocessing
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
     images = torch.randn(2, 3, 64, 64)
     space = sp.ClassSpace.from_ids(["lemon", "pear"])
     with torch.inference_mode():
-        assert torch.equal(theirs.eval().encode_image(images), found.model.encode_image(images))
-    zero = sp.zero_shot_classifier(found, space)
+        assert torch.equal(theirs.eval().encode_image(images), model.model.encode_image(images))
+    zero = sp.zero_shot_classifier(model, space)
     again = sp.load_classifier(sp.save_classifier(zero, tmp_path / "zero_shot"))
     with torch.inference_mode():
         assert torch.equal(again.network(images), zero.network(images))
@@ -512,8 +512,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert steps == ["step-00000000", "step-00000003"]
-    kept = load_file(tmp_path / "checkpoints" / "step-00000003" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in kept.values())
+    saved = load_file(tmp_path / "checkpoints" / "step-00000003" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
     # They are good to go on from.
     assert trained(captioned, tmp_path).history[-1].step == 6
 

@@ -68,8 +68,8 @@ def test_the_loss_of_a_model_is_that_of_transformers(tmp_path: Path) -> None:
         expected = library(input_ids=tokens, pixel_values=images, return_loss=True).loss
         image_features, text_features, scale, bias = TwoTowers(clip.model)(images, tokens)
         assert bias is not None
-        found = sigmoid_loss(image_features, text_features, scale, bias)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss = sigmoid_loss(image_features, text_features, scale, bias)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_scale_is_bounded_for_the_softmax_loss_only(tmp_path: Path, tiny: sp.models.Clip) -> None:

@@ -171,12 +171,12 @@ def test_the_oracle_breaks_ties_toward_zero_shot() -> None:
 @given(values=st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=2, max_size=9))
 def test_the_oracle_is_the_first_of_the_best(values: list[float]) -> None:
     alphas = [i / (len(values) - 1) for i in range(len(values))]
-    found = path_of({a: (0.5, v) for a, v in zip(alphas, values, strict=True)}).oracle()["sketch"]
+    result = path_of({a: (0.5, v) for a, v in zip(alphas, values, strict=True)}).oracle()["sketch"]
     best = 0
     for i in range(len(values)):
         if values[i] > values[best]:
             best = i
-    assert found == alphas[best]
+    assert result == alphas[best]
 
 
 def test_a_point_is_found_in_spite_of_rounding_and_never_guessed() -> None:
@@ -304,12 +304,12 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     summary.setdefault("batch_norm", "averaged")
     assert list(written) == list(summary)
     assert written == summary
-    found = written_before("diagnosis-seed-0.json")
-    for pair in found["pairs"]:
+    result = written_before("diagnosis-seed-0.json")
+    for pair in result["pairs"]:
         pair["cka"].setdefault("corrected", None)
-    for curve in (*found["connectivity"], *(c for path in found["other_paths"] for c in path["connectivity"])):
+    for curve in (*result["connectivity"], *(c for path in result["other_paths"] for c in path["connectivity"])):
         curve.setdefault("ends", None)
-    assert list(document(from_json(sp.records.DiagnosisRecord, found)).items()) == list(found.items())
+    assert list(document(from_json(sp.records.DiagnosisRecord, result)).items()) == list(result.items())
     windowed = written_before("strong-edge-seed-0.json")  # has no schema
     again = document(from_json(windows.StrongEdgeStudy, windowed))
     assert again == {"schema": 1, **windowed}
@@ -328,7 +328,7 @@ def test_a_study_of_the_previous_version_is_read(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "damage", "said"),
+    ("place", "damage", "message"),
     [
         (("models", "ensemble", "photo"), {"n": "many"}, r"models\.ensemble\.photo\.n: Input should be a valid int"),
         (("models", "ensemble", "photo"), {"interval": [0.1]}, r"models\.ensemble\.photo\.interval\.1: Field required"),
@@ -338,13 +338,13 @@ def test_a_study_of_the_previous_version_is_read(name: str) -> None:
         ((), {"seed": True}, "seed: Input should be a valid integer"),
     ],
 )
-def test_a_damaged_entry_is_named_by_its_place(place: tuple[Any, ...], damage: Any, said: str) -> None:
+def test_a_damaged_entry_is_named_by_its_place(place: tuple[Any, ...], damage: Any, message: str) -> None:
     summary = through_json(summary_json(dataclasses.replace(run_of(), shifts=("sketch",))))
     part = summary
     for name in place:
         part = part[name]
     part.update(damage)
-    with pytest.raises(sp.InputError, match=f"the summary is damaged at {said}"):
+    with pytest.raises(sp.InputError, match=f"the summary is damaged at {message}"):
         run_from_summary(summary)
 
 

@@ -49,8 +49,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name, entry in zero.state_dict().items()
     }
     tuned = zero.with_weights(moved, head="trained")
-    found = {"zero": zero, "tuned": tuned, "both": sp.wise_ft(zero, tuned, 0.5)}
-    return {name: sp.save_classifier(classifier, root / name) for name, classifier in found.items()}
+    result = {"zero": zero, "tuned": tuned, "both": sp.wise_ft(zero, tuned, 0.5)}
+    return {name: sp.save_classifier(classifier, root / name) for name, classifier in result.items()}
 
 
 def asked(models: dict[str, Path], folders: Path, names: str = "zero tuned both", **changes: object) -> PairFile:
@@ -59,16 +59,18 @@ def asked(models: dict[str, Path], folders: Path, names: str = "zero tuned both"
 
 
 def test_agreement_is_that_of_the_predictions(models: dict[str, Path], folders: Path) -> None:
-    found = compare_agreement(asked(models, folders))
+    measured = compare_agreement(asked(models, folders))
     images = sp.load_data(f"folder:{folders}/photos")
     logits = {n: sp.predict(sp.load_classifier(path), images).logits for n, path in models.items()}
-    assert [(p.first, p.second) for p in found.pairs] == [("zero", "tuned"), ("zero", "both"), ("tuned", "both")]
-    for pair in found.pairs:
+    assert [(p.first, p.second) for p in measured.pairs] == [("zero", "tuned"), ("zero", "both"), ("tuned", "both")]
+    for pair in measured.pairs:
         expected = sp.diagnosis.measure_agreement(logits[pair.first], logits[pair.second], images.labels)
         assert pair.agreement == expected
-    (overrides,) = found.overrides.values()
+    (overrides,) = measured.overrides.values()
     assert overrides == sp.diagnosis.measure_overrides(*logits.values(), labels=images.labels)
-    header = {name for table in pair_tables(found.pairs, found.overrides, found.clusters) for name in table.header}
+    header = {
+        name for table in pair_tables(measured.pairs, measured.overrides, measured.clusters) for name in table.header
+    }
     assert {"zero prevails", "tuned prevails"} <= header and "zero-shot prevails" not in header
 
 
@@ -105,29 +107,29 @@ def test_classes_are_matched_by_name_and_not_by_order(models: dict[str, Path], f
     np.testing.assert_allclose(there[:, ::-1], sp.predict(zero, images).logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(turned.in_order_of(zero.classes).network.head.weight, zero.network.head.weight)
     sp.save_classifier(turned, tmp_path / "turned")
-    found = compare_agreement(asked({**models, "turned": tmp_path / "turned"}, folders, "zero turned"))
-    assert found.pairs[0].agreement.disagreement.value == 0
+    measured = compare_agreement(asked({**models, "turned": tmp_path / "turned"}, folders, "zero turned"))
+    assert measured.pairs[0].agreement.disagreement.value == 0
     fruit = sp.zero_shot_classifier(sp.load_clip("tiny"), sp.ClassSpace.from_ids(["lemon", "plum"]))
     with pytest.raises(sp.InputError, match="'pear', 'plum', 'red_apple'"):
         fruit.in_order_of(zero.classes)
 
 
 def test_the_path_between_two_is_the_sweep_s(models: dict[str, Path], folders: Path) -> None:
-    found = compare_path(asked(models, folders, "zero tuned"), alphas=3)
+    measured = compare_path(asked(models, folders, "zero tuned"), alphas=3)
     images = sp.load_data(f"folder:{folders}/photos")
     right = {
         alpha: sp.evaluation.accuracy(sp.predict(sp.load_classifier(models[name]), images).logits, images.labels)
         for alpha, name in ((0.0, "zero"), (0.5, "both"), (1.0, "tuned"))
     }
     line = (right[0.0] + right[1.0]) / 2
-    assert found.connectivity[0].above_line == pytest.approx((0, right[0.5] - line, 0))
-    assert len(found.losses[0].loss) == 3
+    assert measured.connectivity[0].above_line == pytest.approx((0, right[0.5] - line, 0))
+    assert len(measured.losses[0].loss) == 3
 
 
 def test_movement_is_that_of_the_weights(models: dict[str, Path]) -> None:
-    found = compare_weights(PairFile(tuple(str(models[n]) for n in ("zero", "tuned", "both"))))
-    assert sum(layer.share for layer in found) == pytest.approx(1)
-    assert all(layer.cosine == pytest.approx(1, abs=1e-4) for layer in found if layer.share > 0.01)
+    measured = compare_weights(PairFile(tuple(str(models[n]) for n in ("zero", "tuned", "both"))))
+    assert sum(layer.share for layer in measured) == pytest.approx(1)
+    assert all(layer.cosine == pytest.approx(1, abs=1e-4) for layer in measured if layer.share > 0.01)
 
 
 def test_groups_of_a_csv_are_read_and_resampled(models: dict[str, Path], folders: Path) -> None:
@@ -135,12 +137,12 @@ def test_groups_of_a_csv_are_read_and_resampled(models: dict[str, Path], folders
     (folders / "grouped.csv").write_text("\n".join(["filepath,label,group", *rows]), encoding="utf-8")
     images = sp.load_data(f"csv:{folders}/grouped.csv")
     assert images.groups is not None and set(images.groups) == {"clinic 0", "clinic 1", "clinic 2"}
-    found = compare_agreement(asked(models, folders, data=f"csv:{folders}/grouped.csv"))
-    assert set(found.clusters.values()) == {"group"}
+    measured = compare_agreement(asked(models, folders, data=f"csv:{folders}/grouped.csv"))
+    assert set(measured.clusters.values()) == {"group"}
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("agreement {zero} {tuned} {both} --data folder:{photos}", "Which model the ensemble follows"),
         ("agreement {zero} {tuned} --unlabelled {met}", "How zero and tuned differ"),
@@ -149,13 +151,13 @@ def test_groups_of_a_csv_are_read_and_resampled(models: dict[str, Path], folders
     ],
 )
 def test_each_part_is_a_command(
-    models: dict[str, Path], folders: Path, tmp_path: Path, command: str, said: str
+    models: dict[str, Path], folders: Path, tmp_path: Path, command: str, message: str
 ) -> None:
     places = {**models, "photos": folders / "photos", "met": folders / "met"}
     words = [word.format(**places) for word in command.split()]
     answer = CliRunner().invoke(app, ["diagnose", *words, "--out", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
-    assert said in answer.output
+    assert message in answer.output
     (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text(encoding="utf-8"))
 

@@ -51,8 +51,8 @@ def suite_file(root: Path) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("diagnosed")
     settings = {"epochs": 1, "batch_size": 9, "lr": 1e-3, "warmup_steps": 0}
-    asked = sp.RunFile.resolve({"suite": suite_file(root / "data"), "finetune": settings, "alphas": 3, "device": "cpu"})
-    sp.run_pipeline(asked, root / "run")
+    file = sp.RunFile.resolve({"suite": suite_file(root / "data"), "finetune": settings, "alphas": 3, "device": "cpu"})
+    sp.run_pipeline(file, root / "run")
     return root / "run"
 
 
@@ -66,33 +66,35 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
-    found = from_json(sp.records.DiagnosisRecord, json.loads((finished / "diagnosis.json").read_text(encoding="utf-8")))
-    assert found.sets == ("photos", "sketch")
+    record = from_json(
+        sp.records.DiagnosisRecord, json.loads((finished / "diagnosis.json").read_text(encoding="utf-8"))
+    )
+    assert record.sets == ("photos", "sketch")
     logits = {
         model: {
             name: sp.evaluation.load_predictions(finished / "predictions" / model / f"{name}.npz")
-            for name in found.sets
+            for name in record.sets
         }
         for model in ("zero_shot", "fine_tuned", "ensemble")
     }
-    for name in found.sets:
+    for name in record.sets:
         one, other = logits["zero_shot"][name], logits["fine_tuned"][name]
-        pair = found.pair("zero_shot", "fine_tuned", name)
+        pair = record.pair("zero_shot", "fine_tuned", name)
         assert pair is not None
         assert pair.agreement == sp.diagnosis.measure_agreement(one.logits, other.logits, one.labels)
-        difference = found.difference("fine_tuned", "zero_shot", name)
+        difference = record.difference("fine_tuned", "zero_shot", name)
         assert difference is not None
         right = [sp.evaluation.accuracy(p.logits, p.labels) for p in (other, one)]
         assert difference.difference.value == pytest.approx(right[0] - right[1])
     page = (finished / "report.html").read_text(encoding="utf-8")
-    for said in (
+    for message in (
         "Why: what the diagnoses show",
         "Which model the ensemble follows",
         "Is the path connected?",
         "Robustness",
     ):
-        assert said in page
-    assert found.cluster_counts == {"photos": 18, "sketch": 18}
+        assert message in page
+    assert record.cluster_counts == {"photos": 18, "sketch": 18}
     assert "intervals are too narrow on sets with few units to resample: 18 on photos, 18 on sketch." in page
     assert {path.name for path in (finished / "figures").iterdir()} >= {"overrides.png", "connectivity.png"}
 
@@ -103,21 +105,21 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
         app, ["diagnose", "run", str(run), "--parts", "layers,strong-edge,halves,plane,scratch"]
     )
     assert answer.exit_code == 0, answer.output
-    found = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
-    assert {pair.set for pair in found.pairs if pair.first == "half 1"} == {"photos", "sketch"}
-    assert [(own.second, own.set) for own in found.diversity] == [(HALVES, "photos"), (HALVES, "sketch")]
-    for own in found.diversity:
-        pairs = (found.pair(*which, own.set) for which in (own.first, own.second))
+    record = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    assert {pair.set for pair in record.pairs if pair.first == "half 1"} == {"photos", "sketch"}
+    assert [(own.second, own.set) for own in record.diversity] == [(HALVES, "photos"), (HALVES, "sketch")]
+    for own in record.diversity:
+        pairs = (record.pair(*which, own.set) for which in (own.first, own.second))
         apart, close = (pair.agreement.prediction_diversity for pair in pairs if pair)
         assert apart and close and own.difference.value == pytest.approx(apart.value - close.value)
-    assert [path.name for path in found.other_paths] == [
+    assert [path.name for path in record.other_paths] == [
         "two fine-tunings, of two halves",
         "two networks from random weights",
     ]
-    assert [plane.set for plane in found.planes] == ["photos", "sketch"]
-    assert [layers.set for layers in found.layers] == ["photos", "sketch"]
-    assert found.strong_edge is not None
-    assert set(found.strong_edge.models) == {"zero_shot", "fine_tuned", "ensemble"}
+    assert [plane.set for plane in record.planes] == ["photos", "sketch"]
+    assert [layers.set for layers in record.layers] == ["photos", "sketch"]
+    assert record.strong_edge is not None
+    assert set(record.strong_edge.models) == {"zero_shot", "fine_tuned", "ensemble"}
     assert {"plane-photos.png", "layers-sketch.png"} <= {path.name for path in (run / "figures").iterdir()}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert (
@@ -125,17 +127,17 @@ def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: py
         and "Are zero-shot and fine-tuned more diverse than two fine-tuned models?" in page
     )
     assert "zero-shot − fine-tuned" in page  # under pasted windows
-    kept = {path: path.stat().st_mtime_ns for path in (run / "diagnosis").rglob("*.safetensors")}
-    assert len(kept) == 4
+    saved = {path: path.stat().st_mtime_ns for path in (run / "diagnosis").rglob("*.safetensors")}
+    assert len(saved) == 4
     again = sp.diagnose_run(run, ("halves",), others=[run / "diagnosis" / "half-1"])
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in saved} == saved
     assert any((pair.first, pair.second) == ("fine_tuned", "half-1") for pair in again.pairs)
     # What was not asked for again is there as it was; what was is there once.
-    assert (again.layers, again.strong_edge, again.planes) == (found.layers, found.strong_edge, found.planes)
-    assert (again.other_paths, again.diversity) == (found.other_paths, found.diversity)
+    assert (again.layers, again.strong_edge, again.planes) == (record.layers, record.strong_edge, record.planes)
+    assert (again.other_paths, again.diversity) == (record.other_paths, record.diversity)
     assert len({(pair.first, pair.second, pair.set) for pair in again.pairs}) == len(again.pairs)
     sp.run_pipeline(sp.RunFile.read(run / "run.yaml"), run, resume=True)
-    assert read(run).layers == found.layers and read(run).other_paths == found.other_paths
+    assert read(run).layers == record.layers and read(run).other_paths == record.other_paths
     # Networks of another training are not taken for those that are asked for.
     card = run / "diagnosis" / "half-1" / "classifier.json"
     card.write_text(card.read_text(encoding="utf-8").replace('"epochs": 2', '"epochs": 3'), encoding="utf-8")
@@ -190,16 +192,16 @@ def test_wrong_questions_are_answered(run: Path, tmp_path: Path) -> None:
 def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
     table = run.parent / "baselines.csv"
     table.write_text("model,photos,sketch,other\na,30,10,1\nb,60.0,30,1\nc,80,50,1\n", encoding="utf-8")
-    found = sp.diagnose_run(run, (), baselines=table)
-    assert found.baselines == {"photos": (0.3, 0.6, 0.8), "sketch": (0.1, 0.3, 0.5)}
+    measured = sp.diagnose_run(run, (), baselines=table)
+    assert measured.baselines == {"photos": (0.3, 0.6, 0.8), "sketch": (0.1, 0.3, 0.5)}
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))["models"]
     line = sp.evaluation.fit_baseline((0.3, 0.6, 0.8), (0.1, 0.3, 0.5))
-    for record in found.robustness:
+    for record in measured.robustness:
         assert record.effective is not None and record.effective.interval is not None
         reference, shift = (summary[record.model][name]["accuracy"] for name in ("photos", "sketch"))
         expected = sp.evaluation.effective_robustness(sp.evaluation.on_scale(reference, 18), shift, line)
         assert record.effective.value == pytest.approx(float(expected))
-    for content, said in {
+    for content, message in {
         "model,photos\na,1\n": "it needs at least one of 'sketch'",
         "model,sketch\na,1\n": "it needs 'model' and 'photos'",
         "model,photos,sketch\na,130,20\nb,10,20\n": "outside 0 to 1",
@@ -208,7 +210,7 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         "model,photos,sketch\na,0.3,10\nb,0.6,20\n": "photos in fractions and another set in per cent",
     }.items():
         table.write_text(content, encoding="utf-8")
-        with pytest.raises(sp.InputError, match=said):
+        with pytest.raises(sp.InputError, match=message):
             sp.diagnose_run(run, (), baselines=table)
     with pytest.raises(sp.InputError, match="Give one of the two"):
         sp.diagnose_run(run, ("baselines",), baselines=table)
@@ -230,19 +232,19 @@ def test_what_one_part_found_outlasts_the_failure_of_the_next(run: Path, monkeyp
     monkeypatch.setattr("shiftproof.diagnosis.strong_edge.measure_windows", failing)
     with pytest.raises(KeyboardInterrupt):
         sp.diagnose_run(run, ("layers", "strong-edge"))
-    found = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
-    assert found.layers and found.strong_edge is None
+    record = from_json(sp.records.DiagnosisRecord, json.loads((run / "diagnosis.json").read_text(encoding="utf-8")))
+    assert record.layers and record.strong_edge is None
 
 
 def test_a_shift_of_one_image_is_diagnosed(run: Path, tmp_path: Path) -> None:
-    asked = sp.RunFile.read(run / "run.yaml")
-    few = asked.model_copy(update={"limit": 1})
+    file = sp.RunFile.read(run / "run.yaml")
+    few = file.model_copy(update={"limit": 1})
     sp.run_pipeline(few, tmp_path / "few")
     table = tmp_path / "baselines.csv"
     table.write_text("model,photos,sketch\na,30,10\nb,60.0,30\n", encoding="utf-8")
-    found = sp.diagnose_run(tmp_path / "few", ("layers",), baselines=table)
-    assert found.layers == ()
-    assert all(record.effective is None or record.effective.interval is None for record in found.robustness)
+    measured = sp.diagnose_run(tmp_path / "few", ("layers",), baselines=table)
+    assert measured.layers == ()
+    assert all(record.effective is None or record.effective.interval is None for record in measured.robustness)
 
 
 @given(st.integers(0, 10**6), st.integers(3, 9))

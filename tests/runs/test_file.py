@@ -48,29 +48,29 @@ def test_yaml_reads_such_a_rate_as_text() -> None:
 
 
 def test_the_demo_s_file_reads() -> None:
-    asked = sp.RunFile.read(DEMO_FILE)
-    assert (asked.model, asked.suite, asked.prompts, asked.alpha_rule) == ("tiny", "emoji", "photo", "fixed")
-    assert asked.finetune.recipe == "end-to-end"
-    assert asked.pretrain is None
+    file = sp.RunFile.read(DEMO_FILE)
+    assert (file.model, file.suite, file.prompts, file.alpha_rule) == ("tiny", "emoji", "photo", "fixed")
+    assert file.finetune.recipe == "end-to-end"
+    assert file.pretrain is None
 
 
 def test_the_shipped_model_s_file_reads() -> None:
-    asked = sp.RunFile.read(DEMO_FILE.with_name("shiftproof-tiny.yaml"))
-    assert asked.model == "open_clip:shiftproof-tiny"
-    assert asked.pretrain is not None
-    assert (asked.pretrain.data, asked.pretrain.precision) == ("emoji-captions", "bfloat16")
+    file = sp.RunFile.read(DEMO_FILE.with_name("shiftproof-tiny.yaml"))
+    assert file.model == "open_clip:shiftproof-tiny"
+    assert file.pretrain is not None
+    assert (file.pretrain.data, file.pretrain.precision) == ("emoji-captions", "bfloat16")
     # The shipped model's card says that it was made by this very run file.
     card = json.loads(DEMO_FILE.with_name("shiftproof-tiny.card.json").read_text(encoding="utf-8"))
-    asked_for = {**dataclasses.asdict(asked.pretrain), "seed": asked.seed}
-    told = {**card["settings"], "data": card["data"], "seed": card["seed"]}
-    assert told == {key: value for key, value in asked_for.items() if key in told}
+    asked_for = {**dataclasses.asdict(file.pretrain), "seed": file.seed}
+    reported = {**card["settings"], "data": card["data"], "seed": card["seed"]}
+    assert reported == {key: value for key, value in asked_for.items() if key in reported}
     # Settings that came after it stand as they were then.
     fresh = dataclasses.asdict(sp.PretrainSettings())
-    assert all(asked_for[key] == fresh[key] for key in asked_for.keys() - told.keys())
+    assert all(asked_for[key] == fresh[key] for key in asked_for.keys() - reported.keys())
 
 
 def test_a_full_file_is_read_as_it_stands(tmp_path: Path) -> None:
-    asked = read(
+    settings = read(
         tmp_path,
         """
 model: open_clip:ViT-B-32/openai
@@ -89,36 +89,36 @@ seed: 5
 device: cpu
 """,
     )
-    assert isinstance(asked.suite, SuiteFile)
-    assert asked.suite.name == "fruit"
-    assert asked.suite.reference.model_dump() == {
+    assert isinstance(settings.suite, SuiteFile)
+    assert settings.suite.name == "fruit"
+    assert settings.suite.reference.model_dump() == {
         "name": "photos",
         "train": f"folder:{tmp_path / 'a'}",
         "validation": None,
         "test": f"csv:{tmp_path / 'c.csv'}",
     }
-    assert asked.suite.shifts["sketch"].model_dump() == {
+    assert settings.suite.shifts["sketch"].model_dump() == {
         "data": f"folder:{tmp_path / 'd'}",
         "kind": "natural",
         "partial": False,
     }
-    assert asked.suite.shifts["noise"].model_dump() == {
+    assert settings.suite.shifts["noise"].model_dump() == {
         "data": f"corrupted:noise:3:folder:{tmp_path / 'c'}",
         "kind": "synthetic",
         "partial": True,
     }
-    assert asked.prompts == ["a sketch of a {}.", "a {c}."]
+    assert settings.prompts == ["a sketch of a {}.", "a {c}."]
     expected = sp.FinetuneSettings(
         recipe="head-only", epochs=3, lr=1e-3, batch_size=64, crop_scale=(0.5, 1.0), label_smoothing=0.1
     )
-    assert asked.finetune == expected
-    assert (asked.alphas, asked.alpha_rule, asked.alpha_tolerance) == ([0.2, 0.5], "tolerance", 0.02)
-    assert (asked.seed, asked.device) == (5, "cpu")
+    assert settings.finetune == expected
+    assert (settings.alphas, settings.alpha_rule, settings.alpha_tolerance) == ([0.2, 0.5], "tolerance", 0.02)
+    assert (settings.seed, settings.device) == (5, "cpu")
 
 
 def test_an_empty_mapping_is_the_tiny_model_on_the_emoji() -> None:
-    asked = sp.RunFile.resolve({})
-    assert (asked.model, asked.suite, asked.alphas, asked.seed) == ("tiny", "emoji", 11, 0)
+    file = sp.RunFile.resolve({})
+    assert (file.model, file.suite, file.alphas, file.seed) == ("tiny", "emoji", 11, 0)
 
 
 def test_silent_settings_depend_on_the_model_and_a_word_of_one_s_own_wins() -> None:
@@ -132,9 +132,9 @@ def test_silent_settings_depend_on_the_model_and_a_word_of_one_s_own_wins() -> N
 
 
 def test_what_was_asked_is_neither_changed_nor_held_on_to() -> None:
-    asked: dict[str, Any] = {"finetune": {"lr": 1.0}, **suite_section()}
-    sp.RunFile.resolve(asked, ["finetune.lr=2", "suite.shifts.sketch.kind=synthetic", "seed=3"])
-    assert asked == {"finetune": {"lr": 1.0}, **suite_section()}
+    settings: dict[str, Any] = {"finetune": {"lr": 1.0}, **suite_section()}
+    sp.RunFile.resolve(settings, ["finetune.lr=2", "suite.shifts.sketch.kind=synthetic", "seed=3"])
+    assert settings == {"finetune": {"lr": 1.0}, **suite_section()}
     assert OWN["shifts"]["sketch"]["kind"] == "natural"
 
 
@@ -142,7 +142,7 @@ def test_what_was_asked_is_neither_changed_nor_held_on_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "key", "offered"),
+    ("settings", "key", "offered"),
     [
         ({"modell": "tiny"}, "modell", "model"),
         ({"alpha-rule": "fixed"}, "alpha-rule", "alpha_rule"),
@@ -157,19 +157,21 @@ def test_what_was_asked_is_neither_changed_nor_held_on_to() -> None:
         (suite_section(shifts={"int": {"data": "folder:d", "kinds": "natural"}}), "suite.shifts.int.kinds", "kind"),
     ],
 )
-def test_an_unknown_key_is_named_in_full_and_the_nearest_offered(asked: dict[str, Any], key: str, offered: str) -> None:
+def test_an_unknown_key_is_named_in_full_and_the_nearest_offered(
+    settings: dict[str, Any], key: str, offered: str
+) -> None:
     with pytest.raises(sp.InputError) as caught:
-        sp.RunFile.resolve(asked)
+        sp.RunFile.resolve(settings)
     assert str(caught.value) == f"unknown run-file key {key!r}. Did you mean {offered!r}?"
 
 
 def test_a_key_like_no_other_lists_the_known_ones() -> None:
     with pytest.raises(sp.InputError) as caught:
         sp.RunFile.resolve({"finetune": {"zzzzzzzz": 0.9}})
-    said = str(caught.value)
-    assert "'finetune.zzzzzzzz'" in said
-    assert "Known: 'precision', 'accumulate'" in said
-    assert "__" not in said
+    message = str(caught.value)
+    assert "'finetune.zzzzzzzz'" in message
+    assert "Known: 'precision', 'accumulate'" in message
+    assert "__" not in message
 
 
 def test_every_mistake_is_told_at_once() -> None:
@@ -190,7 +192,7 @@ def test_an_unknown_key_on_the_command_line_is_answered_alike(override: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("settings", "expected_message"),
     [
         ({"finetune": {"lr": "fast"}}, r"'finetune\.lr' is 'fast'.*number"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr is -1"),
@@ -227,9 +229,9 @@ def test_an_unknown_key_on_the_command_line_is_answered_alike(override: str) -> 
         ),
     ],
 )
-def test_a_bad_value_is_told_once_with_its_key_and_its_rule(asked: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=said) as caught:
-        sp.RunFile.resolve(asked)
+def test_a_bad_value_is_told_once_with_its_key_and_its_rule(settings: dict[str, Any], expected_message: str) -> None:
+    with pytest.raises(sp.InputError, match=expected_message) as caught:
+        sp.RunFile.resolve(settings)
     message = str(caught.value)
     # One line a mistake (alphas may be a number or a list, and is told of both), and none of pydantic's own words.
     assert len(message.splitlines()) == (2 if "'many'" in message else 1)
@@ -237,7 +239,7 @@ def test_a_bad_value_is_told_once_with_its_key_and_its_rule(asked: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("finetune: {lr: 1", "not valid YAML"),
         ("- model\n- suite", "must consist of keys and values"),
@@ -245,8 +247,8 @@ def test_a_bad_value_is_told_once_with_its_key_and_its_rule(asked: dict[str, Any
         ("tiny", "must consist of keys and values"),
     ],
 )
-def test_a_file_that_is_no_run_file_is_named(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said) as caught:
+def test_a_file_that_is_no_run_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message) as caught:
         read(tmp_path, text)
     assert str(tmp_path / "run.yaml") in str(caught.value)
 
@@ -268,7 +270,7 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_every_depth_and_kind_of_value(tmp_path: Path) -> None:
-    asked = read(
+    settings = read(
         tmp_path,
         yaml.safe_dump({"model": "tiny", **suite_section()}),
         "finetune.lr=1e-5",
@@ -283,19 +285,23 @@ def test_overrides_reach_every_depth_and_kind_of_value(tmp_path: Path) -> None:
         "pretrain.data=csv:pairs.csv",
         "seed=4",
     )
-    assert (asked.finetune.lr, asked.finetune.recipe, asked.finetune.crop_scale) == (1e-5, "head-only", (0.5, 1.0))
-    assert (asked.alphas, asked.prompts, asked.seed) == ([0.3, 0.5], ["a {}.", "the {}."], 4)
-    assert isinstance(asked.suite, SuiteFile)
-    assert (asked.suite.name, asked.suite.reference.validation) == ("fruit", None)
+    assert (settings.finetune.lr, settings.finetune.recipe, settings.finetune.crop_scale) == (
+        1e-5,
+        "head-only",
+        (0.5, 1.0),
+    )
+    assert (settings.alphas, settings.prompts, settings.seed) == ([0.3, 0.5], ["a {}.", "the {}."], 4)
+    assert isinstance(settings.suite, SuiteFile)
+    assert (settings.suite.name, settings.suite.reference.validation) == ("fruit", None)
     # Paths in the file are relative to its folder, and those of overrides to the working directory.
-    reference = asked.suite.reference
+    reference = settings.suite.reference
     assert (reference.train, reference.test) == (f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'c'}")
-    assert {name: (entry.data, entry.kind) for name, entry in asked.suite.shifts.items()} == {
+    assert {name: (entry.data, entry.kind) for name, entry in settings.suite.shifts.items()} == {
         "sketch": (f"folder:{tmp_path / 'd'}", "synthetic"),
         "painting": ("folder:e", "natural"),
     }
-    assert asked.pretrain is not None
-    assert asked.pretrain.data == "csv:pairs.csv"
+    assert settings.pretrain is not None
+    assert settings.pretrain.data == "csv:pairs.csv"
 
 
 def test_of_two_overrides_the_later_wins() -> None:
@@ -307,7 +313,7 @@ def test_a_value_may_hold_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("finetune.lr", "must look like"),
         ("=3", "must look like"),
@@ -317,8 +323,8 @@ def test_a_value_may_hold_an_equals_sign() -> None:
         ("seed=", "'seed' is None"),
     ],
 )
-def test_an_override_that_makes_no_sense_is_shown(override: str, said: str) -> None:
-    with pytest.raises(sp.InputError, match=said):
+def test_an_override_that_makes_no_sense_is_shown(override: str, message: str) -> None:
+    with pytest.raises(sp.InputError, match=message):
         sp.RunFile.resolve({"suite": "emoji", "seed": 0}, [override])
 
 
@@ -370,8 +376,8 @@ ASKED = st.fixed_dictionaries(
 
 @pytest.mark.slow
 @given(ASKED)
-def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> None:
-    resolved = sp.RunFile.resolve(asked)
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> None:
+    resolved = sp.RunFile.resolve(settings)
     folder = tmp_path_factory.mktemp("round", numbered=True)
     assert read(folder, resolved.to_yaml() + "versions: {}\n") == resolved
     # Also where a run directory has noted with which versions it was made.
@@ -408,8 +414,8 @@ def test_what_is_written_is_complete() -> None:
     ],
 )
 def test_runs_are_the_same_whatever_of_the_machine_they_use(change: str, same: bool) -> None:
-    asked = {"pretrain": {"data": "emoji"}}
-    one, other = sp.RunFile.resolve(asked), sp.RunFile.resolve(asked, [change])
+    settings = {"pretrain": {"data": "emoji"}}
+    one, other = sp.RunFile.resolve(settings), sp.RunFile.resolve(settings, [change])
     assert one != other
     assert one.asks_the_same(other) == other.asks_the_same(one) == same
 

@@ -28,7 +28,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def run_file(folders: Path, **changes: Any) -> sp.RunFile:
     """A run of two short epochs on the fruit folders, with a natural and a synthetic shift."""
     reference = {"name": "photos", "train": f"folder:{folders}/train", "validation": f"folder:{folders}/validation"}
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "suite": {
             "name": "fruit",
             "reference": {**reference, "test": f"folder:{folders}/test"},
@@ -42,7 +42,7 @@ def run_file(folders: Path, **changes: Any) -> sp.RunFile:
         "alpha_rule": "reference",
         "device": "cpu",
     }
-    return sp.RunFile.resolve({**asked, **changes})
+    return sp.RunFile.resolve({**settings, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -78,11 +78,11 @@ def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -
     expected |= {f"{model}/{name}" for model in MODELS for name in ("classifier.json", "model.safetensors")}
     expected |= {f"predictions/{model}/{name}.npz" for model in MODELS for name in ("validation", *SETS)}
     expected |= {f"predictions/alpha-{alpha:.2f}/{name}.npz" for alpha in ALPHAS for name in ("validation", *SETS)}
-    found = set(files_of(finished))
-    pictures = {name for name in found if name.startswith(("samples/", "figures/", "maps/"))}
+    result = set(files_of(finished))
+    pictures = {name for name in result if name.startswith(("samples/", "figures/", "maps/"))}
     assert {f"maps/{name}-00-{model}.png" for name in SETS for model in MODELS} <= pictures
-    resumable = {name for name in found if name.startswith("checkpoints/")}
-    assert found - pictures - resumable == expected
+    resumable = {name for name in result if name.startswith("checkpoints/")}
+    assert result - pictures - resumable == expected
     assert "checkpoints/training.jsonl" in resumable
     assert all((finished / name).exists() for stage in pipeline.STAGES for name in stage.writes)
     assert "samples/samples.json" in pictures
@@ -109,17 +109,17 @@ def test_the_ensemble_inside_is_that_of_the_two_others(finished: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["fixed", "reference"])
 def test_the_kept_logits_are_those_of_the_classifier_beside_them(folders: Path, tmp_path: Path, rule: str) -> None:
-    asked, out = run_file(folders, alpha_rule=rule, alphas=[0.0, 0.5, 0.9]), tmp_path / "run"
-    sp.run_pipeline(asked, out)
-    kept: dict[str, np.ndarray] = {}
-    for name, images in inputs.load_run_suite(asked).test_sets.items():
+    settings, out = run_file(folders, alpha_rule=rule, alphas=[0.0, 0.5, 0.9]), tmp_path / "run"
+    sp.run_pipeline(settings, out)
+    saved: dict[str, np.ndarray] = {}
+    for name, images in inputs.load_run_suite(settings).test_sets.items():
         for model in MODELS:
-            found = sp.predict(sp.load_classifier(out / model), images).logits
+            result = sp.predict(sp.load_classifier(out / model), images).logits
             with np.load(out / "predictions" / model / f"{name}.npz", allow_pickle=False) as file:
-                kept[model] = file["logits"]
-            np.testing.assert_allclose(kept[model], found, rtol=1e-5, atol=1e-5)
-        assert abs(kept["zero_shot"] - kept["fine_tuned"]).max() > 0.1
-        assert abs(kept["fine_tuned"] - kept["ensemble"]).max() > 0.01
+                saved[model] = file["logits"]
+            np.testing.assert_allclose(saved[model], result, rtol=1e-5, atol=1e-5)
+        assert abs(saved["zero_shot"] - saved["fine_tuned"]).max() > 0.1
+        assert abs(saved["fine_tuned"] - saved["ensemble"]).max() > 0.01
 
 
 def test_samples_show_what_the_models_say(finished: Path) -> None:
@@ -130,8 +130,8 @@ def test_samples_show_what_the_models_say(finished: Path) -> None:
         assert entry["id"].startswith(entry["label"].replace(" ", "_") + "/")
         assert set(entry["answers"]) == set(MODELS)
         for model, answer in entry["answers"].items():
-            with np.load(finished / "predictions" / model / f"{entry['set']}.npz", allow_pickle=False) as kept:
-                row = kept["logits"].tolist()[kept["ids"].tolist().index(entry["id"])]
+            with np.load(finished / "predictions" / model / f"{entry['set']}.npz", allow_pickle=False) as saved:
+                row = saved["logits"].tolist()[saved["ids"].tolist().index(entry["id"])]
             names = sp.load_classifier(finished / model).classes.names
             assert answer["prediction"] == names[row.index(max(row))]
             assert answer["confidence"] == pytest.approx(max(softmax(row)), abs=1e-4)
@@ -231,9 +231,9 @@ def calibration(confidences: list[float], right: list[bool], bins: int = 15) -> 
 
 
 def kept_logits(out: Path, model: str, name: str) -> tuple[list[list[float]], list[int], list[str]]:
-    with np.load(out / "predictions" / model / f"{name}.npz", allow_pickle=False) as kept:
-        assert kept["logits"].dtype == np.float32
-        return kept["logits"].tolist(), kept["labels"].tolist(), kept["ids"].tolist()
+    with np.load(out / "predictions" / model / f"{name}.npz", allow_pickle=False) as saved:
+        assert saved["logits"].dtype == np.float32
+        return saved["logits"].tolist(), saved["labels"].tolist(), saved["ids"].tolist()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -259,8 +259,8 @@ def test_the_path_s_numbers_follow_from_the_kept_predictions(finished: Path, alp
     point = next(point for point in summary_of(finished)["alpha_path"] if point["alpha"] == alpha)
     for name in ("validation", *SETS):
         file = finished / "predictions" / f"alpha-{alpha:.2f}" / f"{name}.npz"
-        with np.load(file, allow_pickle=False) as kept:
-            ids, predictions = kept["ids"].tolist(), kept["prediction"].tolist()
+        with np.load(file, allow_pickle=False) as saved:
+            ids, predictions = saved["ids"].tolist(), saved["prediction"].tolist()
         right = sum(classes[k] == path.partition("/")[0] for k, path in zip(predictions, ids, strict=True))
         assert (point["validation"] if name == "validation" else point["accuracy"][name]) == right / 9
         if name != "validation":
@@ -272,8 +272,8 @@ def test_the_path_s_numbers_follow_from_the_kept_predictions(finished: Path, alp
 def test_the_compact_predictions_follow_from_the_logits(finished: Path, alpha: float, model: str, name: str) -> None:
     rows, labels, ids = kept_logits(finished, model, name)
     file = finished / "predictions" / f"alpha-{alpha:.2f}" / f"{name}.npz"
-    with np.load(file, allow_pickle=False) as kept:
-        compact = {key: kept[key].tolist() for key in kept.files}
+    with np.load(file, allow_pickle=False) as saved:
+        compact = {key: saved[key].tolist() for key in saved.files}
     assert set(compact) == {"ids", "prediction", "confidence", "margin", "log_probability", "square_sum"}
     assert compact["ids"] == ids
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
@@ -374,8 +374,8 @@ def test_without_validation_data_some_training_images_are_held_out(folders: Path
     summary = json.loads((tmp_path / "run/summary.json").read_text(encoding="utf-8"))
     assert summary["validation"] == {"images": 3, "total": 18, "seed": 0, "groups": None, "absent_classes": []}
     assert line in (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    with np.load(tmp_path / "run" / "predictions" / "alpha-0.00" / "validation.npz", allow_pickle=False) as kept:
-        held_out = kept["ids"].tolist()
+    with np.load(tmp_path / "run" / "predictions" / "alpha-0.00" / "validation.npz", allow_pickle=False) as saved:
+        held_out = saved["ids"].tolist()
     # A fifth of six images a class, to the nearest whole image.
     assert sorted(path.partition("/")[0] for path in held_out) == ["lemon", "pear", "red_apple"]
 
@@ -385,9 +385,9 @@ def test_without_validation_data_some_training_images_are_held_out(folders: Path
 
 def test_a_finished_run_is_not_touched(folders: Path, finished: Path) -> None:
     before = files_of(finished)
-    for asked in (run_file(folders), run_file(folders, seed=1)):
+    for settings in (run_file(folders), run_file(folders, seed=1)):
         with pytest.raises(sp.InputError, match=r"already holds a run(.|\n)*`resume=True`(.|\n)*`overwrite=True`"):
-            sp.run_pipeline(asked, finished)
+            sp.run_pipeline(settings, finished)
     assert files_of(finished) == before
 
 
@@ -489,17 +489,17 @@ def interrupted(*_: Any, **__: Any) -> Any:
 def test_an_interrupted_run_goes_on_where_it_stopped(
     folders: Path, finished: Path, tmp_path: Path, broken: str, done: list[str]
 ) -> None:
-    asked, out = run_file(folders), tmp_path / "run"
+    settings, out = run_file(folders), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, broken, interrupted)
         with pytest.raises(InterruptedRunError):
-            sp.run_pipeline(asked, out)
+            sp.run_pipeline(settings, out)
     seconds = json.loads((out / "stages.json").read_text(encoding="utf-8"))
     assert list(seconds) == done
     saved = [path for name in done for path in (out / name).rglob("*") if path.is_file()]
     stamps = {path: path.stat().st_mtime_ns for path in saved}
 
-    sp.run_pipeline(asked, out, resume=True)
+    sp.run_pipeline(settings, out, resume=True)
     assert {path: path.stat().st_mtime_ns for path in saved} == stamps
     assert {name: summary_of(out)["seconds"][name] for name in done} == seconds
     assert without_seconds(out) == without_seconds(finished)
@@ -507,7 +507,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def test_a_sweep_stopped_half_way_is_begun_anew(folders: Path, finished: Path, tmp_path: Path) -> None:
-    asked, out, calls = run_file(folders), tmp_path / "run", 0
+    settings, out, calls = run_file(folders), tmp_path / "run", 0
 
     def stops_at_the_seventh(*arguments: Any) -> Any:
         nonlocal calls
@@ -520,8 +520,8 @@ def test_a_sweep_stopped_half_way_is_begun_anew(folders: Path, finished: Path, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictions, "save_scores", stops_at_the_seventh)
         with pytest.raises(InterruptedRunError):
-            sp.run_pipeline(asked, out)
-    sp.run_pipeline(asked, out, resume=True)
+            sp.run_pipeline(settings, out)
+    sp.run_pipeline(settings, out, resume=True)
     assert without_seconds(out) == without_seconds(finished)
 
 
@@ -549,12 +549,12 @@ def test_damaged_weights_are_not_resumed_from(folders: Path, tmp_path: Path) -> 
 
 def test_a_loss_that_is_not_finite_keeps_what_was_good(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    asked = run_file(folders, finetune={"epochs": 2, "batch_size": 9, "lr": 1e20, "warmup_steps": 0})
+    file = run_file(folders, finetune={"epochs": 2, "batch_size": 9, "lr": 1e20, "warmup_steps": 0})
     with pytest.raises(TrainingError, match=r"stopped at step \d") as caught:
-        sp.run_pipeline(asked, out)
-    kept = out / "checkpoints" / "last_good"
-    assert str(kept) in str(caught.value)
-    assert sp.models.fingerprint(sp.load_classifier(kept)) == sp.models.fingerprint(
+        sp.run_pipeline(file, out)
+    saved = out / "checkpoints" / "last_good"
+    assert str(saved) in str(caught.value)
+    assert sp.models.fingerprint(sp.load_classifier(saved)) == sp.models.fingerprint(
         sp.load_classifier(out / "zero_shot")
     )
     assert not (out / "fine_tuned").exists()

@@ -86,8 +86,8 @@ def test_a_study_names_an_image_that_is_missing_before_anything_begins(data: dic
     for image in images[-2:]:
         image.unlink()
     study = StudyFile.resolve(fruit_study(tmp_path, run={"suite": data, "limit": None}))
-    said = rf"the image {images[-2]} of sketch does not exist \(2 files of {len(images)} are missing\)"
-    with pytest.raises(sp.InputError, match=said):
+    messages = rf"the image {images[-2]} of sketch does not exist \(2 files of {len(images)} are missing\)"
+    with pytest.raises(sp.InputError, match=messages):
         sp.run_study(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

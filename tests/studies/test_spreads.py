@@ -30,12 +30,12 @@ from shiftproof.studies.spreads import measure_spreads
 )
 def test_drawn_spreads_are_those_of_a_slow_loop(series: list[list[float]], seed: int) -> None:
     named = {str(number): values for number, values in enumerate(series)}
-    found = bootstrap_spreads(named, draws=12, seed=seed)
+    result = bootstrap_spreads(named, draws=12, seed=seed)
     count = len(series[0])
     picked = np.random.default_rng(seed).integers(count, size=(12, count))
     for name, values in named.items():
         slow = [statistics.stdev([values[i] for i in row]) for row in picked.tolist()]
-        np.testing.assert_allclose(found[name], slow, atol=1e-9)
+        np.testing.assert_allclose(result[name], slow, atol=1e-9)
 
 
 def test_drawn_variances_average_to_that_of_the_items() -> None:
@@ -52,8 +52,8 @@ def test_too_few_or_unequally_many_items_have_no_spread(series: dict[str, list[f
 
 
 def test_spreads_are_those_computed_by_hand() -> None:
-    found = {(spread.model, spread.sets): spread for spread in measure_spreads(FOUND, SETS[0], SETS[1:])}
-    assert set(found) == {(model, sets) for model in STUDIED for sets in ("reference", "mean")}
+    measured = {(spread.model, spread.sets): spread for spread in measure_spreads(FOUND, SETS[0], SETS[1:])}
+    assert set(measured) == {(model, sets) for model in STUDIED for sets in ("reference", "mean")}
     # Seeds of a configuration averaged: by hand, a, b and c have these accuracies.
     by_hand = {
         ("fine_tuned", "reference"): (0.75, 0.6, 0.9),
@@ -64,41 +64,43 @@ def test_spreads_are_those_computed_by_hand() -> None:
         ("wise_ft_chosen", "mean"): (0.655, 0.7, 0.65),
     }
     for key, values in by_hand.items():
-        spread = found[key]
+        spread = measured[key]
         assert spread.deviation == pytest.approx(statistics.stdev(values))
         assert (spread.lowest, spread.highest) == pytest.approx((min(values), max(values)))
         base = statistics.stdev(by_hand["fine_tuned", key[1]])
         assert spread.ratio == pytest.approx(base / statistics.stdev(values))
         drawn = bootstrap_spreads({"own": values})["own"]
         assert spread.interval == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
-    assert found["fine_tuned", "reference"].deviation == pytest.approx(0.15)
-    assert found["wise_ft_0.5", "reference"].deviation == pytest.approx(0.02)
-    assert found["wise_ft_0.5", "reference"].ratio == pytest.approx(7.5)
-    assert found["fine_tuned", "mean"].ratio == 1
+    assert measured["fine_tuned", "reference"].deviation == pytest.approx(0.15)
+    assert measured["wise_ft_0.5", "reference"].deviation == pytest.approx(0.02)
+    assert measured["wise_ft_0.5", "reference"].ratio == pytest.approx(7.5)
+    assert measured["fine_tuned", "mean"].ratio == 1
 
 
 def test_a_factor_that_holds_in_every_resample_has_no_width() -> None:
     # Resamples of one configuration alone have no deviation at all: they tell nothing about a factor.
-    found = [made(name, 0, ZERO, (x, x, x), (2 * x, 2 * x, 2 * x)) for name, x in (("a", 0.1), ("b", 0.2), ("c", 0.45))]
-    for spread in measure_spreads(found, SETS[0], SETS[1:]):
+    result = [
+        made(name, 0, ZERO, (x, x, x), (2 * x, 2 * x, 2 * x)) for name, x in (("a", 0.1), ("b", 0.2), ("c", 0.45))
+    ]
+    for spread in measure_spreads(result, SETS[0], SETS[1:]):
         factor = 2 if spread.model == "wise_ft_0.5" else 1
         assert (spread.ratio, *spread.ratio_interval) == pytest.approx((factor, factor, factor))
 
 
 def test_models_that_do_not_vary_are_not_said_to_vary_more() -> None:
     same = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (1.0, 0.7, 0.7)) for name in ("a", "b", "c")]
-    told = study_verdict(recorded(same))
-    assert told.count("does not vary over the configurations; fine-tuned varies by 0.00 points") == 4
-    assert "more than" not in told and "less than" not in told
+    reported = study_verdict(recorded(same))
+    assert reported.count("does not vary over the configurations; fine-tuned varies by 0.00 points") == 4
+    assert "more than" not in reported and "less than" not in reported
     # A factor to nothing would be no number.
     rising = [made(name, 0, ZERO, (0.9, 0.8, 0.8), (x, x, x)) for name, x in (("a", 0.5), ("b", 0.7), ("c", 0.9))]
-    found = recorded(rising)
-    assert {s.ratio for s in found.spreads if s.model == "wise_ft_0.5"} == {None}
+    result = recorded(rising)
+    assert {s.ratio for s in result.spreads if s.model == "wise_ft_0.5"} == {None}
     assert "On the reference, WiSE-FT, alpha 0.5 does not vary over the configurations; fine-tuned varies by 20.00" in (
-        study_verdict(found)
+        study_verdict(result)
     )
-    assert [row[-1] for row in spread_table(found).rows if row[0] == "WiSE-FT, alpha 0.5"] == ["no spread"] * 2
-    assert study_from_json(json.loads(json.dumps(study_json(found), allow_nan=False))) == found
+    assert [row[-1] for row in spread_table(result).rows if row[0] == "WiSE-FT, alpha 0.5"] == ["no spread"] * 2
+    assert study_from_json(json.loads(json.dumps(study_json(result), allow_nan=False))) == result
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -127,10 +129,10 @@ MEMBERS = st.builds(
 
 @given(st.lists(MEMBERS, min_size=1, max_size=5), st.lists(MEMBERS, max_size=2), st.lists(WORDS, max_size=2))
 def test_a_record_survives_the_way_to_disk(
-    found: list[StudyMember], soups: list[StudyMember], failed: list[str]
+    result: list[StudyMember], soups: list[StudyMember], failed: list[str]
 ) -> None:
     failures = tuple(StudyFailure(name, f"{name}: why") for name in failed)
-    record = recorded(found, soups=tuple(soups), failures=failures)
+    record = recorded(result, soups=tuple(soups), failures=failures)
     text = json.dumps(study_json(record), allow_nan=False, ensure_ascii=False)
     assert study_from_json(json.loads(text)) == record
 

@@ -57,8 +57,8 @@ def written(out: Path, names: Sequence[str]) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
-def assert_failures_are_told(record: StudyRecord, out: Path, said: str, complained: str) -> None:
-    assert "Traceback" not in said + complained
+def assert_failures_are_told(record: StudyRecord, out: Path, message: str, complained: str) -> None:
+    assert "Traceback" not in message + complained
     assert complained.count("shiftproof: ") == 1
     for failure in record.failures:
         assert f"{failure.name}: {failure.error}" in complained
@@ -71,13 +71,13 @@ def assert_members_are_swept_as_here(record: StudyRecord, out: Path, runs: Mappi
     suite = load_run_suite(some)
     start, ends = build_start(some, suite), {}
     for member in record.members:
-        folder, asked = out / "members" / member.name, runs[member.name].run_file
+        folder, settings = out / "members" / member.name, runs[member.name].run_file
         ends[member.name] = sp.load_classifier(folder / "fine_tuned")
         assert member.path == sp.sweep_alpha(start, ends[member.name], suite, [0, 0.5, 1])
         assert member.chosen == sp.choose_alpha(member.path, record.rule)
-        assert ends[member.name].training["settings"]["lr"] == asked.finetune.lr
-        told = json.loads((folder / "member.json").read_text(encoding="utf-8"))
-        assert member == member_from_json("reference", ("sketch",), told)
+        assert ends[member.name].training["settings"]["lr"] == settings.finetune.lr
+        reported = json.loads((folder / "member.json").read_text(encoding="utf-8"))
+        assert member == member_from_json("reference", ("sketch",), reported)
         assert not list(folder.rglob("step-*"))
     uniform, greedy = record.soups
     assert uniform.members == tuple(ends)
@@ -105,7 +105,7 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     launched = processes.start("module", "shiftproof", *arguments, cwd=tmp_path)
     out = (tmp_path / "out").resolve()
     killed_within(out / "members" / "killed-seed-0", launched)
-    said, complained = launched.communicate(timeout=600)
+    message, complained = launched.communicate(timeout=600)
     assert launched.returncode == 2, complained
 
     record = read_record(out)
@@ -115,14 +115,14 @@ def test_a_study_from_the_command_line(folders: Path, tmp_path: Path) -> None:
     assert set(failures) == {"killed-seed-0", "broken-seed-0"}
     assert failures["broken-seed-0"].startswith("fine-tuning stopped at step ")
     assert "died" in failures["killed-seed-0"]
-    assert_failures_are_told(record, out, said, complained)
-    assert "Fewer than three configurations finished" in said
-    assert f"numbers: {Path('out', 'study.json')}" in said
+    assert_failures_are_told(record, out, message, complained)
+    assert "Fewer than three configurations finished" in message
+    assert f"numbers: {Path('out', 'study.json')}" in message
     assert (out / "figures" / "study.png").read_bytes().startswith(b"\x89PNG")
     with (out / "study.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
-    told = [(row["configuration"], float(row["alpha"]), row["set"], float(row["accuracy"])) for row in rows]
-    assert told == [
+    reported = [(row["configuration"], float(row["alpha"]), row["set"], float(row["accuracy"])) for row in rows]
+    assert reported == [
         (member.configuration, point.alpha, name, value)
         for member in (*record.members, *record.soups)
         for point in member.path.points

@@ -39,7 +39,7 @@ SEEDS = st.lists(st.integers(0, 99), min_size=1, max_size=2, unique=True)
 
 @given(GRIDS, SEEDS)
 def test_a_grid_is_every_combination_with_every_seed(grid: dict[str, list[Any]], seeds: list[int]) -> None:
-    asked = StudyFile.resolve({"run": {"finetune": {"batch_size": 7}}, "grid": grid, "seeds": seeds})
+    file = StudyFile.resolve({"run": {"finetune": {"batch_size": 7}}, "grid": grid, "seeds": seeds})
     combinations: list[dict[str, Any]] = [{}]
     for key, values in grid.items():
         combinations = [{**before, key: value} for before in combinations for value in values]
@@ -50,7 +50,7 @@ def test_a_grid_is_every_combination_with_every_seed(grid: dict[str, list[Any]],
             plain = {"prompts": changes["prompts"]} if "prompts" in changes else {}
             plain |= {"finetune": {"batch_size": 7, **settings}, "seed": seed}
             expected.append((changes, seed, RunFile.resolve(plain)))
-    members = asked.members()
+    members = file.members()
     assert [(member.changes, member.run_file.seed, member.run_file) for member in members] == expected
     assert len({member.name for member in members}) == len(expected)
     assert len({member.configuration for member in members}) == len(combinations)
@@ -64,7 +64,7 @@ def test_a_grid_is_every_combination_with_every_seed(grid: dict[str, list[Any]],
 
 
 def test_configurations_come_in_the_order_of_the_file() -> None:
-    asked = StudyFile.resolve(
+    file = StudyFile.resolve(
         {
             "grid": {"finetune.lr": [2e-3, 1e-3], "finetune.epochs": [2, 1]},
             "sample": {"count": 2, "keys": {"finetune.epochs": [3, 4, 5]}},
@@ -72,14 +72,14 @@ def test_configurations_come_in_the_order_of_the_file() -> None:
             "seeds": [3, 0],
         }
     )
-    assert [member.name for member in asked.members()] == [
+    assert [member.name for member in file.members()] == [
         *("lr-0.002-epochs-2-seed-3", "lr-0.002-epochs-2-seed-0", "lr-0.002-epochs-1-seed-3"),
         *("lr-0.002-epochs-1-seed-0", "lr-0.001-epochs-2-seed-3", "lr-0.001-epochs-2-seed-0"),
         *("lr-0.001-epochs-1-seed-3", "lr-0.001-epochs-1-seed-0", "sample-0-seed-3", "sample-0-seed-0"),
         *("sample-1-seed-3", "sample-1-seed-0", "linear-probe-seed-3", "linear-probe-seed-0"),
         *("as-it-is-seed-3", "as-it-is-seed-0"),
     ]
-    assert asked.members()[-1].run_file == RunFile.resolve({"seed": 0})
+    assert file.members()[-1].run_file == RunFile.resolve({"seed": 0})
 
 
 def test_a_study_that_changes_nothing_is_one_run() -> None:
@@ -109,7 +109,7 @@ def test_nested_and_dotted_keys_are_one(dotted: dict[str, Any], nested: dict[str
 
 
 def test_every_key_can_be_set_from_the_command_line(tmp_path: Path) -> None:
-    asked = {
+    settings = {
         "run": {"model": "tiny", "finetune": {"epochs": 9, "lr": 1e-3}},
         "grid": {"finetune.lr": [1e-3], "finetune.epochs": [1]},
         "sample": {"count": 1, "keys": {"finetune.weight_decay": [0.1]}},
@@ -120,8 +120,8 @@ def test_every_key_can_be_set_from_the_command_line(tmp_path: Path) -> None:
         *("sample.count=2", "sample.seed=7", "seeds=[1,2]", "soups=[greedy]", "rule=tolerance", "cpus_per_run=2"),
         "configurations.mine.finetune.recipe=lora",
     ]
-    found = StudyFile.read(in_yaml(tmp_path, asked), overrides)
-    assert found == StudyFile.resolve(
+    study_file = StudyFile.read(in_yaml(tmp_path, settings), overrides)
+    assert study_file == StudyFile.resolve(
         {
             "run": {"model": "tiny", "limit": 3, "finetune": {"epochs": 9, "lr": 1e-3, "batch_size": 5}},
             "grid": {"finetune.lr": ["1e-4", "1e-2"], "finetune.epochs": [4]},
@@ -130,26 +130,26 @@ def test_every_key_can_be_set_from_the_command_line(tmp_path: Path) -> None:
             **{"seeds": [1, 2], "soups": ["greedy"], "rule": "tolerance", "cpus_per_run": 2},
         }
     )
-    lrs = [member.run_file.finetune.lr for member in found.members() if "lr" in member.configuration]
+    lrs = [member.run_file.finetune.lr for member in study_file.members() if "lr" in member.configuration]
     assert lrs == [1e-4, 1e-4, 1e-2, 1e-2]
-    assert {(member.run_file.finetune.batch_size, member.run_file.limit) for member in found.members()} == {(5, 3)}
+    assert {(member.run_file.finetune.batch_size, member.run_file.limit) for member in study_file.members()} == {(5, 3)}
 
 
 def test_a_sample_s_key_can_be_set_from_the_command_line() -> None:
-    asked = {"sample": {"count": 3, "keys": {"finetune.lr": [1e-3]}}}
-    found = StudyFile.resolve(asked, ["sample.keys.finetune.lr=[1e-4]"])
-    assert {member.run_file.finetune.lr for member in found.members()} == {1e-4}
+    settings = {"sample": {"count": 3, "keys": {"finetune.lr": [1e-3]}}}
+    study_file = StudyFile.resolve(settings, ["sample.keys.finetune.lr=[1e-4]"])
+    assert {member.run_file.finetune.lr for member in study_file.members()} == {1e-4}
 
 
 def test_a_file_survives_the_way_to_disk(tmp_path: Path) -> None:
-    asked = {
+    settings = {
         "run": {"prompts": ["a {}."], "finetune": {"lr": "1e-3", "shots": None}},
         "grid": {"finetune.shots": [None, 4], "finetune.lr": ["1e-4", 1e-05]},
         "configurations": {"plain": None, "mixed": {"finetune.mixing": "mixup", "finetune.mixing_probability": None}},
         "sample": {"count": 2, "keys": {"finetune.epochs": {"low": 1, "high": 3}, "finetune.lr": [1, 2]}},
         **{"seeds": [4, 2], "rule": "tolerance", "soups": ["uniform"], "cpus_per_run": 0.5, "gpus_per_run": 0.25},
     }
-    first = StudyFile.resolve(asked)
+    first = StudyFile.resolve(settings)
     (tmp_path / "study.yaml").write_text(first.to_yaml(), encoding="utf-8")
     again = StudyFile.read(tmp_path / "study.yaml")
     assert again == first
@@ -165,21 +165,21 @@ def test_any_grid_survives_the_way_to_disk(grid: dict[str, list[Any]], seeds: li
 
 
 def test_the_shipped_studies_read() -> None:
-    found = {file.stem: StudyFile.read(file) for file in sorted(STUDIES.glob("*.yaml"))}
-    assert "tuning" in found
-    for asked in found.values():
-        members = asked.members()
+    study_file = {file.stem: StudyFile.read(file) for file in sorted(STUDIES.glob("*.yaml"))}
+    assert "tuning" in study_file
+    for settings in study_file.values():
+        members = settings.members()
         assert len({member.name for member in members}) == len(members)
     # What is tuned is tuned on other classes than those of the results.
-    assert {member.run_file.suite for member in found["tuning"].members()} == {"emoji-development-1"}
+    assert {member.run_file.suite for member in study_file["tuning"].members()} == {"emoji-development-1"}
 
 
 # A random sample.
 
 
 def sampled(count: int, keys: dict[str, Any], seed: int = 0) -> list[Mapping[str, Any]]:
-    asked = StudyFile.resolve({"sample": {"count": count, "seed": seed, "keys": keys}})
-    return [member.changes for member in asked.members()]
+    file = StudyFile.resolve({"sample": {"count": count, "seed": seed, "keys": keys}})
+    return [member.changes for member in file.members()]
 
 
 def test_a_sample_s_seed_decides_it() -> None:
@@ -247,7 +247,7 @@ ONE = {"finetune.lr": [1e-3]}
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("settings", "message"),
     [
         ({"grdi": ONE}, "'grdi'. Did you mean 'grid'?"),
         ({"sample": {"count": 1, "kyes": {}, "keys": ONE}}, "'sample.kyes'. Did you mean 'keys'?"),
@@ -286,13 +286,13 @@ ONE = {"finetune.lr": [1e-3]}
         ({"sample": {"count": 0, "keys": ONE}}, "'sample.count' is 0"),
     ],
 )
-def test_a_mistake_is_told(asked: dict[str, Any], said: str) -> None:
-    with pytest.raises(sp.InputError, match=re.escape(said)):
-        StudyFile.resolve(asked)
+def test_a_mistake_is_told(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(sp.InputError, match=re.escape(message)):
+        StudyFile.resolve(settings)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "settings",
     [
         {"grid": ONE, "configurations": {"lr 0.001": {"finetune.lr": 5}}},
         {"sample": {"count": 1, "keys": ONE}, "configurations": {"sample-0": {}}},
@@ -300,19 +300,19 @@ def test_a_mistake_is_told(asked: dict[str, Any], said: str) -> None:
     ],
     ids=["grid and configurations", "sample and configurations", "a value twice"],
 )
-def test_no_configuration_replaces_another_of_its_name(asked: dict[str, Any]) -> None:
+def test_no_configuration_replaces_another_of_its_name(settings: dict[str, Any]) -> None:
     with pytest.raises(sp.InputError, match="share a name"):
-        StudyFile.resolve(asked)
+        StudyFile.resolve(settings)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "settings",
     [{"grid": {"finetune.lr": []}}, {"sample": {"count": 1, "keys": {"finetune.lr": []}}}],
     ids=["grid", "sample"],
 )
-def test_a_key_without_values_is_refused(asked: dict[str, Any]) -> None:
+def test_a_key_without_values_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(sp.InputError, match=r"finetune\.lr"):
-        StudyFile.resolve(asked)
+        StudyFile.resolve(settings)
 
 
 @pytest.mark.parametrize(
@@ -326,10 +326,10 @@ def test_a_range_that_makes_no_sense_is_refused(between: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "settings",
     [{"grid": ["finetune.lr"]}, {"configurations": ["a", "b"]}, {"configurations": {"a": 3}}, {"run": "tiny"}],
     ids=["grid", "configurations", "a configuration", "run"],
 )
-def test_a_section_of_another_kind_is_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(sp.InputError, match=next(iter(asked))):
-        StudyFile.resolve(asked)
+def test_a_section_of_another_kind_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(sp.InputError, match=next(iter(settings))):
+        StudyFile.resolve(settings)

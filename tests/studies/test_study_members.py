@@ -21,8 +21,8 @@ from shiftproof.studies.members import run_member
 pytestmark = pytest.mark.slow
 
 
-def the_member(asked: Mapping[str, Any]) -> MemberRun:
-    (run,) = StudyFile.resolve(asked).members()
+def the_member(settings: Mapping[str, Any]) -> MemberRun:
+    (run,) = StudyFile.resolve(settings).members()
     return run
 
 
@@ -45,11 +45,11 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(folders: Path, tmp_
         assert not list((tmp_path / name).rglob("step-*"))
         assert not (tmp_path / name / "error.txt").exists()
         assert RunFile.read(tmp_path / name / "run.yaml") == run.run_file
-    told = [json.loads((tmp_path / name / "member.json").read_text()) for name in ("whole", "broken")]
-    for entry in told:
+    reported = [json.loads((tmp_path / name / "member.json").read_text()) for name in ("whole", "broken")]
+    for entry in reported:
         assert entry.pop("seconds") > 0
-    assert told[0] == told[1]
-    assert (told[0]["name"], told[0]["seed"]) == ("run-seed-4", 4)
+    assert reported[0] == reported[1]
+    assert (reported[0]["name"], reported[0]["seed"]) == ("run-seed-4", 4)
 
 
 def test_a_run_whose_directory_is_in_use_is_refused(folders: Path, tmp_path: Path) -> None:

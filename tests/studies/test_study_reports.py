@@ -67,7 +67,7 @@ def spread(model: str, sets: str, deviation: float, ratio: float, low: float, hi
 
 
 def test_the_verdict_says_less_more_or_not_clearly() -> None:
-    found = (
+    classifier = (
         spread("fine_tuned", "reference", 0.06, 1, 1, 1),
         spread("wise_ft_0.5", "reference", 0.02, 3, 1.2, 4.1),
         spread("wise_ft_chosen", "reference", 0.12, 0.5, 0.3, 0.9),
@@ -75,18 +75,18 @@ def test_the_verdict_says_less_more_or_not_clearly() -> None:
         spread("wise_ft_0.5", "mean", 0.041, 1.1, 0.9, 1.3),
         spread("wise_ft_chosen", "mean", 0.0451, 1, 1, 1),
     )
-    told = study_verdict(recorded(FOUND, spreads=found)).split(". ")
-    assert told[0] == (
+    reported = study_verdict(recorded(FOUND, spreads=classifier)).split(". ")
+    assert reported[0] == (
         "On the reference, WiSE-FT, alpha 0.5 varies less than fine-tuned over the configurations: by 2.00 against "
         "6.00 points, a factor of 3.0 (1.2 to 4.1)"
     )
-    assert "chosen alpha varies more than fine-tuned" in told[1]
-    assert told[1].endswith("by 12.00 against 6.00 points, a factor of 0.5 (0.3 to 0.9)")
-    assert told[2] == (
+    assert "chosen alpha varies more than fine-tuned" in reported[1]
+    assert reported[1].endswith("by 12.00 against 6.00 points, a factor of 0.5 (0.3 to 0.9)")
+    assert reported[2] == (
         "On the mean of 2 shifts, WiSE-FT, alpha 0.5 does not vary clearly less or more than fine-tuned over the "
         "configurations: by 4.10 against 4.51 points, a factor of 1.1 (0.9 to 1.3)"
     )
-    assert "does not vary clearly" in told[3] and len(told) == 4
+    assert "does not vary clearly" in reported[3] and len(reported) == 4
 
 
 def test_the_figure_draws_every_path_where_its_accuracies_are() -> None:

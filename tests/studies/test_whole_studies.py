@@ -94,25 +94,25 @@ def stub(tiny: sp.models.Clip, failing: dict[str, Exception] | None = None) -> S
         values = {"reference": 0.5, "sketch": share / 2}
         points = tuple(PathPoint(a, 0.5, values, dict.fromkeys(values, (0.4, 0.6))) for a in (0.0, 0.5, 1.0))
         path = PathRecord("reference", ("sketch",), points)
-        told = StudyMember(run.name, run.configuration, run.changes, run.run_file.seed, path, 0.5, 1.0)
+        reported = StudyMember(run.name, run.configuration, run.changes, run.run_file.seed, path, 0.5, 1.0)
         write_text(directory.run_file, run.run_file.to_yaml())
-        write_json(directory.record, member_json(told))
+        write_json(directory.record, member_json(reported))
 
     return run
 
 
 @pytest.mark.slow
 def test_runs_are_given_the_processors_asked_for(folders: Path, tmp_path: Path, played: Played) -> None:
-    asked = StudyFile.resolve(
+    file = StudyFile.resolve(
         fruit_study(folders, cpus_per_run=2, configurations={"a": {}, "b": {"finetune.epochs": 2}})
     )
-    found = run_study(asked, tmp_path / "out")
+    record = run_study(file, tmp_path / "out")
     assert played.options == [{"num_cpus": 2, "num_gpus": 0.0, "max_retries": 0}]
     assert played.threads == [2, 2]
-    assert [member.name for member in found.members] == ["a-seed-0", "b-seed-0"]
-    assert [dict(member.changes) for member in found.members] == [{}, {"finetune.epochs": 2}]
-    assert study_from_json(json.loads((tmp_path / "out" / "study.json").read_text())) == found
-    assert StudyFile.read(tmp_path / "out" / "study.yaml") == asked
+    assert [member.name for member in record.members] == ["a-seed-0", "b-seed-0"]
+    assert [dict(member.changes) for member in record.members] == [{}, {"finetune.epochs": 2}]
+    assert study_from_json(json.loads((tmp_path / "out" / "study.json").read_text())) == record
+    assert StudyFile.read(tmp_path / "out" / "study.yaml") == file
 
 
 @pytest.mark.slow
@@ -126,17 +126,19 @@ def test_runs_are_given_a_gpu_where_there_are_any(
         stub(tiny)(run, *rest)
 
     monkeypatch.setattr(study, "run_member", noted)
-    told = fruit_study(folders)
-    for number, (device, gpus, found) in enumerate(
+    reported = fruit_study(folders)
+    for number, (device, gpus, result) in enumerate(
         [("auto", 2, (1, "auto")), ("auto", 0, (0, "cpu")), ("cpu", 2, (0, "cpu"))]
     ):
         played.machine["GPU"] = gpus
-        run_study(StudyFile.resolve(told, [f"run.device={device}"]), tmp_path / str(number))
-        assert (played.options[-1]["num_gpus"], devices[-1]) == found
+        run_study(StudyFile.resolve(reported, [f"run.device={device}"]), tmp_path / str(number))
+        assert (played.options[-1]["num_gpus"], devices[-1]) == result
     # Half a GPU each, or none at all.
     played.machine["GPU"] = 2
     for share, device in ((0.5, "auto"), (0, "cpu")):
-        run_study(StudyFile.resolve(told, ["run.device=auto", f"gpus_per_run={share}"]), tmp_path / f"share-{share}")
+        run_study(
+            StudyFile.resolve(reported, ["run.device=auto", f"gpus_per_run={share}"]), tmp_path / f"share-{share}"
+        )
         assert (played.options[-1]["num_gpus"], devices[-1]) == (share, device)
 
 
@@ -144,14 +146,14 @@ def test_a_run_of_other_settings_is_not_taken_for_this_study_s(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The study file is silent on the rate; what silence means may change from one version to the next.
-    told = fruit_study(folders, configurations={"a": {}})
-    del told["run"]["finetune"]["lr"]
-    asked = StudyFile.resolve(told)
+    reported = fruit_study(folders, configurations={"a": {}})
+    del reported["run"]["finetune"]["lr"]
+    file = StudyFile.resolve(reported)
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    run_study(asked, tmp_path / "out")
+    run_study(file, tmp_path / "out")
     monkeypatch.setitem(runfile.MODEL_SETTINGS, "tiny", {**runfile.MODEL_SETTINGS["tiny"], "lr": 0.5})
     with pytest.raises(sp.InputError, match="a-seed-0 holds a run with settings other than this study's"):
-        run_study(asked, tmp_path / "out", resume=True)
+        run_study(file, tmp_path / "out", resume=True)
 
 
 def test_a_study_that_could_not_begin_may_be_asked_for_anew(
@@ -173,9 +175,9 @@ def test_soups_that_fail_cost_no_result(
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
     monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", full)
-    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
+    file = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform"]))
     with pytest.raises(MemoryError):
-        run_study(asked, tmp_path / "out")
+        run_study(file, tmp_path / "out")
     assert [member.name for member in read_record(tmp_path / "out").members] == ["a-seed-0", "b-seed-0"]
 
 
@@ -218,13 +220,13 @@ def test_progress_counts_failures_too(
 ) -> None:
     failing = {"b-seed-0": sp.InputError("it is so\nand so"), "c-seed-0": KeyError("")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
-    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}, "c": {}, "d": {}}))
+    file = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}, "c": {}, "d": {}}))
     events: list[progress.Event] = []
     with progress.listening(events.append):
-        found = run_study(asked, tmp_path / "out")
-    told = [(event.done, event.total, event.values.get("failed", 0)) for event in events if event.stage == "study"]
-    assert told == [(0, 4, 0), (1, 4, 0), (2, 4, 1), (3, 4, 2), (4, 4, 2)]
-    assert [(failure.name, failure.error) for failure in found.failures] == [
+        record = run_study(file, tmp_path / "out")
+    reported = [(event.done, event.total, event.values.get("failed", 0)) for event in events if event.stage == "study"]
+    assert reported == [(0, 4, 0), (1, 4, 0), (2, 4, 1), (3, 4, 2), (4, 4, 2)]
+    assert [(failure.name, failure.error) for failure in record.failures] == [
         ("b-seed-0", "it is so"),
         ("c-seed-0", "KeyError: ''"),
     ]
@@ -234,7 +236,7 @@ def test_progress_counts_failures_too(
     monkeypatch.setattr(study, "run_member", stub(tiny))
     events.clear()
     with progress.listening(events.append):
-        whole = run_study(asked, tmp_path / "out", resume=True)
+        whole = run_study(file, tmp_path / "out", resume=True)
     assert [event.done for event in events if event.stage == "study"] == [2, 3, 4]
     assert [member.name for member in whole.members] == [f"{name}-seed-0" for name in "abcd"]
     assert whole.failures == ()
@@ -245,19 +247,19 @@ def test_a_study_of_which_all_runs_fail_says_why(
 ) -> None:
     failing = {"a-seed-0": sp.InputError("the one reason"), "b-seed-0": ValueError("the other")}
     monkeypatch.setattr(study, "run_member", stub(tiny, failing))
-    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}))
+    file = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}))
     with pytest.raises(sp.ShiftproofError, match=r"a-seed-0: the one reason\n  b-seed-0: ValueError: the other"):
-        run_study(asked, tmp_path / "out")
+        run_study(file, tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
 
 
 def test_data_that_are_missing_are_told_before_anything_is_written(
     folders: Path, tmp_path: Path, played: Played
 ) -> None:
-    asked = fruit_study(folders, configurations={"a": {}, "b": {}})
-    asked["run"]["suite"]["reference"]["test"] = "folder:fotos"
+    settings = fruit_study(folders, configurations={"a": {}, "b": {}})
+    settings["run"]["suite"]["reference"]["test"] = "folder:fotos"
     with pytest.raises(sp.InputError, match="the folder fotos does not exist"):
-        run_study(StudyFile.resolve(asked), tmp_path / "out")
+        run_study(StudyFile.resolve(settings), tmp_path / "out")
     assert not (tmp_path / "out" / "study.yaml").exists()
     assert played.options == []
 
@@ -267,21 +269,21 @@ def test_a_directory_belongs_to_one_study(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}}))
+    file = StudyFile.resolve(fruit_study(folders, configurations={"a": {}}))
     other = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}))
     out = tmp_path / "out"
-    run_study(asked, out)
+    run_study(file, out)
     before = (out / "study.json").read_bytes()
     with pytest.raises(sp.InputError, match="already holds a study"):
-        run_study(asked, out)
+        run_study(file, out)
     with pytest.raises(sp.InputError, match="has other settings than this study"):
         run_study(other, out, resume=True)
     with pytest.raises(sp.InputError, match="Give one of the two"):
-        run_study(asked, out, resume=True, overwrite=True)
+        run_study(file, out, resume=True, overwrite=True)
     with locked(out), pytest.raises(sp.InputError, match="in use by another"):
-        run_study(asked, out, resume=True)
+        run_study(file, out, resume=True)
     assert (out / "study.json").read_bytes() == before
-    assert StudyFile.read(out / "study.yaml") == asked
+    assert StudyFile.read(out / "study.yaml") == file
     assert [member.name for member in run_study(other, out, overwrite=True).members] == ["a-seed-0", "b-seed-0"]
     (out / "notes.txt").write_text("do not lose me", encoding="utf-8")
     for choice in ({}, {"overwrite": True}):
@@ -296,16 +298,16 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = fruit_study(folders, configurations={"a": {}, "b": {}})
-    before = run_study(StudyFile.resolve(asked), tmp_path / "out")
+    settings = fruit_study(folders, configurations={"a": {}, "b": {}})
+    before = run_study(StudyFile.resolve(settings), tmp_path / "out")
     changed = ["soups=[uniform]", "cpus_per_run=2", "run.finetune.accumulate=2", "run.finetune.checkpoint_every=1"]
-    after = run_study(StudyFile.resolve(asked, changed), tmp_path / "out", resume=True)
+    after = run_study(StudyFile.resolve(settings, changed), tmp_path / "out", resume=True)
     assert after.members == before.members
     assert [soup.name for soup in after.soups] == ["uniform soup"]
-    assert StudyFile.read(tmp_path / "out" / "study.yaml") == StudyFile.resolve(asked, changed)
+    assert StudyFile.read(tmp_path / "out" / "study.yaml") == StudyFile.resolve(settings, changed)
     for other in ("rule=tolerance", "run.finetune.lr=0.5", "run.limit=2", "configurations.b.finetune.epochs=9"):
         with pytest.raises(sp.InputError, match="has other settings than this study"):
-            run_study(StudyFile.resolve(asked, [other]), tmp_path / "out", resume=True)
+            run_study(StudyFile.resolve(settings, [other]), tmp_path / "out", resume=True)
 
 
 @pytest.mark.slow
@@ -317,11 +319,11 @@ def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
     monkeypatch.setattr("shiftproof.studies.soups.uniform_soup", refused)
-    asked = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
-    found = run_study(asked, tmp_path / "out")
-    assert found.failures == (StudyFailure("uniform soup", "they are of two architectures"),)
-    assert [soup.name for soup in found.soups] == ["greedy soup"]
-    assert read_record(tmp_path / "out") == found
+    file = StudyFile.resolve(fruit_study(folders, configurations={"a": {}, "b": {}}, soups=["uniform", "greedy"]))
+    record = run_study(file, tmp_path / "out")
+    assert record.failures == (StudyFailure("uniform soup", "they are of two architectures"),)
+    assert [soup.name for soup in record.soups] == ["greedy soup"]
+    assert read_record(tmp_path / "out") == record
 
 
 @pytest.mark.slow
@@ -329,16 +331,16 @@ def test_a_soup_takes_in_what_a_resumed_study_adds(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configurations = {"a": {}, "bcd": {}, "efghij": {}}
-    asked = StudyFile.resolve(fruit_study(folders, configurations=configurations, soups=["uniform"]))
+    file = StudyFile.resolve(fruit_study(folders, configurations=configurations, soups=["uniform"]))
     monkeypatch.setattr(study, "run_member", stub(tiny, {"bcd-seed-0": RuntimeError("not yet")}))
-    (soup,) = run_study(asked, tmp_path / "out").soups
+    (soup,) = run_study(file, tmp_path / "out").soups
     assert soup.members == ("a-seed-0", "efghij-seed-0")
-    kept = (tmp_path / "out/soups/uniform/member.json").stat().st_mtime_ns
+    saved = (tmp_path / "out/soups/uniform/member.json").stat().st_mtime_ns
     # Another failure changes no soup; what stands is not made again.
-    run_study(asked, tmp_path / "out", resume=True)
-    assert (tmp_path / "out/soups/uniform/member.json").stat().st_mtime_ns == kept
+    run_study(file, tmp_path / "out", resume=True)
+    assert (tmp_path / "out/soups/uniform/member.json").stat().st_mtime_ns == saved
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    (soup,) = run_study(asked, tmp_path / "out", resume=True).soups
+    (soup,) = run_study(file, tmp_path / "out", resume=True).soups
     assert soup.members == ("a-seed-0", "bcd-seed-0", "efghij-seed-0")
     members = [sp.load_classifier(tmp_path / f"out/members/{name}/fine_tuned") for name in soup.members]
     mean = sp.average_weights([member.state_dict() for member in members])
@@ -351,10 +353,10 @@ def test_soups_are_never_validated_on_images_that_a_member_was_trained_on(
 ) -> None:
     # Without validation data every seed holds out a fifth of its own, which the other seeds' runs train on.
     monkeypatch.setattr(study, "run_member", stub(tiny))
-    asked = fruit_study(folders, seeds=[0, 1], soups=["greedy"])
-    del asked["run"]["suite"]["reference"]["validation"]
+    settings = fruit_study(folders, seeds=[0, 1], soups=["greedy"])
+    del settings["run"]["suite"]["reference"]["validation"]
     with pytest.raises(sp.InputError, match="validation"):
-        run_study(StudyFile.resolve(asked), tmp_path / "out")
+        run_study(StudyFile.resolve(settings), tmp_path / "out")
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once(folders: Path, tmp_path: Path) -> None:

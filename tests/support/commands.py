@@ -57,11 +57,11 @@ def logged_steps(folder: str | Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines]
 
 
-def assert_mistake(ended: CommandResult, said: str) -> None:
+def assert_mistake(ended: CommandResult, message: str) -> None:
     assert (ended.code, ended.out) == (2, "")
     beside = ("warning: ", "fine-tune: ")  # a mistake may be found after a training has begun
     messages = [line for line in ended.err.splitlines() if not line.endswith(" done") and not line.startswith(beside)]
     assert messages[0].startswith("shiftproof: ")
     assert ended.err.count("shiftproof: ") == 1
-    assert said in messages[0]
+    assert message in messages[0]
     assert "Traceback" not in ended.err

@@ -53,8 +53,8 @@ class Outcome(NamedTuple):
 
 def outcome(tuned: sp.Classifier) -> Outcome:
     text = {f"text.{name}": tensor for name, tensor in (tuned.text or {}).items()}
-    told = {"training": dict(tuned.training), "scale": tuned.logit_scale, "head": tuned.head}
-    return Outcome(tuned.state_dict() | text, json.loads(json.dumps(told)))
+    reported = {"training": dict(tuned.training), "scale": tuned.logit_scale, "head": tuned.head}
+    return Outcome(tuned.state_dict() | text, json.loads(json.dumps(reported)))
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -102,8 +102,8 @@ def two_towers() -> sp.Classifier:
 
 
 def tracked_by_wandb(folder: Path) -> Outcome:
-    start, asked = dropout_classifier(), eight_steps(epochs=1, batch_size=12)
-    return outcome(sp.finetune(start, SUITE, asked, seed=3, checkpoints=folder, trackers=("wandb",)))
+    start, settings = dropout_classifier(), eight_steps(epochs=1, batch_size=12)
+    return outcome(sp.finetune(start, SUITE, settings, seed=3, checkpoints=folder, trackers=("wandb",)))
 
 
 CASES: dict[str, Callable[..., Outcome]] = {

@@ -60,8 +60,8 @@ def two_convolutions(classes: sp.ClassSpace) -> sp.Classifier:
 
 def small_transformer(classes: sp.ClassSpace) -> sp.Classifier:
     """open_clip's transformer with two small blocks."""
-    told = {"architecture": SMALL_VIT, "preprocessing": Preprocessing(size=64)}
-    return seeded_classifier(lambda: build_encoder(SMALL_VIT), 16, classes, **told)
+    reported = {"architecture": SMALL_VIT, "preprocessing": Preprocessing(size=64)}
+    return seeded_classifier(lambda: build_encoder(SMALL_VIT), 16, classes, **reported)
 
 
 def two_steps(**changes: Any) -> sp.FinetuneSettings:
@@ -105,26 +105,26 @@ class Seen:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    found = Seen()
+    result = Seen()
 
     def made(start: sp.Classifier, *rest: Any, **options: Any) -> Recipe:
-        found.start, found.recipe = start, recipe_of(start, *rest, **options)
-        return found.recipe
+        result.start, result.recipe = start, recipe_of(start, *rest, **options)
+        return result.recipe
 
     def taken(losses: Any, trainable: list[nn.Parameter], optimizer: Any, *rest: Any) -> float:
-        found.before.append(found.weights())
+        result.before.append(result.weights())
         loss = optimisation_step(losses, trainable, optimizer, *rest)
-        found.after.append(found.weights())
-        names = {id(parameter): name for name, parameter in found.recipe.module.named_parameters()}
+        result.after.append(result.weights())
+        names = {id(parameter): name for name, parameter in result.recipe.module.named_parameters()}
         assert sorted(map(id, trainable)) == sorted(id(p) for g in optimizer.param_groups for p in g["params"])
-        found.gradients.append({names[id(p)]: p.grad.clone() for p in trainable if p.grad is not None})
-        for told, key in ((found.rates, "lr"), (found.decays, "weight_decay")):
-            told.append({names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]})
+        result.gradients.append({names[id(p)]: p.grad.clone() for p in trainable if p.grad is not None})
+        for reported, key in ((result.rates, "lr"), (result.decays, "weight_decay")):
+            reported.append({names[id(p)]: group[key] for group in optimizer.param_groups for p in group["params"]})
         return loss
 
     monkeypatch.setattr(loop, "recipe_of", made)
     monkeypatch.setattr(training, "optimisation_step", taken)
-    return found
+    return result
 
 
 def text_of(clip: sp.models.Clip) -> dict[str, Tensor]:

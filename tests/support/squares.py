@@ -60,8 +60,8 @@ def two_epochs(**changes: Any) -> sp.FinetuneSettings:
 
 
 def fraction_right(classifier: sp.Classifier, images: sp.ImageSet) -> float:
-    found = sp.predict(classifier, images)
+    predictions = sp.predict(classifier, images)
     right = 0
-    for row, label in zip(found.logits.tolist(), found.labels.tolist(), strict=True):
+    for row, label in zip(predictions.logits.tolist(), predictions.labels.tolist(), strict=True):
         right += row.index(max(row)) == label
     return right / len(images)

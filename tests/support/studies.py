@@ -30,9 +30,9 @@ def fruit_study(folders: Path, **sections: Any) -> dict[str, Any]:
     return {**sections, "run": {**run, **sections.get("run", {})}}
 
 
-def in_yaml(folder: Path, asked: Mapping[str, Any]) -> Path:
+def in_yaml(folder: Path, settings: Mapping[str, Any]) -> Path:
     file = folder / "grid.yaml"
-    file.write_text(yaml.safe_dump(dict(asked), sort_keys=False), encoding="utf-8")
+    file.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
     return file
 
 
@@ -53,7 +53,7 @@ def made(
     members: tuple[str, ...] = (),
 ) -> StudyMember:
     """A run whose path has three alphas with the given accuracies on photo, sketch and painting."""
-    points = tuple(point(alpha, found) for alpha, found in zip((0.0, 0.5, 1.0), accuracies, strict=True))
+    points = tuple(point(alpha, result) for alpha, result in zip((0.0, 0.5, 1.0), accuracies, strict=True))
     path = PathRecord(SETS[0], SETS[1:], points)
     name = configuration if seed is None else f"{configuration}-seed-{seed}"
     return StudyMember(name, configuration, {"finetune.lr": 0.1}, seed, path, chosen, 1.5, members)
@@ -68,21 +68,21 @@ FOUND = (
 )
 
 
-def recorded(found: Sequence[StudyMember], **changes: Any) -> StudyRecord:
-    told: dict[str, Any] = {
+def recorded(result: Sequence[StudyMember], **changes: Any) -> StudyRecord:
+    reported: dict[str, Any] = {
         "suite": "own",
         "reference": SETS[0],
         "shifts": SETS[1:],
         "averaged": SETS[1:],
         "rule": "reference",
         "interval_level": LEVEL,
-        "members": tuple(found),
+        "members": tuple(result),
         "failures": (),
         "soups": (),
-        "spreads": measure_spreads(found, SETS[0], SETS[1:]),
+        "spreads": measure_spreads(result, SETS[0], SETS[1:]),
         "versions": {"shiftproof": "0"},
     }
-    return StudyRecord(**{**told, **changes})
+    return StudyRecord(**{**reported, **changes})
 
 
 def read_record(out: Path) -> StudyRecord:

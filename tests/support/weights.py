@@ -39,8 +39,8 @@ def flattened(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().reshape(-1))
 
 
-def all_equal_bits(found: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> bool:
-    return found.keys() == want.keys() and all(equal_bits(found[name], want[name]) for name in want)
+def all_equal_bits(result: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> bool:
+    return result.keys() == want.keys() and all(equal_bits(result[name], want[name]) for name in want)
 
 
 @contextlib.contextmanager
@@ -64,14 +64,14 @@ def save_checkpoint(tensors: Mapping[str, Tensor], path: Path, **metadata: str) 
 
 
 def save_shards(
-    tensors: Mapping[str, Tensor], folder: Path, of: Mapping[str, int], stem: str = "model.safetensors", **kept: Any
+    tensors: Mapping[str, Tensor], folder: Path, of: Mapping[str, int], stem: str = "model.safetensors", **saved: Any
 ) -> Path:
     """A directory with shards and an index; ``of`` gives the number of every name's shard."""
     name, suffix = stem.split(".")
     file_of = {number: f"{name}-{number + 1:05d}-of-{max(of.values()) + 1:05d}.{suffix}" for number in of.values()}
     for number, file in file_of.items():
         save_checkpoint({key: tensors[key] for key in tensors if of[key] == number}, folder / file)
-    index = {"metadata": {"total_size": 1, **kept}, "weight_map": {key: file_of[number] for key, number in of.items()}}
+    index = {"metadata": {"total_size": 1, **saved}, "weight_map": {key: file_of[number] for key, number in of.items()}}
     (folder / f"{stem}.index.json").write_text(json.dumps(index))
     return folder
 

@@ -83,15 +83,15 @@ def squares(labels: Sequence[int], sides: Sequence[int] = (4, 5, 6)) -> sp.Image
     """A square of the label's colour in the middle of black."""
 
     def cover(i: int) -> Pixels:
-        found = np.zeros((SIZE, SIZE), dtype=np.uint8)
+        result = np.zeros((SIZE, SIZE), dtype=np.uint8)
         side = sides[i % len(sides)]
-        found[6 : 6 + side, 6 : 6 + side] = 255
-        return found
+        result[6 : 6 + side, 6 : 6 + side] = 255
+        return result
 
     def read(i: int) -> Pixels:
-        found = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
-        found[..., labels[i]] = np.where(cover(i) > 0, 250, 0)
-        return found
+        result = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
+        result[..., labels[i]] = np.where(cover(i) > 0, 250, 0)
+        return result
 
     ids = tuple(f"square-{i}" for i in range(len(labels)))
     return sp.ImageSet("squares", CLASSES, ids, np.array(labels), read, mask=cover)
@@ -109,9 +109,9 @@ def planted(shift: float = 0.0, classes: Sequence[int] = (0, 0, 1, 1, 2, 2, 3, 3
     def values(names: Sequence[str], number: int) -> dict[str, NDArray[np.float64]]:
         return {name: base + shift * (number + 1) + 0.02 * random.random(len(classes)) for name in names}
 
-    found = {CLEAN: values(("object_share", "width", "score", "correct"), 0)}
-    found |= {window.name: values(MEASURES, number) for number, window in enumerate(WINDOWS)}
-    return WindowMeasurements("cam", np.array(classes), WINDOWS, found)
+    result = {CLEAN: values(("object_share", "width", "score", "correct"), 0)}
+    result |= {window.name: values(MEASURES, number) for number, window in enumerate(WINDOWS)}
+    return WindowMeasurements("cam", np.array(classes), WINDOWS, result)
 
 
 def toy_set(labels: Sequence[int], classes: sp.ClassSpace = CLASSES, first: int = 0, masks: bool = True) -> sp.ImageSet:

@@ -95,16 +95,16 @@ def test_a_job_in_the_background_ignores_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_signals_are_not_noticed_in_other_threads() -> None:
-    found: list[int] = []
+    result: list[int] = []
 
     def watch() -> None:
         with noticing_stop_signals() as stop_signal:
-            found.append(stop_signal())
+            result.append(stop_signal())
 
     thread = threading.Thread(target=watch)
     thread.start()
     thread.join()
-    assert found == [0]
+    assert result == [0]
 
 
 def test_a_training_shorter_than_the_distance_of_checkpoints_leaves_one(tmp_path: Path) -> None:

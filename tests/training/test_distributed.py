@@ -134,9 +134,9 @@ def with_tiny(*prompts: str, **changes: Any) -> Callable[[Path], Outcome]:
 
 
 def pretrained(folder: Path) -> Outcome:
-    asked = sp.PretrainSettings(steps=3, batch_size=8, lr=1e-4, warmup_steps=0)
+    settings = sp.PretrainSettings(steps=3, batch_size=8, lr=1e-4, warmup_steps=0)
     data = load_captioned_set(f"folder:{folder.parent.parent / 'drawings'}")
-    record = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, asked, seed=3, out=process_folder(folder))
+    record = sp.pretrain(loaded("open_clip:shiftproof-tiny"), data, settings, seed=3, out=process_folder(folder))
     written = folder / "of-0" / "model" / "open_clip_model.safetensors"
     tensors = load_file(written) if is_main_process() else {}
     return Outcome(tensors, {"history": to_json(record.history), "recall": record.recall})
@@ -145,12 +145,14 @@ def pretrained(folder: Path) -> Outcome:
 def predicted(_: Path) -> Outcome:
     """Logits of sets with more and with fewer batches than processes."""
     network = grouped()
-    found = {}
+    actual = {}
     for size, batch in ((19, 4), (7, 3), (3, 256), (1, 4)):
         some = HELD_OUT.subset(range(size))
-        found[f"{size} by {batch}"] = sp.predict(network, some, batch_size=batch, together=True)
-    told = {name: [sp.evaluation.accuracy(f.logits, f.labels), len(f.logits), list(f.ids)] for name, f in found.items()}
-    return Outcome({name: torch.from_numpy(f.logits) for name, f in found.items()}, told)
+        actual[f"{size} by {batch}"] = sp.predict(network, some, batch_size=batch, together=True)
+    told = {
+        name: [sp.evaluation.accuracy(f.logits, f.labels), len(f.logits), list(f.ids)] for name, f in actual.items()
+    }
+    return Outcome({name: torch.from_numpy(f.logits) for name, f in actual.items()}, told)
 
 
 CASES: dict[str, Callable[[Path], Outcome]] = {
@@ -172,16 +174,16 @@ def interrupted(folder: Path) -> dict[str, Any]:
         if (event.stage, event.done) == ("fine-tune", 2) and process_index() == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    said = ""
+    message = ""
     try:
         with progress.listening(ask):
             tuned(grouped(), folder)
     except TrainingInterruptedError as error:
-        said = str(error)
-    kept = sorted(path.name for path in folder.glob("step-*"))
+        message = str(error)
+    saved = sorted(path.name for path in folder.glob("step-*"))
     # Else one reads the folder when the other has gone on already.
     summed(np.zeros(1), "cpu")
-    return {"said": said, "kept": kept, "same": same(tuned(grouped(), folder), tuned(grouped()))}
+    return {"said": message, "kept": saved, "same": same(tuned(grouped(), folder), tuned(grouped()))}
 
 
 def poisoned(folder: Path) -> str:
@@ -214,8 +216,8 @@ def strangers(reached: Path) -> str:
 
 
 def same(first: sp.Classifier, second: sp.Classifier) -> bool:
-    found = first.state_dict()
-    return all(torch.equal(tensor, found[name]) for name, tensor in second.state_dict().items())
+    tensors = first.state_dict()
+    return all(torch.equal(tensor, tensors[name]) for name, tensor in second.state_dict().items())
 
 
 def mortal(folder: Path) -> sp.Classifier:
@@ -295,9 +297,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     seconds = time.time() - float((folder / "died.txt").read_text())
     shutil.copytree(folder / "mortal", folder / "left")
     together = started("together", folder)
-    said = ended(together)
+    message = ended(together)
     if together.returncode:
-        pytest.fail(said[:5000], pytrace=False)
+        pytest.fail(message[:5000], pytrace=False)
     return Ran(folder, dying.returncode, seconds, output)
 
 
@@ -343,43 +345,43 @@ TRAININGS = [case for case in CASES if case != "predictions"]
 @pytest.mark.parametrize("case", TRAININGS)
 def test_two_processes_train_what_one_does(ran: Ran, case: str) -> None:
     assert [(told(ran, index)["processes"], told(ran, index)["after"]) for index in (0, 1)] == [(2, 1), (2, 1)]
-    (alone, said), (together, said_together) = (result(ran, role, case) for role in ("alone", "together"))
+    (alone, message), (together, said_together) = (result(ran, role, case) for role in ("alone", "together"))
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
         furthest = (tensor - together[name]).abs().max().item()
         assert furthest <= TOLERANCE * max(1, tensor.abs().max().item()), name
     start = started_from(case)
     assert max((alone[name] - tensor).abs().max().item() for name, tensor in start.items()) > 10 * TOLERANCE
-    assert len(said["history"]) == len(said_together["history"]) > 0
-    for entry, other in zip(said["history"], said_together["history"], strict=True):
+    assert len(message["history"]) == len(said_together["history"]) > 0
+    for entry, other in zip(message["history"], said_together["history"], strict=True):
         assert other == pytest.approx(entry, rel=1e-5)
         assert other.get("validation") == entry.get("validation")
-    assert said.get("recall") == said_together.get("recall")
+    assert message.get("recall") == said_together.get("recall")
 
 
 def started_from(case: str) -> dict[str, Tensor]:
     name = "open_clip:shiftproof-tiny" if case == "pretraining" else "tiny"
     prefix = "" if case == "pretraining" else "encoder."
     tower = "visual." if case == "pretraining" else ""
-    found = loaded(name).model.visual.state_dict()
-    return {f"{prefix}{tower}{name}": tensor for name, tensor in found.items()}
+    tensors = loaded(name).model.visual.state_dict()
+    return {f"{prefix}{tower}{name}": tensor for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("case", [*CASES, "batch norm", "immortal", "resumed"])
 def test_both_processes_return_the_same(ran: Ran, case: str) -> None:
-    (first, said), (second, other) = (result(ran, "together", case, index) for index in (0, 1))
+    (first, message), (second, other) = (result(ran, "together", case, index) for index in (0, 1))
     if case == "pretraining":  # which returns its card
         assert not second
     else:
         assert equal(first, second)
-    assert said == other
+    assert message == other
 
 
 def test_logits_of_two_processes_are_those_of_one_to_the_last_bit(ran: Ran) -> None:
-    (alone, said), (together, other) = (result(ran, role, "predictions") for role in ("alone", "together"))
+    (alone, message), (together, other) = (result(ran, role, "predictions") for role in ("alone", "together"))
     assert equal(alone, together)
-    assert said == other
-    for name, (_, count, ids) in said.items():
+    assert message == other
+    for name, (_, count, ids) in message.items():
         size = int(name.split()[0])
         assert count == size
         assert ids == list(HELD_OUT.ids[:size])
@@ -399,10 +401,10 @@ def files_in(folder: Path) -> list[str]:
 
 def test_sigterm_for_one_process_stops_both_and_both_go_on(ran: Ran) -> None:
     for index in (0, 1):
-        found = told(ran, index)["interrupted"]
-        assert "interrupted after step 2 of 5" in found["said"]
-        assert "`resume" in found["said"]
-        assert found["same"]
+        actual = told(ran, index)["interrupted"]
+        assert "interrupted after step 2 of 5" in actual["said"]
+        assert "`resume" in actual["said"]
+        assert actual["same"]
     assert told(ran, 0)["interrupted"]["kept"] == ["step-00000002"]
 
 
@@ -411,8 +413,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(ran: Ran) -> None:
         assert re.search(r"stopped at step 4: the (loss|gradient's norm) is nan", told(ran, index)["poisoned"])
     folder = ran.folder / "together" / "poisoned"
     assert [path.name for path in folder.iterdir()] == ["of-0"]
-    kept = load_file(folder / "of-0" / "last_good" / "model.safetensors")
-    assert all(tensor.isfinite().all() for tensor in kept.values())
+    saved = load_file(folder / "of-0" / "last_good" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
 def test_processes_that_see_other_checkpoints_are_refused(ran: Ran) -> None:
@@ -424,9 +426,9 @@ def test_a_process_that_dies_ends_the_launch_and_leaves_whole_checkpoints(ran: R
     assert ran.code != 0
     assert ran.seconds < 60
     assert "SIGKILL" in ran.output
-    kept = sorted(path.name for path in (ran.folder / "left").glob("step-*"))
-    assert kept[-1] in (f"step-{step:08d}" for step in (DIES_AFTER - 1, DIES_AFTER))
-    for path in kept:
+    saved = sorted(path.name for path in (ran.folder / "left").glob("step-*"))
+    assert saved[-1] in (f"step-{step:08d}" for step in (DIES_AFTER - 1, DIES_AFTER))
+    for path in saved:
         parts = {file.stem for file in (ran.folder / "left" / path).glob("*.safetensors")}
         assert parts == {"average", "model", "optimizer"}
         assert all(load_file(ran.folder / "left" / path / f"{part}.safetensors") for part in parts)
@@ -434,9 +436,9 @@ def test_a_process_that_dies_ends_the_launch_and_leaves_whole_checkpoints(ran: R
 
 
 def test_what_a_dead_process_left_is_gone_on_with_to_the_same_bits(ran: Ran) -> None:
-    (resumed, said), (whole, other) = (result(ran, "together", name) for name in ("resumed", "immortal"))
+    (resumed, message), (whole, other) = (result(ran, "together", name) for name in ("resumed", "immortal"))
     assert equal(resumed, whole)
-    assert said == other
+    assert message == other
     steps = [
         [json.loads(line)["step"] for line in (folder / "training.jsonl").read_text(encoding="utf-8").splitlines()]
         for folder in (ran.folder / "mortal", ran.folder / "together" / "immortal")

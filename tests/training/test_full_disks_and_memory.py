@@ -50,16 +50,16 @@ def fill(file: Path, left: int) -> None:
 
 @pytest.mark.parametrize("left", [0, 8192, 16384])
 def test_a_disk_that_is_full_keeps_the_older_checkpoints(small_disk: Path, left: int) -> None:
-    folder, kept = small_disk / "checkpoints", {}
+    folder, saved = small_disk / "checkpoints", {}
 
     def filled() -> None:
-        kept.update(digests(folder))
+        saved.update(digests(folder))
         fill(small_disk / "filler", left)
 
     with after_step(4, filled), pytest.raises(TrainingError, match="disk is full") as caught:
         trained(folder, checkpoints_kept=3)
-    assert list(dict.fromkeys(name.split("/")[0] for name in kept)) == [f"step-0000000{i}" for i in (1, 2, 3)]
-    assert digests(folder).items() >= {n: d for n, d in kept.items() if not n.startswith("step-00000001")}.items()
+    assert list(dict.fromkeys(name.split("/")[0] for name in saved)) == [f"step-0000000{i}" for i in (1, 2, 3)]
+    assert digests(folder).items() >= {n: d for n, d in saved.items() if not n.startswith("step-00000001")}.items()
     last = max(path.name for path in folder.glob("step-*"))
     assert str(folder / last) in str(caught.value)
     assert "Free some space and continue with `resume=True`" in str(caught.value)
@@ -84,20 +84,21 @@ def full(*_: Any, **__: Any) -> Any:
 def test_a_disk_that_fills_anywhere_in_a_checkpoint_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
 ) -> None:
-    kept: dict[str, str] = {}
+    saved: dict[str, str] = {}
 
     def filled() -> None:
-        kept.update(digests(tmp_path))
+        saved.update(digests(tmp_path))
         monkeypatch.setattr(*where, full)
 
     with after_step(4, filled), pytest.raises(TrainingError) as caught:
         trained(tmp_path)
-    said = str(caught.value)
-    assert f"{tmp_path / 'step-00000004'} could not be written: the disk is full" in said
+    message = str(caught.value)
+    assert f"{tmp_path / 'step-00000004'} could not be written: the disk is full" in message
     assert (
-        f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and continue with `resume=True`" in said
+        f"The last checkpoint is {tmp_path / 'step-00000003'}. Free some space and continue with `resume=True`"
+        in message
     )
-    assert digests(tmp_path) == kept
+    assert digests(tmp_path) == saved
     monkeypatch.undo()
     assert not list(tmp_path.glob(".step-*"))
     assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()
@@ -151,23 +152,23 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
         whole = trained(ema_decay=ema)
     assert len(ends) == 4  # epochs of two steps
 
-    def kept_after_failing(call: int, said: str) -> dict[str, bytes]:
+    def kept_after_failing(call: int, message: str) -> dict[str, bytes]:
         with monkeypatch.context() as patched:
             broken_at(patched, call, factor)
-            with pytest.raises(TrainingError, match=said) as caught:
+            with pytest.raises(TrainingError, match=message) as caught:
                 trained(tmp_path, ema_decay=ema)
         assert "memory" not in str(caught.value)
         assert "Lower finetune.lr" in str(caught.value)
         assert str(tmp_path / "last_good") in str(caught.value)
         return tensor_bytes(load_file(tmp_path / "last_good" / "model.safetensors"))
 
-    told = "nan" if math.isnan(factor) else "inf"
+    reported = "nan" if math.isnan(factor) else "inf"
     start = tensor_bytes(dropout_classifier().state_dict())
-    assert kept_after_failing(1, f"stopped at step 1: the loss is {told}.*weights of the start") == start
+    assert kept_after_failing(1, f"stopped at step 1: the loss is {reported}.*weights of the start") == start
     # Now it fails in its sixth step, goes on after the fifth, and fails in the eighth.
-    first = kept_after_failing(6, f"stopped at step 6: the loss is {told}.*weights of step 4")
+    first = kept_after_failing(6, f"stopped at step 6: the loss is {reported}.*weights of step 4")
     assert first == tensor_bytes(ends[1].state_dict())
-    second = kept_after_failing(3, f"stopped at step 8: the loss is {told}.*weights of step 6")
+    second = kept_after_failing(3, f"stopped at step 8: the loss is {reported}.*weights of step 6")
     assert second == tensor_bytes(ends[2].state_dict())
     assert tensor_bytes(trained(tmp_path, ema_decay=ema).state_dict()) == tensor_bytes(whole.state_dict())
 
@@ -203,10 +204,10 @@ def test_full_memory_is_explained_and_can_be_resumed_from(
     hungry = functools.partial(monkeypatch.setattr, Mouth, "bite", staticmethod(bite))
     with after_step(3, hungry), pytest.raises(TrainingError, match="stopped at step 4: out of memory") as caught:
         trained(tmp_path)
-    said = str(caught.value)
+    message = str(caught.value)
     for name in ("batch_size", "accumulate", "gradient_checkpointing"):
-        assert f"finetune.{name}" in said
-    assert "More advice" not in said
+        assert f"finetune.{name}" in message
+    assert "More advice" not in message
     assert max(file.name for file in tmp_path.glob("step-*")) == "step-00000003"
     monkeypatch.undo()
     assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()

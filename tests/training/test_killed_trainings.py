@@ -34,8 +34,8 @@ def run_script(work: Path) -> None:
 
 
 def result_in(folder: Path) -> tuple[dict[str, bytes], Any]:
-    told = json.loads((folder / "end.json").read_text(encoding="utf-8"))
-    return tensor_bytes(load_file(folder / "end.safetensors")), told
+    reported = json.loads((folder / "end.json").read_text(encoding="utf-8"))
+    return tensor_bytes(load_file(folder / "end.safetensors")), reported
 
 
 RANDOM_TOO = [
@@ -46,13 +46,13 @@ RANDOM_TOO = [
 @pytest.mark.parametrize(("case", "where"), RANDOM_TOO)
 def test_a_training_that_was_killed_ends_with_the_same_bits(died: Path, case: str, where: str) -> None:
     ends = json.loads((died / case / "ends.json").read_text(encoding="utf-8"))
-    said = (died / "said.txt").read_text(encoding="utf-8")
-    assert ends["whole"] == [["none", "the end"]], said
+    messages = (died / "said.txt").read_text(encoding="utf-8")
+    assert ends["whole"] == [["none", "the end"]], messages
     if where == "planned":
         expected = {"SIGTERM": "asked to stop", "memory": "failed", "none": "the end"}
-        assert ends[where] == [[name, expected.get(name, "killed")] for name, _ in ends[where]], said
+        assert ends[where] == [[name, expected.get(name, "killed")] for name, _ in ends[where]], messages
     else:
-        assert {end for _, end in ends[where]} == {"killed", "the end"}, said
+        assert {end for _, end in ends[where]} == {"killed", "the end"}, messages
     assert result_in(died / case / where) == result_in(died / case / "whole")
     whole, broken = (died / case / run / "checkpoints" for run in ("whole", where))
     lines = log_of(whole)
@@ -66,9 +66,9 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(died: Path, case: st
 
 
 def test_the_killed_trainings_had_state_to_lose(died: Path) -> None:
-    _, told = result_in(died / "adamw" / "whole")
-    scores = [entry["validation"] for entry in told["training"]["history"]]
-    assert len(scores) < told["training"]["settings"]["epochs"]
+    _, reported = result_in(died / "adamw" / "whole")
+    scores = [entry["validation"] for entry in reported["training"]["history"]]
+    assert len(scores) < reported["training"]["settings"]["epochs"]
     assert max(scores[:-1]) > scores[-1]
     stored = {file.stem for file in (died / "adamw" / "whole" / "checkpoints").glob("step-*/*")}
     assert stored == {"average", "best", "model", "optimizer", "state"}
@@ -85,30 +85,30 @@ def test_one_that_has_ended_gives_its_result_again(died: Path, case: str) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_that_was_asked_to_stop_says_how_to_go_on(died: Path, case: str) -> None:
-    said = (died / case / "SIGTERM.txt").read_text(encoding="utf-8")
-    assert "was interrupted after step 1 of " in said
-    assert "`resume=True`" in said
-    assert str(died / case / "planned" / "checkpoints") in said
+    messages = (died / case / "SIGTERM.txt").read_text(encoding="utf-8")
+    assert "was interrupted after step 1 of " in messages
+    assert "`resume=True`" in messages
+    assert str(died / case / "planned" / "checkpoints") in messages
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_other_settings_are_refused_by_name(died: Path, case: str) -> None:
-    said = (died / case / "refused.txt").read_text(encoding="utf-8")
-    assert "'lr'" in said
-    assert str(died / case / "planned" / "checkpoints") in said
+    messages = (died / case / "refused.txt").read_text(encoding="utf-8")
+    assert "'lr'" in messages
+    assert str(died / case / "planned" / "checkpoints") in messages
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_full_memory_names_what_to_lower(died: Path, case: str) -> None:
-    said = (died / case / "memory.txt").read_text(encoding="utf-8")
+    messages = (died / case / "memory.txt").read_text(encoding="utf-8")
     section = "pretrain" if case.startswith("pretraining") else "finetune"
-    assert "stopped at step 3: out of memory (CUDA out of memory.)" in said
-    assert f"{section}.batch_size" in said
-    assert f"{section}.gradient_checkpointing" in said
+    assert "stopped at step 3: out of memory (CUDA out of memory.)" in messages
+    assert f"{section}.batch_size" in messages
+    assert f"{section}.gradient_checkpointing" in messages
     # A contrastive batch must stay whole: there the settings refuse what the message would advise.
-    assert (f"{section}.accumulate" in said) == (case not in ("flyp", "pretraining", "pretraining, channels last"))
+    assert (f"{section}.accumulate" in messages) == (case not in ("flyp", "pretraining", "pretraining, channels last"))
     # And no lower rate makes room.
-    assert f"{section}.lr" not in said
+    assert f"{section}.lr" not in messages
 
 
 def test_no_checkpoint_is_a_pickle(died: Path) -> None:

@@ -89,17 +89,17 @@ def test_tensorboard_is_told_of_every_step(tmp_path: Path) -> None:
     stopped_after(tmp_path, 5, trackers=("tensorboard",), checkpoint_every=3)
     tuned = trained(tmp_path, trackers=("tensorboard",), checkpoint_every=3)
     assert tensor_bytes(tuned.state_dict()) == unbroken(checkpoint_every=3)
-    told: dict[str, dict[int, float]] = {}
+    reported: dict[str, dict[int, float]] = {}
     for file in sorted(tmp_path.glob("tensorboard/**/events.*")):
         events = EventAccumulator(str(file)).Reload()
         for tag in events.Tags()["scalars"]:
-            told.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+            reported.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
     lines = log_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 9))
     for name in ("loss", "lr", "validation"):
         expected = {line["step"]: line[name] for line in lines if name in line}
-        assert told[name] == pytest.approx(expected, rel=1e-6)
-    assert set(told["images_per_second"]) == set(range(1, 9))
+        assert reported[name] == pytest.approx(expected, rel=1e-6)
+    assert set(reported["images_per_second"]) == set(range(1, 9))
 
 
 def test_trackers_are_asked_for_by_name() -> None:

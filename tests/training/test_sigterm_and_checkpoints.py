@@ -90,14 +90,14 @@ def test_a_thread_that_cannot_take_signals_trains_too(tmp_path: Path) -> None:
 # The checkpoints.
 
 
-@pytest.mark.parametrize("kept", [1, 3])
-def test_the_last_checkpoints_are_kept_and_what_a_kill_left_is_cleared(tmp_path: Path, kept: int) -> None:
-    stopped_after(tmp_path, 4, checkpoints_kept=kept)
-    assert [file.name for file in sorted(tmp_path.glob("step-*"))] == [f"step-0000000{i}" for i in range(4 - kept, 4)]
+@pytest.mark.parametrize("saved", [1, 3])
+def test_the_last_checkpoints_are_kept_and_what_a_kill_left_is_cleared(tmp_path: Path, saved: int) -> None:
+    stopped_after(tmp_path, 4, checkpoints_kept=saved)
+    assert [file.name for file in sorted(tmp_path.glob("step-*"))] == [f"step-0000000{i}" for i in range(4 - saved, 4)]
     (tmp_path / ".step-dead").mkdir()
     (tmp_path / ".step-dead" / ".model.half.safetensors").write_bytes(b"half")
-    trained(tmp_path, checkpoints_kept=kept)
-    expected = [f"step-0000000{i}" for i in range(9 - kept, 9)]
+    trained(tmp_path, checkpoints_kept=saved)
+    expected = [f"step-0000000{i}" for i in range(9 - saved, 9)]
     assert sorted(file.name for file in tmp_path.iterdir()) == [*expected, "training.jsonl"]
 
 
@@ -113,9 +113,11 @@ def test_what_saves_memory_may_be_raised_where_it_was_too_little(tmp_path: Path)
 def test_other_images_of_the_same_number_are_refused(tmp_path: Path, change: str) -> None:
     stopped_after(tmp_path, 4)
     train = SUITE.reference.train
-    told = {"labels": np.roll(train.labels, 1)} if change == "labels" else {"ids": tuple(f"new-{i}" for i in train.ids)}
+    reported = (
+        {"labels": np.roll(train.labels, 1)} if change == "labels" else {"ids": tuple(f"new-{i}" for i in train.ids)}
+    )
     other = dataclasses.replace(
-        SUITE, reference=dataclasses.replace(SUITE.reference, train=dataclasses.replace(train, **told))
+        SUITE, reference=dataclasses.replace(SUITE.reference, train=dataclasses.replace(train, **reported))
     )
     with pytest.raises(sp.InputError, match="are of another training; these differ: 'images'"):
         sp.finetune(dropout_classifier(), other, eight_steps(), checkpoints=tmp_path)
@@ -123,9 +125,9 @@ def test_other_images_of_the_same_number_are_refused(tmp_path: Path, change: str
 
 def test_a_probe_that_came_first_is_the_same_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PENALTIES", (1e-1, 1e-2))
-    asked = {"recipe": "lp-ft", "shots": 3, "distillation": 0.5}
-    stopped_after(tmp_path, 2, **asked)
-    assert tensor_bytes(trained(tmp_path, **asked).state_dict()) == tensor_bytes(trained(**asked).state_dict())
+    settings = {"recipe": "lp-ft", "shots": 3, "distillation": 0.5}
+    stopped_after(tmp_path, 2, **settings)
+    assert tensor_bytes(trained(tmp_path, **settings).state_dict()) == tensor_bytes(trained(**settings).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_good(tmp_path: Path
 def test_checkpoints_of_another_training_are_refused(tmp_path: Path, changes: dict[str, Any], named: list[str]) -> None:
     stopped_after(tmp_path, 3)
     before, lines = digests(tmp_path), log_of(tmp_path)
-    said = re.escape(f"these differ: {', '.join(map(repr, named))}.")
-    with pytest.raises(sp.InputError, match=rf"{tmp_path} are of another training; {said}.*`out`"):
+    message = re.escape(f"these differ: {', '.join(map(repr, named))}.")
+    with pytest.raises(sp.InputError, match=rf"{tmp_path} are of another training; {message}.*`out`"):
         trained(tmp_path, **changes)
     assert (digests(tmp_path), log_of(tmp_path)) == (before, lines)
