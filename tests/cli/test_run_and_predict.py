@@ -6,18 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.commands import Call, CommandResult, run_in_process
+from support.predictions import softmax
 
 import shiftproof as sp
 
 pytestmark = pytest.mark.slow
-
-
-def softmax(logits: list[float]) -> list[float]:
-    powers = np.exp(np.array(logits, dtype=np.float64) - max(logits))
-    return list(powers / powers.sum())
 
 
 # The whole way, each step in a process of its own.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from support.predictions import softmax
 from support.windows import CLASSES, FEW, GREY, LABELS, NOISE, SIZE, gazing, squares
 
 import shiftproof as sp
@@ -27,11 +26,6 @@ from shiftproof.diagnosis.windows import CONTENTS, Window, WindowSettings
 from shiftproof.records.accuracy import MeanRecord
 
 # Rigged networks: their maps are known
-
-
-def softmax(logits: Sequence[float]) -> list[float]:
-    powers = [math.exp(x) for x in logits]
-    return [p / math.fsum(powers) for p in powers]
 
 
 def test_a_network_that_looks_at_the_window_has_its_whole_map_there() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.classifiers import classifier_around, weight_bytes
+from support.predictions import collecting
 from torch import nn
 
 import shiftproof as sp
@@ -194,15 +193,8 @@ def hits(classifier: sp.Classifier, images: sp.ImageSet) -> int:
 def test_the_sweep_agrees_with_every_ensemble_alone() -> None:
     zero, tuned = seeded_classifier(1), seeded_classifier(2)
     saved: dict[tuple[float, str], np.ndarray] = {}
-
-    @contextlib.contextmanager
-    def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
-        rows: list[np.ndarray] = []
-        yield rows.append
-        saved[alpha, name] = np.concatenate(rows)
-
     alphas = (0.0, 0.2, 0.5, 0.8, 1.0)
-    path = sp.sweep_alpha(zero, tuned, SUITE, alphas, keep=keep)
+    path = sp.sweep_alpha(zero, tuned, SUITE, alphas, keep=collecting(saved))
     assert path.alphas == alphas
     assert (path.reference, path.shifts) == ("photo", ("sketch", "clutter"))
     validation = {"validation": SUITE.reference.validation}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support import processes
+from support.predictions import collecting
 
 import shiftproof as sp
 from shiftproof.ensembling import path as path_module
@@ -67,19 +67,6 @@ SETS = ("validation", "photos", "sketch")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 
 
-def kept_by(collected: dict[tuple[float, str], np.ndarray]) -> Callable[[float, str], Any]:
-    """What a sweep hands on, put together again: the logits by alpha and set."""
-
-    @contextlib.contextmanager
-    def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
-        rows: list[np.ndarray] = []
-        yield rows.append
-        assert (alpha, name) not in collected
-        collected[alpha, name] = np.concatenate(rows)
-
-    return keep
-
-
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that any network's encoder has seen."""
     seen: list[int] = []
@@ -103,7 +90,7 @@ def test_one_pass_gives_the_loop_s_logits_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(path_module, "BATCH_SIZE", batch_size)
     suite, result = load_run_suite(folders), {}
-    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(result))
+    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=collecting(result))
     assert set(result) == {(alpha, name) for alpha in ALPHAS for name in SETS}
     sets = {"validation": suite.reference.validation, **suite.test_sets}
     for (alpha, name), logits in result.items():
@@ -172,7 +159,7 @@ def test_a_head_only_path_runs_the_encoder_once(
     suite, result = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
-        sp.sweep_alpha(*head_ends, suite, ALPHAS, space=space, keep=kept_by(result))
+        sp.sweep_alpha(*head_ends, suite, ALPHAS, space=space, keep=collecting(result))
     assert seen == [9, 9, 9]
     for alpha in ALPHAS:
         for name, images in suite.test_sets.items():
@@ -201,7 +188,7 @@ def test_the_path_in_output_space_is_that_of_the_output_ensembles(
     suite, result = load_run_suite(folders), {}
     with monkeypatch.context() as patch:
         seen = counted(patch)
-        sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=kept_by(result))
+        sp.sweep_alpha(*ends, suite, ALPHAS, space="outputs", keep=collecting(result))
     assert seen == [9] * 6  # two networks on three sets
     for (alpha, name), logits in result.items():
         images = {"validation": suite.reference.validation, **suite.test_sets}[name]
@@ -223,7 +210,7 @@ def test_a_space_or_alpha_that_there_is_not_is_refused(ends: Ends, folders: Path
 
 def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, result = load_run_suite(folders), {}
-    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(result))
+    path = sp.sweep_alpha(*ends, suite, ALPHAS, keep=collecting(result))
     sets = {"validation": suite.reference.validation, **suite.test_sets}
     known = {
         pair: logits.argmax(1) == sets[pair[1]].labels
@@ -231,7 +218,7 @@ def test_finished_pairs_are_not_run_again(ends: Ends, folders: Path, monkeypatch
         if pair[1] == "validation" or pair == (0.5, "sketch")
     }
     seen, again = counted(monkeypatch), {}
-    resumed = sp.sweep_alpha(*ends, suite, ALPHAS, keep=kept_by(again), known=lambda a, n: known.get((a, n)))
+    resumed = sp.sweep_alpha(*ends, suite, ALPHAS, keep=collecting(again), known=lambda a, n: known.get((a, n)))
     assert resumed == path
     assert set(again) == set(result) - set(known)
     assert seen == [9] * (len(ALPHAS) * len(SETS) - len(known))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.text_towers import contrastive, weighted
+from support.text_towers import contrastive, weighted, written_head
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -46,23 +45,11 @@ def pictures(count: int = 9) -> sp.ImageSet:
     return array_set("pictures", CLASSES, ids, labels, lambda: pixels)
 
 
-def written_head(clip: sp.models.Clip, text: Mapping[str, Tensor]) -> Tensor:
-    """exp(logit scale) times the normalised mean of each class's normalised embeddings, prompt by prompt."""
-    model, rows = deepcopy(clip.model), []
-    model.load_state_dict({**model.state_dict(), **text})
-    with torch.inference_mode():
-        for name in CLASSES.names:
-            total = torch.zeros(128)
-            for prompt in PROMPTS:
-                (row,) = model.encode_text(clip.tokenizer([prompt.format(name)]))
-                total += row / row.norm()
-            rows.append(text["logit_scale"].exp() * total / total.norm())
-    return torch.stack(rows)
-
-
 def assert_written_by(classifier: sp.Classifier, clip: sp.models.Clip, text: Mapping[str, Tensor]) -> None:
     head = classifier.network.head
-    torch.testing.assert_close(head.weight.detach(), written_head(clip, text), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        head.weight.detach(), written_head(clip, PROMPTS, text, CLASSES.names), rtol=1e-4, atol=1e-4
+    )
     assert classifier.head == "rebuilt" and not head.bias.any()
     assert classifier.logit_scale == pytest.approx(math.exp(float(text["logit_scale"])), rel=1e-5)
     assert classifier.text is not None and classifier.text.keys() == text.keys()
@@ -92,8 +79,8 @@ def test_with_an_alpha_per_layer_the_text_tower_takes_that_of_the_head(
         if name not in HEAD:
             torch.testing.assert_close(entry, between[name], rtol=1e-5, atol=1e-6)
     rows = between["head.weight"]  # the average of two heads is another
-    assert (rows - written_head(tiny, text)).norm() > 100 * (
-        merged.network.head.weight - written_head(tiny, text)
+    assert (rows - written_head(tiny, PROMPTS, text, CLASSES.names)).norm() > 100 * (
+        merged.network.head.weight - written_head(tiny, PROMPTS, text, CLASSES.names)
     ).norm()
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.predictions import collecting
 from support.recipes import PROMPTS, Seen, close, differing, moved, parameters, text_of, two_steps
+from support.text_towers import written_head
 from torch import Tensor
 from torch.nn import functional
 
@@ -106,20 +105,6 @@ def test_a_batch_is_captioned_by_its_classes_and_its_loss_counts_all_of_them(
     assert min(drawn.values()) > 120  # 160 +- 4 standard deviations
 
 
-def written_head(clip: sp.models.Clip, text: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """The head's rows, prompt by prompt, from the text tower's weights."""
-    model, rows = deepcopy(clip.model), []
-    model.load_state_dict({**model.state_dict(), **text})
-    with torch.inference_mode():
-        for name in names:
-            total = torch.zeros(128)
-            for prompt in PROMPTS:
-                (row,) = model.encode_text(clip.tokenizer([prompt.format(name)]))
-                total += row / row.norm()
-            rows.append(text["logit_scale"].exp() * total / total.norm())
-    return torch.stack(rows)
-
-
 def test_both_towers_move_and_the_text_tower_writes_the_head(
     flyp: sp.Classifier, zero: sp.Classifier, tiny: sp.models.Clip
 ) -> None:
@@ -129,7 +114,7 @@ def test_both_towers_move_and_the_text_tower_writes_the_head(
     assert flyp.head == "rebuilt"
     assert flyp.logit_scale == pytest.approx(flyp.text["logit_scale"].exp().item())
     head = flyp.network.head
-    torch.testing.assert_close(head.weight.detach(), written_head(tiny, flyp.text, flyp.classes.names))
+    torch.testing.assert_close(head.weight.detach(), written_head(tiny, PROMPTS, flyp.text, flyp.classes.names))
     assert not head.bias.any()
 
 
@@ -142,7 +127,7 @@ def test_the_ensemble_merges_both_towers_and_then_writes_the_head(
     start, text = text_of(tiny), {}
     for name, tensor in flyp.text.items():
         text[name] = (1 - alpha) * start[name] + alpha * tensor
-    rows = written_head(tiny, text, zero.classes.names)
+    rows = written_head(tiny, PROMPTS, text, zero.classes.names)
     torch.testing.assert_close(merged.network.head.weight.detach(), rows, rtol=1e-4, atol=1e-4)
     assert merged.text is not None
     close(dict(merged.text), text)
@@ -165,14 +150,7 @@ def test_the_ends_of_the_path_are_the_two_bit_for_bit(flyp: sp.Classifier, zero:
 
 def test_the_sweep_runs_what_the_ensemble_is(flyp: sp.Classifier, zero: sp.Classifier, few: sp.ShiftSuite) -> None:
     saved: dict[tuple[float, str], np.ndarray] = {}
-
-    @contextlib.contextmanager
-    def keep(alpha: float, name: str) -> Iterator[Callable[[np.ndarray], None]]:
-        rows: list[np.ndarray] = []
-        yield rows.append
-        saved[alpha, name] = np.concatenate(rows)
-
-    path = sp.sweep_alpha(zero, flyp, few, (0.0, 0.3, 1.0), keep=keep)
+    path = sp.sweep_alpha(zero, flyp, few, (0.0, 0.3, 1.0), keep=collecting(saved))
     for alpha, (name, images) in itertools.product(path.alphas, few.test_sets.items()):
         expected = sp.predict(sp.wise_ft(zero, flyp, alpha), images)
         assert np.array_equal(saved[alpha, name], expected.logits)
@@ -222,5 +200,5 @@ def test_an_average_of_both_towers_writes_the_head(
     assert tuned.text is not None
     close(dict(tuned.text), text)
     close({name: tuned.state_dict()[name] for name in visual}, visual)
-    rows = written_head(tiny, tuned.text, zero.classes.names)
+    rows = written_head(tiny, PROMPTS, tuned.text, zero.classes.names)
     torch.testing.assert_close(tuned.network.head.weight.detach(), rows)

@@ -19,9 +19,11 @@ from support.weights import (
     FLOAT8,
     FORMATS,
     INTEGERS,
+    LARGEST,
     SIZE,
     all_equal_bits,
     flattened,
+    half_unit,
     pieces_of,
     save_checkpoint,
     save_shards,
@@ -35,15 +37,7 @@ from shiftproof.merging.methods import MergeSettings
 from shiftproof.merging.streams import fingerprint_tensors
 from shiftproof.weights.checkpoints import SafetensorsWriter, open_checkpoint
 
-LARGEST = {torch.float16: 6.0e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e30}
 ALPHAS = st.floats(0, 1)
-
-
-def half_unit(value: Fraction, dtype: torch.dtype) -> Fraction:
-    """Half a unit in the last place of a number near ``value``."""
-    bits, smallest = FORMATS[dtype]
-    exponent = smallest if value == 0 else max(math.frexp(float(abs(value)))[1] - 1, smallest)
-    return Fraction(2) ** (exponent - bits + 1) / 2
 
 
 # What the numbers are

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.predictions import softmax
 
 import shiftproof as sp
 from shiftproof.errors import TrainingError
@@ -191,11 +192,6 @@ def test_what_is_returned_is_what_is_written(folders: Path, finished: Path) -> N
 
 
 # summary.json: its numbers, made again by hand from the kept predictions.
-
-
-def softmax(row: list[float]) -> list[float]:
-    powers = [math.exp(x - max(row)) for x in row]
-    return [power / sum(powers) for power in powers]
 
 
 def clopper_pearson(correct: int, n: int) -> tuple[float, float]:

@@ -8,42 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.classifiers import classifier_around, tensor_bytes
+from support.squares import CLASSES, squares
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof import progress
-from shiftproof.data.sets import array_set
 
-CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
-COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
-
-
-def noisy_squares(name: str, views: int, seed: int) -> sp.ImageSet:
-    """A noisy square in the class's colour, anywhere on white."""
-    labels = np.repeat(np.arange(len(CLASSES)), views)
-
-    def draw() -> np.ndarray:
-        generator = np.random.default_rng(seed)
-        images = np.full((len(labels), 32, 32, 3), 255, dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            y, x = generator.integers(0, 16, 2)
-            drawn = COLOURS[label] + generator.normal(0, 60, (16, 16, 3))
-            image[y : y + 16, x : x + 16] = drawn.clip(0, 255)
-        return images
-
-    return array_set(name, CLASSES, [f"{name}-{i}" for i in range(len(labels))], labels, draw)
-
-
+noisy = functools.partial(squares, noise=60)
 SUITE = sp.ShiftSuite(
     "squares",
     CLASSES,
-    sp.data.Reference(
-        "photo", noisy_squares("train", 6, 0), noisy_squares("validation", 5, 1), noisy_squares("test", 1, 2)
-    ),
+    sp.data.Reference("photo", noisy("train", 6, 0), noisy("validation", 5, 1), noisy("test", 1, 2)),
     (),
 )
 

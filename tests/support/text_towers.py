@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -40,3 +41,19 @@ def weighted(towers: Sequence[Mapping[str, Tensor]], shares: Callable[[str], Seq
             total = total + share * tower[name].double()
         mixed[name] = total.to(entry.dtype) if entry.is_floating_point() else entry
     return mixed
+
+
+def written_head(
+    clip: sp.models.Clip, prompts: Sequence[str], text: Mapping[str, Tensor], names: Sequence[str]
+) -> Tensor:
+    """exp(logit scale) times the normalised mean of each class's normalised embeddings, prompt by prompt."""
+    model, rows = deepcopy(clip.model), []
+    model.load_state_dict({**model.state_dict(), **text})
+    with torch.inference_mode():
+        for name in names:
+            total = torch.zeros(128)
+            for prompt in prompts:
+                (row,) = model.encode_text(clip.tokenizer([prompt.format(name)]))
+                total += row / row.norm()
+            rows.append(text["logit_scale"].exp() * total / total.norm())
+    return torch.stack(rows)

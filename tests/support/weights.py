@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,17 @@ FORMATS = {
     torch.float32: (24, -126),
     torch.float64: (53, -1022),
 }
+LARGEST = {torch.float16: 6.0e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e30}
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 SIZE = 64  # bytes of a piece in most tests, so that every entry is cut
+
+
+def half_unit(value: Fraction, dtype: torch.dtype) -> Fraction:
+    """Half a unit in the last place of a number near ``value``."""
+    bits, smallest = FORMATS[dtype]
+    exponent = smallest if value == 0 else max(math.frexp(float(abs(value)))[1] - 1, smallest)
+    return Fraction(2) ** (exponent - bits + 1) / 2
 
 
 def equal_bits(one: Tensor, other: Tensor) -> bool:

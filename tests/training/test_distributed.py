@@ -27,12 +27,12 @@ from safetensors.torch import load_file, save_file
 from support import processes
 from support.classifiers import classifier_around
 from support.processes import ForkedProcess
+from support.squares import CLASSES, squares
 from torch import Tensor, nn
 
 import shiftproof as sp
 from shiftproof import progress
 from shiftproof.data.captions import load_captioned_set
-from shiftproof.data.sets import array_set
 from shiftproof.errors import InputError, TrainingError, TrainingInterruptedError
 from shiftproof.finetuning import recipes
 from shiftproof.records.codec import to_json
@@ -47,36 +47,19 @@ from shiftproof.training.distributed import (
 
 pytestmark = pytest.mark.multiprocess
 
-CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear", "plum"])
-COLOURS = np.array([[230, 220, 60], [200, 30, 40], [150, 200, 70], [90, 40, 130]])
 # float32 sums in another order, of a tensor's largest weight where that is above 1, as in a head with its logit scale;
 # every training here moves its weights more than ten times as far.
 TOLERANCE = 1e-5
 DIES_AFTER = 4
 
 
-def noisy_squares(name: str, views: int, seed: int) -> sp.ImageSet:
-    """A noisy square in the class's colour, anywhere on white."""
-    labels = np.repeat(np.arange(len(CLASSES)), views)
-
-    def draw() -> np.ndarray:
-        generator = np.random.default_rng(seed)
-        images = np.full((len(labels), 32, 32, 3), 255, dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            y, x = generator.integers(0, 16, 2)
-            drawn = COLOURS[label] + generator.normal(0, 60, (16, 16, 3))
-            image[y : y + 16, x : x + 16] = drawn.clip(0, 255)
-        return images
-
-    return array_set(name, CLASSES, [f"{name}-{i}" for i in range(len(labels))], labels, draw)
-
-
+noisy = functools.partial(squares, noise=60)
 # Of neither an even number of images nor a multiple of a batch.
-HELD_OUT = noisy_squares("validation", 5, 1).subset(range(1, 20))
+HELD_OUT = noisy("validation", 5, 1).subset(range(1, 20))
 SUITE = sp.ShiftSuite(
     "squares",
     CLASSES,
-    sp.data.Reference("photo", noisy_squares("train", 5, 0), HELD_OUT, noisy_squares("test", 1, 2)),
+    sp.data.Reference("photo", noisy("train", 5, 0), HELD_OUT, noisy("test", 1, 2)),
     (),
 )
 

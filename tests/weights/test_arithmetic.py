@@ -11,26 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.weights import FORMATS, LARGEST, half_unit
 from torch import Tensor, nn
 
 import shiftproof as sp
 
-# Significand bits and the smallest exponent of a normal number, from the formats' definitions.
-FORMATS = {
-    torch.float16: (11, -14),
-    torch.bfloat16: (8, -126),
-    torch.float32: (24, -126),
-    torch.float64: (53, -1022),
-}
-LARGEST = {torch.float16: 6.0e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e30}
 ALPHAS = st.floats(0, 1)
-
-
-def half_unit(value: Fraction, dtype: torch.dtype) -> Fraction:
-    """Half a unit in the last place of a number near ``value``."""
-    bits, smallest = FORMATS[dtype]
-    exponent = smallest if value == 0 else max(math.frexp(float(abs(value)))[1] - 1, smallest)
-    return Fraction(2) ** (exponent - bits + 1) / 2
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
