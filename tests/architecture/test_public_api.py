@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,20 @@ import shiftproof
 PACKAGE = Path(shiftproof.__file__).parent
 # A list of the names at the top is read at a glance; whatever else is public belongs to a package.
 LARGEST_TOP = 50
+# A shape such as (B, C, H, W) or (N,), or the word itself; arrays, and mappings of names to arrays.
+SHAPE = re.compile(r"\((?:``)?\w+(?:``)?,(?: ?[\w*()]+,?)*\)|\bshapes?\b")
+ARRAY = re.compile(r"\b(Tensor|NDArray)\b")
+ARRAYS_BY_NAME = re.compile(r"(Mapping|dict)\[str, Tensor\]")
+TYPE_CHECKS = ("require_classifier", "require_clip", "require_set", "require_suite")
+PAPER = re.compile(r"arXiv|et al\.|CVPR|[A-Z]\w+ (19|20)\d\d")
+# The functions and classes that compute what a paper has defined.
+METHODS = (
+    *("interpolate_weights", "average_weights", "model_stock", "stock_ratio"),
+    *("wise_ft", "output_ensemble", "uniform_soup", "greedy_soup", "model_stock_soup", "reestimate_batch_norm"),
+    *("SmoothMix", "CutMix", "MixUp", "Cutout", "zero_shot_classifier", "finetune", "pretrain"),
+    *("linear_cka", "calibration_error", "effective_robustness", "relative_robustness", "override_rates"),
+    *("class_activation_map", "error_barrier", "mcnemar_test", "holm_correction", "brier_score"),
+)
 HEAVY = ("torch", "torchvision", "numpy", "scipy", "pydantic", "open_clip", "timm", "matplotlib")
 
 
@@ -134,6 +150,44 @@ def test_device_seed_and_level_are_keywords_with_one_default() -> None:
 def test_every_public_function_and_class_is_documented() -> None:
     undocumented = [name for name, value in [*public_objects()] if not value.__doc__]
     assert not undocumented
+
+
+def test_docstrings_name_the_shapes_of_arrays() -> None:
+    """A state dict has entries of any shape, so its type says enough."""
+    silent = [
+        name
+        for name, function in public_functions()
+        if ARRAY.search(ARRAYS_BY_NAME.sub("", str(inspect.signature(function))))
+        and not SHAPE.search(inspect.getdoc(function) or "")
+    ]
+    assert not silent
+
+
+def test_docstrings_say_what_is_raised() -> None:
+    """Every function refuses arguments of another type, so only what goes beyond that needs a sentence."""
+    silent = [
+        name
+        for name, function in public_functions()
+        if raises_on_its_own(function) and not re.search(r"\b(raises?|errors?)\b", inspect.getdoc(function) or "", re.I)
+    ]
+    assert not silent
+
+
+def raises_on_its_own(function: Callable[..., Any]) -> bool:
+    """Whether a function raises an error, or requires more of an argument than its type."""
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            return True
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if re.match(r"_?require_", called) and called not in TYPE_CHECKS:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_docstrings_of_methods_name_the_paper(name: str) -> None:
+    (method,) = {value for full, value in public_objects() if full.rsplit(".", 1)[1] == name}
+    assert PAPER.search(method.__doc__)
 
 
 def test_no_function_has_the_name_of_its_module() -> None:

@@ -48,6 +48,7 @@ class ClassSpace:
         """A class space whose names are the ids with spaces for underscores; ids are normalised (``normal_name``).
 
         WordNet ids, by which ImageNet's folders are called, get their names in words (``wordnet.in_words``).
+        Raises an InputError for a text in place of a list.
 
         >>> ClassSpace.from_ids(["red_apple"]).names
         ('red apple',)

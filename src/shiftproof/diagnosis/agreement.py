@@ -112,6 +112,8 @@ class Comparison:
 def compare_logits(first: Logits, second: Logits) -> Comparison:
     """Compares two models' (N, K) logits in one pass; predictions on disk are read block by block.
 
+    Raises an InputError if the shapes differ, or for logits that are not finite.
+
     >>> comparison = compare_logits(np.eye(3), np.roll(np.eye(3), 1, axis=1))
     >>> comparison.second.tolist()
     [1, 2, 0]

@@ -134,7 +134,10 @@ class CkaTable:
         self.n = 0
 
     def add(self, first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> None:
-        """Adds n more samples: the first model's layers, (n, P_i) each, and the second's, (n, Q_j) each."""
+        """Adds n more samples: the first model's layers, (n, P_i) each, and the second's, (n, Q_j) each.
+
+        Raises an InputError if the layers have different numbers of samples.
+        """
         ones, others = [_features(layer) for layer in first], [_features(layer) for layer in second]
         for layer in (*ones, *others):
             require_equal_length("the layers", ones[0], layer)

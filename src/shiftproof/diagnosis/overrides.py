@@ -29,7 +29,7 @@ from shiftproof.records.comparisons import FollowedRecord, Measured, OverrideRec
 def override_rates(
     zero_shot: NDArray[np.floating], fine_tuned: NDArray[np.floating], ensemble: NDArray[np.floating]
 ) -> OverrideRecord:
-    """Returns how often the ensemble follows each model where the two disagree (WiSE-FT, sec. 5.1).
+    """Returns how often the ensemble follows each model where the two disagree (WiSE-FT, arXiv 2109.01903, sec. 5.1).
 
     The three (N, K) logits suffice; no labels are needed. The rates are fractions of the disagreements, in [0, 1], and
     sum to 1; without disagreements all are 0.
@@ -97,8 +97,8 @@ def measure_overrides(
 
     The logits are (N, K), as arrays or as predictions on disk; ``labels`` are (N,) class indices. Intervals are those
     of ``measure_proportion`` over the disagreements and their ``clusters`` (N,); where these are in one cluster only,
-    the interval is 0 to 1. With labels, ``beyond_both`` is
-    ``gain_beyond_both``.
+    the interval is 0 to 1. With labels, ``beyond_both`` is ``gain_beyond_both``.
+    Raises an InputError if the shapes of the logits differ.
 
     >>> zero, tuned = np.array([[1.0, 0, 0]] * 2), np.array([[0, 1.0, 0]] * 2)
     >>> measure_overrides(zero, tuned, zero).zero_shot.interval[1]

@@ -49,7 +49,7 @@ class Predictions:
         groups: tuple[str, ...] | None,
         projection: Projection | None,
     ) -> Predictions:
-        """Predictions from the logits that a model gave, which are projected if the set has a projection."""
+        """Predictions from the (N, K) logits that a model gave, which are projected if the set has a projection."""
         if projection is None:
             return cls(ids, labels, logits, groups)
         return cls(ids, labels, projection.apply(logits), groups, projection, logits)
@@ -77,7 +77,7 @@ class StoredPredictions:
         return f"{type(self).__name__}({str(self.path)!r}, {counted(len(self.ids), 'sample')}, {self.shape[1]} classes)"
 
     def blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
-        """Yields the rows of the logits in order, ``rows`` at a time, projected; the last block may be smaller.
+        """Yields the logits in order in blocks of (``rows``, K), projected; the last block may be smaller.
 
         Raises an InputError that names the file if it is damaged.
         """
@@ -85,7 +85,7 @@ class StoredPredictions:
             yield block if self.projection is None else self.projection.apply(block)
 
     def model_blocks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
-        """Does what ``blocks`` does with the logits that the model gave."""
+        """Yields the logits that the model gave in blocks of (``rows``, K), with the errors of ``blocks``."""
         with _readable(self.path), zipfile.ZipFile(self.path) as archive, archive.open("logits.npy") as stream:
             _read_header(stream)
             for start in range(0, self.shape[0], rows):

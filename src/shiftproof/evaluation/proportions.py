@@ -103,7 +103,7 @@ def worst_group_interval(
     The measured minimum lies below the true one on average, because the luckless group is picked after the fact, so
     resampling it covers too little. The lower end here is the least of the groups' own lower ends; the upper end is
     the least of their upper ends after Bonferroni's correction for the number of groups. ``holds``, ``groups`` and
-    ``clusters`` are (N,).
+    ``clusters`` are (N,). Raises an InputError if their lengths differ, or if there is no sample.
 
     >>> right, group = [True] * 90 + [False] * 10 + [True] * 70 + [False] * 30, ["a"] * 100 + ["b"] * 100
     >>> [round(end, 3) for end in worst_group_interval(right, group)]

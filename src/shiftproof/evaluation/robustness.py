@@ -64,7 +64,7 @@ def fit_baseline(reference: ArrayLike, shift: ArrayLike, scale: str = "logit") -
 def on_scale(accuracies: ArrayLike, n: int) -> NDArray[np.float64]:
     """Accuracies on ``n`` samples that are finite on every scale: 0 and 1 are replaced by half a sample right or wrong.
 
-    Raises an InputError if ``n`` is below 1.
+    The result has the shape of ``accuracies``. Raises an InputError if ``n`` is below 1.
 
     >>> on_scale([0.0, 0.5, 1.0], 10).tolist()
     [0.05, 0.5, 0.95]
@@ -157,7 +157,7 @@ def read_baselines(path: str | Path, sets: Sequence[str]) -> dict[str, tuple[flo
 def relative_robustness(shift: ArrayLike, standard_shift: ArrayLike) -> NDArray[np.float64]:
     """The accuracy under the shift minus that of the same model without the intervention, as fractions.
 
-    It is tau in Taori et al. 2020 (arXiv 2007.00644, sec. 2).
+    It is tau in Taori et al. 2020 (arXiv 2007.00644, sec. 2). The accuracies are of equal shape.
     """
     return np.asarray(np.asarray(shift, dtype=np.float64) - np.asarray(standard_shift, dtype=np.float64))
 

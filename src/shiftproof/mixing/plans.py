@@ -58,7 +58,7 @@ class MixPlan:
         return len(self.shapes)
 
     def rows_of(self, *shapes: str) -> Tensor:
-        """The positions of the samples with one of the shapes."""
+        """The (n,) positions of the n samples that have one of the shapes."""
         return torch.tensor([i for i, shape in enumerate(self.shapes) if shape in shapes], dtype=torch.long)
 
 

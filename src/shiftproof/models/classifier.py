@@ -41,6 +41,7 @@ class Network(nn.Module):
         return functional.normalize(features, dim=-1) if self.normalised else features
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, size, size) images to (B, K) logits."""
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
 

@@ -129,7 +129,8 @@ def run_finetune(
     """Fine-tunes the model or classifier directory of the run file, saves the result to ``out`` and scores it.
 
     ``resume`` resumes an interrupted training run from the last checkpoint in ``out/checkpoints``. Processes started by
-    ``torchrun`` share the work.
+    ``torchrun`` share the work. Raises an InputError if data or model cannot be loaded, if an image is missing,
+    or if ``out`` cannot be claimed.
     """
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
@@ -201,6 +202,9 @@ def run_sweep(
     continues the same sweep and reuses the predictions that it has saved. ``compare_batch_norm`` re-estimates the
     batch-norm statistics of the ensemble on the training images, saves the result to ``ensemble_batch_norm`` and scores
     it beside averaged statistics in ``results.jsonl``.
+
+    Raises an InputError if the two classifiers do not belong together, for an unknown space, if the validation split
+    was drawn with another seed than that of the fine-tuning, or if ``out`` cannot be claimed.
     """
     zero_shot, fine_tuned = Path(zero_shot), Path(fine_tuned)
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")

@@ -167,7 +167,7 @@ class SafetensorsWriter:
         self._started = 0
 
     def write(self, piece: Tensor) -> None:
-        """Writes the next bytes: a contiguous piece, on the CPU, of the next tensor in ``order``."""
+        """Writes the next bytes: a contiguous (n,) piece, on the CPU, of the next tensor in ``order``."""
         self._file.write(piece.view(torch.uint8).numpy().data)
         if hasattr(os, "posix_fadvise"):
             # This makes the kernel start writing during the arithmetic; otherwise the disk is idle until the fsync.
