@@ -35,7 +35,7 @@ PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
     },
     "docs/choosing-alpha.md": {"path": alpha.path_tables, "choosing-alpha": alpha.choosing_tables},
     "docs/merging.md": {"merging": speed.merge_tables},
-    "docs/fine-tuning.md": {"step": speed.step_tables},
+    "docs/fine-tuning.md": {"step": speed.step_tables, "models": speed.model_tables},
     "docs/hyper-parameters.md": {
         "hyperparameters": studies.hyperparameter_tables,
         "tuning": studies.tuning_table,

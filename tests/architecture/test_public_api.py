@@ -23,14 +23,14 @@ PACKAGE = Path(shiftproof.__file__).parent
 # A list of the names at the top is read at a glance; whatever else is public belongs to a package.
 LARGEST_TOP = 50
 # A shape such as (B, C, H, W) or (N,), or the word itself; arrays, and mappings of names to arrays.
-SHAPE = re.compile(r"\((?:``)?\w+(?:``)?,(?: ?[\w*()]+,?)*\)|\bshapes?\b")
+SHAPE = re.compile(r"\(`*(?:[A-Z](?:_\w)?|[nm]|\d+|rows)`*,[^()]*\)|\bshapes?\b")
 ARRAY = re.compile(r"\b(Tensor|NDArray)\b")
 ARRAYS_BY_NAME = re.compile(r"(Mapping|dict)\[str, Tensor\]")
 TYPE_CHECKS = ("require_classifier", "require_clip", "require_set", "require_suite")
 PAPER = re.compile(r"arXiv|et al\.|CVPR|[A-Z]\w+ (19|20)\d\d")
 # The functions and classes that compute what a paper has defined.
 METHODS = (
-    *("interpolate_weights", "average_weights", "model_stock", "stock_ratio"),
+    *("interpolate_weights", "average_weights", "model_stock"),
     *("wise_ft", "output_ensemble", "uniform_soup", "greedy_soup", "model_stock_soup", "reestimate_batch_norm"),
     *("SmoothMix", "CutMix", "MixUp", "Cutout", "zero_shot_classifier", "finetune", "pretrain"),
     *("linear_cka", "calibration_error", "effective_robustness", "relative_robustness", "override_rates"),

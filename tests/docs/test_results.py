@@ -50,6 +50,11 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
     (f"{BENCHMARKS}/inference.json", ["tables", "cpu, batch 1", "ensemble", "of_fine_tuned"], "docs/choosing-alpha.md"),
     (f"{BENCHMARKS}/merge.json", ["sizes", "4 GB", "median_seconds", "merge"], "docs/merging.md"),
     (f"{BENCHMARKS}/mixing.json", ["targets", 0, "ratio"], "docs/mixing.md"),
+    (
+        f"{BENCHMARKS}/models.json",
+        ["tables", "0 busy processes", "resnet18", "train", "of_best"],
+        "docs/fine-tuning.md",
+    ),
     (f"{BENCHMARKS}/path.json", ["path_of_floor"], "docs/choosing-alpha.md"),
     (f"{BENCHMARKS}/throughput.json", ["evaluate", "ratio"], "docs/decisions.md"),
     (f"{BENCHMARKS}/tune_demo.json", [1, "points", "ensemble under fine-tuned, reference"], "docs/decisions.md"),

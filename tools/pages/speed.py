@@ -32,6 +32,34 @@ def step_tables(sources: Sources) -> str:
     return "\n\n".join(parts)
 
 
+def model_tables(sources: Sources) -> str:
+    """Training and prediction of several networks, compared with the best bare loop, idle and beside other work."""
+    results = sources.benchmark("models")
+    parts = [
+        f"On {results['processor']}, {results['threads']} threads, batch {results['batch']}, medians of "
+        f"{results['rounds']} rounds of {results['steps']} steps. `of the best` is our time over that of a bare PyTorch "
+        "loop in whichever memory format is faster (the target is at most 1.10), `contiguous` is the bare loop's time in "
+        "contiguous memory over that in channels-last, and `passive` is how many times as fast we are with "
+        "`OMP_WAIT_POLICY=PASSIVE`, which our commands set, as without it."
+    ]
+    header = ("model", *(f"{task}: {what}" for task in ("train", "predict") for what in _MODEL_COLUMNS))
+    for condition, models in results["tables"].items():
+        rows = [
+            (name, *(cell for task in ("train", "predict") for cell in _of_model(entry[task])))
+            for name, entry in models.items()
+        ]
+        parts.append(f"Beside {condition}:\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+_MODEL_COLUMNS = ("images/s", "of the best", "contiguous", "passive")
+
+
+def _of_model(entry: dict[str, Any]) -> tuple[str, ...]:
+    ratios = (entry[name] for name in ("of_best", "contiguous_of_channels_last", "passive"))
+    return (f"{entry['images_per_second']:,.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+
+
 def throughput(sources: Sources) -> str:
     """The time of each part, compared with its floor."""
     results = sources.benchmark("throughput")

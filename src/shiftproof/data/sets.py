@@ -141,7 +141,7 @@ class ImageSet:
         return self.subset([i for i, k in enumerate(self.labels) if keys[k] in wanted]).relabelled(classes)
 
     def mapped(self, change: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]], name: str) -> ImageSet:
-        """The same samples and masks, with the pixels that ``change(position, pixels)`` returns."""
+        """The same samples and masks, with the (H, W, 3) pixels that ``change(position, pixels)`` returns."""
         return replace(self, name=name, read=lambda i: change(i, self.read(i)), in_memory=False)
 
 
