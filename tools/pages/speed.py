@@ -37,10 +37,10 @@ def model_tables(sources: Sources) -> str:
     results = sources.benchmark("models")
     parts = [
         f"On {results['processor']}, {results['threads']} threads, batch {results['batch']}, medians of "
-        f"{results['rounds']} rounds of {results['steps']} steps. `of the best` is our time over that of a bare PyTorch "
-        "loop in whichever memory format is faster (the target is at most 1.10), `contiguous` is the bare loop's time in "
-        "contiguous memory over that in channels-last, and `passive` is how many times as fast we are with "
-        "`OMP_WAIT_POLICY=PASSIVE`, which our commands set, as without it."
+        f"{results['rounds']} rounds of {results['steps']} steps. `of the best` is our time over that of a bare "
+        "PyTorch loop in whichever memory format is faster (the target is at most 1.10), `contiguous` is the bare "
+        "loop's time in contiguous memory over that in channels-last, and `passive` is how many times as fast we are "
+        "with `OMP_WAIT_POLICY=PASSIVE`, which our commands set, as without it."
     ]
     header = ("model", *(f"{task}: {what}" for task in ("train", "predict") for what in _MODEL_COLUMNS))
     for condition, models in results["tables"].items():
@@ -48,10 +48,11 @@ def model_tables(sources: Sources) -> str:
             (name, *(cell for task in ("train", "predict") for cell in _of_model(entry[task])))
             for name, entry in models.items()
         ]
-        parts.append(f"Beside {condition}:\n\n{markdown(header, rows)}")
+        parts.append(f"{_CONDITIONS[condition]}:\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
 
+_CONDITIONS = {"0 busy processes": "On an idle machine", "2 busy processes": "Beside two busy processes"}
 _MODEL_COLUMNS = ("images/s", "of the best", "contiguous", "passive")
 
 
