@@ -20,9 +20,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shiftproof.finetuning.settings import OPTIMIZERS, RECIPES, FinetuneSettings
-from shiftproof.runs.file import MODEL_SETTINGS, PretrainFile, ReferenceFile, RunFile, ShiftFile, SuiteFile
+from shiftproof.models.precision import FASTEST, PRECISIONS
+from shiftproof.runs.file import (
+    MODEL_SETTINGS,
+    EvaluationFile,
+    PretrainFile,
+    ReferenceFile,
+    RunFile,
+    ShiftFile,
+    SuiteFile,
+)
 from shiftproof.studies.file import Between, SampleFile, StudyFile
-from shiftproof.training.hardware import PRECISIONS
 
 PAGE = Path(__file__).parents[1] / "docs" / "run-file.md"
 # The sections of a run file, and of a study file, in the order of the page.
@@ -32,17 +40,19 @@ RUN_SECTIONS: Mapping[str, Any] = {
     "suite.reference": ReferenceFile,
     "suite.shifts.NAME": ShiftFile,
     "finetune": FinetuneSettings,
+    "evaluation": EvaluationFile,
     "pretrain": PretrainFile,
 }
 STUDY_SECTIONS: Mapping[str, Any] = {"": StudyFile, "sample": SampleFile, "sample.keys.KEY": Between}
 CHOICES = {
     "finetune.recipe": RECIPES,
     "finetune.optimizer": OPTIMIZERS,
-    "finetune.precision": tuple(PRECISIONS),
-    "pretrain.precision": tuple(PRECISIONS),
+    "finetune.precision": (*PRECISIONS, FASTEST),
+    "pretrain.precision": (*PRECISIONS, FASTEST),
 }
 LOOP_MEANINGS = {
-    "precision": "the precision of the forward pass; weights and the optimiser's state stay in float32, and float16 needs a GPU",
+    "precision": "the precision of the forward pass; weights and the optimiser's state stay in float32, `float16` needs a GPU, and "
+    "`fastest` chooses by the device",
     "accumulate": "splits every batch into this many parts, processed one after the other, to save memory",
     "gradient_checkpointing": "recomputes activations in the backward pass, to save memory",
     "channels_last": "keeps images with the channels last, which may be faster",
@@ -68,6 +78,7 @@ MEANINGS: Mapping[str, str] = {
     "[file](zero-shot.md#prompts) of templates or of prompts by class",
     "head_cache": "stores zero-shot heads of thousands of prompts in the cache directory",
     "finetune": "how to fine-tune; see below",
+    "evaluation": "how models are run when they are measured; see below",
     "alphas": "how many alphas from 0 to 1 are measured (at least 2), or a list of alphas",
     "alpha_rule": "how the alpha of the ensemble is chosen; no rule reads a shift",
     "alpha_tolerance": "for the rule `tolerance`: by how much the accuracy may stay below the best one, as a fraction from 0 to 1",
@@ -117,6 +128,8 @@ MEANINGS: Mapping[str, str] = {
     "finetune.lora_scale": "the scale of the adapters of the recipe `lora`",
     "finetune.early_stopping": "stops after this many epochs without a better one, and returns the best; 0 trains all epochs",
     "finetune.shots": "training images per class, drawn with the seed; without it, all of them",
+    "evaluation.precision": "the precision of the encoder in all measurements (`--precision`); weights, features and logits are float32, "
+    "`float16` needs a GPU, and `fastest` chooses by the device",
     "pretrain.data": "the captioned images: `csv:PATH`, `folder:PATH`, `wds:PATH`, `hf:NAME`, `hf:PATH` or `emoji-captions`",
     "pretrain.steps": "the number of steps; at least 1",
     "pretrain.batch_size": "pairs per step; at least 2",
@@ -181,7 +194,7 @@ def default_name(default: Any) -> str:
     """A default as it would stand in a YAML file."""
     if default is ...:
         return "required"
-    if default is None or isinstance(default, dict | FinetuneSettings):
+    if default is None or isinstance(default, dict | FinetuneSettings | EvaluationFile):
         return "—"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

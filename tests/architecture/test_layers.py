@@ -56,14 +56,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "mixing": ("masks", "plans", "targets", "methods", "named"),
     "models": (
-        *("devices", "memory", "names", "prompts", "tiny", "local_weights", "processors", "transformers", "clip"),
+        *("devices", "memory", "precision", "names", "prompts", "tiny", "local_weights"),
+        *("processors", "transformers", "clip"),
         *("torchvision_models", "lite0", "encoders", "expectations", "classifier", "identity", "heads"),
         *("text_encoding", "head_cache", "zero_shot", "text_towers"),
         *("directories", "cards"),
         *("export.formats", "export.torchscript", "export.onnx", "export.timm", "export.open_clip"),
         *("export.clip_conversion", "export.transformers", "export.exporting", "export.card", "export.hub"),
     ),
-    "training": ("distributed", "precision", "hardware", "checkpoints", "log", "engine"),
+    "training": ("distributed", "hardware", "checkpoints", "log", "engine"),
     "evaluation": (
         *("blocks", "intervals", "proportions", "significance", "robustness", "calibration", "metrics"),
         "benchmark_metrics",

@@ -10,9 +10,9 @@ import torch
 import shiftproof as sp
 from shiftproof import progress
 from shiftproof.cli.console import live_progress
+from shiftproof.models import precision
+from shiftproof.models.precision import precision_advice, resolved_precision, runs_bfloat16_fast
 from shiftproof.runs.file import RunFile
-from shiftproof.training import precision
-from shiftproof.training.precision import precision_advice, resolved_precision, runs_bfloat16_fast
 
 SAPPHIRE = "processor : 0\nflags\t\t: fpu avx512_bf16 amx_bf16 amx_tile\n\nprocessor : 1\nflags\t\t: fpu\n"
 MILAN = "processor : 0\nflags\t\t: fpu avx2\n"

@@ -76,7 +76,10 @@ def path_of(accuracy: dict[float, tuple[float, float]]) -> sp.records.PathRecord
 def run_of() -> sp.records.RunRecord:
     def record(model: str, alpha: float, name: str, value: float) -> sp.records.AccuracyRecord:
         groups = {"seen": GroupRecord(0.5, (0.25, 0.75), 10)} if name == "sketch" else {}
-        return sp.records.AccuracyRecord(model, alpha, name, value, (value - 0.1, value + 0.1), 20, 0.05, {}, groups)
+        interval = (value - 0.1, value + 0.1)
+        return sp.records.AccuracyRecord(
+            model, alpha, name, value, interval, 20, 0.05, {}, groups, precision="bfloat16"
+        )
 
     ends = {"zero_shot": (0.0, 0.6, 0.5), "fine_tuned": (1.0, 0.8, 0.3), "ensemble": (0.5, 0.75, 0.55)}
     return sp.records.RunRecord(
@@ -104,6 +107,7 @@ def run_of() -> sp.records.RunRecord:
         seed=3,
         versions={"shiftproof": "0.1.0"},
         validation=sp.records.HeldOutRecord(12, 60, 3, groups=4, absent_classes=("fig",)),
+        precision="bfloat16",
     )
 
 
@@ -145,6 +149,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
             "start",
             "validation",
             "batch_norm",
+            "precision",
         ),
     }
     entry = summary["models"]["fine_tuned"]["sketch"]
@@ -302,6 +307,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     summary.setdefault("start", {})
     summary.setdefault("validation", None)
     summary.setdefault("batch_norm", "averaged")
+    summary.setdefault("precision", "float32")
     assert list(written) == list(summary)
     assert written == summary
     result = written_before("diagnosis-seed-0.json")

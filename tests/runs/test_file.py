@@ -388,7 +388,7 @@ def test_what_is_written_is_complete() -> None:
     written = yaml.safe_load(sp.RunFile.resolve(suite_section()).to_yaml())
     assert set(written) == {
         "model", "random_weights", "suite", "prompts", "finetune", "alphas", "alpha_rule", "alpha_tolerance", "seed",
-        "device", "report_to", "head_cache", "batch_norm",
+        "device", "report_to", "head_cache", "batch_norm", "evaluation",
     }  # fmt: skip
     # Not what the file said, but what it came to mean.
     for key, value in MODEL_SETTINGS["tiny"].items():

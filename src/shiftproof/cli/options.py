@@ -40,6 +40,10 @@ Classes = Annotated[
 Seed = Annotated[int | None, Option("--seed", min=0, help="Seed all random numbers of the run.")]
 Device = Annotated[str | None, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
 ResolvedDevice = Annotated[str, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
+Precision = Annotated[
+    str,
+    Option("--precision", help="Run the encoder in float32, bfloat16, float16, or the fastest of them on the device."),
+]
 Resume = Annotated[
     bool, Option("--resume", help="Resume the interrupted job in --out. What it has finished is not repeated.")
 ]

@@ -15,6 +15,7 @@ from shiftproof.cli.options import (
     FinetuningOptions,
     Head,
     Overwrite,
+    Precision,
     Prompts,
     RandomWeights,
     ResolvedDevice,
@@ -157,6 +158,7 @@ def sweep(
     compare_batch_norm: Annotated[
         bool, Option("--reestimate-batch-norm", help="Score the chosen ensemble with both kinds of these statistics.")
     ] = False,
+    precision: Precision = "float32",
     out: Annotated[Path, Option("--out", help="Write path.json and ensemble/ to this directory.")] = Path("runs/sweep"),
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -170,9 +172,8 @@ def sweep(
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_sweep
 
-    run_file = settings.resolve(
-        model="tiny", suite=data.section(), alphas=alphas, alpha_rule=rule, batch_norm=batch_norm
-    )
+    keys = {"alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm, "evaluation": {"precision": precision}}
+    run_file = settings.resolve(model="tiny", suite=data.section(), **keys)
     with live_progress():
         measured = run_sweep(
             run_file,
@@ -221,6 +222,7 @@ def evaluate(
     ],
     data: ScoringOptions,
     device: ResolvedDevice = "auto",
+    precision: Precision = "float32",
     out: Annotated[
         Path | None, Option("--out", help="Write results.jsonl to this directory [default: nothing is written].")
     ] = None,
@@ -244,6 +246,7 @@ def evaluate(
             sets,
             suite=data.suite,
             device=device,
+            precision=precision,
             out=out,
             clip_benchmark=clip_benchmark,
             overwrite=overwrite,
@@ -265,6 +268,7 @@ def predict(
     top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,
     device: ResolvedDevice = "auto",
+    precision: Precision = "float32",
     resume: Annotated[
         bool, Option("--resume", help="Continue the interrupted CSV file. What it has is not repeated.")
     ] = False,
@@ -285,9 +289,9 @@ def predict(
     if bool(folder) != bool(out) or bool(folder) == bool(images):
         raise InputError("name images to predict, or a folder with --folder DIR and a file with --csv OUT.")
     if folder and out:
-        return _predict_folder(classifier, folder, out, top, device, resume=resume, overwrite=overwrite)
+        return _predict_folder(classifier, folder, out, top, device, precision, resume=resume, overwrite=overwrite)
     with plain_warnings():
-        answers = predict_images(classifier, images or [], top=top, device=device)
+        answers = predict_images(classifier, images or [], top=top, device=device, precision=precision)
     if as_json:
         rows = [{"image": a.image, "top": [{"class": name, "probability": p} for name, p in a.top]} for a in answers]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -299,13 +303,28 @@ def predict(
 
 
 def _predict_folder(
-    classifier: str, folder: Path, out: Path, top: int, device: str, *, resume: bool, overwrite: bool
+    classifier: str,
+    folder: Path,
+    out: Path,
+    top: int,
+    device: str,
+    precision: str,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> None:
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.tables import predict_table
 
     with live_progress():
         written = predict_table(
-            classifier, f"folder:{folder}", out, top=top, device=device, resume=resume, overwrite=overwrite
+            classifier,
+            f"folder:{folder}",
+            out,
+            top=top,
+            device=device,
+            precision=precision,
+            resume=resume,
+            overwrite=overwrite,
         )
     print(f"{written.pictures:,} images in {out}; {written.broken:,} of them could not be decoded (column error)")

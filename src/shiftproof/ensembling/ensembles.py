@@ -93,9 +93,15 @@ class OutputEnsemble:
         """The preprocessing that both share."""
         return self.zero_shot.preprocessing
 
-    def network_on(self, *, device: str | torch.device = "auto") -> Callable[[Tensor], Tensor]:
-        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) interpolated float32 logits."""
-        first, second = (end.network_on(device=device) for end in (self.zero_shot, self.fine_tuned))
+    def network_on(
+        self, *, device: str | torch.device = "auto", precision: str = "float32"
+    ) -> Callable[[Tensor], Tensor]:
+        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) interpolated float32 logits.
+
+        Both encoders run in ``precision``; its values and errors are those of ``Classifier.network_on``.
+        """
+        ends = self.zero_shot, self.fine_tuned
+        first, second = (end.network_on(device=device, precision=precision) for end in ends)
         return lambda images: mixed_logits(first(images), second(images), self.alpha)
 
 

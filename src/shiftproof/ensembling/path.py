@@ -29,6 +29,7 @@ from shiftproof.evaluation.proportions import Proportion, measure_proportion
 from shiftproof.models.classifier import Classifier, Network, require_same_task
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.memory import lay_out, uses_channels_last
+from shiftproof.models.precision import resolved_precision
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.weights.arithmetic import combine, is_running_statistic, path_coefficients, require_compatible
 
@@ -74,6 +75,7 @@ def sweep_alpha(
     *,
     space: str = "weights",
     device: str | torch.device = "auto",
+    precision: str = "float32",
     keep: Keep | None = None,
     known: Known | None = None,
     batch_norm_images: ImageSet | None = None,
@@ -95,11 +97,13 @@ def sweep_alpha(
     ``keep(alpha, set)`` returns a context manager whose value takes the (B, K) float32 logits of that pair batch by
     batch, validation included; if the sweep is interrupted, the manager's exit receives the exception. Where
     ``known(alpha, set)`` returns which (N,) images are correct instead of None, the pair is not run again. ``device``
-    is any torch device; "auto" means the GPU if there is one, and the CPU otherwise.
+    is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``precision`` is that of the
+    encoder, as in ``predict``; the weights are interpolated in float32.
 
     Raises an IncompatibleWeightsError if the two classifiers differ in classes, preprocessing or architecture, and an
-    InputError for an alpha outside of 0 to 1, for an unknown space, for a suite of other classes, and for
-    ``batch_norm_images`` where the networks have no batch norm or where outputs are interpolated.
+    InputError for an alpha outside of 0 to 1, for an unknown space, for a suite of other classes, for a device or a
+    precision that cannot be used, and for ``batch_norm_images`` where the networks have no batch norm or where outputs
+    are interpolated.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -116,6 +120,7 @@ def sweep_alpha(
         grid,
         space=space,
         device=device,
+        precision=precision,
         keep=keep,
         known=known,
         batch_norm_images=batch_norm_images,
@@ -132,6 +137,7 @@ def sweep_sets(
     *,
     space: str = "weights",
     device: str | torch.device = "auto",
+    precision: str = "float32",
     keep: Keep | None = None,
     known: Known | None = None,
     batch_norm_images: ImageSet | None = None,
@@ -155,7 +161,7 @@ def sweep_sets(
     missing = {name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets}
     unmeasured = sorted({alpha for alphas in missing.values() for alpha in alphas})
     statistics = {} if batch_norm_images is None else _statistics(*ends, unmeasured, batch_norm_images, place)
-    along = _along(*ends, space, place, statistics)
+    along = _along(*ends, space, place, precision, statistics)
     done = sum(len(images) * len(shares[name]) for name, images in sets.items())
     total = len(grid) * sum(map(len, sets.values()))
 
@@ -241,6 +247,7 @@ def _along(
     fine_tuned: Classifier,
     space: str,
     device: str,
+    precision: str,
     statistics: Mapping[float, Mapping[str, Tensor]],
 ) -> _Along:
     """Returns the function from a batch to the logits of every alpha, with both ends on the device."""
@@ -249,8 +256,9 @@ def _along(
     towers = TextTowers.of(models, device=device) if space == "weights" else None
     one_encoder = _one_encoder(zero_shot.network, fine_tuned.network)
     if space == "weights" and (towers or statistics or not one_encoder):
-        return _interpolating(models, functools.cache(functools.partial(_replaced, towers, statistics)), device)
-    first, second = (model.network_on(device=device) for model in models)
+        replaced = functools.cache(functools.partial(_replaced, towers, statistics))
+        return _interpolating(models, replaced, device, precision)
+    first, second = (model.network_on(device=device, precision=precision) for model in models)
     if one_encoder:
         return _mixing(lambda images: _two_heads(first, second, images))
     return _mixing(lambda images: (first(images), second(images)))
@@ -263,11 +271,12 @@ def _replaced(
     return {**(towers.between(alpha).entries if towers else {}), **statistics.get(alpha, {})}
 
 
-def _interpolating(models: tuple[Classifier, Classifier], replaced: _Replaced, device: str) -> _Along:
+def _interpolating(models: tuple[Classifier, Classifier], replaced: _Replaced, device: str, precision: str) -> _Along:
     """Moves the weights of one network along the path, batch by batch: three copies of the weights in all."""
     start = models[0]
     channels_last = uses_channels_last(start.network, device, start.channels_last)
     working = lay_out(deepcopy(start.network).to(device), channels_last).eval()
+    working = working.in_precision(resolved_precision(precision, device))
     ends = [{name: entry.to(device) for name, entry in model.network.state_dict().items()} for model in models]
     tensors = working.state_dict()
 

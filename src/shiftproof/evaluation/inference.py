@@ -32,8 +32,13 @@ class Predictor(Protocol):
     def classes(self) -> ClassSpace: ...
     @property
     def preprocessing(self) -> Preprocessing: ...
-    def network_on(self, *, device: str | torch.device = "auto") -> Callable[[Tensor], Tensor]:
-        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) logits, in evaluation mode."""
+    def network_on(
+        self, *, device: str | torch.device = "auto", precision: str = "float32"
+    ) -> Callable[[Tensor], Tensor]:
+        """Returns a function from (B, 3, size, size) inputs on the device to (B, K) logits, in evaluation mode.
+
+        The encoder runs in ``precision`` (``Classifier.network_on``).
+        """
         ...
 
 
@@ -42,6 +47,7 @@ def predict(
     images: ImageSet,
     *,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     batch_size: int = BATCH_SIZE,
     stage: str = "predict",
     together: bool = False,
@@ -50,10 +56,12 @@ def predict(
 
     Where the set has a protocol that says which classes may be answered, the logits are projected accordingly.
 
-    ``device`` is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``batch_size`` counts
-    images. ``stage`` is the name under which progress is reported. With ``together``, every process of a training run
-    calls this function: each runs its share of the batches, and all of them receive the logits of all images. Raises
-    an InputError if the set is labelled in another class space than the classifier's, or if the device cannot be used.
+    ``device`` is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``precision`` is that
+    of the encoder: "float32", "bfloat16", "float16" (on a GPU only), or "fastest" on the device; weights, features and
+    logits are float32 in all of them. ``batch_size`` counts images. ``stage`` is the name under which progress is
+    reported. With ``together``, every process of a training run calls this function: each runs its share of the
+    batches, and all of them receive the logits of all images. Raises an InputError if the set is labelled in another
+    class space than the classifier's, or if the device or the precision cannot be used.
 
     >>> from shiftproof.data.suites import load_data
     >>> from shiftproof.models.zero_shot import zero_shot_classifier
@@ -72,7 +80,9 @@ def predict(
     positions = [i for start in starts for i in range(start, min(start + batch_size, len(images)))]
     rows = [np.empty((0, len(classifier.classes)), dtype=np.float32)]
     done = 0
-    for batch in predict_batches(classifier, images, device=torch_device, batch_size=batch_size, positions=positions):
+    for batch in predict_batches(
+        classifier, images, device=torch_device, precision=precision, batch_size=batch_size, positions=positions
+    ):
         rows.append(batch)
         done += len(batch)
         progress.report(stage, min(done * processes, len(images)), len(images))
@@ -89,6 +99,7 @@ def predict_batches(
     images: ImageSet,
     *,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     batch_size: int = BATCH_SIZE,
     positions: Sequence[int] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
@@ -101,7 +112,7 @@ def predict_batches(
     require_set(images)
     require_its_classes(classifier, images)
     torch_device = resolve_device(device)
-    network = classifier.network_on(device=torch_device)
+    network = classifier.network_on(device=torch_device, precision=precision)
     if positions is not None and not positions:
         return
     selected = images if positions is None else images.subset(positions)

@@ -19,6 +19,7 @@ from shiftproof.errors import IncompatibleWeightsError, InputError, listed, refu
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.encoders import build_encoder
 from shiftproof.models.memory import is_laid_out, lay_out, uses_channels_last
+from shiftproof.models.precision import encoded_in, resolved_precision
 from shiftproof.models.prompts import Prompts
 
 
@@ -26,18 +27,27 @@ class Network(nn.Module):
     """(B, 3, size, size) images to (B, K) logits: head(normalise(encoder(x))).
 
     ``normalised`` says whether features are scaled to length 1, as CLIP's are; the head of an image network takes them
-    unscaled.
+    unscaled. The encoder runs in ``precision``; features and logits are float32 (``encoded_in``).
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Linear, normalised: bool = True) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Linear, normalised: bool = True, precision: str = "float32"
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.normalised = normalised
+        self.precision = precision
+
+    def in_precision(self, precision: str) -> Network:
+        """The network with an encoder that runs in a precision; encoder and head are the same modules."""
+        if precision == self.precision:
+            return self
+        return Network(self.encoder, self.head, self.normalised, precision).train(self.training)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, D) features as the head reads them, of length 1 where ``normalised``."""
-        features = self.encoder(images)
+        features = encoded_in(self.precision, self.encoder, images)
         return functional.normalize(features, dim=-1) if self.normalised else features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,16 +118,19 @@ class Classifier:
         """The network's tensors by name."""
         return dict(self.network.state_dict())
 
-    def network_on(self, *, device: str | torch.device = "auto") -> Network:
+    def network_on(self, *, device: str | torch.device = "auto", precision: str = "float32") -> Network:
         """Returns the network on a device, in its memory format there (``uses_channels_last``) and in evaluation mode.
 
-        It is the network itself if that is the case already, and a copy otherwise.
+        It is the network itself if that is the case already, and a copy otherwise. The encoder runs in ``precision``:
+        "float32", "bfloat16", "float16", or "fastest" on the device. Features and logits are float32 in all of them.
+        Raises an InputError for another precision, and for float16 on a CPU.
         """
         place = torch.device(resolve_device(device))
+        precision = resolved_precision(precision, place)
         channels_last = uses_channels_last(self.network, place, self.channels_last)
         if next(self.network.parameters()).device == place and is_laid_out(self.network, channels_last):
-            return self.network.eval()
-        return lay_out(deepcopy(self.network).to(place), channels_last).eval()
+            return self.network.eval().in_precision(precision)
+        return lay_out(deepcopy(self.network).to(place), channels_last).eval().in_precision(precision)
 
     def with_weights(self, tensors: Mapping[str, Tensor], **changes: Any) -> Classifier:
         """A copy with other weights, in evaluation mode, and with the given fields changed; ``text`` is dropped.

@@ -43,7 +43,7 @@ class AccuracyRecord:
 
     ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name.
     ``variants`` are accuracies by another rule or on a comparable part of the reference, for a set with only some of
-    the classes (``VARIANTS``).
+    the classes (``VARIANTS``). ``precision`` is that of the encoder that was run.
     """
 
     model: str
@@ -65,6 +65,7 @@ class AccuracyRecord:
     protocol: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     variants: Mapping[str, GroupRecord] = field(default_factory=dict)
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class RunRecord:
     pictures that were not plain 8-bit RGB. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
     is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
     ``validation`` is None if validation data were named. ``batch_norm`` says whether the running statistics of the
-    ensembles are "averaged" or "re-estimated" on the training images.
+    ensembles are "averaged" or "re-estimated" on the training images. ``precision`` is that of the encoder in all
+    measurements.
     """
 
     suite: str
@@ -67,6 +68,7 @@ class RunRecord:
     start: Mapping[str, str] = field(default_factory=dict)
     validation: HeldOutRecord | None = None
     batch_norm: str = "averaged"
+    precision: str = "float32"
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from shiftproof.records.runs import HeldOutRecord, RunRecord
 from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 
 # What a run's record says about the run rather than about its results.
-_HOW_IT_WAS_RUN = ("seconds", "seed", "versions", "conversions", "start", "validation", "batch_norm")
+_HOW_IT_WAS_RUN = ("seconds", "seed", "versions", "conversions", "start", "validation", "batch_norm", "precision")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class _Summary:
     start: Mapping[str, str] = field(default_factory=dict)
     validation: HeldOutRecord | None = None
     batch_norm: str = "averaged"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ def run_from_summary(value: Any) -> RunRecord:
     summary = from_json(_Summary, value, "the summary")
     alphas = {"zero_shot": 0.0, "fine_tuned": 1.0, "ensemble": summary.alpha}
     models: dict[str, dict[str, AccuracyRecord]] = {
-        model: {name: AccuracyRecord(model, alphas[model], name, **vars(entry)) for name, entry in by_set.items()}
+        model: {
+            name: AccuracyRecord(model, alphas[model], name, **vars(entry), precision=summary.precision)
+            for name, entry in by_set.items()
+        }
         for model, by_set in summary.models.items()
     }
     return RunRecord(
@@ -140,6 +144,7 @@ def run_from_summary(value: Any) -> RunRecord:
         start=summary.start,
         validation=summary.validation,
         batch_norm=summary.batch_norm,
+        precision=summary.precision,
     )
 
 

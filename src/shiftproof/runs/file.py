@@ -7,12 +7,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.errors import InputError, nearest, point_hint
 from shiftproof.finetuning.settings import FinetuneSettings
+from shiftproof.models.devices import resolve_device
+from shiftproof.models.precision import resolved_precision
 from shiftproof.models.prompts import names_prompt_file, prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.runs.locations import with_paths
@@ -70,6 +73,12 @@ class PretrainFile(PretrainSettings):
     data: str
 
 
+class EvaluationFile(Frozen):
+    """How models are run when they are measured; ``precision`` is that of the encoder, as in ``predict``."""
+
+    precision: Literal["float32", "bfloat16", "float16", "fastest"] = "float32"
+
+
 class RunFile(Frozen):
     """All settings of a run; the same run file and seed give the same results.
 
@@ -93,6 +102,7 @@ class RunFile(Frozen):
     prompts: str | list[str] = "photo"
     head_cache: bool = True
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
+    evaluation: EvaluationFile = Field(default_factory=EvaluationFile)
     alphas: int | list[float] = 11
     alpha_rule: Literal["fixed", "reference", "tolerance"] = "fixed"
     alpha_tolerance: float = Field(0.01, ge=0, le=1)
@@ -154,6 +164,14 @@ class RunFile(Frozen):
                 "for the small model that comes with shiftproof."
             )
         return resolved
+
+    def resolved_on(self, *, device: str | torch.device = "auto") -> RunFile:
+        """This run file with the precision of evaluation that it means on a device.
+
+        Raises an InputError if it cannot be used there.
+        """
+        precision = resolved_precision(self.evaluation.precision, resolve_device(device))
+        return self.model_copy(update={"evaluation": EvaluationFile.model_validate({"precision": precision})})
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
@@ -275,6 +293,7 @@ def place_key(plain: dict[str, Any], key: str, value: Any) -> None:
 _SECTIONS: Mapping[str, Any] = {
     "": RunFile.model_fields,
     "finetune": [entry.name for entry in fields(FinetuneSettings)],
+    "evaluation": EvaluationFile.model_fields,
     "pretrain": [entry.name for entry in fields(PretrainFile)],
     "suite": SuiteFile.model_fields,
     "suite.reference": ReferenceFile.model_fields,

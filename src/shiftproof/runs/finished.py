@@ -64,7 +64,8 @@ class FinishedRun:
     def _open(self, model: str, set_name: str, images: ImageSet) -> StoredPredictions:
         file = self.directory.logits(model, set_name)
         if not file.is_file():
-            predict_to_file(self.models[model], images, file, device=self.device)
+            precision = self.run_file.evaluation.precision
+            predict_to_file(self.models[model], images, file, device=self.device, precision=precision)
         return open_predictions(file)
 
     def natural_sets(self) -> dict[str, ImageSet]:

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,14 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
     """Runs all stages of a run file and returns the record that ``summary.json`` is written from.
 
     ``resume`` continues an earlier run of the same run file and skips its finished stages, ``overwrite`` deletes it
-    first. Raises an InputError if data or model cannot be loaded, if an image of any set is missing, or if ``out``
-    cannot be claimed.
+    first. Raises an InputError if data or model cannot be loaded, if an image of any set is missing, if the precision
+    cannot be used on the device, or if ``out`` cannot be claimed.
     """
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
     # Data and model are loaded before anything is written, so that a misspelt name does not delete an earlier run.
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    run_file = run_file.resolved_on(device=device)
     start = None if resume else build_start(run_file, suite)
     require_trainable(run_file, suite, start)
     with (
@@ -167,6 +168,11 @@ class Run:
         return path_from_json(self.suite.reference.name, shifts, read_json(self.directory.path))
 
     @property
+    def precision(self) -> str:
+        """The precision in which the classifiers are measured."""
+        return self.run_file.evaluation.precision
+
+    @property
     def alpha(self) -> float:
         """The alpha that the run file's rule chooses on the path."""
         return choose_alpha(self.path, self.run_file.alpha_rule, tolerance=self.run_file.alpha_tolerance)
@@ -233,6 +239,7 @@ def save_path(run: Run) -> None:
         run.suite,
         run.run_file.alphas,
         device=run.device,
+        precision=run.precision,
         keep=collect,
         known=correct_so_far,
         batch_norm_images=batch_norm_images(run.run_file, run.suite),
@@ -254,7 +261,7 @@ def save_logits(run: Run) -> None:
         for name, images in path_sets(run.suite).items():
             file = run.directory.logits(model, name)
             if not file.is_file():
-                predict_to_file(classifier, images, file, device=run.device)
+                predict_to_file(classifier, images, file, device=run.device, precision=run.precision)
 
 
 STAGES = (
@@ -306,7 +313,13 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         reference = Scored(suite.reference.test, by_set[suite.reference.name])
         models[model] = {
             name: measure_accuracy(
-                images, by_set[name], model=model, alpha=alphas[model], name=name, reference=reference
+                images,
+                by_set[name],
+                model=model,
+                alpha=alphas[model],
+                name=name,
+                precision=run.precision,
+                reference=reference,
             )
             for name, images in suite.test_sets.items()
         }
@@ -329,6 +342,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         validation=suite.reference.held_out,
         conversions=conversions_so_far(run),
         start={"model": run.zero_shot.source, "head": run.zero_shot.head},
+        precision=run.precision,
     )
 
 
@@ -348,11 +362,12 @@ def _total(counts: dict[str, int]) -> int:
 def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
     """Measures the accuracy of every alpha on every set, validation split included."""
     files = run.scores
-    return [
+    records = (
         evaluate_set(files.read(alpha, name), images, model="path", alpha=alpha, set_name=name)
         for alpha in run.path.alphas
         for name, images in files.sets.items()
-    ]
+    )
+    return [replace(record, precision=run.precision) for record in records]
 
 
 def has_logits(file: Path, images: ImageSet) -> bool:

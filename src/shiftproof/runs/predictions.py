@@ -81,10 +81,12 @@ class PathFiles:
         return compare_alphas(path, correct, natural or path.shifts, clusters, tolerance=tolerance)
 
 
-def predict_to_file(classifier: Classifier, images: ImageSet, file: Path, *, device: str) -> None:
+def predict_to_file(
+    classifier: Classifier, images: ImageSet, file: Path, *, device: str, precision: str = "float32"
+) -> None:
     """Runs a classifier over a set and writes its logits, batch by batch."""
     with writing_logits(images, file) as add:
-        for logits in predict_batches(classifier, images, device=device):
+        for logits in predict_batches(classifier, images, device=device, precision=precision):
             add(logits)
 
 
@@ -122,9 +124,10 @@ def measure_accuracy(
     model: str,
     alpha: float,
     name: str,
+    precision: str = "float32",
     reference: Scored | None = None,
 ) -> AccuracyRecord:
-    """Computes the accuracy record of a model on a set from its logits.
+    """Computes the accuracy record of a model on a set from its logits, for which it ran in ``precision``.
 
     A set with only some of the classes is compared with the ``reference``.
     """
@@ -132,4 +135,4 @@ def measure_accuracy(
     for logits in predictions.blocks():
         collector.add(logits)
     record = evaluate_set(collector.whole(), images, model=model, alpha=alpha, set_name=name)
-    return replace(record, variants=measure_variants(Scored(images, predictions), reference))
+    return replace(record, variants=measure_variants(Scored(images, predictions), reference), precision=precision)

@@ -13,6 +13,7 @@ from shiftproof.evaluation.metrics import scores
 from shiftproof.evaluation.predictions import Predictions
 from shiftproof.evaluation.scoring import Scored, evaluate_set, measure_variants
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.precision import resolved_precision
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.codec import to_json
 from shiftproof.runs.benchmarks import benchmark_record, write_benchmark
@@ -37,20 +38,24 @@ def score(
     device: str,
     out: Path | None,
     *,
+    precision: str = "float32",
     reference: str | None = None,
     together: bool = False,
     keep: Callable[[str, Predictions], object] | None = None,
 ) -> tuple[AccuracyRecord, ...]:
-    """The accuracy of a classifier on every set, as records that name it ``model``.
+    """The accuracy of a classifier on every set, as records that name it ``model``; its encoder runs in ``precision``.
 
     Sets with only some of the classes are compared with the set named ``reference``, if it comes before them. With
     ``out``, the records are also written to ``results.jsonl`` in that directory. With ``together``, all processes of a
     distributed job share the work. ``keep`` is called with the name and the predictions of every set.
     """
+    precision = resolved_precision(precision, device)
     records = []
     compared: Scored | None = None
     for name, images in sets.items():
-        predictions = predict(classifier, images, device=device, stage=f"evaluate {name}", together=together)
+        predictions = predict(
+            classifier, images, device=device, precision=precision, stage=f"evaluate {name}", together=together
+        )
         if keep is not None:
             keep(name, predictions)
         scored = Scored(images, predictions)
@@ -62,7 +67,7 @@ def score(
             alpha=classifier.alpha,
             set_name=name,
         )
-        records.append(replace(record, variants=measure_variants(scored, compared)))
+        records.append(replace(record, variants=measure_variants(scored, compared), precision=precision))
     if out is not None:
         write_results(records, out)
     return tuple(records)

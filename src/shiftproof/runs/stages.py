@@ -112,13 +112,15 @@ def run_zero_shot(
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
     suite, device = load_run_suite(run_file) if scored else None, resolve_device(run_file.device)
+    run_file = run_file.resolved_on(device=device)
     classifier = build_start(run_file, suite)
     with claim(out, STAGE, overwrite=overwrite):
         save_classifier(classifier, out, overwrite=True)
         if suite is None:
             return ()
         sets = suite.relabelled(classifier.classes).test_sets
-        records = score(classifier, sets, "zero_shot", device, out, reference=suite.reference.name)
+        precision, reference = run_file.evaluation.precision, suite.reference.name
+        records = score(classifier, sets, "zero_shot", device, out, precision=precision, reference=reference)
     warn_of_guessing("zero-shot", records)
     return records
 
@@ -135,6 +137,7 @@ def run_finetune(
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
+    run_file = run_file.resolved_on(device=device)
     start = build_start(run_file, suite)
     require_trainable(run_file, suite, start)
     suite = suite.relabelled(start.classes)
@@ -154,7 +157,10 @@ def run_finetune(
         )
         warn_of_loss(tuned.training, len(tuned.classes))
         sets, reference = suite.test_sets, suite.reference.name
-        records = score(tuned, sets, "fine_tuned", device, None, reference=reference, together=True)
+        precision = run_file.evaluation.precision
+        records = score(
+            tuned, sets, "fine_tuned", device, None, precision=precision, reference=reference, together=True
+        )
         if is_main_process():
             save_classifier(tuned, out, overwrite=True)
             write_results(records, out)
@@ -211,6 +217,7 @@ def run_sweep(
     out = Path(out)
     require_choice("space", space, SPACES)
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
+    run_file = run_file.resolved_on(device=device)
     _require_unseen_validation(run_file, ends[1])
     suite, directory = load_run_suite(run_file).relabelled(ends[0].classes), OutputDirectory(out)
     images = batch_norm_images(run_file, suite)
@@ -229,6 +236,7 @@ def run_sweep(
             run_file.alphas,
             space=space,
             device=device,
+            precision=run_file.evaluation.precision,
             keep=files.collect,
             known=files.known,
             batch_norm_images=images,
@@ -244,17 +252,24 @@ def run_sweep(
         if space == "weights":
             ensemble = ensemble_on_path(*ends, alpha, device=device, batch_norm_images=images)
             save_classifier(ensemble, directory.classifier("ensemble"), overwrite=True)
-        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, out) if compare_batch_norm else ()
+        precision = run_file.evaluation.precision
+        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, precision, out) if compare_batch_norm else ()
         return Sweep(path, alpha, rules, scored)
 
 
-def _score_batch_norm(ensemble: Classifier, suite: ShiftSuite, device: str, out: Path) -> tuple[AccuracyRecord, ...]:
+def _score_batch_norm(
+    ensemble: Classifier, suite: ShiftSuite, device: str, precision: str, out: Path
+) -> tuple[AccuracyRecord, ...]:
     """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
     reestimated = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
     save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"), overwrite=True)
     models = {"statistics averaged": ensemble, "statistics re-estimated": reestimated}
     sets, reference = suite.test_sets, suite.reference.name
-    records = [r for name, m in models.items() for r in score(m, sets, name, device, None, reference=reference)]
+    records = [
+        record
+        for name, model in models.items()
+        for record in score(model, sets, name, device, None, precision=precision, reference=reference)
+    ]
     write_results(records, out)
     return tuple(records)
 
@@ -267,13 +282,15 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
         "seed": run_file.seed,
         "space": space,
         "batch_norm": run_file.batch_norm,
+        "precision": run_file.evaluation.precision,
     }
+    earlier = {"batch_norm": "averaged", "precision": "float32"}  # as before these could be chosen
 
     def differences(file: Path) -> list[str]:
         recorded = read_json(file)
         if not isinstance(recorded, dict):
             return [*ends, *settings]
-        recorded = {"batch_norm": "averaged", **recorded}  # as before it could be chosen
+        recorded = earlier | recorded
         other_ends = [name for name, end in ends.items() if not has_fingerprint(end, recorded.get(name))]
         return other_ends + [name for name in settings if recorded.get(name) != settings[name]]
 
@@ -286,6 +303,7 @@ def run_evaluate(
     *,
     suite: str | None = None,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     out: str | Path | None = None,
     clip_benchmark: str | Path | None = None,
     overwrite: bool = False,
@@ -296,9 +314,10 @@ def run_evaluate(
     the name of each set to its data, such as folder:PATH; the set named "test" is that of the reference, and the others
     are shifts. With ``out``, the records are also written to ``results.jsonl`` in that directory. With
     ``clip_benchmark``, each result is also written to that folder in the form of LAION's CLIP_benchmark. A set of your
-    own may lack classes of the classifier; a warning names them.
+    own may lack classes of the classifier; a warning names them. The encoder runs in ``precision``, as in ``predict``.
 
-    Raises an InputError if there is no data, or if a set has labels that the classifier does not know.
+    Raises an InputError if there is no data, if a set has labels that the classifier does not know, or if the device or
+    the precision cannot be used.
     """
     out = None if out is None else Path(out)
     classifier = load_scored(directory)
@@ -314,7 +333,16 @@ def run_evaluate(
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
         model = Path(directory).name
         keep = None if clip_benchmark is None else benchmark_writer(classifier, model, Path(clip_benchmark))
-        return score(classifier, images, model, resolve_device(device), out, reference=reference, keep=keep)
+        return score(
+            classifier,
+            images,
+            model,
+            resolve_device(device),
+            out,
+            precision=precision,
+            reference=reference,
+            keep=keep,
+        )
 
 
 def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
@@ -327,13 +355,20 @@ def run_export(suite: str, out: str | Path, *, seed: int = 0) -> int:
 
 
 def predict_images(
-    directory: str | Path, images: Sequence[Path], *, top: int = 5, device: str | torch.device = "auto"
+    directory: str | Path,
+    images: Sequence[Path],
+    *,
+    top: int = 5,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
 ) -> list[Answer]:
     """The ``top`` most probable classes of each image; a folder is all its images.
 
-    ``directory`` is that of the classifier, or the name of a network with its own head, such as lite0.
+    ``directory`` is that of the classifier, or the name of a network with its own head, such as lite0. The encoder runs
+    in ``precision``, as in ``predict``.
 
-    Raises an InputError that names a file which is missing or cannot be decoded, or a folder without images.
+    Raises an InputError that names a file which is missing or cannot be decoded, or a folder without images, and one
+    for a device or a precision that cannot be used.
     """
     skipped = SkippedFiles()
     images = named_pictures(images, skipped)
@@ -341,7 +376,8 @@ def predict_images(
     classifier = load_scored(directory)
     names, labels = [str(image) for image in images], np.zeros(len(images), dtype=np.int64)
     unlabelled = picture_set("images", classifier.classes, names, labels, images)
-    probabilities = np.exp(log_probabilities(predict(classifier, unlabelled, device=resolve_device(device)).logits))
+    predictions = predict(classifier, unlabelled, device=device, precision=precision)
+    probabilities = np.exp(log_probabilities(predictions.logits))
     return [
         Answer(str(image), _top(row, classifier.classes, top)) for image, row in zip(images, probabilities, strict=True)
     ]

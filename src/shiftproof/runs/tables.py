@@ -26,6 +26,7 @@ from shiftproof.evaluation.metrics import log_probabilities
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.identity import fingerprint
+from shiftproof.models.precision import resolved_precision
 from shiftproof.runs.starts import load_scored
 from shiftproof.storage import locked, read_json, write_json
 
@@ -47,6 +48,7 @@ def predict_table(
     *,
     top: int = 5,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     resume: bool = False,
     overwrite: bool = False,
 ) -> PredictedTable:
@@ -57,17 +59,25 @@ def predict_table(
     ``error``, which says why a picture could not be decoded. Pictures are read and written batch by batch; of those
     that are done, eight bytes each are in memory. ``resume`` continues a file whose writing was interrupted: it
     removes a row that is incomplete, and predicts the pictures that have none. What was requested stands in a JSON file
-    beside the table.
+    beside the table. The encoder runs in ``precision``, as in ``predict``.
 
-    Raises an InputError if there is no picture, if ``out`` exists already, or if it is of another request.
+    Raises an InputError if there is no picture, if ``out`` exists already, if it is of another request, or if the
+    device or the precision cannot be used.
     """
     out = Path(out)
     require_at_least("top", top, 1)
     kind, _, place = data.partition(":")
     require_known_kind("data name", data, kind, FORMATS)
+    device = resolve_device(device)
+    precision = resolved_precision(precision, device)
     model = load_scored(classifier)
     header = _header(min(top, len(model.classes)))
-    request: dict[str, object] = {"classifier": fingerprint(model), "data": data, "columns": header}
+    request: dict[str, object] = {
+        "classifier": fingerprint(model),
+        "data": data,
+        "columns": header,
+        "precision": precision,
+    }
     total = sum(1 for _ in FORMATS[kind].pictures(place, "test"))
     if not total:
         raise InputError(f"{data} contains no image. Check the path.")
@@ -77,7 +87,7 @@ def predict_table(
         try:
             done, broken = _begin(out, header, request, resume=resume, overwrite=overwrite)
             pictures = _remaining(FORMATS[kind].pictures(place, "test"), done)
-            added, more_broken = _append(model, pictures, out, top, device, (len(done), total))
+            added, more_broken = _append(model, pictures, out, top, device, precision, (len(done), total))
         finally:
             shutil.rmtree(lock, ignore_errors=True)
     return PredictedTable(len(done) + added, broken + more_broken)
@@ -142,17 +152,17 @@ def _append(
     pictures: Iterator[NamedPicture],
     out: Path,
     top: int,
-    device: str | torch.device,
+    device: str,
+    precision: str,
     counts: tuple[int, int],
 ) -> tuple[int, int]:
     """Predicts pictures and appends their rows, a batch at a time: how many there were, and how many were broken."""
-    place = torch.device(resolve_device(device))
-    network = model.network_on(device=place)
+    network = model.network_on(device=device, precision=precision)
     added = broken = 0
     with out.open("ab") as file:
         for batch in picture_batches(pictures, model.preprocessing, BATCH_SIZE):
             with torch.inference_mode():
-                logits = network(batch.inputs.to(place)).float().cpu().numpy()
+                logits = network(batch.inputs.to(device)).float().cpu().numpy()
             file.write(_text(_rows(batch, np.exp(log_probabilities(logits)), model, top)))
             file.flush()
             os.fsync(file.fileno())

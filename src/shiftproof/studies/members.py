@@ -31,7 +31,7 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
-_START_KEYS = ("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit")
+_START_KEYS = ("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit", "evaluation")
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
@@ -91,7 +91,16 @@ def sweep_member(
         return start_correct[name] if alpha == 0 else None
 
     images = batch_norm_images(run_file, suite)
-    path = sweep_alpha(start, tuned, suite, run_file.alphas, device=device, known=known, batch_norm_images=images)
+    path = sweep_alpha(
+        start,
+        tuned,
+        suite,
+        run_file.alphas,
+        device=device,
+        precision=run_file.evaluation.precision,
+        known=known,
+        batch_norm_images=images,
+    )
     return StudyMember(
         name=name,
         configuration=name if members else run.configuration,
@@ -162,5 +171,6 @@ def _start_correct(key: str, device: str) -> dict[str, NDArray[np.bool_]]:
     run_file = RunFile.model_validate_json(key).model_copy(update={"device": device})
     start = start_of(run_file, cached_suite(key))
     sets = path_sets(cached_suite(key).relabelled(start.classes))
-    predictions = {name: predict(start, images, device=device) for name, images in sets.items()}
+    precision = run_file.evaluation.precision
+    predictions = {name: predict(start, images, device=device, precision=precision) for name, images in sets.items()}
     return {name: correct_rows(p.logits, p.labels) for name, p in predictions.items()}

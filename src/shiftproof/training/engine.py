@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shiftproof import progress
 from shiftproof.errors import DivergenceError, InputError, TrainingInterruptedError
 from shiftproof.models.memory import uses_channels_last
+from shiftproof.models.precision import precision_advice
 from shiftproof.seeding import child_generator
 from shiftproof.training.checkpoints import (
     TrainingState,
@@ -43,7 +44,6 @@ from shiftproof.training.distributed import (
 )
 from shiftproof.training.hardware import LoopSettings, accelerated, prepared, translating_out_of_memory
 from shiftproof.training.log import TrainingLog
-from shiftproof.training.precision import precision_advice
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

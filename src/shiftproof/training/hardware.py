@@ -14,11 +14,14 @@ from torch import nn
 from shiftproof.errors import InputError, TrainingError, require_at_least, require_choice
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.memory import lay_out
+from shiftproof.models.precision import FASTEST, PRECISIONS, resolved_precision
 from shiftproof.training.distributed import process_count
-from shiftproof.training.precision import FASTEST, PRECISIONS, resolved_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# Accelerate's name of each precision. Gradients and the optimiser's state are float32 in all of them.
+_NAMES = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,6 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
-    on_cpu = torch.device(device).type == "cpu"
-    if settings.precision == "float16" and on_cpu:
-        raise InputError("precision float16 needs a GPU. Use bfloat16 or float32 on a CPU.")
     shared = [AcceleratorState._shared_state, GradientState._shared_state]
     if process_count() == 1:  # the state of joined processes must outlast a training
         shared.append(PartialState._shared_state)
@@ -83,8 +83,8 @@ def accelerated(settings: LoopSettings, device: str) -> Iterator[Accelerator]:
         state.clear()
     try:
         yield Accelerator(
-            mixed_precision=PRECISIONS[settings.precision],
-            cpu=on_cpu,
+            mixed_precision=_NAMES[resolved_precision(settings.precision, device)],
+            cpu=torch.device(device).type == "cpu",
             # Otherwise accelerate reads from the environment by what to divide the loss.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # The buffers are shared after the step instead, since they are measured and saved then.

@@ -1,15 +1,19 @@
-"""The precision of a training's forward pass: which ones there are, and which is the fastest on a device."""
+"""The precision of a forward pass: which ones there are, which is the fastest on a device, and running in one."""
 
 from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-# Accelerate's name of each. Weights, gradients and the optimiser's state are float32 in all of them.
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+from shiftproof.errors import InputError, require_choice
+
+# The type of matrix products and convolutions in each. Weights are float32 in all of them.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FASTEST = "fastest"
 _CPU_INFO = Path("/proc/cpuinfo")
 # What benchmarks on processors with and without these instructions say; nothing was measured on any other.
@@ -24,17 +28,42 @@ def resolved_precision(precision: str, device: str | torch.device) -> str:
     """The precision itself, or the fastest one on a device if it is "fastest".
 
     On a CPU, that is bfloat16 where the processor has AMX, and float32 otherwise. On CUDA, it is bfloat16 from compute
-    capability 8.0 on, and float16 before. On other devices it is float32.
+    capability 8.0 on, and float16 before. On other devices it is float32. Raises an InputError for an unknown
+    precision, and for float16 on a CPU.
 
     >>> resolved_precision("float32", "cpu")
     'float32'
     """
+    place = torch.device(device)
+    require_choice("precision", precision, (*PRECISIONS, FASTEST))
+    if precision == "float16" and place.type == "cpu":
+        raise InputError("precision float16 needs a GPU. Use bfloat16 or float32 on a CPU.")
     if precision != FASTEST:
         return precision
-    place = torch.device(device)
     if place.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(place)[0] >= 8 else "float16"
     return "bfloat16" if place.type == "cpu" and runs_bfloat16_fast() else "float32"
+
+
+def encoded_in(precision: str, encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The outputs of an encoder with float32 weights that runs in a precision, converted to float32.
+
+    In float32, the encoder runs as it is called. Raises an InputError for outputs in float16 that are not finite.
+
+    >>> encoded_in("bfloat16", torch.nn.Linear(2, 3), torch.ones(1, 2)).dtype
+    torch.float32
+    """
+    if precision == "float32":
+        return encoder(images)
+    # The context keeps copies of the weights, so it must end before they change, as they do along an alpha path.
+    with torch.autocast(images.device.type, PRECISIONS[precision]):
+        outputs = encoder(images).float()
+    if precision == "float16" and not outputs.isfinite().all():
+        raise InputError(
+            "the features of this model are not finite in float16, whose numbers end at 65,504. Use the precision "
+            "bfloat16 or float32."
+        )
+    return outputs
 
 
 def runs_bfloat16_fast() -> bool | None:
