@@ -77,6 +77,10 @@ MEANINGS: Mapping[str, str] = {
     "prompts": "the prompts of the zero-shot head: `photo`, `short`, `openai`, a template with `{}`, a list of templates, or a "
     "[file](zero-shot.md#prompts) of templates or of prompts by class",
     "head_cache": "stores zero-shot heads of thousands of prompts in the cache directory",
+    "image_cache": "a directory in which resized pictures are kept, so that later jobs need not decode them again "
+    "(`--image-cache`); see [inputs](inputs.md#reading-pictures-faster)",
+    "evaluation.jpeg_draft": "decodes JPEGs of at least twice the size that the model needs at a fraction of their size, which changes their "
+    "pixels a little; see [inputs](inputs.md#reading-pictures-faster)",
     "finetune": "how to fine-tune; see below",
     "evaluation": "how models are run when they are measured; see below",
     "alphas": "how many alphas from 0 to 1 are measured (at least 2), or a list of alphas",

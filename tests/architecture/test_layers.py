@@ -28,6 +28,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "loading",
             "sources",
             "decoding",
+            "image_cache",
+            "reading",
             "transforms",
             "pictures",
             "formats.addresses",

@@ -403,6 +403,8 @@ def test_what_is_written_is_complete() -> None:
         ("finetune.accumulate=4", True),
         ("finetune.checkpoint_every=7", True),
         ("finetune.gradient_checkpointing=true", True),
+        ("image_cache=elsewhere", True),
+        ("evaluation.jpeg_draft=true", False),
         ("pretrain.checkpoints_kept=9", True),
         ("device=cpu", True),
         ("report_to=tensorboard", True),

@@ -79,6 +79,12 @@ def test_options_follow_a_path_and_names_on_the_hub_are_no_paths(project: Path, 
     assert run_file.suite.reference.train == read
 
 
+def test_the_image_cache_need_not_exist_and_is_beside_the_run_file(project: Path) -> None:
+    (project / "configs/run.yaml").write_text("model: tiny\nimage_cache: pictures\n")
+    assert sp.RunFile.read("configs/run.yaml").image_cache == "configs/pictures"
+    assert sp.RunFile.read("configs/run.yaml", ["image_cache=pictures"]).image_cache == "pictures"
+
+
 def test_a_missing_path_is_reported_where_it_was_expected(project: Path) -> None:
     assert paths_of(sp.RunFile.read("configs/run.yaml"))[0] == "folder:configs/photos/train"
 

@@ -1,4 +1,4 @@
-"""The tables of benchmarks: a fine-tuning step, merging, memory, and each part against its floor."""
+"""The tables of benchmarks: a fine-tuning step, decoding, merging, memory, and each part against its floor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from typing import Any
 from pages.markdown import markdown, require, span
 from pages.sources import Sources
 
+# The contenders of the benchmark of decoding, in the order of the page, and what they are called there.
+_DECODING = {
+    "ImageFolder, 0 workers": "`ImageFolder` and `DataLoader`, no worker process",
+    "ImageFolder, 1 workers": "`ImageFolder` and `DataLoader`, one worker process",
+    "ImageFolder, 2 workers": "`ImageFolder` and `DataLoader`, two worker processes",
+    "shiftproof": "shiftproof, which decodes in threads",
+    "worker processes": "shiftproof's pixels, decoded in two worker processes",
+    "cache, cold": "shiftproof, filling its cache",
+    "cache, warm": "shiftproof, from its cache",
+    "jpeg_draft": "shiftproof with `jpeg_draft`",
+    "floor of decoding": "Pillow alone, decoding and resizing in two threads",
+    "floor of the cache": "torch alone, making floats of bytes in memory",
+}
+_SAME_FLOATS = 1e-5
+_NO_FASTER = 0.9
 _MERGE_HEADER = ("", "seconds, median", "peak anonymous memory, MB")
 
 
@@ -59,6 +74,68 @@ _MODEL_COLUMNS = ("images/s", "of the best", "contiguous", "passive")
 def _of_model(entry: dict[str, Any]) -> tuple[str, ...]:
     ratios = (entry[name] for name in ("of_best", "contiguous_of_channels_last", "passive"))
     return (f"{entry['images_per_second']:,.0f}", *(f"{ratio:.2f}" for ratio in ratios))
+
+
+def decoding_tables(sources: Sources) -> str:
+    """The time of reading pictures, compared with torchvision, and how far the pixels of drafts are off."""
+    results = sources.benchmark("decoding")
+    sets = results["sets"]
+    described = " and ".join(
+        f"{name} ({entry['images']:,} pictures of {entry['mean kilobytes']:.0f} KB)" for name, entry in sets.items()
+    )
+    rounds = {entry["rounds"] for entry in sets.values()}
+    summary = (
+        f"A pass over {described}, resized to 224 px, in batches of {results['batch size']} ({results['machine']}, "
+        f"median of {span(rounds, str)} alternating rounds, all files in the page cache). The ratios are to the "
+        "fastest `DataLoader` of each set:"
+    )
+    rows = [
+        (
+            words,
+            *(
+                f"{entry['median seconds'][name]:.2f} s, {entry['of the best loader'][name]:.2f}"
+                for entry in sets.values()
+            ),
+        )
+        for name, words in _DECODING.items()
+    ]
+    targets = [
+        (
+            _DECODING[t["what"]],
+            t["set"],
+            f"at most {t['at most']:.2f}",
+            f"{t['reached']:.2f}",
+            "yes" if t["met"] else "no",
+        )
+        for t in results["targets"]
+    ]
+    drafts = span((entry["differences"]["mean, draft to whole"] for entry in sets.values()), "{:.1f}".format)
+    equal = max(entry["differences"]["largest, to ImageFolder"] for entry in sets.values())
+    require(equal < _SAME_FLOATS, "the inputs are those that torchvision makes")
+    return "\n\n".join(
+        [
+            summary,
+            markdown(("", *sets), rows),
+            markdown(("", "pictures", "target", "measured", "met"), targets),
+            "The inputs are those that torchvision makes, up to the rounding of floats. With `jpeg_draft`, the pixels "
+            f"of a set differ by {drafts} of 255 levels on average.",
+        ]
+    )
+
+
+def decoding_workers(sources: Sources) -> str:
+    """Why threads decode, with the time that worker processes take."""
+    ratios = {name: entry["of the best loader"] for name, entry in sources.benchmark("decoding")["sets"].items()}
+    measured = " and ".join(f"{r['worker processes'] / r['shiftproof']:.2f} on {name}" for name, r in ratios.items())
+    require(
+        all(r["worker processes"] >= _NO_FASTER * r["shiftproof"] for r in ratios.values()),
+        "worker processes are hardly faster than threads",
+    )
+    return (
+        "- Threads decode images, and worker processes do not: Pillow releases the interpreter's lock, nothing has to "
+        "be pickled, and random crops depend on the number of the batch alone. Two worker processes take "
+        f"{measured} times as long as two threads for the same pixels (`benchmarks/bench_decoding.py`)."
+    )
 
 
 def throughput(sources: Sources) -> str:

@@ -71,6 +71,14 @@ Weights = Annotated[
         help="Load this state dict into the named model, e.g. of open_clip's training, wise-ft, model-soups or FLYP.",
     ),
 ]
+ImageCache = Annotated[
+    str | None,
+    Option(
+        "--image-cache",
+        metavar="DIR",
+        help="Keep resized pictures in this directory, so that later jobs need not decode them again.",
+    ),
+]
 RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 
@@ -152,7 +160,8 @@ class SettingOptions:
 
     def values(self) -> dict[str, Any]:
         """The values of the options that were given, by the dotted names of the run-file keys."""
-        keys = {"seed": "seed", "device": "device", "report_to": "report_to", "shots": "finetune.shots"}
+        same = ("seed", "device", "image_cache", "report_to")
+        keys = dict(zip(same, same, strict=True)) | {"shots": "finetune.shots"}
         given = vars(self)
         return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
 
@@ -186,3 +195,4 @@ class FinetuningOptions(TrainingOptions):
     shots: Annotated[
         int | None, Option("--shots", min=1, help="Train on this many images of every class, drawn with the seed.")
     ] = None
+    image_cache: ImageCache = None

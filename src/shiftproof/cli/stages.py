@@ -14,6 +14,7 @@ from shiftproof.cli.options import (
     ClipBenchmark,
     FinetuningOptions,
     Head,
+    ImageCache,
     Overwrite,
     Precision,
     Prompts,
@@ -77,6 +78,7 @@ def zeroshot(
     weights: Weights = None,
     classes: Classes = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
+    image_cache: ImageCache = None,
     random_weights: RandomWeights = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -94,7 +96,8 @@ def zeroshot(
 
     scored = data.is_given() or classes is None
     keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
-    run_file = settings.resolve(model=model, **keys, **({"suite": data.section()} if scored else {}))
+    sets = {"suite": data.section(), "image_cache": image_cache} if scored else {}
+    run_file = settings.resolve(model=model, **keys, **sets)
     with live_progress():
         records = run_zero_shot(run_file, out, scored=scored, overwrite=overwrite)
     if scored:
@@ -160,6 +163,7 @@ def sweep(
     ] = False,
     precision: Precision = "float32",
     out: Annotated[Path, Option("--out", help="Write path.json and ensemble/ to this directory.")] = Path("runs/sweep"),
+    image_cache: ImageCache = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -172,8 +176,11 @@ def sweep(
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_sweep
 
-    keys = {"alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm, "evaluation": {"precision": precision}}
-    run_file = settings.resolve(model="tiny", suite=data.section(), **keys)
+    keys = {
+        **{"suite": data.section(), "alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm},
+        **{"evaluation": {"precision": precision}, "image_cache": image_cache},
+    }
+    run_file = settings.resolve(model="tiny", **keys)
     with live_progress():
         measured = run_sweep(
             run_file,
@@ -227,6 +234,7 @@ def evaluate(
         Path | None, Option("--out", help="Write results.jsonl to this directory [default: nothing is written].")
     ] = None,
     clip_benchmark: ClipBenchmark = None,
+    image_cache: ImageCache = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a classifier on a suite or on your own data.
@@ -249,6 +257,7 @@ def evaluate(
             precision=precision,
             out=out,
             clip_benchmark=clip_benchmark,
+            image_cache=image_cache,
             overwrite=overwrite,
         )
     _print_records(records)

@@ -6,6 +6,7 @@ from .corruptions import corrupt
 from .export import export_suite
 from .labels import ClassSpace
 from .loading import Preprocessing
+from .reading import ReadSettings
 from .sets import ImageSet, array_set, load_set, unlabelled_set, with_masks
 from .suites import Reference, Shift, ShiftSuite, corrupted, load_data, load_suite, own_suite
 from .transforms import ImageTransform
@@ -16,6 +17,7 @@ __all__ = [
     "ImageSet",
     "ImageTransform",
     "Preprocessing",
+    "ReadSettings",
     "Reference",
     "Shift",
     "ShiftSuite",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,18 +18,20 @@ from shiftproof.data.augmentations import augmentation
 from shiftproof.data.loading import (
     Preprocessing,
     crop_draws,
-    normalise,
+    empty_inputs,
+    model_inputs,
     resize,
     resize_mask,
     resized_crop,
-    to_unit_range,
 )
+from shiftproof.data.reading import PictureReader
 from shiftproof.data.sets import ImageSet, require_masks, require_set
 from shiftproof.seeding import child_generator
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _AHEAD = 2
+_PIECE = 32  # images that a thread decodes at a time for evaluation
 _MEMORY_LIMIT = 4 << 30
 
 
@@ -39,10 +42,19 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
     def make(positions: range) -> NDArray[np.uint8]:
         return np.stack([read_resized(images, i, preprocessing) for i in positions])
 
-    starts = range(0, len(images), batch_size)
-    for pixels in _results(images, make, [range(start, min(start + batch_size, len(images))) for start in starts]):
-        yield normalise(to_unit_range(pixels), preprocessing)
+    # Threads decode pieces of batches, so that all of them work on the first batch, however large it is.
+    batches = [_pieces(range(len(images))[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    decoded = _results(images, make, (piece for batch in batches for piece in batch), in_batch=len(batches[0]))
+    for batch in batches:
+        inputs = empty_inputs(sum(map(len, batch)), preprocessing.size, preprocessing.size)
+        for part in torch.split(inputs, _PIECE):
+            model_inputs(next(decoded), preprocessing, out=part)
+        yield inputs
     _warn_of_conversions(images)
+
+
+def _pieces(positions: range) -> list[range]:
+    return [positions[start : start + _PIECE] for start in range(0, len(positions), _PIECE)]
 
 
 def training_batches(
@@ -77,7 +89,7 @@ def training_batches(
         return np.stack([sample(number, place, i, four) for place, (i, four) in selected])
 
     for pixels in _results(images, make, enumerate(batches, first)):
-        yield normalise(to_unit_range(pixels), preprocessing)
+        yield model_inputs(pixels, preprocessing)
     _warn_of_conversions(images)
 
 
@@ -109,10 +121,17 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
 
 
 def read_resized(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The (size, size, 3) uint8 pixels of the i-th image after the model's evaluation transform."""
-    pixels = images.read(i)
+    """The (size, size, 3) uint8 pixels of the i-th image after the model's evaluation transform.
+
+    Of picture files, they may come from the cache of ``ImageSet.read_with``.
+    """
     # A transform that crops the centre must not run twice: it would crop the centre of the centre.
-    return pixels if images.resized_for == preprocessing else resize(pixels, _uncropped(images, preprocessing))
+    if images.resized_for == preprocessing:
+        return images.read(i)
+    wanted = _uncropped(images, preprocessing)
+    if isinstance(images.read, PictureReader):
+        return images.read.resized(i, wanted)
+    return resize(images.read(i), wanted)
 
 
 def read_resized_mask(images: ImageSet, i: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -134,20 +153,25 @@ def _warn_of_conversions(images: ImageSet) -> None:
         conversions.warn()
 
 
-def _results(images: ImageSet, make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+def _results(
+    images: ImageSet, make: Callable[[Job], Result], jobs: Iterable[Job], *, in_batch: int = 1
+) -> Iterator[Result]:
     # While a model uses every core, threads cost more than they save on images that are already in memory.
-    return map(make, jobs) if images.in_memory else ahead(make, jobs)
+    return map(make, jobs) if images.in_memory else ahead(make, jobs, in_batch=in_batch)
 
 
-def ahead(make: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    """Yields the jobs' results in order while threads work a few jobs ahead; results are bytes, to save memory."""
+def ahead(make: Callable[[Job], Result], jobs: Iterable[Job], *, in_batch: int = 1) -> Iterator[Result]:
+    """Yields the jobs' results in order while threads work a few batches of ``in_batch`` jobs ahead.
+
+    Results are bytes, to save memory.
+    """
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[Result]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(make, job))
-                if len(pending) >= workers + _AHEAD:
+                if len(pending) >= (workers + _AHEAD) * in_batch:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

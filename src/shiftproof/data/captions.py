@@ -20,6 +20,7 @@ from shiftproof.data.loading import Preprocessing, random_resized_crop, resize, 
 from shiftproof.data.paths import require_folder, require_known_kind, require_table
 from shiftproof.data.pictures import LEFTOVER, SkippedFiles, find_pictures, is_leftover
 from shiftproof.data.readable import require_files
+from shiftproof.data.reading import PictureReader
 from shiftproof.data.sources import Source
 from shiftproof.errors import InputError, require_name
 from shiftproof.storage import expanded, read_rows
@@ -93,7 +94,7 @@ class CaptionedFiles(CaptionedSet):
         self.paths = tuple(entries)
         self.captions = tuple(tuple(captions) for captions in entries.values())
         self._conversions = Conversions(name)
-        self._read = self._conversions.reader(self.paths)
+        self._read = PictureReader.of(self.paths, self._conversions)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -9,7 +9,6 @@ import io
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shiftproof import progress
+from shiftproof.data.loading import Preprocessing, resize_image, scaled_size
 from shiftproof.data.sources import Source, StoredPicture
 from shiftproof.errors import InputError, counted
 
@@ -27,6 +27,8 @@ DARK = "reduced from 16 to 8 bits although their values are below 4096, which ma
 TRANSPARENT = "with transparency, placed on white"
 CMYK = "converted from CMYK without a colour profile"
 FIRST_FRAME = "reduced to the first of several frames"
+DRAFTED = "decoded at a fraction of their size, as jpeg_draft asks"
+KINDS = (UPRIGHT, SIXTEEN_BITS, DARK, TRANSPARENT, CMYK, FIRST_FRAME, DRAFTED)  # caches number them in this order
 
 _OBJECT = 128  # a mask's pixel of at least this value is more object than background
 _DARK = 4096  # the values of a 12-bit scan, stored in 16 bits, are below this one
@@ -61,16 +63,10 @@ class Conversions:
         self._reported: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def reader(self, sources: Sequence[Source]) -> Callable[[int], NDArray[np.uint8]]:
-        """A function that decodes the i-th picture and counts its conversions."""
-
-        def read(i: int) -> NDArray[np.uint8]:
-            picture = read_picture(sources[i])
-            with self._lock:
-                self._conversions[i] = picture.conversions
-            return picture.pixels
-
-        return read
+    def note(self, i: int, conversions: tuple[str, ...]) -> None:
+        """Notes what was converted to read the i-th picture, in place of what was noted when it was last read."""
+        with self._lock:
+            self._conversions[i] = conversions
 
     def counts(self) -> dict[str, int]:
         """How many of the pictures that were read had to be converted, by the conversion."""
@@ -109,6 +105,16 @@ def read_picture(source: str | Source) -> Picture:
     return Picture(np.asarray(image), conversions)
 
 
+def read_resized_picture(source: str | Source, preprocessing: Preprocessing, *, jpeg_draft: bool = False) -> Picture:
+    """Decodes an image file by the rule of ``read_picture`` and resizes it to (size, size, 3).
+
+    With ``jpeg_draft``, a JPEG that is at least twice as large as it is scaled to is decoded at a half, a quarter or an
+    eighth of its size, though never smaller than that. This is faster, and changes the pixels a little.
+    """
+    image, conversions = _decoded(source, "image", _WHITE, preprocessing if jpeg_draft else None)
+    return Picture(resize_image(image, preprocessing), conversions)
+
+
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     """The (H, W, 3) uint8 RGB pixels of an image that Pillow has opened, by the rule of ``read_picture``.
 
@@ -139,12 +145,16 @@ def decode_mask(path: str | Path) -> NDArray[np.uint8]:
     return mask
 
 
-def _decoded(source: str | Source, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:
+def _decoded(
+    source: str | Source, what: str, ground: tuple[int, ...], draft_for: Preprocessing | None = None
+) -> tuple[Image.Image, tuple[str, ...]]:
     """An image file in RGB, with transparency placed on a ground, and the conversions that this took."""
     try:
         file = io.BytesIO(source.read()) if isinstance(source, StoredPicture) else source
         with progress.reading(str(source)), Image.open(file) as image:
-            return _in_upright_rgb(image, f"the {what} {source}", ground)
+            drafted = draft_for is not None and _draft(image, draft_for)
+            upright, kinds = _in_upright_rgb(image, f"the {what} {source}", ground)
+            return upright, (*kinds, *([DRAFTED] if drafted else []))
     except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message names the buffer that a stored picture is read into
@@ -153,6 +163,14 @@ def _decoded(source: str | Source, what: str, ground: tuple[int, ...]) -> tuple[
         raise InputError(f"the {what} {source} does not exist. Check the path.") from error
     except Exception as error:  # Pillow's decoders raise almost anything, such as IndexError, for damaged files
         raise InputError(f"the {what} {source} cannot be decoded ({error}). Fix or remove it.") from error
+
+
+def _draft(image: Image.Image, preprocessing: Preprocessing) -> bool:
+    """Has a JPEG decoded at a fraction of its size that is no smaller than it is scaled to; whether there is one."""
+    whole = image.size
+    height, width = scaled_size(image.height, image.width, preprocessing)
+    image.draft(None, (width, height))
+    return image.size != whole
 
 
 def _in_upright_rgb(image: Image.Image, what: str, ground: tuple[int, ...]) -> tuple[Image.Image, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from shiftproof.errors import require_at_least, require_between, require_choice
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_IN_CACHE = 4  # images of which floats are made at a time
 _RESIZE_MODES = ("shortest", "squash", "longest")
 
 
@@ -47,24 +48,35 @@ class Preprocessing:
 
 def resize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Resizes (H, W, 3) uint8 pixels to (size, size, 3), as the model's evaluation transform does."""
-    size, mode = math.floor(preprocessing.size / preprocessing.crop_share), preprocessing.resize_mode
     height, width = pixels.shape[:2]
-    if height == width == size == preprocessing.size:
+    if height == width == preprocessing.size and scaled_size(height, width, preprocessing) == (height, width):
         return pixels
-    if mode == "squash":
-        new_height = new_width = size
-    elif mode == "shortest":
+    return resize_image(Image.fromarray(pixels), preprocessing)
+
+
+def resize_image(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """What ``resize`` makes of an RGB image's pixels, without a copy of them at their full size."""
+    height, width = scaled_size(image.height, image.width, preprocessing)
+    scaled = image.resize((width, height), _FILTERS[preprocessing.interpolation])
+    return _centred(np.asarray(scaled), preprocessing.size, preprocessing.fill)
+
+
+def scaled_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """The height and width to which a picture is scaled, before its centre is cropped or its sides are padded.
+
+    >>> scaled_size(300, 400, Preprocessing(size=224)), scaled_size(300, 400, Preprocessing(resize_mode="longest"))
+    ((224, 298), (168, 224))
+    """
+    size = math.floor(preprocessing.size / preprocessing.crop_share)
+    if preprocessing.resize_mode == "squash":
+        return size, size
+    if preprocessing.resize_mode == "shortest":
         # torchvision truncates the long side; doing the same reproduces its crops pixel by pixel.
         side = min(height, width)
-        new_height, new_width = int(size * height / side), int(size * width / side)
-    else:
-        # open_clip rounds both sides.
-        ratio = max(height / size, width / size)
-        new_height, new_width = round(height / ratio), round(width / ratio)
-    image = Image.fromarray(pixels).resize(
-        (max(new_width, 1), max(new_height, 1)), _FILTERS[preprocessing.interpolation]
-    )
-    return _centred(np.asarray(image), preprocessing.size, preprocessing.fill)
+        return max(int(size * height / side), 1), max(int(size * width / side), 1)
+    # open_clip rounds both sides.
+    ratio = max(height / size, width / size)
+    return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
 
 def resize_mask(mask: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -130,6 +142,33 @@ def to_unit_range(pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]) -> Te
     """Stacks B images of (H, W, 3) uint8 pixels into a (B, 3, H, W) float32 tensor in [0, 1]."""
     stacked = np.ascontiguousarray(np.stack(list(pixels)) if not isinstance(pixels, np.ndarray) else pixels)
     return torch.tensor(stacked).permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def model_inputs(pixels: NDArray[np.uint8], preprocessing: Preprocessing, out: Tensor | None = None) -> Tensor:
+    """Turns (B, H, W, 3) uint8 pixels into the model's (B, 3, H, W) float32 input, in ``out`` if it is given.
+
+    The result is that of ``normalise(to_unit_range(pixels), preprocessing)``, to the bit, but only a few images at a
+    time are worked on, so that they stay in the processor's cache.
+
+    >>> pixels = np.full((1, 2, 2, 3), 255, np.uint8)
+    >>> model_inputs(pixels, Preprocessing(size=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))).unique()
+    tensor([1.])
+    """
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    inputs = empty_inputs(len(pixels), *pixels.shape[1:3]) if out is None else out
+    for some, target in zip(torch.split(planes, _IN_CACHE), torch.split(inputs, _IN_CACHE), strict=True):
+        target.copy_(some).div_(255).sub_(mean).div_(std)
+    return inputs
+
+
+def empty_inputs(count: int, height: int, width: int) -> Tensor:
+    """A (count, 3, height, width) float32 tensor of any values, for inputs that are yet to be made.
+
+    numpy asks for its memory in huge pages, and torch does not: to clear many small ones would take longer than to make
+    the floats.
+    """
+    return torch.from_numpy(np.empty((count, 3, height, width), dtype=np.float32))
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

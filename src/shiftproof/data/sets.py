@@ -21,6 +21,7 @@ from shiftproof.data.loading import Preprocessing
 from shiftproof.data.paths import require_folder, require_known_kind
 from shiftproof.data.pictures import SkippedFiles, find_pictures, require_pictures
 from shiftproof.data.protocols import Projection, Protocol, protocol_of
+from shiftproof.data.reading import PictureReader, ReadSettings
 from shiftproof.data.sources import Source
 from shiftproof.data.spelling import normal_name
 from shiftproof.errors import InputError, counted, listed, refuse_path, require_equal_length, require_name
@@ -123,17 +124,27 @@ class ImageSet:
     def subset(self, positions: Sequence[int]) -> ImageSet:
         """The images at the given positions, in their order."""
         chosen = list(positions)
-        mask = self.mask
+        read, mask = self.read, self.mask
         return replace(
             self,
             ids=tuple(self.ids[i] for i in chosen),
             labels=self.labels[chosen],
-            read=lambda i: self.read(chosen[i]),
+            read=read.subset(chosen) if isinstance(read, PictureReader) else lambda i: read(chosen[i]),
             groups=None if self.groups is None else tuple(self.groups[i] for i in chosen),
             mask=None if mask is None else lambda i: mask(chosen[i]),
             sources=None if self.sources is None else tuple(self.sources[i] for i in chosen),
             files=None if self.files is None else tuple(self.files[i] for i in chosen),
         )
+
+    def read_with(self, settings: ReadSettings) -> ImageSet:
+        """The same images, whose files are read as ``settings`` say; a set whose pixels are changed has none.
+
+        >>> from shiftproof.data.suites import load_data
+        >>> load_data("emoji").read_with(ReadSettings(cache="images")).name  # drawn, so there is nothing to cache
+        'emoji'
+        """
+        read = self.read
+        return replace(self, read=read.read_with(settings)) if isinstance(read, PictureReader) else self
 
     def of_classes(self, classes: ClassSpace) -> ImageSet:
         """The images of some of the classes, labelled in their smaller space."""
@@ -283,9 +294,9 @@ def picture_set(
     name: str, classes: ClassSpace, ids: Sequence[str], labels: NDArray[np.int64], pictures: Sequence[Source]
 ) -> ImageSet:
     """A set of N pictures, decoded as ``read_picture`` does; ``labels`` are (N,) positions in ``classes``."""
-    conversions = Conversions(name)
-    read = conversions.reader(tuple(pictures))
-    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=tuple(pictures))
+    conversions, files = Conversions(name), tuple(pictures)
+    read = PictureReader.of(files, conversions)
+    return ImageSet(name, classes, tuple(ids), labels, read, conversions=(conversions,), files=files)
 
 
 def warn_of_missing_classes(images: ImageSet, name: str) -> None:

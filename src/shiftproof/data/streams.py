@@ -13,7 +13,7 @@ from torch import Tensor
 from shiftproof.data.batches import ahead
 from shiftproof.data.decoding import decode
 from shiftproof.data.formats.entries import NamedPicture
-from shiftproof.data.loading import Preprocessing, normalise, resize, to_unit_range
+from shiftproof.data.loading import Preprocessing, model_inputs, resize
 from shiftproof.errors import InputError
 
 
@@ -48,7 +48,7 @@ def picture_batches(
         return tuple(sample for sample, _ in chunk), np.concatenate(pixels), errors
 
     for samples, pixels, errors in ahead(make, _chunks(pictures, batch_size)):
-        yield PictureBatch(samples, normalise(to_unit_range(pixels), preprocessing), errors)
+        yield PictureBatch(samples, model_inputs(pixels, preprocessing), errors)
 
 
 def _chunks(pictures: Iterable[NamedPicture], size: int) -> Iterator[tuple[NamedPicture, ...]]:

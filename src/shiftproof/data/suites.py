@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from shiftproof.data.held_out import hold_out
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
 from shiftproof.data.readable import require_readable
+from shiftproof.data.reading import ReadSettings
 from shiftproof.data.sets import ImageSet, load_set, require_set, warn_of_missing_classes
 from shiftproof.data.solar_cells import CELL_ATTRIBUTION, CELL_CLASSES, SOLAR_CELLS, cell_set
 from shiftproof.errors import InputError, refuse_path, require_choice, require_name
@@ -123,18 +124,21 @@ class ShiftSuite:
         shifts = tuple(replace(shift, data=_some(shift.data, images)) for shift in self.shifts)
         return replace(self, reference=replace(self.reference, validation=validation, test=test), shifts=shifts)
 
+    def read_with(self, settings: ReadSettings) -> ShiftSuite:
+        """The same suite, whose picture files are read as ``settings`` say, e.g. through a cache."""
+        return self._with_each(lambda images: images.read_with(settings))
+
     def relabelled(self, classes: ClassSpace) -> ShiftSuite:
         """The same suite in another class space, matched by class id; an InputError refuses one that lacks a class."""
         if classes.ids == self.classes.ids:
             return self
-        reference = replace(
-            self.reference,
-            train=self.reference.train.relabelled(classes),
-            validation=self.reference.validation.relabelled(classes),
-            test=self.reference.test.relabelled(classes),
-        )
-        shifts = tuple(replace(shift, data=shift.data.relabelled(classes)) for shift in self.shifts)
-        return ShiftSuite(self.name, classes, reference, shifts)
+        return replace(self._with_each(lambda images: images.relabelled(classes)), classes=classes)
+
+    def _with_each(self, change: Callable[[ImageSet], ImageSet]) -> ShiftSuite:
+        reference = self.reference
+        train, validation, test = map(change, (reference.train, reference.validation, reference.test))
+        shifts = tuple(replace(shift, data=change(shift.data)) for shift in self.shifts)
+        return replace(self, reference=replace(reference, train=train, validation=validation, test=test), shifts=shifts)
 
 
 def require_suite(suite: object) -> None:

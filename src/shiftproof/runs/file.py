@@ -74,9 +74,13 @@ class PretrainFile(PretrainSettings):
 
 
 class EvaluationFile(Frozen):
-    """How models are run when they are measured; ``precision`` is that of the encoder, as in ``predict``."""
+    """How models are run when they are measured; ``precision`` is that of the encoder, as in ``predict``.
+
+    With ``jpeg_draft``, large JPEGs are decoded at a fraction of their size (``ReadSettings``).
+    """
 
     precision: Literal["float32", "bfloat16", "float16", "fastest"] = "float32"
+    jpeg_draft: bool = False
 
 
 class RunFile(Frozen):
@@ -85,9 +89,10 @@ class RunFile(Frozen):
     ``head`` is that of a named model; None stands for a zero-shot head, or for a linear probe where the model has no
     text tower. ``weights`` is a local file whose weights replace those of the named model; ``random_weights`` allows a
     model whose name has no tag. ``classes`` is a file of class names, ``prompts`` may be one of prompts, and
-    ``head_cache`` stores large zero-shot heads. ``batch_norm`` says whether the batch-norm statistics of ensembles are
-    averaged like weights or re-estimated on the training images. ``limit`` is the largest number of images that any
-    held-out set may have, the same ones in every run; ``report_to`` names trackers, such as tensorboard,wandb.
+    ``head_cache`` stores large zero-shot heads, and ``image_cache`` is a directory for resized pictures. ``batch_norm``
+    says whether the batch-norm statistics of ensembles are averaged like weights or re-estimated on the training
+    images. ``limit`` is the largest number of images that any held-out set may have, the same ones in every run;
+    ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
@@ -101,6 +106,7 @@ class RunFile(Frozen):
     classes: str | None = None
     prompts: str | list[str] = "photo"
     head_cache: bool = True
+    image_cache: str | None = None
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     evaluation: EvaluationFile = Field(default_factory=EvaluationFile)
     alphas: int | list[float] = 11
@@ -171,7 +177,7 @@ class RunFile(Frozen):
         Raises an InputError if it cannot be used there.
         """
         precision = resolved_precision(self.evaluation.precision, resolve_device(device))
-        return self.model_copy(update={"evaluation": EvaluationFile.model_validate({"precision": precision})})
+        return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"precision": precision})})
 
     def asks_the_same(self, other: RunFile) -> bool:
         """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
@@ -183,7 +189,7 @@ class RunFile(Frozen):
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
     def _deciding(self) -> RunFile:
-        machine = {"device": "auto", "report_to": "none", "head_cache": True}
+        machine = {"device": "auto", "report_to": "none", "head_cache": True, "image_cache": None}
         # A model without a tag has random weights, whether or not the run file allows it.
         fixed = {**machine, "random_weights": False, "finetune": self.finetune.deciding()}
         return self.model_copy(update={**fixed, "pretrain": self.pretrain and self.pretrain.deciding()})

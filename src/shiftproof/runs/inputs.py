@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftproof.data.class_lists import load_class_space
+from shiftproof.data.reading import ReadSettings
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite, load_suite, own_suite
 from shiftproof.ensembling.batch_norm import require_batch_norm
@@ -23,13 +24,17 @@ _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "
 
 
 def load_run_suite(run_file: RunFile) -> ShiftSuite:
-    """Loads the embedded suite or the user's own data, with held-out sets of at most ``limit`` images."""
+    """Loads the embedded suite or the user's own data, with held-out sets of at most ``limit`` images.
+
+    Its picture files are read as the run file says.
+    """
     if isinstance(run_file.suite, SuiteFile):
         sections = run_file.suite.model_dump()
         suite = own_suite(sections["reference"], sections["shifts"], name=sections["name"], seed=run_file.seed)
     else:
         suite = load_suite(run_file.suite, seed=run_file.seed)
-    return suite.limited(run_file.limit)
+    settings = ReadSettings(cache=run_file.image_cache, jpeg_draft=run_file.evaluation.jpeg_draft)
+    return suite.read_with(settings).limited(run_file.limit)
 
 
 def build_start(run_file: RunFile, suite: ShiftSuite | None) -> Classifier:

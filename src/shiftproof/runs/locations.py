@@ -29,10 +29,9 @@ def with_paths(settings: Mapping[str, Any], folder: Path | None) -> dict[str, An
     changed = dict(settings)
     if isinstance(model := changed.get("model"), str):
         changed["model"] = model_path(model, folder)
-    if isinstance(weights := changed.get("weights"), str):
-        changed["weights"] = _place(weights, folder)
-    if isinstance(classes := changed.get("classes"), str):
-        changed["classes"] = _place(classes, folder)
+    for key in ("weights", "classes", "image_cache"):
+        if isinstance(path := changed.get(key), str):
+            changed[key] = _place(path, folder)
     if isinstance(prompts := changed.get("prompts"), str) and names_prompt_file(prompts):
         changed["prompts"] = _place(prompts, folder)
     if isinstance(suite := changed.get("suite"), Mapping):

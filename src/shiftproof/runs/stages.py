@@ -16,6 +16,7 @@ from shiftproof.data.families.registry import SHIFT, family_section, is_family
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, named_pictures
 from shiftproof.data.readable import require_readable
+from shiftproof.data.reading import ReadSettings
 from shiftproof.data.sets import picture_set, warn_of_missing_classes
 from shiftproof.data.suites import ShiftSuite, load_data, load_suite, load_test_sets
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
@@ -282,9 +283,9 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
         "seed": run_file.seed,
         "space": space,
         "batch_norm": run_file.batch_norm,
-        "precision": run_file.evaluation.precision,
+        **run_file.evaluation.model_dump(),
     }
-    earlier = {"batch_norm": "averaged", "precision": "float32"}  # as before these could be chosen
+    earlier = {"batch_norm": "averaged", "precision": "float32", "jpeg_draft": False}  # as before these could be chosen
 
     def differences(file: Path) -> list[str]:
         recorded = read_json(file)
@@ -306,6 +307,7 @@ def run_evaluate(
     precision: str = "float32",
     out: str | Path | None = None,
     clip_benchmark: str | Path | None = None,
+    image_cache: str | Path | None = None,
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
     """Scores a classifier on the test sets of a suite and on named data.
@@ -315,6 +317,7 @@ def run_evaluate(
     are shifts. With ``out``, the records are also written to ``results.jsonl`` in that directory. With
     ``clip_benchmark``, each result is also written to that folder in the form of LAION's CLIP_benchmark. A set of your
     own may lack classes of the classifier; a warning names them. The encoder runs in ``precision``, as in ``predict``.
+    ``image_cache`` is a directory for resized pictures (``ReadSettings``).
 
     Raises an InputError if there is no data, if a set has labels that the classifier does not know, or if the device or
     the precision cannot be used.
@@ -330,6 +333,7 @@ def run_evaluate(
     for name, data in (sets or {}).items():
         if not is_family(data):
             warn_of_missing_classes(images[name], name)
+    images = {name: part.read_with(ReadSettings(cache=image_cache)) for name, part in images.items()}
     with contextlib.nullcontext() if out is None else claim(out, STAGE, overwrite=overwrite):
         model = Path(directory).name
         keep = None if clip_benchmark is None else benchmark_writer(classifier, model, Path(clip_benchmark))

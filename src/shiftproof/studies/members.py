@@ -31,7 +31,10 @@ from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
-_START_KEYS = ("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit", "evaluation")
+_START_KEYS = (
+    *("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit"),
+    *("image_cache", "evaluation"),
+)
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import xxhash
+
 from shiftproof.data.formats.addresses import Address, parse_address
 from shiftproof.data.formats.entries import Entry, Listing, NamedPicture
 from shiftproof.data.formats.splits import choose_split
@@ -44,6 +46,10 @@ class RowPicture(StoredPicture):
     @property
     def size(self) -> int:
         return len(self._bytes())
+
+    @property
+    def stamp(self) -> str:
+        return xxhash.xxh3_128_hexdigest(self._bytes())  # the file that the table was made from is not known here
 
     def read(self) -> bytes:
         return bytes(self._bytes())

@@ -18,7 +18,7 @@ from shiftproof.data.formats.entries import Entry, Listing, NamedPicture
 from shiftproof.data.formats.splits import choose_split
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, picture_suffixes, skip_reason
-from shiftproof.data.sources import StoredPicture
+from shiftproof.data.sources import StoredPicture, file_stamp
 from shiftproof.errors import InputError, counted, listed
 from shiftproof.storage import expanded, require_no_pointer
 
@@ -44,6 +44,10 @@ class TarPicture(StoredPicture):
     @property
     def size(self) -> int:
         return self.length
+
+    @property
+    def stamp(self) -> str:
+        return f"{self.offset} {self.length} {file_stamp(self.shard)}"
 
     def read(self) -> bytes:
         with self.shard.open("rb") as file:
