@@ -333,3 +333,11 @@ def test_a_range_that_makes_no_sense_is_refused(between: dict[str, Any]) -> None
 def test_a_section_of_another_kind_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(sp.InputError, match=next(iter(settings))):
         StudyFile.resolve(settings)
+
+
+def test_batch_norm_may_differ_between_runs_but_not_between_ingredients_of_a_soup() -> None:
+    configurations = {"averaged": {}, "re-estimated": {"batch_norm": "re-estimated"}}
+    study = StudyFile.resolve({"configurations": configurations})
+    assert [member.run_file.batch_norm for member in study.members()] == ["averaged", "re-estimated"]
+    with pytest.raises(sp.InputError, match="soups need the same `batch_norm`"):
+        StudyFile.resolve({"configurations": configurations, "soups": ["uniform"]}).members()

@@ -23,7 +23,7 @@ from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
 # Keys that all runs of a study must share, because their accuracies could not be compared otherwise.
-_SHARED = ("suite", "evaluation", "alphas", "alpha_tolerance", "batch_norm", "limit", "device", "report_to")
+_SHARED = ("suite", "evaluation", "alphas", "alpha_tolerance", "limit", "device", "report_to")
 # Keys that a run of a study cannot have, and what to do instead.
 _ELSEWHERE = {
     "seed": "List the seeds beside `run`, as in `seeds: [0, 1]`.",
@@ -141,6 +141,8 @@ class StudyFile(Frozen):
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"some configurations share a name: {listed(duplicates)}. Give each a different name.")
         self._require_separate_validation(members[0].run_file)
+        if self.soups and len({member.run_file.batch_norm for member in members}) > 1:
+            raise InputError("soups need the same `batch_norm` in all runs. Set it under `run`, or omit `soups`.")
         alphas = alpha_grid(members[0].run_file.alphas)
         if not {0.0, FIXED_ALPHA, 1.0} <= set(alphas):
             raise InputError(f"`run.alphas` is {list(alphas)}; a study needs 0, 0.5 and 1 among them. Add those.")
