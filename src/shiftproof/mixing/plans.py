@@ -139,7 +139,8 @@ def _mix_in_runs(images: Tensor, plan: MixPlan, mixed: Tensor) -> None:
         others = planes[run.partner : run.partner + run.stop - run.start]
         if run.fills:
             filling, seed = plan.fillings[run.start], int(plan.noise_seeds[run.start])
-            others = _filled(anchors[0], filling, seed, repeat)[None]
+            whole = images.dtype if run.operation == "paste" else None
+            others = _filled(anchors[0], filling, seed, repeat, dtype=whole)[None]
         outside, inside = (others, anchors) if run.anchor_inside else (anchors, others)
         if run.operation == "paste":
             _paste(outside, inside, masks.boxes[rows], target[rows])
@@ -151,8 +152,7 @@ def _paste(outside: Tensor, inside: Tensor, boxes: Sequence[tuple[slice, slice]]
     """Copies images and pastes a box of another image into each of them."""
     target.copy_(outside)
     for i, (rows, columns) in enumerate(boxes):
-        pasted = inside[i, :, rows, columns]
-        target[i, :, rows, columns] = pasted.round() if pasted.dtype != target.dtype else pasted
+        target[i, :, rows, columns] = inside[i, :, rows, columns]
 
 
 class _ByteBlend:
@@ -272,27 +272,35 @@ def _channels_last(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last)
 
 
-def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1) -> Tensor:
+def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1, *, dtype: torch.dtype | None = None) -> Tensor:
     """(C, H, W) zeros, the image's mean colour, or Gaussian noise with its mean and deviation per channel.
 
-    The result is floating-point; the noise for uint8 images is clipped to 0 to 255. With ``repeat`` interleaved
-    channels, image and result are planes of (1, H, W * repeat).
+    The result is floating-point unless another ``dtype`` is given, to which it is rounded; the noise for uint8 images is
+    clipped to 0 to 255. With ``repeat`` interleaved channels, image and result are planes of (1, H, W * repeat).
     """
+    values = _filling(image, filling, seed, repeat)
+    if dtype is not None and dtype != values.dtype:
+        values = values.round().to(dtype)
+    return values.expand_as(image)
+
+
+def _filling(image: Tensor, filling: str, seed: int, repeat: int) -> Tensor:
+    """What ``_filled`` returns, in floating point and as small as a tensor can be that expands to the image."""
     anchor = image if image.is_floating_point() else image.float()
     if filling == "zero":
-        return anchor.new_zeros(()).expand_as(anchor)
+        return anchor.new_zeros(())
     if repeat > 1 and filling == "mean":
         # Columns first, since the channels of a pixel are too few for the processor's vector instructions.
         exact = torch.float64 if anchor.dtype == torch.float64 else torch.float32
         colour = anchor[0].mean(0, dtype=exact).view(-1, repeat).mean(0).to(anchor.dtype)
-        return colour.repeat(anchor.shape[2] // repeat).expand_as(anchor)
+        return colour.repeat(anchor.shape[2] // repeat)
     if repeat > 1:
         channels = anchor.view(anchor.shape[1], -1, repeat).permute(2, 0, 1)
-        noise = _filled(channels, filling, seed).permute(1, 2, 0).flatten(1)[None]
+        noise = _filling(channels, filling, seed, 1).permute(1, 2, 0).flatten(1)[None]
         return noise if image.is_floating_point() else noise.clamp_(0, 255)
     mean = anchor.mean((1, 2), keepdim=True)
     if filling == "mean":
-        return mean.expand_as(anchor)
+        return mean
     # The noise is drawn on the CPU, so that a plan gives the same noise on every device.
     noise = torch.randn(anchor.shape, generator=torch.Generator().manual_seed(seed)).to(anchor)
     noise = mean + anchor.std((1, 2), keepdim=True, correction=0) * noise
