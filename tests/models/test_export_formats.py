@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.export_table import CASES, FORMATS, PAGE, REFUSED, SEPARATE, ExportCase, page_with_table
 from support.exported import assert_usable
+from support.shards import labelled_pictures, write_parquet, write_shards
 
 import shiftproof as sp
 from shiftproof.models.export.exporting import export_classifier
@@ -16,10 +18,36 @@ SETTINGS = sp.FinetuneSettings(epochs=1, batch_size=6, lr=1e-4)
 
 
 @pytest.fixture(scope="module")
-def suite(folders: Path) -> sp.ShiftSuite:
-    """The fruit with its sketches as a shift; read only."""
-    parts = {name: f"folder:{folders}/{name}" for name in ("train", "validation", "test")}
-    return sp.own_suite(parts, {"sketch": {"data": f"folder:{folders}/sketch"}})
+def suite(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sp.ShiftSuite]:
+    """The fruit, each part in another layout: tar shards, a CSV file, parquet, and a folder of sketches; read only."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("layouts")
+    names = ("pear", "lemon", "red_apple")  # neither sorted nor in the order of the folders
+    write_shards(root / "shards", "train", labelled_pictures(folders / "train"), names)
+    rows = [f"{file},{name}\n" for name, file in labelled_pictures(folders / "validation")]
+    (root / "validation.csv").write_text("filepath,label\n" + "".join(rows), encoding="utf-8")
+    labels, pictures = zip(*labelled_pictures(folders / "test"), strict=True)
+    columns = {"label": [names.index(label) for label in labels]}
+    write_parquet(root / "test.parquet", columns, pictures, names={"label": names})
+    parts = {
+        "train": f"wds:{root}/shards",
+        "validation": f"csv:{root}/validation.csv",
+        "test": f"hf:{root}/test.parquet",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+        yield sp.own_suite(parts, {"sketch": {"data": f"folder:{folders}/sketch"}})
+
+
+def test_every_layout_gives_the_pictures_and_classes_of_the_folders(suite: sp.ShiftSuite, folders: Path) -> None:
+    parts = {"train": suite.reference.train, "validation": suite.reference.validation, "test": suite.reference.test}
+    for split, images in parts.items():
+        of_folder = sp.load_data(f"folder:{folders}/{split}", suite.classes)
+        assert sorted(labelled_pixels(images)) == sorted(labelled_pixels(of_folder))
+
+
+def labelled_pixels(images: sp.ImageSet) -> list[tuple[str, bytes]]:
+    return [(images.classes.ids[label], images.read(i).tobytes()) for i, label in enumerate(images.labels)]
 
 
 @pytest.mark.slow
