@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, photographs, speed, strong_edge, studies, verdicts
+from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, photographs, published, speed, strong_edge, studies, verdicts
 from pages.markdown import OutdatedError
 from pages.sources import Sources
 from pages.taking import take, take_summary
@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[1]
 PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
     "README.md": {"summary": demo.summary_table, "photographs": photographs.photograph_summary},
     "docs/results.md": {"results": demo.demo_tables},
+    "docs/data-imagenet.md": {"imagenet": published.imagenet_numbers},
+    "docs/data-cifar.md": {"cifar": published.other_numbers("cifar")},
+    "docs/data-fine-grained.md": {"fine-grained": published.other_numbers("fine-grained")},
+    "docs/data-wilds.md": {"wilds": published.other_numbers("wilds")},
     "docs/mixing.md": {
         "regime": mixing.regime_table,
         "mixing-findings": mixing.findings,

@@ -51,6 +51,8 @@ ALLOWED: dict[str, dict[str, str]] = {
         "215 each, the test cells | 34 %": "the size of a data set and the share of one class",
         "has an accuracy of 66 to 71 %": "one minus the shares of the other class",
     },
+    "docs/data-domains.md": {"arXiv 2007.01434": "a paper"},
+    "docs/data-wilds.md": {"ersion 2.0": "a version", "ersion 1.1": "a version", "ersion 1.0": "a version"},
     "docs/decisions.md": {
         "two of four vehicles": "a property of a data set",
         "at exactly 0.5": "a rule about alpha",

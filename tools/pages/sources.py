@@ -66,5 +66,12 @@ class Sources:
 
     def paper_sweeps(self) -> list[dict[str, str]]:
         """The rows of the sweeps that the paper on WiSE-FT publishes."""
-        with (self.results / "wiseft_alpha_sweeps.csv").open(encoding="utf-8", newline="") as file:
+        return self._rows("wiseft_alpha_sweeps.csv")
+
+    def paper_sets(self) -> list[dict[str, str]]:
+        """The paper's numbers on sets other than ImageNet and its shifts."""
+        return self._rows("wiseft_other_sets.csv")
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        with (self.results / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
