@@ -18,14 +18,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, photographs, published, speed, strong_edge, studies, verdicts
+from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, published, speed, strong_edge, studies, verdicts
 from pages.markdown import OutdatedError
 from pages.sources import Sources
 from pages.taking import take, take_summary
 
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
-    "README.md": {"summary": demo.summary_table, "photographs": photographs.photograph_summary},
+    "README.md": {"summary": demo.summary_table},
     "docs/results.md": {"results": demo.demo_tables},
     "docs/data-imagenet.md": {"imagenet": published.imagenet_numbers},
     "docs/data-cifar.md": {"cifar": published.other_numbers("cifar")},
@@ -45,7 +45,6 @@ PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
         "tuning": studies.tuning_table,
         "recipes": studies.recipe_tables,
     },
-    "docs/photographs.md": {"photographs": photographs.photograph_tables},
     "docs/strong-edge.md": {
         "strong-edge-findings": strong_edge.findings,
         "strong-edge": strong_edge.strong_edge_tables,
