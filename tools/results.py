@@ -18,7 +18,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pages import alpha, beyond, decisions, demo, diagnosis, figures, mixing, published, speed, strong_edge, studies, verdicts
+from pages import (
+    alpha,
+    beyond,
+    decisions,
+    demo,
+    diagnosis,
+    figures,
+    mixing,
+    published,
+    speed,
+    strong_edge,
+    studies,
+    verdicts,
+)
 from pages.markdown import OutdatedError
 from pages.sources import Sources
 from pages.taking import take, take_summary

@@ -100,20 +100,19 @@ def test_another_number_in_the_results_is_noticed(name: str, keys: list[str | in
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "page"),
+    ("name", "number", "other", "page"),
     [
-        ("wiseft_alpha_sweeps.csv", ",58.1,", "docs/choosing-alpha.md"),  # zero-shot's mean of the shifts
-        ("wiseft_alpha_sweeps.csv", ",49.8,", "docs/data-imagenet.md"),
-        ("wiseft_other_sets.csv", ",97.6", "docs/data-cifar.md"),
-        ("wiseft_other_sets.csv", ",84.6", "docs/data-fine-grained.md"),
-        ("wiseft_other_sets.csv", ",49.5", "docs/data-wilds.md"),
+        ("wiseft_alpha_sweeps.csv", ",58.1,", ",98.1,", "docs/choosing-alpha.md"),  # zero-shot's mean of the shifts
+        ("wiseft_alpha_sweeps.csv", ",49.8,", ",49.9,", "docs/data-imagenet.md"),
+        ("wiseft_other_sets.csv", ",97.6", ",97.7", "docs/data-cifar.md"),
+        ("wiseft_other_sets.csv", ",84.6", ",84.7", "docs/data-fine-grained.md"),
+        ("wiseft_other_sets.csv", ",49.5", ",49.6", "docs/data-wilds.md"),
     ],
 )
-def test_another_number_of_the_paper_is_noticed(name: str, number: str, page: str, copied: Sources) -> None:
+def test_another_number_of_the_paper_is_noticed(name: str, number: str, other: str, page: str, copied: Sources) -> None:
     path = copied.results / name
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(number, number.replace("8", "9").replace("4", "8").replace("7", "1"), 1))
-    assert path.read_text(encoding="utf-8") != text
+    path.write_text(text.replace(number, other, 1), encoding="utf-8")
     assert differs(page, copied)
 
 

@@ -39,6 +39,8 @@ def other_numbers(page: str) -> Callable[[Sources], str]:
             if row["page"] == page
         ]
         header = ("set", "measure", "fine-tuned", "WiSE-FT, alpha 0.5")
-        return f"**The paper's numbers**, in per cent (WiSE-FT, arXiv 2109.01903, {_LARGE}):\n\n{markdown(header, rows)}"
+        return (
+            f"**The paper's numbers**, in per cent (WiSE-FT, arXiv 2109.01903, {_LARGE}):\n\n{markdown(header, rows)}"
+        )
 
     return table
