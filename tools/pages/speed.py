@@ -126,7 +126,7 @@ def decoding_tables(sources: Sources) -> str:
 def decoding_workers(sources: Sources) -> str:
     """Why threads decode, with the time that worker processes take."""
     ratios = {name: entry["of the best loader"] for name, entry in sources.benchmark("decoding")["sets"].items()}
-    measured = " and ".join(f"{r['worker processes'] / r['shiftproof']:.2f} on {name}" for name, r in ratios.items())
+    measured = " and ".join(f"{r['worker processes'] / r['shiftproof']:.2f} ({name})" for name, r in ratios.items())
     require(
         all(r["worker processes"] >= _NO_FASTER * r["shiftproof"] for r in ratios.values()),
         "worker processes are hardly faster than threads",
