@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from support.image_sets import pixels_of
 from support.shards import labelled_pictures, write_parquet
@@ -55,6 +56,17 @@ def test_rows_are_read_in_any_order_and_matched_to_other_classes_by_name(file: P
     assert [images.classes.ids[label] for label in images.labels] == names
     backwards = images.subset(range(8, -1, -1))
     assert np.array_equal(backwards.read(0), images.read(8))
+
+
+def test_a_cache_tells_rows_apart_by_their_bytes(file: Path, folders: Path, tmp_path: Path) -> None:
+    def inputs(cache: Path | None) -> torch.Tensor:
+        images = sp.load_data(f"hf:{file}").read_with(sp.data.ReadSettings(cache=cache))
+        return torch.cat(list(sp.data.evaluation_batches(images, sp.data.Preprocessing(size=12), 4)))
+
+    labels, pictures = labelled(folders / "test")
+    inputs(tmp_path / "resized")
+    write_parquet(file, {"label": labels}, [pictures[0], *pictures[:-1]], names={"label": NAMES})
+    assert torch.equal(inputs(tmp_path / "resized"), inputs(None))
 
 
 def test_each_split_of_a_folder_is_found_by_its_name(folders: Path, tmp_path: Path) -> None:

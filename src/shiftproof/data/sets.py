@@ -140,8 +140,9 @@ class ImageSet:
         """The same images, whose files are read as ``settings`` say; a set whose pixels are changed has none.
 
         >>> from shiftproof.data.suites import load_data
-        >>> load_data("emoji").read_with(ReadSettings(cache="images")).name  # drawn, so there is nothing to cache
-        'emoji'
+        >>> emoji = load_data("emoji")
+        >>> emoji.read_with(ReadSettings(cache="pictures")) is emoji  # they are drawn, not read from files
+        True
         """
         read = self.read
         return replace(self, read=read.read_with(settings)) if isinstance(read, PictureReader) else self
