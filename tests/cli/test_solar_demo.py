@@ -39,10 +39,14 @@ def test_the_demo_runs_and_reports_macro_accuracy_and_groups(
     out = Path("runs/demo-solar-cells-3")
     assert "functional-certain" in done.out
     assert f"report: {out / 'report.html'}" in done.out
+    assert "macro accuracy" in done.out
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["models"]["ensemble"]["polycrystalline"]["n"] == 8
     assert summary["models"]["ensemble"]["polycrystalline"]["groups"]
+    for entry in summary["models"]["ensemble"].values():
+        low, high = entry["metric_intervals"]["macro accuracy"]
+        assert low <= entry["metrics"]["macro accuracy"] <= high
     diagnosis = json.loads((out / "diagnosis.json").read_text(encoding="utf-8"))
     assert all(0 <= entry["macro_accuracy"]["value"] <= 1 for entry in diagnosis["by_class"])
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "macro accuracy" in page and "defective-" in page
+    assert "Macro accuracy is the mean of the accuracies on the classes" in page and "defective-" in page

@@ -300,7 +300,8 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
                 share.setdefault(name, value)
         for name in ("class_count", "top_class", "top_share", "majority_share"):
             entry.setdefault(name, None)
-        entry |= {"protocol": None, "metrics": {}, "variants": {}}  # public sets have these since then
+        # Sets with a protocol or with unequal classes have these since then.
+        entry |= {"protocol": None, "metrics": {}, "metric_intervals": {}, "variants": {}}
     for point in summary["alpha_path"]:
         point.setdefault("interval_method", {})
     summary.setdefault("conversions", {})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = TypeVar("Float", bound=np.floating)
+PLAIN = "accuracy"  # the name of the protocol that changes no score
 _REFUSED = -1e4  # the logit of a class that may not be answered: its probability is 0, and all logits stay finite
 
 
@@ -60,7 +61,7 @@ class Protocol:
     ``Projection``. ``metrics`` name the set's metrics beside accuracy (``evaluation.set_metrics``).
     """
 
-    name: str = "accuracy"
+    name: str = PLAIN
     answers: tuple[tuple[str, ...], ...] = ()
     others: bool = True
     pooled: bool = False

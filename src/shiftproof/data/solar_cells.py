@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from shiftproof.data.labels import ClassSpace
+from shiftproof.data.protocols import Protocol
 from shiftproof.data.sets import ImageSet, picture_set
 from shiftproof.errors import InputError, require_choice
 from shiftproof.seeding import child_generator
@@ -126,4 +127,5 @@ def _image_set(name: str, cells: Sequence[Cell]) -> ImageSet:
     labels = np.array([cell.label for cell in cells], dtype=np.int64)
     images = picture_set(name, CELL_CLASSES, ids, labels, [cell.file for cell in cells])
     # A verdict is a stratum, not a cluster: with the ids as sources, intervals resample single cells.
-    return replace(images, groups=tuple(cell.group for cell in cells), sources=ids)
+    protocol = Protocol(metrics=("macro accuracy",))
+    return replace(images, groups=tuple(cell.group for cell in cells), sources=ids, protocol=protocol)

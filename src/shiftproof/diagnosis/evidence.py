@@ -27,13 +27,7 @@ from shiftproof.evaluation.calibration import (
     fit_temperature,
     selective_accuracy,
 )
-from shiftproof.evaluation.intervals import (
-    alike_interval,
-    can_resample,
-    contrast_interval,
-    resampled_means,
-    statistic_interval,
-)
+from shiftproof.evaluation.intervals import can_resample, contrast_interval, resampled_means, share_interval
 from shiftproof.evaluation.metrics import Scores, macro_accuracy, macro_f1, scores
 from shiftproof.evaluation.proportions import worst_group_interval
 from shiftproof.evaluation.robustness import effective_interval, effective_robustness, fit_baseline, on_scale
@@ -240,18 +234,8 @@ def _by_class(data: SetEvidence, model: str) -> ClassesRecord:
 
 
 def _share(statistic: Callable[[NDArray[np.float64]], float], n: int, clusters: NDArray[np.str_] | None) -> Measured:
-    """Measures a statistic in [0, 1] that is a function of (N,) weights; the interval is None for a single cluster.
-
-    Where no resample differs, the interval is ``alike_interval`` over the clusters.
-    """
-    value = statistic(np.ones(n))
-    count = n if clusters is None else len(np.unique(clusters))
-    if count < 2:
-        return Measured(value, None)
-    low, high = statistic_interval(statistic, n, clusters)
-    if low == high:
-        low, high = alike_interval(value, count, (0.0, 1.0))
-    return Measured(value, (max(low, 0.0), min(high, 1.0)))
+    """Measures a statistic in [0, 1] that is a function of (N,) weights."""
+    return Measured(statistic(np.ones(n)), share_interval(statistic, n, clusters))
 
 
 def _worst_group(right: NDArray[np.bool_], data: SetEvidence) -> tuple[str, Measured]:

@@ -203,6 +203,25 @@ def statistic_interval(
     return centred_interval(statistic(np.ones(n)), resamples, level=level)
 
 
+def share_interval(
+    statistic: Callable[[NDArray[np.float64]], float], n: int, clusters: ArrayLike | None = None
+) -> tuple[float, float] | None:
+    """The 95 % interval of a statistic in [0, 1], by ``statistic_interval``; None if all samples are one cluster.
+
+    Where no resample differs, it is that of ``alike_interval`` over the clusters.
+
+    >>> [round(end, 4) for end in share_interval(lambda weights: 0.0, 10) or ()]
+    [0.0, 0.3085]
+    """
+    count = n if clusters is None else len(np.unique(np.asarray(clusters)))
+    if count < 2:
+        return None
+    low, high = statistic_interval(statistic, n, clusters)
+    if low == high:
+        low, high = alike_interval(low, count, (0.0, 1.0))
+    return max(low, 0.0), min(high, 1.0)
+
+
 def centred_interval(value: float, resamples: Sequence[float], *, level: float = LEVEL) -> tuple[float, float]:
     """The interval of ``statistic_interval`` from the value on all samples and those on resamples, NaN left out.
 

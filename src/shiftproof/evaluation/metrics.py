@@ -191,7 +191,7 @@ def evaluate(
     counts = np.bincount(labels, minlength=len(class_ids))
     hits = np.bincount(labels, weights=correct, minlength=len(class_ids))
     group_names = np.array(groups) if groups is not None else np.empty(0, dtype=str)
-    overall, inner = measure_proportion(correct, clusters), _clusters_within(group_names, clusters)
+    overall, inner = measure_proportion(correct, clusters), clusters_within(group_names, clusters)
     answers = np.bincount(set_scores.prediction, minlength=len(class_ids))
     top = int(answers.argmax())
     return AccuracyRecord(
@@ -214,7 +214,7 @@ def evaluate(
     )
 
 
-def _clusters_within(groups: NDArray[np.str_], clusters: ArrayLike | None) -> NDArray[Any] | None:
+def clusters_within(groups: NDArray[np.str_], clusters: ArrayLike | None) -> NDArray[Any] | None:
     """The clusters of samples within a group, None where the groups are the clusters."""
     names = None if clusters is None else np.asarray(clusters)
     return None if names is None or np.array_equal(names, groups) else names

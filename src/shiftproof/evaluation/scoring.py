@@ -13,7 +13,13 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.evaluation.blocks import ROWS
 from shiftproof.evaluation.metrics import Scores, evaluate, measure_group
 from shiftproof.evaluation.predictions import Predictions, StoredPredictions
-from shiftproof.evaluation.set_metrics import metrics_of
+from shiftproof.evaluation.set_metrics import (
+    MACRO_ACCURACY,
+    Answers,
+    is_imbalanced,
+    measure_metrics,
+    metric_intervals,
+)
 from shiftproof.records.accuracy import (
     MASKED,
     OVER_ALL,
@@ -25,9 +31,19 @@ from shiftproof.records.accuracy import (
 
 
 def evaluate_set(
-    set_scores: Scores, images: ImageSet, *, model: str, alpha: float | None, set_name: str
+    set_scores: Scores,
+    images: ImageSet,
+    *,
+    model: str,
+    alpha: float | None,
+    set_name: str,
+    intervals_of_metrics: bool = True,
 ) -> AccuracyRecord:
-    """Does what ``evaluate`` does with a set's labels, groups and clusters, and adds the set's protocol and metrics."""
+    """Does what ``evaluate`` does with a set's labels, groups and clusters, and adds the set's protocol and metrics.
+
+    The metrics are those of the protocol and, where the classes have unequally many images, the macro accuracy. Their
+    intervals take a while, since they resample the images.
+    """
     record = evaluate(
         set_scores,
         images.labels,
@@ -38,14 +54,16 @@ def evaluate_set(
         groups=images.groups,
         clusters=images.clusters.names,
     )
-    if images.protocol is None:
-        return record
     projection, protocol = images.projection, images.protocol
+    names = [*(protocol.metrics if protocol else ()), *([MACRO_ACCURACY] if is_imbalanced(images.labels) else [])]
+    names = list(dict.fromkeys(names))
+    answers = Answers(set_scores.prediction, images.labels, images.groups, images.clusters.names)
     return replace(
         record,
         class_count=record.class_count if projection is None else projection.choices,
-        protocol=protocol.name,
-        metrics=metrics_of(protocol.metrics, set_scores.prediction, images.labels, images.groups),
+        protocol=None if protocol is None else protocol.name,
+        metrics=measure_metrics(names, answers),
+        metric_intervals=metric_intervals(names, answers) if intervals_of_metrics else {},
     )
 
 

@@ -41,9 +41,10 @@ class AccuracyRecord:
     often, for the fraction ``top_share`` of the samples, and ``majority_share`` is the fraction of the samples that
     belong to the commonest class. These four are None in files of version 0.1.
 
-    ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name.
-    ``variants`` are accuracies by another rule or on a comparable part of the reference, for a set with only some of
-    the classes (``VARIANTS``). ``precision`` is that of the encoder that was run.
+    ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name,
+    with their ``metric_intervals``, as far as these were measured (along an alpha path they are not). ``variants`` are
+    accuracies by another rule or on a comparable part of the reference, for a set with only some of the classes
+    (``VARIANTS``). ``precision`` is that of the encoder that was run.
     """
 
     model: str
@@ -64,6 +65,7 @@ class AccuracyRecord:
     majority_share: float | None = None
     protocol: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    metric_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     variants: Mapping[str, GroupRecord] = field(default_factory=dict)
     precision: str = "float32"
 

@@ -38,6 +38,7 @@ class _Evaluation:
     majority_share: float | None = None
     protocol: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    metric_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     variants: Mapping[str, GroupRecord] = field(default_factory=dict)
 
 

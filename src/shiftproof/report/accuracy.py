@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from shiftproof.data.protocols import PLAIN
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.comparisons import MODEL_NAMES, headline_shifts, model_estimate
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name
+
+SCORING_TITLE = "Metrics beside accuracy, and scores on some of the classes"
+_MEANINGS = {
+    "macro accuracy": "Macro accuracy is the mean of the accuracies on the classes, each of which counts alike; it is "
+    "given where the classes have unequally many images",
+    "mCE": "mCE is relative to AlexNet, and lower is better",
+    "background gap": "A gap is in points",
+}
 
 
 def accuracy_table(run: RunRecord, diagnosis: DiagnosisRecord | None = None) -> Table:
@@ -54,7 +63,7 @@ def group_table(run: RunRecord) -> Table | None:
 
 
 def scoring_table(columns: Mapping[str, Mapping[str, AccuracyRecord]]) -> Table | None:
-    """Returns the metrics of public sets and the variants for sets with only some of the classes, in per cent.
+    """Returns the metrics of sets beside accuracy and the variants for sets with some of the classes, in per cent.
 
     ``columns`` maps the name of each model to its records by set. Returns None if no record has any.
     """
@@ -63,18 +72,18 @@ def scoring_table(columns: Mapping[str, Mapping[str, AccuracyRecord]]) -> Table 
     for name, record in first.items():
         records = [by_set[name] for by_set in models]
         for metric in record.metrics:
-            rows.append((name, metric, *(_optional(of_model.metrics.get(metric), per_cent) for of_model in records)))
+            rows.append((name, metric, *(_metric_cell(of_model, metric) for of_model in records)))
         for variant in record.variants:
             measured = [of_model.variants.get(variant) for of_model in records]
             rows.append((name, variant, *(ABSENT if entry is None else _interval_cell(entry) for entry in measured)))
     if not rows:
         return None
-    protocols = [f"{name} is scored as {record.protocol}" for name, record in first.items() if record.protocol]
-    note = f"{'; '.join(protocols)}. " if protocols else ""
-    note += "mCE is relative to AlexNet, and lower is better; a gap is in points. 95 % intervals are in brackets."
-    return Table(
-        "Metrics of public sets and scores on some of the classes", ("set", "score", *columns), tuple(rows), note
-    )
+    named = {name: record.protocol for name, record in first.items() if record.protocol not in (None, PLAIN)}
+    protocols = [f"{name} is scored as {protocol}" for name, protocol in named.items()]
+    meanings = [meaning for metric, meaning in _MEANINGS.items() if any(metric in r.metrics for r in first.values())]
+    sentences = [*(["; ".join(protocols)] if protocols else []), *meanings, "95 % intervals are in brackets"]
+    note = "".join(f"{sentence}. " for sentence in sentences).rstrip()
+    return Table(SCORING_TITLE, ("set", "score", *columns), tuple(rows), note)
 
 
 def run_scoring_table(run: RunRecord) -> Table | None:
@@ -188,6 +197,11 @@ def _mean_note(run: RunRecord, diagnosis: DiagnosisRecord | None) -> str:
     units = {"sample": "image"}
     kinds = " or ".join(sorted(units.get(kind, kind) for kind in set(diagnosis.clusters.values())))
     return f"; that of a mean is a bootstrap interval that resamples each {kinds} in all sets together"
+
+
+def _metric_cell(record: AccuracyRecord, metric: str) -> str:
+    value, interval = record.metrics.get(metric), record.metric_intervals.get(metric)
+    return _optional(value, per_cent) if value is None or interval is None else accuracy_cell(value, interval)
 
 
 def _optional(value: float | None, form: Callable[[float], str]) -> str:

@@ -363,7 +363,9 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
     """Measures the accuracy of every alpha on every set, validation split included."""
     files = run.scores
     records = (
-        evaluate_set(files.read(alpha, name), images, model="path", alpha=alpha, set_name=name)
+        evaluate_set(
+            files.read(alpha, name), images, model="path", alpha=alpha, set_name=name, intervals_of_metrics=False
+        )
         for alpha in run.path.alphas
         for name, images in files.sets.items()
     )
