@@ -97,6 +97,8 @@ def test_a_mistake_in_a_name(call: Call, arguments: list[str], message: str) -> 
         (["zeroshoot"], "Did you mean 'zeroshot'?"),
         (["zeroshot"], "Missing argument"),
         (["predict", "x"], "name images to predict, or a folder with --folder"),
+        (["predict", "x", "--data", "wds:y"], "or other data with --data NAME, and a file for them with --csv OUT"),
+        (["predict", "x", "--data", "wds:y", "--folder", "z", "--csv", "o"], "name images to predict, or a folder"),
         (["predict", "x", "y.png", "--top", "0"], "--top"),
         (["zeroshot", "tiny", "--seed", "-1"], "--seed"),
         (["demo", "--sede", "1"], "--seed"),

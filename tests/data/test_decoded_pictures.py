@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.commands import Call, quick_training_flags
 from support.pictures import ALPHA, COLOURS, GREY, PICTURES, PictureCase, in_rgb, turned, write_oriented
+from support.shards import CONTAINERS, Container
 
 import shiftproof as sp
 from shiftproof.data import decoding
@@ -41,6 +43,28 @@ def test_every_kind_of_picture_is_read_as_the_page_says(case: PictureCase, tmp_p
     assert picture.pixels.dtype == np.uint8
     assert np.abs(picture.pixels.astype(int) - expected).max() <= case.tolerance
     assert set(picture.conversions) == set(case.conversions)
+
+
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.suffix)
+def test_every_kind_of_picture_is_read_alike_in_larger_files(
+    container: Container, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [tmp_path / f"{number}{case.suffix}" for number, case in enumerate(PICTURES)]
+    written = [case.write(file) for case, file in zip(PICTURES, files, strict=True)]
+    readable = [file for file, pixels in zip(files, written, strict=True) if pixels is not None]
+    images = sp.load_data(container.write(tmp_path / "larger", readable))
+    expected = [read_picture(file) for file in readable]
+    for number, picture in enumerate(expected):
+        assert np.array_equal(images.read(number), picture.pixels)
+    counts = Counter(kind for picture in expected for kind in picture.conversions)
+    assert [conversions.counts() for conversions in images.conversions] == [counts]
+    (refused, *_) = (file for file, pixels in zip(files, written, strict=True) if pixels is None)
+    images = sp.load_data(container.write(tmp_path / "refused", [refused]))
+    with pytest.raises(sp.InputError, match="range the file does not state"):
+        images.read(0)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])

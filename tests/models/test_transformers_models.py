@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 import torch
 import transformers
 from PIL import Image
@@ -159,6 +161,35 @@ def test_tokens_of_clip_are_those_of_open_clip(tmp_path: Path) -> None:
     for row, expected in zip(ours.tolist(), simple(texts).tolist(), strict=True):
         end = expected.index(49407)
         assert row[: end + 1] == expected[: end + 1]
+
+
+def test_tokens_of_siglip_are_the_pieces_of_its_sentencepiece_model(tmp_path: Path) -> None:
+    clip = sp.load_clip(write_model(tmp_path / "siglip", "siglip"))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "siglip" / "spiece.model"))
+    texts = {
+        "A photo of a Lemon.": "a photo of a lemon",
+        "it's 2 green PEARS!": "its 2 green pears",
+        "q" * 80: "q" * 80,
+    }
+    tokens = clip.tokenizer(list(texts))
+    assert tokens.shape == (3, 64)
+    for row, (text, cleaned) in zip(tokens.tolist(), texts.items(), strict=True):
+        expected = [*pieces.encode(cleaned), pieces.eos_id()]
+        assert pieces.unk_id() not in row
+        assert clip.tokenizer.lengths([text]) == [len(expected)]  # type: ignore[attr-defined]
+        if len(expected) <= 64:
+            assert row == expected + [pieces.eos_id()] * (64 - len(expected))  # which also stands for padding
+
+
+def test_a_model_without_the_packages_of_its_tokenizer_is_a_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_model(tmp_path / "siglip", "siglip")
+    other = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
+    other.add_tokens([f"{number}" for number in range(40)])
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda place: other)
+    with pytest.raises(sp.InputError, match="needs the packages sentencepiece and protobuf"):
+        sp.load_clip(name)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import Call, assert_mistake
-from support.shards import labelled_pictures, write_shards
+from support.shards import CONTAINERS, labelled_pictures, write_shards
 
 import shiftproof as sp
 from shiftproof.data.formats.registry import FORMATS
@@ -132,3 +132,23 @@ def test_the_command_writes_the_table_and_says_how_many(call: Call, classifier: 
     again = call("predict", classifier, "--folder", pictures, "--csv", "out.csv", "--top", "1")
     assert_mistake(again, "out.csv exists already. Continue it with --resume, or start anew with --overwrite.")
     assert_mistake(call("predict", classifier, "--folder", pictures), "name images to predict, or a folder with")
+
+
+def test_the_command_takes_data_names(
+    call: Call, classifier: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    files = [file for _, file in labelled_pictures(folders / "test")]
+    (tmp_path / "list.csv").write_text("".join(f"{line}\n" for line in ["filepath", *files]))
+    names = [container.write(tmp_path / container.suffix[1:], files) for container in CONTAINERS]
+    answers = []
+    for number, name in enumerate([*names, f"csv:{tmp_path / 'list.csv'}"]):
+        ended = call("predict", classifier, "--data", name, "--csv", f"{number}.csv", "--top", "1")
+        assert ended.code == 0, ended.err
+        assert f"9 images in {number}.csv; 0 of them could not be decoded" in ended.out
+        answers.append([(row["class_1"], row["probability_1"]) for row in rows_of(Path(f"{number}.csv"))])
+    assert answers[0] == answers[1] == answers[2]
+    wrong = call("predict", classifier, "--data", "zip:x", "--csv", "out.csv")
+    assert_mistake(wrong, "unknown data name 'zip'")

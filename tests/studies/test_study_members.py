@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.classifiers import weight_bytes
 from support.commands import Steps
-from support.studies import fruit_study
+from support.studies import fruit_study, in_yaml
+from support.transformers_models import write_model
 
 import shiftproof as sp
 from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
 from shiftproof.storage import locked
 from shiftproof.studies.file import MemberRun, StudyFile
-from shiftproof.studies.members import run_member
+from shiftproof.studies.members import cached_suite, run_member, start_key, start_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,3 +68,18 @@ def test_what_a_run_told_its_trackers_outlasts_it(folders: Path, tmp_path: Path)
     )
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     assert not list((tmp_path / "run").rglob("step-*"))
+
+
+@pytest.mark.parametrize("place", ["run", "grid"])
+def test_a_member_starts_from_a_directory_of_transformers_beside_the_study_file(
+    folders: Path, tmp_path: Path, place: str
+) -> None:
+    configs = tmp_path / "configs"
+    name = write_model(configs / "clip", "clip")
+    model = {"run": {"model": "hf:clip"}} if place == "run" else {"grid": {"model": ["hf:clip"]}}
+    (run,) = StudyFile.read(in_yaml(configs, fruit_study(folders, **model))).members()
+    suite = cached_suite(start_key(run.run_file))
+    start = start_of(run.run_file, suite)
+    assert (start.source, start.head) == (name, "zero-shot")
+    expected = sp.zero_shot_classifier(sp.load_clip(name), suite.classes, "photo")
+    assert weight_bytes(start) == weight_bytes(expected)

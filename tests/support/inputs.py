@@ -8,6 +8,7 @@ from pathlib import Path
 from support.checkpoint_cases import checkpoint_table
 from support.pictures import PICTURES
 from support.shard_cases import shard_table
+from support.shards import CONTAINERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "inputs.md"
 
@@ -132,6 +133,7 @@ def _pictures() -> str:
             f"`{case.suffix}`"
         )
     rows = [f"| {name} | {', '.join(of)} | {read} | {counted} |" for (name, read, counted), of in suffixes.items()]
+    rows += [f"| any of these in {c.name} | `{c.suffix}` | as the file is | as the file is |" for c in CONTAINERS]
     return "\n".join(["| picture | tested with | is read as | counted as |", "|---|---|---|---|", *rows])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,3 +75,24 @@ def write_parquet(
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=rows_per_group)
     return path
+
+
+@dataclass(frozen=True)
+class Container:
+    """A format of larger files that hold pictures; ``write`` fills a folder with some and returns the data name."""
+
+    name: str
+    suffix: str
+    write: Callable[[Path, Sequence[Path]], str]
+
+
+def _in_shards(folder: Path, pictures: Sequence[Path]) -> str:
+    return f"wds:{write_shards(folder, 'test', [('lemon', picture) for picture in pictures], ['lemon', 'pear'])}"
+
+
+def _in_parquet(folder: Path, pictures: Sequence[Path]) -> str:
+    labels = {"label": [0] * len(pictures)}
+    return f"hf:{write_parquet(folder / 'test.parquet', labels, pictures, names={'label': ['lemon', 'pear']})}"
+
+
+CONTAINERS = (Container("a tar shard", ".tar", _in_shards), Container("a parquet file", ".parquet", _in_parquet))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 import transformers
 
@@ -18,10 +21,10 @@ _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 def write_model(folder: Path, kind: str, seed: int = 0, tokenizer: Any = None) -> str:
     """Writes a model of 32 px images and returns its name; ``siglip2`` is one of the fixed-size SigLIP 2 models.
 
-    Without ``tokenizer``, the vocabulary consists of single bytes or letters.
+    Without ``tokenizer``, the vocabulary consists of single bytes or letters, and for ``siglip`` of short pieces.
     """
     build = {"clip": _clip, "siglip": _sigmoid, "siglip2": _sigmoid, "siglip2-naflex": _naflex}[kind]
-    tokenizer = tokenizer or _TOKENIZERS[kind]()
+    tokenizer = tokenizer or _TOKENIZERS[kind](folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = build(tokenizer)
@@ -112,6 +115,45 @@ def _naflex(tokenizer: Any) -> tuple[Any, dict[str, Any]]:
     return transformers.Siglip2Model(config), processor
 
 
+def siglip_tokenizer(folder: Path) -> Any:
+    """SigLIP's tokenizer with a sentencepiece model that is trained here and written to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(_sentencepiece_model())
+    return transformers.SiglipTokenizer(str(folder / "spiece.model"))
+
+
+@functools.cache
+def _sentencepiece_model() -> bytes:
+    """A unigram model of every letter and digit and some pieces, whose special tokens have SigLIP's numbers."""
+    pangrams = (
+        *("the quick brown fox jumps over the lazy dog 0 1 2 3 4", "pack my box with five dozen liquor jugs 5 6 7 8 9"),
+        *(
+            "sphinx of black quartz judge my vow",
+            "how vexingly quick daft zebras jump",
+            "waltz bad nymph for quick jigs",
+        ),
+    )
+    kinds, colours, fruits = (
+        ("photo", "sketch", "drawing"),
+        ("red", "green", "yellow"),
+        ("lemon", "pear", "apple", "fig"),
+    )
+    prompts = [f"a {kind} of a {colour} {fruit}" for kind in kinds for colour in colours for fruit in fruits]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*pangrams, *prompts]),
+        model_writer=model,
+        vocab_size=72,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
 def _clip_tokenizer() -> Any:
     """CLIP's tokenizer with single bytes as its whole vocabulary."""
     symbols = sorted(_bytes_to_unicode())
@@ -132,10 +174,9 @@ def _bytes_to_unicode() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + number) for number in range(256 - len(plain))]
 
 
-# SigLIP's own vocabulary needs a trained sentencepiece model; these models have CLIP's tokenizer instead.
 _TOKENIZERS = {
-    "clip": _clip_tokenizer,
-    "siglip": _clip_tokenizer,
-    "siglip2": lambda: _gemma_tokenizer(transformers.GemmaTokenizer),
-    "siglip2-naflex": lambda: _gemma_tokenizer(transformers.Siglip2Tokenizer),
+    "clip": lambda _: _clip_tokenizer(),
+    "siglip": siglip_tokenizer,
+    "siglip2": lambda _: _gemma_tokenizer(transformers.GemmaTokenizer),
+    "siglip2-naflex": lambda _: _gemma_tokenizer(transformers.Siglip2Tokenizer),
 }

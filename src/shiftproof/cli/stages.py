@@ -273,7 +273,13 @@ def predict(
     folder: Annotated[
         Path | None, Option("--folder", help="Predict all images under this folder; their number may be millions.")
     ] = None,
-    out: Annotated[Path | None, Option("--csv", help="Write the predictions of --folder to this CSV file.")] = None,
+    data: Annotated[
+        str | None,
+        Option("--data", help="Predict all images of this data name, such as wds:PATH, hf:PATH or csv:PATH."),
+    ] = None,
+    out: Annotated[
+        Path | None, Option("--csv", help="Write the predictions of --folder or --data to this CSV file.")
+    ] = None,
     top: Annotated[int, Option("--top", min=1, help="Name this many classes of every image.")] = 5,
     as_json: Annotated[bool, Option("--json", help="Print JSON, with probabilities from 0 to 1.")] = False,
     device: ResolvedDevice = "auto",
@@ -285,8 +291,8 @@ def predict(
 ) -> None:
     """Name the most probable classes of images, with their probabilities.
 
-    With --folder and --csv, images are read and written batch by batch. One that cannot be decoded stops nothing: its
-    row has the reason in the column error.
+    With --csv and --folder or --data, images are read and written batch by batch. One that cannot be decoded stops
+    nothing: its row has the reason in the column error. Labels are not needed.
 
     Example: shiftproof predict runs/demo/ensemble lemon.png --json
 
@@ -295,10 +301,14 @@ def predict(
     from shiftproof.cli.console import plain_warnings
     from shiftproof.runs.stages import predict_images
 
-    if bool(folder) != bool(out) or bool(folder) == bool(images):
-        raise InputError("name images to predict, or a folder with --folder DIR and a file with --csv OUT.")
-    if folder and out:
-        return _predict_folder(classifier, folder, out, top, device, precision, resume=resume, overwrite=overwrite)
+    several = f"folder:{folder}" if folder else data
+    if bool(several) != bool(out) or [bool(images), bool(folder), bool(data)].count(True) != 1:
+        raise InputError(
+            "name images to predict, or a folder with --folder DIR or other data with --data NAME, and a file for them "
+            "with --csv OUT."
+        )
+    if several and out:
+        return _predict_data(classifier, several, out, top, device, precision, resume=resume, overwrite=overwrite)
     with plain_warnings():
         answers = predict_images(classifier, images or [], top=top, device=device, precision=precision)
     if as_json:
@@ -311,9 +321,9 @@ def predict(
             print(f"  {100 * probability:5.1f} %  {name}")
 
 
-def _predict_folder(
+def _predict_data(
     classifier: str,
-    folder: Path,
+    data: str,
     out: Path,
     top: int,
     device: str,
@@ -328,7 +338,7 @@ def _predict_folder(
     with live_progress():
         written = predict_table(
             classifier,
-            f"folder:{folder}",
+            data,
             out,
             top=top,
             device=device,
