@@ -275,7 +275,7 @@ def _channels_last(images: Tensor) -> bool:
 def _filled(image: Tensor, filling: str, seed: int, repeat: int = 1, *, dtype: torch.dtype | None = None) -> Tensor:
     """(C, H, W) zeros, the image's mean colour, or Gaussian noise with its mean and deviation per channel.
 
-    The result is floating-point unless another ``dtype`` is given, to which it is rounded; the noise for uint8 images is
+    The result is floating-point unless another ``dtype`` is given, to which it is rounded; noise for uint8 images is
     clipped to 0 to 255. With ``repeat`` interleaved channels, image and result are planes of (1, H, W * repeat).
     """
     values = _filling(image, filling, seed, repeat)
