@@ -160,8 +160,7 @@ class SettingOptions:
 
     def values(self) -> dict[str, Any]:
         """The values of the options that were given, by the dotted names of the run-file keys."""
-        same = ("seed", "device", "image_cache", "report_to")
-        keys = dict(zip(same, same, strict=True)) | {"shots": "finetune.shots"}
+        keys = {name: name for name in ("seed", "device", "image_cache", "report_to")} | {"shots": "finetune.shots"}
         given = vars(self)
         return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
 
