@@ -156,7 +156,7 @@ def test_the_summary_has_every_key_of_its_schema(finished: Path) -> None:
     assert set(summary) == {
         "schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule",
         "alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start",
-        "validation", "precision",
+        "validation", "batch_norm", "precision",
     }  # fmt: skip
     assert summary["schema"] == 1
     assert (summary["suite"], summary["reference"], summary["shifts"]) == ("fruit", "photos", ["sketch", "noise"])
@@ -477,7 +477,7 @@ def interrupted(*_: Any, **__: Any) -> Any:
     [
         ("finetune", ["zero_shot"]),
         ("sweep_alpha", ["zero_shot", "fine_tuned"]),
-        ("wise_ft", ["zero_shot", "fine_tuned", "sweep"]),
+        ("ensemble_on_path", ["zero_shot", "fine_tuned", "sweep"]),
         ("open_predictions", ["zero_shot", "fine_tuned", "sweep", "ensemble", "predict"]),
         ("render_report", ["zero_shot", "fine_tuned", "sweep", "ensemble", "predict"]),
     ],
@@ -527,7 +527,7 @@ def test_a_finished_run_is_resumed_without_any_work(
     out = tmp_path / "run"
     sp.run_pipeline(run_file(folders, alphas=2), out)
     before = summary_of(out)
-    for name in ("build_start", "finetune", "sweep_alpha", "wise_ft"):
+    for name in ("build_start", "finetune", "sweep_alpha", "ensemble_on_path"):
         monkeypatch.setattr(pipeline, name, interrupted)
     monkeypatch.setattr(predictions, "predict_batches", interrupted)
     sp.run_pipeline(run_file(folders, alphas=2), out, resume=True)
