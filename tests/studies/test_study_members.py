@@ -54,6 +54,25 @@ def test_a_run_goes_on_from_its_checkpoints_and_deletes_them(folders: Path, tmp_
     assert (reported[0]["name"], reported[0]["seed"]) == ("run-seed-4", 4)
 
 
+def test_runs_that_differ_in_the_statistics_of_ensembles_train_once(
+    folders: Path, tmp_path: Path, steps: Steps
+) -> None:
+    settings = {
+        "model": "timm:test_resnet",
+        "random_weights": True,
+        "finetune": {"epochs": 1, "batch_size": 6, "lr": 1e-3, "shots": 2},
+    }
+    configurations = {"averaged": {}, "re-estimated": {"batch_norm": "re-estimated"}}
+    runs = StudyFile.resolve(fruit_study(folders, run=settings, configurations=configurations)).members()
+    for run in runs:
+        run_member(run, MemberDirectory(tmp_path / run.name), "reference")
+    assert steps.taken == [0]
+    first, second = (MemberDirectory(tmp_path / run.name) for run in runs)
+    assert weight_bytes(sp.load_classifier(first.fine_tuned)) == weight_bytes(sp.load_classifier(second.fine_tuned))
+    paths = [json.loads(directory.record.read_text(encoding="utf-8"))["path"] for directory in (first, second)]
+    assert paths[0][0] == paths[1][0] and paths[0][-1] == paths[1][-1]
+
+
 def test_a_run_whose_directory_is_in_use_is_refused(folders: Path, tmp_path: Path) -> None:
     with locked(tmp_path / "run"), pytest.raises(sp.InputError, match="in use by another shiftproof process"):
         run_member(the_member(fruit_study(folders)), MemberDirectory(tmp_path / "run"), "reference")

@@ -19,7 +19,7 @@ from shiftproof.evaluation.metrics import correct_rows
 from shiftproof.finetuning.loop import finetune
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
-from shiftproof.models.directories import save_classifier
+from shiftproof.models.directories import load_classifier, save_classifier
 from shiftproof.models.names import is_encoder
 from shiftproof.records.codec import document
 from shiftproof.records.studies import StudyMember
@@ -32,15 +32,15 @@ from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
 
 _START_KEYS = (
-    *("model", "head", "weights", "random_weights", "suite", "prompts", "seed", "limit"),
-    *("image_cache", "evaluation"),
+    *("model", "head", "weights", "random_weights", "suite", "classes", "prompts", "seed", "limit"),
+    *("head_cache", "image_cache", "evaluation"),
 )
 
 
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
     """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
 
-    An interrupted training run is resumed from its last checkpoint. The checkpoints are deleted at the end. ``threads``
+    The fine-tuned classifier of a finished run with the same training is used again. An interrupted training run is resumed from its last checkpoint. The checkpoints are deleted at the end. ``threads``
     is the number of threads that PyTorch may use; None leaves it as it is.
     """
     if threads:
@@ -53,7 +53,7 @@ def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: i
     with locked(directory.root):
         write_text(directory.run_file, run_file.to_yaml() + yaml.safe_dump({"versions": versions()}))
         start = start_of(run_file, suite)
-        tuned = finetune(
+        tuned = trained_alike(run_file, directory) or finetune(
             start,
             suite.relabelled(start.classes),
             run_file.finetune,
@@ -68,6 +68,15 @@ def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: i
         directory.error.unlink(missing_ok=True)
         for checkpoint in directory.checkpoints.glob("step-*"):  # the log is not deleted
             shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def trained_alike(run_file: RunFile, directory: MemberDirectory) -> Classifier | None:
+    """The fine-tuned classifier of a finished run of the same study that has the same training, if there is one."""
+    for folder in sorted(directory.root.parent.iterdir()):
+        other = MemberDirectory(folder)
+        if is_done(other) and RunFile.read(other.run_file).differences(run_file) == ["batch_norm"]:
+            return load_classifier(other.fine_tuned, channels_last=run_file.finetune.channels_last)
+    return None
 
 
 def sweep_member(
