@@ -40,8 +40,9 @@ _START_KEYS = (
 def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: int | None = None) -> None:
     """Fine-tunes one configuration, sweeps alpha and writes ``fine_tuned/`` and ``member.json``.
 
-    The fine-tuned classifier of a finished run with the same training is used again. An interrupted training run is resumed from its last checkpoint. The checkpoints are deleted at the end. ``threads``
-    is the number of threads that PyTorch may use; None leaves it as it is.
+    The fine-tuned classifier of a finished run with the same training is used again. An interrupted training run is
+    resumed from its last checkpoint. The checkpoints are deleted at the end. ``threads`` is the number of threads that
+    PyTorch may use; None leaves it as it is.
     """
     if threads:
         import torch
