@@ -70,11 +70,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "evaluation": (
         *("blocks", "intervals", "proportions", "significance", "robustness", "calibration", "metrics"),
         "benchmark_metrics",
-        *("predictions", "set_metrics", "scoring", "inference", "retrieval"),
+        *("predictions", "set_metrics", "scoring", "sharing", "inference", "retrieval"),
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
     "finetuning": ("settings", "anchor", "depths", "probe", "recipes", "loop"),
-    "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "path", "rules"),
+    "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "interpolation", "path", "rules"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (
         *("logits", "means", "agreement", "overrides", "cka", "layers", "connectivity", "plane", "evidence"),
@@ -102,7 +102,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "runs": (
         *("directory", "yaml_text", "locations", "file", "starts", "inputs", "samples", "evidence", "predictions"),
         *("checks", "doctor", "doubts", "pipeline", "finished", "networks", "parts", "comparisons", "diagnose"),
-        *("benchmarks", "scores", "stages", "tables", "retrieve", "interventions", "exports"),
+        *("benchmarks", "scores", "sweeps", "stages", "tables", "retrieve", "interventions", "exports"),
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (

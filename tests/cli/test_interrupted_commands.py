@@ -17,8 +17,6 @@ from support.commands import Call, data_flags, logged_steps, quick_training_flag
 from support.processes import ForkedProcess
 from support.studies import fruit_study, in_yaml
 
-from shiftproof.runs import stages
-
 QUICK = ["--set", "limit=3", *quick_training_flags(recipe="head-only", epochs=80, checkpoint_every=500)]
 
 
@@ -150,8 +148,8 @@ def test_ctrl_c_stops_every_run_of_a_study_after_its_step(folders: Path, tmp_pat
 @pytest.mark.parametrize(
     ("function", "arguments", "remedy"),
     [
-        ("run_sweep", ["sweep", "zero", "tuned", "--suite", "emoji"], " Continue with --resume."),
-        ("run_zero_shot", ["zeroshot", "tiny", "--suite", "emoji"], ""),
+        ("sweeps.run_sweep", ["sweep", "zero", "tuned", "--suite", "emoji"], " Continue with --resume."),
+        ("stages.run_zero_shot", ["zeroshot", "tiny", "--suite", "emoji"], ""),
     ],
 )
 def test_ctrl_c_outside_a_training_ends_with_a_message(
@@ -160,6 +158,6 @@ def test_ctrl_c_outside_a_training_ends_with_a_message(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, function, interrupted)
+    monkeypatch.setattr(f"shiftproof.runs.{function}", interrupted)
     ended = call(*arguments)
     assert (ended.code, ended.out, ended.err) == (130, "", f"shiftproof: interrupted.{remedy}\n")

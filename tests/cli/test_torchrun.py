@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from support import processes
+from PIL import Image
+from support import processes, small_batches
 from support.commands import Call, CommandResult, data_flags, logged_steps, quick_training_flags
 
 import shiftproof as sp
+from shiftproof.data.decoding import SIXTEEN_BITS
 
 pytestmark = pytest.mark.multiprocess
 
@@ -18,9 +22,9 @@ FORKED = ["--standalone", "--nproc-per-node", "2", "--start-method", "fork", "--
 COMMAND = Path(sp.__file__).with_name("__main__.py")
 
 
-def torchrun(*arguments: str | Path, cwd: Path) -> CommandResult:
+def torchrun(*arguments: str | Path, cwd: Path, command: str | Path = COMMAND) -> CommandResult:
     """A command in two processes that share the work, which are forked: that saves the seconds of their imports."""
-    ended = processes.run("module", "torch.distributed.run", *FORKED, COMMAND, *arguments, cwd=cwd)
+    ended = processes.run("module", "torch.distributed.run", *FORKED, command, *arguments, cwd=cwd)
     return CommandResult(ended.returncode, ended.stdout, ended.stderr)
 
 
@@ -52,12 +56,20 @@ def test_two_processes_fine_tune_as_one_does_and_one_of_them_speaks(folders: Pat
     assert sp.evaluation.accuracy(sp.predict(tuned, sketches).logits, sketches.labels) == two[1]["accuracy"]
 
 
-def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: Path, call: Call) -> None:
+@pytest.mark.filterwarnings("ignore:.*had to be converted:UserWarning")
+def test_two_processes_share_the_training_and_the_evaluation_of_a_run(
+    folders: Path, tmp_path: Path, call: Call
+) -> None:
+    folders = Path(shutil.copytree(folders, tmp_path / "fruit"))
+    # The fourth sketch is in the second process's share of the evaluation.
+    grey = np.full((32, 40), 40_000, dtype=np.uint16)
+    Image.fromarray(grey).save(folders / "sketch" / "pear" / "pear-0.png")
     splits = {split: f"folder:{folders}/{split}" for split in ("train", "validation", "test")}
     suite = {"reference": splits, "shifts": {"sketch": {"data": f"folder:{folders}/sketch"}}}
     settings = {"model": "tiny", "suite": suite, "alphas": 3}
     Path("fruit.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    shared = torchrun("run", "fruit.yaml", *quick_training_flags(batch_size=6), "--out", "out", cwd=tmp_path)
+    command = ["run", "fruit.yaml", *quick_training_flags(batch_size=6), "--out", "out"]
+    shared = torchrun(*command, cwd=tmp_path, command=small_batches.__file__)
     assert shared.code == 0, shared.err
     assert shared.out.count("report: out/report.html") == 1
     assert shared.err.count("fine-tune: 3 done") == shared.err.count("sweep: 81 done") == 1
@@ -65,6 +77,7 @@ def test_two_processes_share_the_fine_tuning_of_a_run(folders: Path, tmp_path: P
         assert Path("out", name).is_file()
     assert logged_steps("out") == [1, 2, 3]
     summary = json.loads(Path("out/summary.json").read_text(encoding="utf-8"))
+    assert summary["conversions"] == {f"folder:{folders}/sketch": {SIXTEEN_BITS: 1}}
     for model in ("zero_shot", "fine_tuned", "ensemble"):
         classifier = sp.load_classifier(Path("out", model))
         for name, split in (("reference", "test"), ("sketch", "sketch")):

@@ -25,7 +25,8 @@ from shiftproof.cli.app import main
 from shiftproof.data.batches import evaluation_batches
 from shiftproof.data.sets import array_set
 from shiftproof.ensembling.batch_norm import has_batch_norm, reestimate_batch_norm
-from shiftproof.ensembling.path import ensemble_on_path, path_sets
+from shiftproof.ensembling.interpolation import ensemble_on_path
+from shiftproof.ensembling.path import path_sets
 
 CLASSES = sp.ClassSpace.from_ids(["lemon", "red_apple", "pear"])
 
@@ -288,7 +289,7 @@ def test_a_resumed_path_re_estimates_only_what_it_measures(folders: Path, monkey
     def known(alpha: float, name: str) -> NDArray[np.bool_] | None:
         return None if (alpha, name) == (0.6, "sketch") else np.ones(len(path_sets(suite)[name]), bool)
 
-    monkeypatch.setattr("shiftproof.ensembling.path.reestimate_batch_norm", watched)
+    monkeypatch.setattr("shiftproof.ensembling.interpolation.reestimate_batch_norm", watched)
     sp.sweep_alpha(*ends, suite, [0, 0.3, 0.6, 1], known=known, batch_norm_images=suite.reference.train)
     assert estimated == [0.6]
 

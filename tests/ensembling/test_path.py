@@ -20,15 +20,17 @@ from support import processes
 from support.predictions import collecting
 
 import shiftproof as sp
+from shiftproof.ensembling import interpolation
 from shiftproof.ensembling import path as path_module
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.ensembling.rules import FIXED_ALPHA, RULES
 from shiftproof.evaluation.predictions import load_scores, save_scores
+from shiftproof.models.classifier import Network
 from shiftproof.records.codec import document, from_json
 from shiftproof.records.paths import PathPoint
 from shiftproof.report.paths import rules_table
 from shiftproof.runs import predictions
-from shiftproof.runs.stages import run_sweep
+from shiftproof.runs.sweeps import run_sweep
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -70,13 +72,13 @@ ALPHAS = (0.0, 0.3, 0.5, 1.0)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that any network's encoder has seen."""
     seen: list[int] = []
-    features = path_module.Network.features
+    features = Network.features
 
     def counting(network: Any, images: torch.Tensor) -> torch.Tensor:
         seen.append(len(images))
         return features(network, images)
 
-    monkeypatch.setattr(path_module.Network, "features", counting)
+    monkeypatch.setattr(Network, "features", counting)
     return seen
 
 
@@ -115,14 +117,14 @@ def test_every_image_is_decoded_once_and_no_more_than_a_batch_of_them_is_held(
         return images.read(i)
 
     suite = replace(suite, reference=replace(suite.reference, test=replace(images, read=read)), shifts=())
-    features = path_module.Network.features
+    features = Network.features
 
     def forward(network: Any, batch: torch.Tensor) -> torch.Tensor:
         if decoded:
             used.append(len(batch))
         return features(network, batch)
 
-    monkeypatch.setattr(path_module.Network, "features", forward)
+    monkeypatch.setattr(Network, "features", forward)
     sp.sweep_alpha(*ends, suite, ALPHAS)
     assert sorted(decoded) == list(range(len(images)))
     assert sum(used) == len(ALPHAS) * len(images)
@@ -132,13 +134,13 @@ def test_there_is_one_working_copy_and_the_ends_stay_as_they_were(
     ends: Ends, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[object] = []
-    deepcopy = path_module.deepcopy
+    deepcopy = interpolation.deepcopy
 
     def counting(network: Any) -> Any:
         copies.append(network)
         return deepcopy(network)
 
-    monkeypatch.setattr(path_module, "deepcopy", counting)
+    monkeypatch.setattr(interpolation, "deepcopy", counting)
     for name in ("with_weights", "state_dict"):  # either would make copies of its own, or lead to them
         monkeypatch.setattr(sp.Classifier, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     before = [{name: t.clone() for name, t in end.network.state_dict().items()} for end in ends]
@@ -299,7 +301,7 @@ import os, signal, sys
 from pathlib import Path
 from shiftproof import RunFile
 from shiftproof.runs import predictions
-from shiftproof.runs.stages import run_sweep
+from shiftproof.runs.sweeps import run_sweep
 
 save, calls = predictions.save_scores, []
 def dying(*arguments):

@@ -15,7 +15,7 @@ import pytest
 import shiftproof as sp
 from shiftproof.models.identity import fingerprint, first_fingerprint
 from shiftproof.runs.inputs import load_run_suite
-from shiftproof.runs.stages import run_sweep
+from shiftproof.runs.sweeps import run_sweep
 from shiftproof.storage import read_json
 
 pytestmark = pytest.mark.usefixtures("blank_figures")

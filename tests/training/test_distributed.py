@@ -226,7 +226,7 @@ def play(role: str, folder: Path) -> None:
             return
         told: dict[str, Any] = {
             "processes": process_count(),
-            "main": [broadcast_from_main(process_index() == index, "cpu") for index in (0, 1)],
+            "main": [broadcast_from_main(process_index() == index) for index in (0, 1)],
             "interrupted": interrupted(results / "interrupted"),
             "poisoned": poisoned(results / "poisoned"),
         }
@@ -408,7 +408,8 @@ def test_processes_that_see_other_checkpoints_are_refused(ran: Ran) -> None:
 def test_a_process_that_dies_ends_the_launch_and_leaves_whole_checkpoints(ran: Ran) -> None:
     assert ran.code != 0
     assert ran.seconds < 60
-    assert "SIGKILL" in ran.output
+    # Whichever of the two the launcher looks at first: the one that was killed, or the one that has lost it.
+    assert re.search("SIGKILL|another process has ended", ran.output)
     saved = sorted(path.name for path in (ran.folder / "left").glob("step-*"))
     assert saved[-1] in (f"step-{step:08d}" for step in (DIES_AFTER - 1, DIES_AFTER))
     for path in saved:

@@ -10,6 +10,8 @@ import contextlib
 import io
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -66,10 +68,17 @@ def main() -> None:
     # wait for each other slow down whatever else runs, and themselves most of all (docs/decisions.md#speed).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with contextlib.redirect_stdout(io.StringIO()) if is_secondary_process() else contextlib.nullcontext():
+        with _errors_only() if is_secondary_process() else contextlib.nullcontext():
             app(prog_name="shiftproof")
     except BrokenPipeError:
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from shiftproof.errors import InputError
 
 if TYPE_CHECKING:
     from shiftproof.records.accuracy import AccuracyRecord
-    from shiftproof.runs.stages import Sweep
+    from shiftproof.runs.sweeps import Sweep
 
 
 def pretrain(
@@ -169,12 +169,13 @@ def sweep(
 ) -> None:
     """Interpolate two classifiers at every alpha, measure each ensemble and save the one at the chosen alpha.
 
-    --resume resumes an interrupted sweep, or adds alphas to a finished one.
+    --resume resumes an interrupted sweep, or adds alphas to a finished one. Processes started by torchrun share the
+    work.
 
     Example: shiftproof sweep runs/zeroshot runs/tuned --suite emoji --out runs/sweep
     """
     from shiftproof.cli.console import live_progress
-    from shiftproof.runs.stages import run_sweep
+    from shiftproof.runs.sweeps import run_sweep
 
     keys = {
         **{"suite": data.section(), "alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm},
@@ -240,7 +241,8 @@ def evaluate(
     """Score a classifier on a suite or on your own data.
 
     The labels are matched by the names of the classes. A pretrained network, such as timm:resnet50.a1_in1k, is scored
-    with the head that it was pretrained with: for one of ImageNet, the folders are named by WordNet ids.
+    with the head that it was pretrained with: for one of ImageNet, the folders are named by WordNet ids. Processes
+    started by torchrun share the work.
 
     Example: shiftproof evaluate runs/tuned --test folder:photos --shift sketch=folder:sketches
     """

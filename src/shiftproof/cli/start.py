@@ -60,7 +60,8 @@ def run(
     """Run the whole method with your own model and data, as a run file describes it.
 
     The stages are: build the zero-shot classifier, fine-tune it, sweep alpha, average the weights, measure all models
-    under distribution shift, and write a report.
+    under distribution shift, and write a report. Processes started by torchrun share the fine-tuning and the
+    evaluation.
 
     Example: shiftproof run run.yaml --out runs/mine --set finetune.lr=1e-5
     """

@@ -73,6 +73,11 @@ class Conversions:
         with self._lock:
             return dict(sorted(Counter(kind for kinds in self._conversions.values() for kind in kinds).items()))
 
+    def found(self) -> dict[int, tuple[str, ...]]:
+        """The conversions of the pictures that had any, by the position of the picture."""
+        with self._lock:
+            return {i: kinds for i, kinds in self._conversions.items() if kinds}
+
     def warn(self) -> None:
         """Warns of the conversions, unless there are none or they have all been reported."""
         counts = self.counts()

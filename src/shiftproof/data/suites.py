@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from shiftproof.data.decoding import Conversions
 from shiftproof.data.emoji.drawings import EMOJI_ATTRIBUTION, RENDITIONS, concepts
 from shiftproof.data.emoji.sets import EMOJI_SUITES, belongs, emoji_set
 from shiftproof.data.families.registry import FAMILIES, SHIFT, family_section, is_family, load_family
@@ -103,12 +104,16 @@ class ShiftSuite:
         """The reference's test split and every shift, by name."""
         return {self.reference.name: self.reference.test, **{shift.name: shift.data for shift in self.shifts}}
 
-    def conversions(self) -> dict[str, dict[str, int]]:
-        """How many of the pictures read so far had to be converted to 8-bit RGB: by data name, then by conversion."""
+    @property
+    def conversion_counters(self) -> tuple[Conversions, ...]:
+        """What counts the converted pictures of each set, in the order of the sets."""
         reference = self.reference
         sets = (reference.train, reference.validation, *self.test_sets.values())
-        sources = (source for images in sets for source in images.conversions)
-        return {source.name: counts for source in sources if (counts := source.counts())}
+        return tuple(counter for images in sets for counter in images.conversions)
+
+    def conversions(self) -> dict[str, dict[str, int]]:
+        """How many of the pictures read so far had to be converted to 8-bit RGB: by data name, then by conversion."""
+        return {counter.name: counts for counter in self.conversion_counters if (counts := counter.counts())}
 
     def require_readable(self) -> None:
         """Raises an InputError unless all files of all sets exist and one sample of each can be decoded."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,30 +17,31 @@ from shiftproof.data.batches import decoded_once, evaluation_batches
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
-from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
-from shiftproof.ensembling.ensembles import mixed_logits, wise_ft
-from shiftproof.ensembling.heads import TextTowers
+from shiftproof.ensembling.interpolation import (
+    SPACES,
+    Along,
+    logits_along,
+    reestimated_statistics,
+    require_reestimable,
+)
 from shiftproof.errors import InputError, require_between, require_choice
 from shiftproof.evaluation.inference import BATCH_SIZE, require_its_classes
-from shiftproof.evaluation.metrics import ScoreCollector, Scores, correct_rows
+from shiftproof.evaluation.metrics import Scores, scores
 from shiftproof.evaluation.predictions import Add
 from shiftproof.evaluation.proportions import Proportion, measure_proportion
-from shiftproof.models.classifier import Classifier, Network, require_same_task
+from shiftproof.evaluation.sharing import Processes
+from shiftproof.models.classifier import Classifier, require_same_task
 from shiftproof.models.devices import resolve_device
-from shiftproof.models.memory import lay_out, uses_channels_last
-from shiftproof.models.precision import resolved_precision
 from shiftproof.records.paths import PathPoint, PathRecord
-from shiftproof.weights.arithmetic import combine, is_running_statistic, path_coefficients, require_compatible
 
-SPACES = ("weights", "outputs")
-# What takes the logits of an alpha on a set; it is closed after the last batch.
-Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add]]
+# What takes the logits of an alpha on a set, if anything does; it is closed after the last batch.
+Keep: TypeAlias = Callable[[float, str], contextlib.AbstractContextManager[Add] | None]
+# What takes the compact predictions of an alpha on a set when its last batch is done.
+Collect: TypeAlias = Callable[[float, str, Scores], object]
 # Which of a set's (N,) images an alpha classified correctly in an earlier sweep; None where that is not known.
 Known: TypeAlias = Callable[[float, str], NDArray[np.bool_] | None]
-# The logits of a batch at each of several alphas, in their order.
-_Along: TypeAlias = Callable[[Tensor, Sequence[float]], Iterator[Tensor]]
-# The entries at an alpha that are not interpolated: a head that is rebuilt, statistics that are re-estimated.
-_Replaced: TypeAlias = Callable[[float], Mapping[str, Tensor]]
+# What each of several alphas gives on a batch: the compact predictions and, where they are kept, the logits.
+_Measured: TypeAlias = list[tuple[Scores, NDArray[np.float32] | None]]
 
 
 def alpha_grid(alphas: int | Sequence[float]) -> tuple[float, ...]:
@@ -77,8 +77,10 @@ def sweep_alpha(
     device: str | torch.device = "auto",
     precision: str = "float32",
     keep: Keep | None = None,
+    collect: Collect | None = None,
     known: Known | None = None,
     batch_norm_images: ImageSet | None = None,
+    together: bool = False,
 ) -> PathRecord:
     """Measures the accuracy along the alpha path: on the reference's validation and test splits and on every shift.
 
@@ -95,10 +97,13 @@ def sweep_alpha(
     images.
 
     ``keep(alpha, set)`` returns a context manager whose value takes the (B, K) float32 logits of that pair batch by
-    batch, validation included; if the sweep is interrupted, the manager's exit receives the exception. Where
+    batch, validation included, or None; if the sweep is interrupted, the manager's exit receives the exception.
+    ``collect(alpha, set, scores)`` takes the compact predictions of a pair when its set is done. Where
     ``known(alpha, set)`` returns which (N,) images are correct instead of None, the pair is not run again. ``device``
     is any torch device; "auto" means the GPU if there is one, and the CPU otherwise. ``precision`` is that of the
-    encoder, as in ``predict``; the weights are interpolated in float32.
+    encoder, as in ``predict``; the weights are interpolated in float32. With ``together``, every process of the job
+    calls this function: each runs its share of the batches, and all of them get the record of all images. Only the
+    main one calls ``keep``, ``collect`` and ``known``.
 
     Raises an IncompatibleWeightsError if the two classifiers differ in classes, preprocessing or architecture, and an
     InputError for an alpha outside of 0 to 1, for an unknown space, for a suite of other classes, for a device or a
@@ -122,8 +127,10 @@ def sweep_alpha(
         device=device,
         precision=precision,
         keep=keep,
+        collect=collect,
         known=known,
         batch_norm_images=batch_norm_images,
+        together=together,
     )
     points = [_point(alpha, {name: shares[name][alpha] for name in sets}) for alpha in grid]
     return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
@@ -139,45 +146,53 @@ def sweep_sets(
     device: str | torch.device = "auto",
     precision: str = "float32",
     keep: Keep | None = None,
+    collect: Collect | None = None,
     known: Known | None = None,
     batch_norm_images: ImageSet | None = None,
+    together: bool = False,
 ) -> dict[str, dict[float, Proportion]]:
     """Does what ``sweep_alpha`` does on any sets; returns the accuracy of every alpha, by set."""
     require_same_task(zero_shot, fine_tuned)
     require_choice("space", space, SPACES)
     if batch_norm_images is not None:
-        _require_reestimable(zero_shot, space)
-    grid, place, ends = alpha_grid(alphas), resolve_device(device), (zero_shot, fine_tuned)
+        require_reestimable(zero_shot, space)
+    grid, place, processes = alpha_grid(alphas), resolve_device(device), Processes(together)
     for images in sets.values():
         require_its_classes(zero_shot, images)
     shares = {
         name: {
             alpha: measure_proportion(right, images.clusters.names)
             for alpha in grid
-            if known and (right := known(alpha, name)) is not None
+            if known and processes.leads and (right := known(alpha, name)) is not None
         }
         for name, images in sets.items()
     }
-    missing = {name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets}
-    unmeasured = sorted({alpha for alphas in missing.values() for alpha in alphas})
-    statistics = {} if batch_norm_images is None else _statistics(*ends, unmeasured, batch_norm_images, place)
-    along = _along(*ends, space, place, precision, statistics)
-    done = sum(len(images) * len(shares[name]) for name, images in sets.items())
+    missing = processes.told({name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets})
+    unmeasured, ends = sorted({alpha for few in missing.values() for alpha in few}), (zero_shot, fine_tuned)
+    statistics = reestimated_statistics(*ends, unmeasured, batch_norm_images, place, processes)
+    along = logits_along(*ends, space, place, precision, statistics)
     total = len(grid) * sum(map(len, sets.values()))
+    done = total - sum(len(images) * len(missing[name]) for name, images in sets.items())
 
     def seen(images: int) -> None:
         nonlocal done
         done += images
         progress.report("sweep", done, total)
 
-    for name, images in sets.items():
-        if missing[name]:
-            batches = _batches(images, zero_shot.preprocessing, place)
-            with contextlib.ExitStack() as opened:
-                # What is opened last is closed first, so that files appear in the order of alpha.
-                adds = {a: opened.enter_context(keep(a, name)) for a in reversed(missing[name])} if keep else {}
-                shares[name] |= _measured(along, batches, images, missing[name], seen, adds)
-    return shares
+    for name in filter(missing.get, sets):
+        images = sets[name]
+        with contextlib.ExitStack() as opened:
+            # What is opened last is closed first, so that files appear in the order of alpha.
+            managers = {a: keep(a, name) for a in reversed(missing[name])} if keep and processes.leads else {}
+            adds = {a: opened.enter_context(manager) for a, manager in managers.items() if manager is not None}
+            kept = processes.told(frozenset(adds))
+            measure = functools.partial(_measured, along, zero_shot.preprocessing, place, missing[name], kept)
+            measured = _sweep_set(measure, images, missing[name], adds, processes, seen)
+        for alpha, found in measured.items():
+            shares[name][alpha] = measure_proportion(found.prediction == images.labels, images.clusters.names)
+            if collect:
+                collect(alpha, name, found)
+    return processes.told(shares)
 
 
 def sweep_scores(
@@ -191,126 +206,11 @@ def sweep_scores(
     """Returns the compact predictions of every alpha between two classifiers on labelled sets, by alpha and set."""
     by_alpha: dict[float, dict[str, Scores]] = {alpha: {} for alpha in alpha_grid(alphas)}
 
-    @contextlib.contextmanager
-    def collect(alpha: float, name: str) -> Iterator[Add]:
-        collector = ScoreCollector(sets[name].labels, sets[name].projection)
-        yield collector.add
-        by_alpha[alpha][name] = collector.whole()
+    def collect(alpha: float, name: str, found: Scores) -> None:
+        by_alpha[alpha][name] = found
 
-    sweep_sets(first, second, sets, alpha_grid(alphas), device=device, keep=collect)
+    sweep_sets(first, second, sets, alpha_grid(alphas), device=device, collect=collect)
     return by_alpha
-
-
-def ensemble_on_path(
-    zero_shot: Classifier,
-    fine_tuned: Classifier,
-    alpha: float,
-    *,
-    device: str | torch.device = "auto",
-    batch_norm_images: ImageSet | None = None,
-) -> Classifier:
-    """Returns the classifier that ``sweep_alpha`` measures at an alpha, in the space of weights."""
-    ensemble = wise_ft(zero_shot, fine_tuned, alpha)
-    if batch_norm_images is None or alpha in (0, 1):
-        return ensemble
-    return reestimate_batch_norm(ensemble, batch_norm_images, device=device)
-
-
-def _require_reestimable(classifier: Classifier, space: str) -> None:
-    """Raises an InputError where a path has no averaged network whose batch norm could be re-estimated."""
-    require_batch_norm(classifier)
-    if space == "outputs":
-        raise InputError(
-            "batch norm is re-estimated for averaged weights, and in the space 'outputs' no weights are averaged. "
-            "Interpolate the weights, or leave the statistics as they are."
-        )
-
-
-def _statistics(
-    zero_shot: Classifier, fine_tuned: Classifier, alphas: Sequence[float], images: ImageSet, device: str
-) -> dict[float, dict[str, Tensor]]:
-    """Returns the re-estimated running statistics of every alpha between the ends, by the names of their entries."""
-    images = decoded_once(images, zero_shot.preprocessing)
-    networks = (
-        (alpha, ensemble_on_path(zero_shot, fine_tuned, alpha, device=device, batch_norm_images=images))
-        for alpha in alphas
-        if 0 < alpha < 1
-    )
-    return {
-        alpha: {name: entry for name, entry in network.state_dict().items() if is_running_statistic(name)}
-        for alpha, network in networks
-    }
-
-
-def _along(
-    zero_shot: Classifier,
-    fine_tuned: Classifier,
-    space: str,
-    device: str,
-    precision: str,
-    statistics: Mapping[float, Mapping[str, Tensor]],
-) -> _Along:
-    """Returns the function from a batch to the logits of every alpha, with both ends on the device."""
-    models = zero_shot, fine_tuned
-    require_compatible(*(model.network.state_dict() for model in models))
-    towers = TextTowers.of(models, device=device) if space == "weights" else None
-    one_encoder = _one_encoder(zero_shot.network, fine_tuned.network)
-    if space == "weights" and (towers or statistics or not one_encoder):
-        replaced = functools.cache(functools.partial(_replaced, towers, statistics))
-        return _interpolating(models, replaced, device, precision)
-    first, second = (model.network_on(device=device, precision=precision) for model in models)
-    if one_encoder:
-        return _mixing(lambda images: _two_heads(first, second, images))
-    return _mixing(lambda images: (first(images), second(images)))
-
-
-def _replaced(
-    towers: TextTowers | None, statistics: Mapping[float, Mapping[str, Tensor]], alpha: float
-) -> dict[str, Tensor]:
-    """Returns the entries at an alpha that are not interpolated."""
-    return {**(towers.between(alpha).entries if towers else {}), **statistics.get(alpha, {})}
-
-
-def _interpolating(models: tuple[Classifier, Classifier], replaced: _Replaced, device: str, precision: str) -> _Along:
-    """Moves the weights of one network along the path, batch by batch: three copies of the weights in all."""
-    start = models[0]
-    channels_last = uses_channels_last(start.network, device, start.channels_last)
-    working = lay_out(deepcopy(start.network).to(device), channels_last).eval()
-    working = working.in_precision(resolved_precision(precision, device))
-    ends = [{name: entry.to(device) for name, entry in model.network.state_dict().items()} for model in models]
-    tensors = working.state_dict()
-
-    def logits(images: Tensor, alphas: Sequence[float]) -> Iterator[Tensor]:
-        for alpha in alphas:
-            for name, shares in path_coefficients(tensors, alpha).items():
-                combine([end[name] for end in ends], shares, out=tensors[name])
-            for name, entry in replaced(alpha).items():
-                tensors[name].copy_(entry)
-            yield working(images)
-
-    return logits
-
-
-def _mixing(ends: Callable[[Tensor], tuple[Tensor, Tensor]]) -> _Along:
-    """Interpolates the logits of the two ends."""
-
-    def logits(images: Tensor, alphas: Sequence[float]) -> Iterator[Tensor]:
-        zero_shot, fine_tuned = ends(images)
-        for alpha in alphas:
-            yield mixed_logits(zero_shot, fine_tuned, alpha)
-
-    return logits
-
-
-def _two_heads(first: Network, second: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    features = first.features(images)
-    return first.head(features), second.head(features)
-
-
-def _one_encoder(first: Network, second: Network) -> bool:
-    """Returns whether two networks differ in the head alone."""
-    others = second.encoder.state_dict()
-    return all(torch.equal(tensor, others[name]) for name, tensor in first.encoder.state_dict().items())
 
 
 def _batches(images: ImageSet, preprocessing: Preprocessing, device: str) -> Iterator[Tensor]:
@@ -327,28 +227,47 @@ def _batches(images: ImageSet, preprocessing: Preprocessing, device: str) -> Ite
 
 
 def _measured(
-    along: _Along,
-    batches: Iterable[Tensor],
-    images: ImageSet,
+    along: Along,
+    preprocessing: Preprocessing,
+    device: str,
     alphas: Sequence[float],
-    seen: Callable[[int], None],
-    adds: Mapping[float, Add],
-) -> dict[float, Proportion]:
-    """Runs over a set once; returns the accuracy of each alpha. ``adds`` receive the logits of the models."""
-    correct, projection = {alpha: np.zeros(len(images), dtype=bool) for alpha in alphas}, images.projection
-    start = 0
-    with torch.inference_mode():
-        for batch in batches:
-            rows = slice(start, start + len(batch))
-            start += len(batch)
+    kept: frozenset[float],
+    images: ImageSet,
+) -> Iterator[_Measured]:
+    """Yields what the alphas give on each batch of the images."""
+    start, projection = 0, images.projection
+    for batch in _batches(images, preprocessing, device):
+        labels = images.labels[start : start + len(batch)]
+        start += len(batch)
+        measured: _Measured = []
+        with torch.inference_mode():  # not around the yield, where it would stay active in the caller
             for alpha, logits in zip(alphas, along(batch, alphas), strict=True):
                 values = logits.float().cpu().numpy()
                 scored = values if projection is None else projection.apply(values)
-                correct[alpha][rows] = correct_rows(scored, images.labels[rows])
-                if alpha in adds:
-                    adds[alpha](values)
-                seen(len(batch))
-    return {alpha: measure_proportion(right, images.clusters.names) for alpha, right in correct.items()}
+                measured.append((scores(scored, labels), values if alpha in kept else None))
+        yield measured
+
+
+def _sweep_set(
+    measure: Callable[[ImageSet], Iterator[_Measured]],
+    images: ImageSet,
+    alphas: Sequence[float],
+    adds: Mapping[float, Add],
+    processes: Processes,
+    seen: Callable[[int], None],
+) -> dict[float, Scores]:
+    """Runs over a set once; the leading process gets the compact predictions of each alpha.
+
+    ``adds`` receive the logits of the models.
+    """
+    parts: dict[float, list[Scores]] = {alpha: [] for alpha in alphas}
+    for positions, measured in processes.in_batches(images, BATCH_SIZE, measure):
+        for alpha, (part, logits) in zip(alphas, measured, strict=True):
+            parts[alpha].append(part)
+            if logits is not None:
+                adds[alpha](logits)
+        seen(len(alphas) * len(positions))
+    return {alpha: Scores.concatenated(part) for alpha, part in parts.items() if part}
 
 
 def _point(alpha: float, shares: dict[str, Proportion]) -> PathPoint:

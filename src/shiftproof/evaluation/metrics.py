@@ -31,6 +31,13 @@ class Scores:
     log_probability: NDArray[np.float32]
     square_sum: NDArray[np.float32]
 
+    @classmethod
+    def concatenated(cls, parts: Sequence[Scores]) -> Scores:
+        """The predictions of several parts of a set, one after the other."""
+        return cls(
+            **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        )
+
 
 def accuracy(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     """The fraction of rows of (N, K) logits whose largest entry is that of the (N,) label.
@@ -97,9 +104,7 @@ class ScoreCollector:
     def whole(self) -> Scores:
         """The scores of all samples; raises an InputError if some are missing."""
         require_equal_length("logits and labels", range(self._count), self._labels)
-        return Scores(
-            **{f.name: np.concatenate([getattr(part, f.name) for part in self._parts]) for f in fields(Scores)}
-        )
+        return Scores.concatenated(self._parts)
 
 
 def log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -6,7 +6,8 @@ from .doctor import run_checkup
 from .file import RunFile
 from .interventions import DiagnosisFile, run_backgrounds, run_strong_edge
 from .pipeline import run_pipeline
-from .stages import predict_images, run_evaluate, run_export, run_finetune, run_pretrain, run_sweep, run_zero_shot
+from .stages import predict_images, run_evaluate, run_export, run_finetune, run_pretrain, run_zero_shot
+from .sweeps import run_sweep
 
 __all__ = [
     "DiagnosisFile",

@@ -12,6 +12,7 @@ from shiftproof.errors import DivergenceError, InputError, listed
 from shiftproof.merging.layouts import alpha_folder
 from shiftproof.records.runs import MODELS
 from shiftproof.storage import locked, require_directory_name, write_text
+from shiftproof.training.distributed import is_main_process, wait_for_main
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,28 @@ class OutputDirectory:
     def classifier(self, model: str) -> Path:
         """The directory of a classifier: of a run, one of its three models; of a sweep, the ensemble."""
         return self.root / model
+
+
+@contextlib.contextmanager
+def claim_together(
+    out: Path,
+    layout: Layout,
+    request: Request | None,
+    device: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[None]:
+    """Claims the directory of a job that several processes share in the main one, for which the others wait.
+
+    The errors are those of ``claim``, and errors of the job explain ``resume``.
+    """
+    with contextlib.ExitStack() as claims:
+        if is_main_process():
+            claims.enter_context(claim(out, layout, request, resume=resume, overwrite=overwrite))
+            claims.enter_context(explaining_resume(OutputDirectory(out)))
+        wait_for_main(device)  # the other processes read the directory from here on
+        yield
 
 
 @contextlib.contextmanager

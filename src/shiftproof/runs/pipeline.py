@@ -10,7 +10,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.path import ensemble_on_path, path_sets, sweep_alpha
+from shiftproof.ensembling.interpolation import ensemble_on_path
+from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import FIXED_ALPHA, choose_alpha
-from shiftproof.errors import InputError, refuse_path
+from shiftproof.errors import refuse_path
 from shiftproof.evaluation.intervals import LEVEL
 from shiftproof.evaluation.predictions import Add, StoredPredictions, open_predictions
 from shiftproof.evaluation.scoring import Scored, evaluate_set
@@ -43,6 +43,7 @@ from shiftproof.runs.file import RunFile
 from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, require_trainable, versions
 from shiftproof.runs.predictions import (
     PathFiles,
+    has_logits,
     measure_accuracy,
     predict_to_file,
     require_same_samples,
@@ -50,7 +51,7 @@ from shiftproof.runs.predictions import (
 )
 from shiftproof.runs.samples import write_maps, write_samples
 from shiftproof.storage import read_json, write_json, write_text
-from shiftproof.training.distributed import broadcast_from_main, joined_processes
+from shiftproof.training.distributed import broadcast_from_main, gathered_on_main, is_main_process, joined_processes
 from shiftproof.training.log import trackers_from
 
 
@@ -58,7 +59,8 @@ from shiftproof.training.log import trackers_from
 class Stage:
     """One step of a run: its name, the stages it needs, what it writes into the run directory, and the work.
 
-    The other processes of ``torchrun`` help with a stage that is ``shared``.
+    A stage that is ``shared`` is worked on by all processes of ``torchrun``, and the main one writes. The others have
+    nothing but what the stages before it have written.
     """
 
     name: str
@@ -99,10 +101,10 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
         for stage in STAGES:
             pending = stage.name not in run.seconds
             if stage.shared:
-                broadcast_from_main(pending, device)
+                broadcast_from_main(pending)
             if pending:
                 started = time.perf_counter()
-                stage.work(run)
+                work_on(stage, run)
                 run.seconds[stage.name] = round(time.perf_counter() - started, 3)
                 write_json(run.directory.stages, run.seconds)
                 write_json(run.directory.conversions, conversions_so_far(run))
@@ -110,21 +112,28 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
 
 
 def follow_pipeline(run_file: RunFile, out: str | Path) -> None:
-    """Shares the fine-tuning, in the other processes of ``torchrun``, while the first one runs the pipeline."""
+    """Works on the shared stages, in the other processes of ``torchrun``, while the first one runs the pipeline."""
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
-    out = Path(out)
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
-    start = build_start(run_file, suite)
+    run = Run(run_file.resolved_on(device=device), RunDirectory(Path(out)), device, suite, None)
     with joined_processes(device):
-        if broadcast_from_main(False, device):
-            finetune(
-                start,
-                suite.relabelled(start.classes),
-                run_file.finetune,
-                seed=run_file.seed,
-                device=device,
-                checkpoints=RunDirectory(out).checkpoints,
-            )
+        for stage in STAGES:
+            if stage.shared and broadcast_from_main(False):
+                work_on(stage, run)
+
+
+def work_on(stage: Stage, run: Run) -> None:
+    """Does the work of a stage, or this process's share of it, after which the main process knows what all have read.
+
+    It then counts the same conversions of pictures as a single process does.
+    """
+    stage.work(run)
+    if stage.shared:
+        counters = run.suite_as_loaded.conversion_counters
+        for found in gathered_on_main([counter.found() for counter in counters]):
+            for counter, conversions in zip(counters, found, strict=True):
+                for i, kinds in conversions.items():
+                    counter.note(i, kinds)
 
 
 @dataclass
@@ -206,8 +215,9 @@ def save_fine_tuned(run: Run) -> None:
         checkpoints=run.directory.checkpoints,
         trackers=trackers_from(run.run_file.report_to),
     )
-    warn_of_loss(tuned.training, len(tuned.classes))
-    save_classifier(tuned, run.directory.classifier("fine_tuned"), overwrite=True)
+    if is_main_process():
+        warn_of_loss(tuned.training, len(tuned.classes))
+        save_classifier(tuned, run.directory.classifier("fine_tuned"), overwrite=True)
 
 
 def save_path(run: Run) -> None:
@@ -220,14 +230,8 @@ def save_path(run: Run) -> None:
         models[FIXED_ALPHA] = "ensemble"
     files = run.scores
 
-    @contextlib.contextmanager
-    def collect(alpha: float, name: str) -> Iterator[Add]:
-        with contextlib.ExitStack() as opened:
-            adds = [opened.enter_context(files.collect(alpha, name))]
-            if alpha in models:
-                file = run.directory.logits(models[alpha], name)
-                adds.append(opened.enter_context(writing_logits(files.sets[name], file)))
-            yield lambda logits: [add(logits) for add in adds]
+    def keep(alpha: float, name: str) -> contextlib.AbstractContextManager[Add] | None:
+        return writing_logits(files.sets[name], run.directory.logits(models[alpha], name)) if alpha in models else None
 
     def correct_so_far(alpha: float, name: str) -> NDArray[np.bool_] | None:
         complete = alpha not in models or has_logits(run.directory.logits(models[alpha], name), files.sets[name])
@@ -240,11 +244,14 @@ def save_path(run: Run) -> None:
         run.run_file.alphas,
         device=run.device,
         precision=run.precision,
-        keep=collect,
+        keep=keep,
+        collect=files.save,
         known=correct_so_far,
         batch_norm_images=batch_norm_images(run.run_file, run.suite),
+        together=True,
     )
-    write_json(run.directory.path, path_json(path))
+    if is_main_process():
+        write_json(run.directory.path, path_json(path))
 
 
 def save_ensemble(run: Run) -> None:
@@ -257,19 +264,21 @@ def save_ensemble(run: Run) -> None:
 
 def save_logits(run: Run) -> None:
     """Saves the logits of the three models on every set, unless the sweep has saved them."""
-    for model, classifier in run.classifiers.items():
-        for name, images in path_sets(run.suite).items():
-            file = run.directory.logits(model, name)
-            if not file.is_file():
-                predict_to_file(classifier, images, file, device=run.device, precision=run.precision)
+    sets = path_sets(run.suite)
+    missing = [(model, name) for model in MODELS for name in sets if not run.directory.logits(model, name).is_file()]
+    for model, name in broadcast_from_main(missing):
+        file = run.directory.logits(model, name)
+        predict_to_file(
+            run.classifiers[model], sets[name], file, device=run.device, precision=run.precision, together=True
+        )
 
 
 STAGES = (
     Stage("zero_shot", (), ("zero_shot",), save_start),
     Stage("fine_tuned", ("zero_shot",), ("fine_tuned", "checkpoints"), save_fine_tuned, shared=True),
-    Stage("sweep", ("zero_shot", "fine_tuned"), ("path.json", "predictions"), save_path),
+    Stage("sweep", ("zero_shot", "fine_tuned"), ("path.json", "predictions"), save_path, shared=True),
     Stage("ensemble", ("zero_shot", "fine_tuned", "sweep"), ("ensemble",), save_ensemble),
-    Stage("predict", ("zero_shot", "fine_tuned", "ensemble"), ("predictions",), save_logits),
+    Stage("predict", ("zero_shot", "fine_tuned", "ensemble"), ("predictions",), save_logits, shared=True),
 )
 
 
@@ -370,14 +379,6 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
         for name, images in files.sets.items()
     )
     return [replace(record, precision=run.precision) for record in records]
-
-
-def has_logits(file: Path, images: ImageSet) -> bool:
-    """Whether a file exists and has undamaged logits of a set's images."""
-    try:
-        return file.is_file() and open_predictions(file).require_whole().ids == images.ids
-    except InputError:
-        return False
 
 
 def request_of(run_file: RunFile) -> Request:

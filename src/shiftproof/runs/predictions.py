@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from shiftproof.evaluation.predictions import (
     writing_predictions,
 )
 from shiftproof.evaluation.scoring import Scored, evaluate_set, measure_variants
+from shiftproof.evaluation.sharing import Processes
 from shiftproof.models.classifier import Classifier
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.paths import PathRecord
@@ -44,12 +46,9 @@ class PathFiles:
         """Returns the file of an alpha's predictions on a set; alpha has two decimals where these are exact."""
         return scores_file(self.folder, alpha, name)
 
-    @contextlib.contextmanager
-    def collect(self, alpha: float, name: str) -> Iterator[Add]:
-        """Collects the logits of an alpha on a set batch by batch, and writes one file when all have been added."""
-        collector = ScoreCollector(self.sets[name].labels, self.sets[name].projection)
-        yield collector.add
-        save_scores(collector.whole(), self.sets[name].ids, self.file(alpha, name))
+    def save(self, alpha: float, name: str, scores: Scores) -> None:
+        """Writes the file of an alpha's predictions on a set."""
+        save_scores(scores, self.sets[name].ids, self.file(alpha, name))
 
     def known(self, alpha: float, name: str) -> NDArray[np.bool_] | None:
         """Does what ``correct`` does, but returns None if the file is absent, damaged or of other images."""
@@ -82,11 +81,21 @@ class PathFiles:
 
 
 def predict_to_file(
-    classifier: Classifier, images: ImageSet, file: Path, *, device: str, precision: str = "float32"
+    classifier: Classifier,
+    images: ImageSet,
+    file: Path,
+    *,
+    device: str,
+    precision: str = "float32",
+    together: bool = False,
 ) -> None:
-    """Runs a classifier over a set and writes its logits, batch by batch."""
+    """Runs a classifier over a set and writes its logits, batch by batch; with ``together``, the main process does."""
+    blocks = predict_batches(classifier, images, device=device, precision=precision, together=together)
+    if not Processes(together).leads:
+        deque(blocks, maxlen=0)  # this process computes its share and is given nothing
+        return
     with writing_logits(images, file) as add:
-        for logits in predict_batches(classifier, images, device=device, precision=precision):
+        for logits in blocks:
             add(logits)
 
 
@@ -106,6 +115,14 @@ def writing_logits(images: ImageSet, file: Path) -> contextlib.AbstractContextMa
     """Opens a file for the logits of a set, which are added batch by batch; it appears complete or not at all."""
     of_set = images.ids, images.labels, len(images.classes), images.groups, images.projection
     return writing_predictions(file, *of_set)
+
+
+def has_logits(file: Path, images: ImageSet) -> bool:
+    """Whether a file exists and has undamaged logits of a set's images."""
+    try:
+        return file.is_file() and open_predictions(file).require_whole().ids == images.ids
+    except InputError:
+        return False
 
 
 def require_same_samples(ids: tuple[str, ...], images: ImageSet) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from shiftproof.data.sets import ImageSet
-from shiftproof.evaluation.inference import predict
+from shiftproof.evaluation.inference import predict_batches, predictions_of
 from shiftproof.evaluation.metrics import scores
 from shiftproof.evaluation.predictions import Predictions
 from shiftproof.evaluation.scoring import Scored, evaluate_set, measure_variants
+from shiftproof.evaluation.sharing import Processes
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.precision import resolved_precision
 from shiftproof.records.accuracy import AccuracyRecord
@@ -46,16 +49,20 @@ def score(
     """The accuracy of a classifier on every set, as records that name it ``model``; its encoder runs in ``precision``.
 
     Sets with only some of the classes are compared with the set named ``reference``, if it comes before them. With
-    ``out``, the records are also written to ``results.jsonl`` in that directory. With ``together``, all processes of a
-    distributed job share the work. ``keep`` is called with the name and the predictions of every set.
+    ``out``, the records are also written to ``results.jsonl`` in that directory. ``keep`` is called with the name and
+    the predictions of every set. With ``together``, all processes of a job share the work and get the records, and the
+    main one writes.
     """
-    precision = resolved_precision(precision, device)
+    precision, processes = resolved_precision(precision, device), Processes(together)
     records = []
     compared: Scored | None = None
     for name, images in sets.items():
-        predictions = predict(
-            classifier, images, device=device, precision=precision, stage=f"evaluate {name}", together=together
-        )
+        stage = f"evaluate {name}"
+        run = predict_batches(classifier, images, device=device, precision=precision, stage=stage, together=together)
+        blocks = list(run)
+        if not processes.leads:
+            continue
+        predictions = predictions_of(images, np.concatenate(blocks))
         if keep is not None:
             keep(name, predictions)
         scored = Scored(images, predictions)
@@ -68,9 +75,9 @@ def score(
             set_name=name,
         )
         records.append(replace(record, variants=measure_variants(scored, compared), precision=precision))
-    if out is not None:
+    if out is not None and processes.leads:
         write_results(records, out)
-    return tuple(records)
+    return processes.told(tuple(records))
 
 
 def write_results(records: Sequence[AccuracyRecord], out: Path) -> None:

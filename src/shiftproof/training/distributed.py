@@ -1,4 +1,4 @@
-"""The processes of one training, as ``torchrun`` starts them: which of them writes, and sums over all of them."""
+"""The processes of one job, as ``torchrun`` starts them: which of them writes, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from torch import distributed, nn
 from shiftproof.errors import TrainingError
 
 Number = TypeVar("Number", np.float32, np.float64)
+Value = TypeVar("Value")
+# How long a process waits for another, which may build a head or make a report meanwhile. The loss of a process is
+# noticed at once, by the closed connection or by torchrun.
+_PATIENCE = timedelta(hours=4)
 _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed out|remote process exited", re.IGNORECASE)
 
 
 def process_count() -> int:
-    """The number of processes that train together; 1 unless they were joined."""
+    """The number of processes that share a job; 1 unless they were joined."""
     return distributed.get_world_size() if _joined() else 1
 
 
@@ -45,7 +50,7 @@ def joined_processes(device: str) -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    PartialState(cpu=torch.device(device).type == "cpu")
+    PartialState(cpu=torch.device(device).type == "cpu", timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -76,7 +81,7 @@ def same_everywhere(number: int, device: str) -> bool:
 
 def wait_for_main(device: str) -> None:
     """Returns once every process, including the main one, has reached this call."""
-    broadcast_from_main(True, device)
+    summed(np.zeros(1), device)
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -100,10 +105,24 @@ def translating_lost_process() -> Iterator[None]:
         raise
 
 
-def broadcast_from_main(value: bool, device: str) -> bool:
+def broadcast_from_main(value: Value) -> Value:
     """Returns the main process's value on every process; every process must call this."""
-    flag = np.array([float(value) if is_main_process() else 0.0], dtype=np.float64)
-    return bool(summed(flag, device)[0])
+    if process_count() == 1:
+        return value
+    values = [value]
+    with translating_lost_process():
+        distributed.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def gathered_on_main(value: Value) -> list[Value]:
+    """The values of all processes in the order of ranks on the main process, none on the others; all must call this."""
+    if process_count() == 1:
+        return [value]
+    values: list[Any] | None = [None] * process_count() if is_main_process() else None
+    with translating_lost_process():
+        distributed.gather_object(value, values, 0)
+    return values or []
 
 
 def gathered(rows: torch.Tensor) -> torch.Tensor:
