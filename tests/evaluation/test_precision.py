@@ -128,6 +128,7 @@ def test_features_beyond_the_range_of_float16_are_refused() -> None:
     assert encoded_in("bfloat16", encoder, torch.ones(1, 2)).isinf().all()  # what reads the logits says so
 
 
+@pytest.mark.slow
 def test_a_sweep_is_continued_in_its_precision_only(folders: Path, call: Call) -> None:
     zero = sp.zero_shot_classifier(sp.load_clip("tiny"), CLASSES)
     tuned = zero.with_weights({name: entry * 1.01 for name, entry in zero.state_dict().items()}, head="trained")
@@ -147,6 +148,7 @@ def test_a_sweep_is_continued_in_its_precision_only(folders: Path, call: Call) -
     assert call(*asked, "--out", "whole", "--resume").code == 0
 
 
+@pytest.mark.slow
 def test_commands_record_the_precision_and_hold_a_table_to_it(folders: Path, call: Call) -> None:
     sp.save_classifier(sp.zero_shot_classifier(sp.load_clip("tiny"), CLASSES), "zero")
     asked = ["--device", "cpu", "--precision", "bfloat16"]
