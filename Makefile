@@ -1,24 +1,29 @@
 # Every target sets up what it needs in a virtual environment in .venv, and installs again when pyproject.toml changes.
 #   make demo       the demo, with the core dependencies and the packages of the emoji suite only
-#   make test       all tests
+#   make test       all tests but the longest
+#   make test-all   all tests, as in CI
 #   make test-fast  the tests that are quick, need no GPU and start neither processes, Ray nor a browser
 #   make check      the linter, the formatter and the type checker
 #   make bench      the benchmark of throughput
-# test, check and bench install every extra.
+# Every other target installs every extra.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
-FAST := not (slow or multiprocess or ray or gpu or browser)
+LONGEST := long or multiprocess or ray
+FAST := not (slow or $(LONGEST) or gpu or browser)
 
-.PHONY: demo test test-fast check bench clean
+.PHONY: demo test test-all test-fast check bench clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/shiftproof demo --seed 0 --out runs/demo --overwrite
 
 test: $(DEV_STAMP)
+	$(PYTEST) -m 'not ($(LONGEST))'
+
+test-all: $(DEV_STAMP)
 	$(PYTEST)
 
 test-fast: $(DEV_STAMP)

@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the files that take longest first, so that no worker is alone with one of them in the end."""
     ranks: dict[Path, int] = {}
     for item in items:
-        lasting = item.get_closest_marker("ray") or item.get_closest_marker("multiprocess")
-        rank = 0 if lasting else 1 if item.get_closest_marker("slow") else 2
+        marks = {mark.name for mark in item.iter_markers()}
+        rank = 0 if marks & {"ray", "multiprocess"} else 1 if marks & {"long", "slow"} else 2
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
 

@@ -81,6 +81,7 @@ def test_an_exported_suite_runs_as_folders(
         assert entry["accuracy"] == sp.evaluation.accuracy(sp.predict(zero, images).logits, images.labels)
 
 
+@pytest.mark.long
 def test_the_demo_runs_its_own_file_with_the_seed_asked_for(
     few_emoji: sp.ShiftSuite, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def domains(tmp_path: Path) -> Path:
     return tmp_path / "pacs"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_stages_and_the_whole_run_take_a_suite_of_domains(domains: Path, call: Call) -> None:
     suite = ["--suite", f"domains:{domains / 'photo'}"]
     assert call("zeroshot", "tiny", *suite, "--out", "zero").code == 0

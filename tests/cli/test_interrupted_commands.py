@@ -65,7 +65,7 @@ def press_ctrl_c(launched: ForkedProcess) -> None:
     os.killpg(launched.pid, signal.SIGINT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_leaves_a_checkpoint_of_a_training_shorter_than_their_distance(
     name: str, folders: Path, tmp_path: Path

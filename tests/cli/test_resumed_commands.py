@@ -17,6 +17,7 @@ import shiftproof as sp
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blank_figures")]
 
 
+@pytest.mark.long
 def test_a_fine_tuning_goes_on_and_ends_as_if_it_had_never_stopped(folders: Path, call: Call, steps: Steps) -> None:
     settings = ["finetune", "tiny", *data_flags(folders), *quick_training_flags(), "--seed", "3"]
     assert call(*settings, "--out", "whole").code == 0

@@ -24,7 +24,7 @@ def test_a_suite_without_a_demo_is_refused(call: Call) -> None:
     assert "Did you mean 'solar-cells'?" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_runs_and_reports_macro_accuracy_and_groups(
     call: Call, blank_figures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

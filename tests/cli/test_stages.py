@@ -79,6 +79,7 @@ def test_classes_are_matched_by_name_where_a_classifier_has_its_own_order(
     assert path[-1]["accuracy"] == {line["set"]: line["accuracy"] for line in scored}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("blank_figures")
 def test_a_real_architecture_with_random_weights_runs(folders: Path, tmp_path: Path, call: Call) -> None:
     settings = {

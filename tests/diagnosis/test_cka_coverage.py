@@ -60,7 +60,7 @@ def drawn(
     return x, y, names
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("clusters", "views", "columns", "noise"),
     [(50, 1, 10, 1.0), (200, 1, 10, 1.0), (200, 1, 3, 0.3), (200, 1, 100, 1.0), (100, 8, 20, 1.0), (267, 4, 100, 0.5)],

@@ -145,7 +145,7 @@ def test_every_cell_is_linear_cka_of_features_taken_by_hand(
     assert np.ptp(expected) > 0.05  # it does tell layers apart
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maps_with_channels_last_are_known(images: sp.ImageSet) -> None:
     swin = timm_classifier("swin_tiny_patch4_window7_224")
     few = images.subset(range(5))

@@ -81,6 +81,7 @@ def stopped(*_: Any, **__: Any) -> Any:
     raise Stopped
 
 
+@pytest.mark.long
 def test_a_study_of_own_networks_writes_what_it_found(small: list[str], tmp_path: Path) -> None:
     study = run_strong_edge(DiagnosisFile(images=4, seed=1, device="cpu"), tmp_path, settings=FEW)
     assert small == list(study.models) == NETWORKS
@@ -121,6 +122,7 @@ def test_a_study_of_own_networks_writes_what_it_found(small: list[str], tmp_path
                     assert mean.value is None or mean.value == pytest.approx(np.nanmean(values), abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_study_goes_on_where_it_was_stopped(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

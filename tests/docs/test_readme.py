@@ -82,7 +82,7 @@ def test_the_run_file_of_the_readme_is_one() -> None:
     assert run_file.finetune.lr == 3e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("blank_figures")
 def test_the_run_file_of_the_readme_trains_the_tiny_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = re.search(r"<<'YAML'\n(.*?)\nYAML", README, re.DOTALL)

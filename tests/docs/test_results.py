@@ -135,6 +135,7 @@ def test_other_numbers_on_a_page_are_noticed(page: str, copied: Sources) -> None
     assert results.updated(page, copied) == right != text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", ["--take", "--take-summaries"])
 def test_the_figure_and_the_table_of_the_readme_are_taken_from_the_same_run(
     copied: Sources, tmp_path: Path, option: str

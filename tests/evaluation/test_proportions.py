@@ -123,7 +123,7 @@ def test_intervals_of_the_worst_group_cover(shares: list[float]) -> None:
     assert covered / draws >= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("samples", [100, 300, 1000])
 @pytest.mark.parametrize("overconfidence", [0.0, 0.05, 0.1])
 def test_intervals_of_the_calibration_error_cover(samples: int, overconfidence: float) -> None:

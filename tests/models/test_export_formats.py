@@ -50,7 +50,7 @@ def labelled_pixels(images: sp.ImageSet) -> list[tuple[str, bytes]]:
     return [(images.classes.ids[label], images.read(i).tobytes()) for i, label in enumerate(images.labels)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::shiftproof.errors.ResultWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.replace(" ", "-"))
 def test_every_format_holds_what_the_page_says(case: ExportCase, suite: sp.ShiftSuite, tmp_path: Path) -> None:

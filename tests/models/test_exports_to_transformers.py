@@ -25,6 +25,7 @@ def zero(tmp_path_factory: pytest.TempPathFactory) -> sp.Classifier:
     return sp.zero_shot_classifier(sp.load_clip(small_clip(tmp_path_factory.mktemp("clip") / "clip")), CLASSES, PROMPTS)
 
 
+@pytest.mark.long
 def test_a_clip_model_of_open_clip_becomes_one_of_transformers(zero: sp.Classifier, tmp_path: Path) -> None:
     export = export_classifier(zero, "transformers", tmp_path / "out")
     assert export.notes == ()
@@ -40,6 +41,7 @@ def test_a_clip_model_of_open_clip_becomes_one_of_transformers(zero: sp.Classifi
     assert torch.allclose(*logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_pipeline_of_transformers_gives_its_probabilities(zero: sp.Classifier, tmp_path: Path) -> None:
     one = sp.zero_shot_classifier(sp.load_clip(zero.source), CLASSES, "photo")
     export_classifier(one, "transformers", tmp_path / "out")

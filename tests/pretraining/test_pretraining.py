@@ -449,6 +449,7 @@ def test_the_model_that_was_handed_in_stays_as_it_was(captioned: CaptionedSet, t
     assert all(torch.equal(tensor, before[name]) for name, tensor in clip.model.state_dict().items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_emoji_captions_can_be_learned_from(tmp_path: Path, precision: str) -> None:
     record = trained(load_captioned_set("emoji-captions"), tmp_path, steps=2, precision=precision)

@@ -99,6 +99,7 @@ def test_every_run_is_diagnosed_from_what_it_kept(finished: Path) -> None:
     assert {path.name for path in (finished / "figures").iterdir()} >= {"overrides.png", "connectivity.png"}
 
 
+@pytest.mark.long
 def test_the_slow_parts_train_once_and_reach_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "_SCRATCH", replace(networks._SCRATCH, epochs=1))
     answer = CliRunner().invoke(
@@ -319,6 +320,7 @@ def with_channels_exchanged(start: sp.Classifier) -> sp.Classifier:
     return start.with_weights(weights)
 
 
+@pytest.mark.long
 def test_between_networks_that_nothing_ties_there_is_a_barrier_and_fine_tunings_have_none() -> None:
     every = sp.load_suite("emoji")
     classes = sp.ClassSpace(every.classes.ids[::12], every.classes.names[::12])

@@ -143,7 +143,7 @@ def test_a_run_goes_through_all_stages_and_averages_batch_norm(folders: Path, tm
     assert resumed.models == record.models
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_re_estimates_batch_norm_along_its_path(folders: Path, tmp_path: Path) -> None:
     asked = run_file(folders, batch_norm="re-estimated", finetune={**QUICK, "shots": 2})
     record = sp.run_pipeline(asked, tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_run_of_a_network_without_batch_norm_is_refused_before_it_begins(folde
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_command_takes_such_a_model(call: Call, folders: Path, tmp_path: Path) -> None:
     data, model = data_flags(folders), ("timm:test_resnet", "--random-weights", "--device", "cpu")
     quick = [flag for key, value in QUICK.items() for flag in ("--set", f"finetune.{key}={value}")]

@@ -13,7 +13,7 @@ from support import processes
 from support.classifiers import tensor_bytes
 from support.killed_trainings import CASES, DEATHS, digests, log_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

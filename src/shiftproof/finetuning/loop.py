@@ -64,7 +64,7 @@ def finetune(
     to ``checkpoints/last_good``.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
-    >>> suite = load_suite("emoji")
+    >>> suite = load_suite("emoji").limited(20)
     >>> zero = zero_shot_classifier(load_clip("tiny"), suite.classes)
     >>> tuned = finetune(zero, suite, FinetuneSettings(epochs=1, shots=1, batch_size=256), device="cpu")
     >>> len(tuned.training["history"])
