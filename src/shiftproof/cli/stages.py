@@ -32,6 +32,7 @@ from shiftproof.errors import InputError
 
 if TYPE_CHECKING:
     from shiftproof.records.accuracy import AccuracyRecord
+    from shiftproof.runs.file import RunFile
     from shiftproof.runs.sweeps import Sweep
 
 
@@ -194,7 +195,11 @@ def sweep(
             overwrite=overwrite,
         )
     _print_sweep(measured)
-    result = f"the ensemble is {out / 'ensemble'}" if space == "weights" else "an output ensemble is not saved"
+    _print_choice(measured, run_file, f"the ensemble is {out / 'ensemble'}" if space == "weights" else None)
+
+
+def _print_choice(measured: Sweep, run_file: RunFile, place: str | None) -> None:
+    result = place or "an output ensemble is not saved"
     if run_file.batch_norm == "re-estimated":
         result += ", with batch-norm statistics re-estimated on the training images"
     print(f"alpha {measured.alpha:g} by the rule {run_file.alpha_rule!r}; {result}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -118,20 +118,9 @@ def sweep_alpha(
     """
     require_suite(suite)
     grid, sets = alpha_grid(alphas), path_sets(suite)
-    shares = sweep_sets(
-        zero_shot,
-        fine_tuned,
-        sets,
-        grid,
-        space=space,
-        device=device,
-        precision=precision,
-        keep=keep,
-        collect=collect,
-        known=known,
-        batch_norm_images=batch_norm_images,
-        together=together,
-    )
+    run: dict[str, Any] = {"space": space, "device": device, "precision": precision, "together": together}
+    pairs: dict[str, Any] = {"keep": keep, "collect": collect, "known": known}
+    shares = sweep_sets(zero_shot, fine_tuned, sets, grid, batch_norm_images=batch_norm_images, **run, **pairs)
     points = [_point(alpha, {name: shares[name][alpha] for name in sets}) for alpha in grid]
     return PathRecord(suite.reference.name, tuple(shift.name for shift in suite.shifts), tuple(points))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shiftproof.data.families.registry import family_section
 from shiftproof.data.readable import require_readable
@@ -75,6 +76,7 @@ def run_sweep(
     require_choice("space", space, SPACES)
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
     run_file = run_file.resolved_on(device=device)
+    precision = run_file.evaluation.precision
     _require_unseen_validation(run_file, ends[1])
     suite = load_run_suite(run_file).relabelled(ends[0].classes)
     images = batch_norm_images(run_file, suite)
@@ -87,28 +89,18 @@ def run_sweep(
     with joined_processes(device), claim_together(out, SWEEP, request, device, resume=resume, overwrite=overwrite):
         note_validation(suite)
         files = PathFiles(OutputDirectory(out).predictions, path_sets(suite))
-        path = sweep_alpha(
-            *ends,
-            suite,
-            run_file.alphas,
-            space=space,
-            device=device,
-            precision=run_file.evaluation.precision,
-            collect=files.save,
-            known=files.known,
-            batch_norm_images=images,
-            together=True,
-        )
+        pairs: dict[str, Any] = {"collect": files.save, "known": files.known}
+        run: dict[str, Any] = {"space": space, "device": device, "precision": precision, "together": True}
+        path = sweep_alpha(*ends, suite, run_file.alphas, batch_norm_images=images, **run, **pairs)
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         if not is_main_process():
             return Sweep(path, alpha, None)
         warn_of_start_of_path(path, len(suite.classes))
         warn_of_loss(ends[1].training, len(suite.classes))
-        rules = _write_path(path, files, suite, run_file.alpha_tolerance, OutputDirectory(out))
         if space == "weights":
             ensemble = ensemble_on_path(*ends, alpha, device=device, batch_norm_images=images)
             save_classifier(ensemble, OutputDirectory(out).classifier("ensemble"), overwrite=True)
-        precision = run_file.evaluation.precision
+        rules = _write_path(path, files, suite, run_file.alpha_tolerance, OutputDirectory(out))
         scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, precision, out) if compare_batch_norm else ()
         return Sweep(path, alpha, rules, scored)
 
