@@ -91,7 +91,7 @@ def run_sweep(
         files = PathFiles(OutputDirectory(out).predictions, path_sets(suite))
         pairs: dict[str, Any] = {"collect": files.save, "known": files.known}
         run: dict[str, Any] = {"space": space, "device": device, "precision": precision, "together": True}
-        path = sweep_alpha(*ends, suite, run_file.alphas, batch_norm_images=images, **run, **pairs)
+        path = sweep_alpha(ends[0], ends[1], suite, run_file.alphas, batch_norm_images=images, **run, **pairs)
         alpha = choose_alpha(path, run_file.alpha_rule, tolerance=run_file.alpha_tolerance)
         if not is_main_process():
             return Sweep(path, alpha, None)
