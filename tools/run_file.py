@@ -79,6 +79,8 @@ MEANINGS: Mapping[str, str] = {
     "head_cache": "stores zero-shot heads of thousands of prompts in the cache directory",
     "image_cache": "a directory in which resized pictures are kept, so that later jobs need not decode them again "
     "(`--image-cache`); see [inputs](inputs.md#reading-pictures-faster)",
+    "on_bad_image": "`stop` at a picture that cannot be decoded, or `skip` all of these: every picture is decoded once beforehand, "
+    "those that cannot be are named in a warning, left out, and counted in the results (`--on-bad-image`)",
     "evaluation.jpeg_draft": "decodes JPEGs of at least twice the size that the model needs at a fraction of their size, which changes their "
     "pixels a little; see [inputs](inputs.md#reading-pictures-faster)",
     "finetune": "how to fine-tune; see below",

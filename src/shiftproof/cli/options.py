@@ -79,6 +79,10 @@ ImageCache = Annotated[
         help="Keep resized pictures in this directory, so that later jobs need not decode them again.",
     ),
 ]
+OnBadImage = Annotated[
+    str | None,
+    Option("--on-bad-image", help="Stop at a picture that cannot be decoded, or skip and count it (stop or skip)."),
+]
 RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 
@@ -160,7 +164,8 @@ class SettingOptions:
 
     def values(self) -> dict[str, Any]:
         """The values of the options that were given, by the dotted names of the run-file keys."""
-        keys = {name: name for name in ("seed", "device", "image_cache", "report_to")} | {"shots": "finetune.shots"}
+        keys = {name: name for name in ("seed", "device", "image_cache", "on_bad_image", "report_to")}
+        keys["shots"] = "finetune.shots"
         given = vars(self)
         return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
 
@@ -195,3 +200,4 @@ class FinetuningOptions(TrainingOptions):
         int | None, Option("--shots", min=1, help="Train on this many images of every class, drawn with the seed.")
     ] = None
     image_cache: ImageCache = None
+    on_bad_image: OnBadImage = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -15,6 +15,7 @@ from shiftproof.cli.options import (
     FinetuningOptions,
     Head,
     ImageCache,
+    OnBadImage,
     Overwrite,
     Precision,
     Prompts,
@@ -80,6 +81,7 @@ def zeroshot(
     classes: Classes = None,
     out: Annotated[Path, Option("--out", help="Write the classifier to this directory.")] = Path("runs/zeroshot"),
     image_cache: ImageCache = None,
+    on_bad_image: OnBadImage = "stop",
     random_weights: RandomWeights = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -97,7 +99,7 @@ def zeroshot(
 
     scored = data.is_given() or classes is None
     keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
-    sets = {"suite": data.section(), "image_cache": image_cache} if scored else {}
+    sets = {"suite": data.section(), "image_cache": image_cache, "on_bad_image": on_bad_image} if scored else {}
     run_file = settings.resolve(model=model, **keys, **sets)
     with live_progress():
         records = run_zero_shot(run_file, out, scored=scored, overwrite=overwrite)
@@ -165,6 +167,7 @@ def sweep(
     precision: Precision = "float32",
     out: Annotated[Path, Option("--out", help="Write path.json and ensemble/ to this directory.")] = Path("runs/sweep"),
     image_cache: ImageCache = None,
+    on_bad_image: OnBadImage = "stop",
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -178,10 +181,8 @@ def sweep(
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.sweeps import run_sweep
 
-    keys = {
-        **{"suite": data.section(), "alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm},
-        **{"evaluation": {"precision": precision}, "image_cache": image_cache},
-    }
+    keys: dict[str, Any] = {"suite": data.section(), "alphas": alphas, "alpha_rule": rule, "batch_norm": batch_norm}
+    keys |= {"evaluation": {"precision": precision}, "image_cache": image_cache, "on_bad_image": on_bad_image}
     run_file = settings.resolve(model="tiny", **keys)
     with live_progress():
         measured = run_sweep(
@@ -241,6 +242,7 @@ def evaluate(
     ] = None,
     clip_benchmark: ClipBenchmark = None,
     image_cache: ImageCache = None,
+    on_bad_image: OnBadImage = "stop",
     overwrite: Overwrite = False,
 ) -> None:
     """Score a classifier on a suite or on your own data.
@@ -265,6 +267,7 @@ def evaluate(
             out=out,
             clip_benchmark=clip_benchmark,
             image_cache=image_cache,
+            on_bad_image=on_bad_image or "stop",
             overwrite=overwrite,
         )
     _print_records(records)

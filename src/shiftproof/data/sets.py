@@ -62,7 +62,7 @@ class ImageSet:
     ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from.
     ``protocol``, where given, is how the predictions on a public set are scored. ``precropped`` means that the pictures
     show what a model's evaluation transform would leave of them, so that it scales them to its size, if need be, and
-    does not crop them again.
+    does not crop them again. ``skipped`` is the number of pictures that were left out because they cannot be decoded.
 
     Raises an InputError if there is no image, or if ids and labels differ in number.
     """
@@ -81,6 +81,7 @@ class ImageSet:
     files: tuple[Source, ...] | None = field(default=None, repr=False, compare=False)
     protocol: Protocol | None = field(default=None, repr=False)
     precropped: bool = field(default=False, repr=False)
+    skipped: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -187,6 +188,7 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         sources=_concatenated([part.sources for part in sets]),
         conversions=tuple(dict.fromkeys(conversions for part in sets for conversions in part.conversions)),
         files=_concatenated([part.files for part in sets]),
+        skipped=sum(part.skipped for part in sets),
     )
 
 

@@ -21,7 +21,7 @@ from shiftproof.data.formats.registry import FORMATS
 from shiftproof.data.held_out import hold_out
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.paths import require_known_kind
-from shiftproof.data.readable import require_readable
+from shiftproof.data.readable import require_readable, without_undecodable
 from shiftproof.data.reading import ReadSettings
 from shiftproof.data.sets import ImageSet, load_set, require_set, warn_of_missing_classes
 from shiftproof.data.solar_cells import CELL_ATTRIBUTION, CELL_CLASSES, SOLAR_CELLS, cell_set
@@ -128,6 +128,15 @@ class ShiftSuite:
         validation, test = (_some(part, images) for part in (self.reference.validation, self.reference.test))
         shifts = tuple(replace(shift, data=_some(shift.data, images)) for shift in self.shifts)
         return replace(self, reference=replace(self.reference, validation=validation, test=test), shifts=shifts)
+
+    def without_undecodable(self) -> ShiftSuite:
+        """The same suite without the pictures that cannot be decoded (``readable.without_undecodable``)."""
+        return self._with_each(without_undecodable)
+
+    def skipped(self) -> dict[str, int]:
+        """How many pictures were left out because they cannot be decoded, by data name."""
+        sets = (self.reference.train, self.reference.validation, *self.test_sets.values())
+        return {images.name: images.skipped for images in sets if images.skipped}
 
     def read_with(self, settings: ReadSettings) -> ShiftSuite:
         """The same suite, whose picture files are read as ``settings`` say, e.g. through a cache."""

@@ -62,6 +62,7 @@ def evaluate_set(
         record,
         class_count=record.class_count if projection is None else projection.choices,
         protocol=None if protocol is None else protocol.name,
+        skipped=images.skipped,
         metrics=measure_metrics(names, answers),
         metric_intervals=metric_intervals(names, answers) if intervals_of_metrics else {},
     )

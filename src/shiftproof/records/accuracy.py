@@ -44,7 +44,8 @@ class AccuracyRecord:
     ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name,
     with their ``metric_intervals``, as far as these were measured (along an alpha path they are not). ``variants`` are
     accuracies by another rule or on a comparable part of the reference, for a set with only some of the classes
-    (``VARIANTS``). ``precision`` is that of the encoder that was run.
+    (``VARIANTS``). ``precision`` is that of the encoder that was run. ``skipped`` pictures of the set were left
+    out because they cannot be decoded; ``n`` does not count them.
     """
 
     model: str
@@ -68,6 +69,7 @@ class AccuracyRecord:
     metric_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     variants: Mapping[str, GroupRecord] = field(default_factory=dict)
     precision: str = "float32"
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ class RunRecord:
     ``models[name][set]`` are the evaluations of zero_shot, fine_tuned and ensemble; those on the reference use its
     test split. ``kinds`` says for every shift whether it is natural or synthetic. ``alpha`` is the chosen one; the best
     alpha on each set is given by the path's ``oracle()``. ``conversions`` count, by data name and conversion, the
-    pictures that were not plain 8-bit RGB. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
+    pictures that were not plain 8-bit RGB, and ``skipped``, by data name, those that were left out because they cannot
+    be decoded. ``start`` says what theta_0 is, which the record calls zero_shot whatever it
     is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
     ``validation`` is None if validation data were named. ``batch_norm`` says whether the running statistics of the
     ensembles are "averaged" or "re-estimated" on the training images. ``precision`` is that of the encoder in all
@@ -69,6 +70,7 @@ class RunRecord:
     validation: HeldOutRecord | None = None
     batch_norm: str = "averaged"
     precision: str = "float32"
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sets(self) -> tuple[str, ...]:

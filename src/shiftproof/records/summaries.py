@@ -18,7 +18,10 @@ from shiftproof.records.runs import HeldOutRecord, RunRecord
 from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, StudyRecord
 
 # What a run's record says about the run rather than about its results.
-_HOW_IT_WAS_RUN = ("seconds", "seed", "versions", "conversions", "start", "validation", "batch_norm", "precision")
+_HOW_IT_WAS_RUN = (
+    *("seconds", "seed", "versions", "conversions", "skipped"),
+    *("start", "validation", "batch_norm", "precision"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class _Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     metric_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     variants: Mapping[str, GroupRecord] = field(default_factory=dict)
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class _Summary:
     validation: HeldOutRecord | None = None
     batch_norm: str = "averaged"
     precision: str = "float32"
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,14 +143,7 @@ def run_from_summary(value: Any) -> RunRecord:
         path=PathRecord(summary.reference, summary.shifts, summary.alpha_path),
         interval_level=summary.interval.level,
         interval_method=summary.interval.method,
-        seconds=summary.seconds,
-        seed=summary.seed,
-        versions=summary.versions,
-        conversions=summary.conversions,
-        start=summary.start,
-        validation=summary.validation,
-        batch_norm=summary.batch_norm,
-        precision=summary.precision,
+        **{name: getattr(summary, name) for name in _HOW_IT_WAS_RUN},
     )
 
 

@@ -89,10 +89,11 @@ class RunFile(Frozen):
     ``head`` is that of a named model; None stands for a zero-shot head, or for a linear probe where the model has no
     text tower. ``weights`` is a local file whose weights replace those of the named model; ``random_weights`` allows a
     model whose name has no tag. ``classes`` is a file of class names, ``prompts`` may be one of prompts, and
-    ``head_cache`` stores large zero-shot heads, and ``image_cache`` is a directory for resized pictures. ``batch_norm``
-    says whether the batch-norm statistics of ensembles are averaged like weights or re-estimated on the training
-    images. ``limit`` is the largest number of images that any held-out set may have, the same ones in every run;
-    ``report_to`` names trackers, such as tensorboard,wandb.
+    ``head_cache`` stores large zero-shot heads, and ``image_cache`` is a directory for resized pictures.
+    ``on_bad_image`` says what happens to pictures that cannot be decoded (``readable.without_undecodable``).
+    ``batch_norm`` says whether the batch-norm statistics of ensembles are averaged like weights or re-estimated on the
+    training images. ``limit`` is the largest number of images that any held-out set may have, the same ones in every
+    run; ``report_to`` names trackers, such as tensorboard,wandb.
 
     >>> RunFile.resolve({"model": "tiny", "finetune": {"lr": "1e-3"}}).finetune.lr
     0.001
@@ -107,6 +108,7 @@ class RunFile(Frozen):
     prompts: str | list[str] = "photo"
     head_cache: bool = True
     image_cache: str | None = None
+    on_bad_image: Literal["stop", "skip"] = "stop"
     finetune: FinetuneSettings = Field(default_factory=FinetuneSettings)
     evaluation: EvaluationFile = Field(default_factory=EvaluationFile)
     alphas: int | list[float] = 11

@@ -34,7 +34,10 @@ def load_run_suite(run_file: RunFile) -> ShiftSuite:
     else:
         suite = load_suite(run_file.suite, seed=run_file.seed)
     settings = ReadSettings(cache=run_file.image_cache, jpeg_draft=run_file.evaluation.jpeg_draft)
-    return suite.read_with(settings).limited(run_file.limit)
+    suite = suite.read_with(settings)
+    if run_file.on_bad_image == "skip":
+        suite = suite.without_undecodable()
+    return suite.limited(run_file.limit)
 
 
 def build_start(run_file: RunFile, suite: ShiftSuite | None) -> Classifier:

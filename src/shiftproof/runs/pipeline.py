@@ -352,6 +352,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         conversions=conversions_so_far(run),
         start={"model": run.zero_shot.source, "head": run.zero_shot.head},
         precision=run.precision,
+        skipped=run.suite_as_loaded.skipped(),
     )
 
 

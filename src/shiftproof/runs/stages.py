@@ -15,10 +15,11 @@ from shiftproof.data.export import export_suite
 from shiftproof.data.families.registry import SHIFT, is_family
 from shiftproof.data.labels import ClassSpace
 from shiftproof.data.pictures import SkippedFiles, named_pictures
+from shiftproof.data.readable import without_undecodable
 from shiftproof.data.reading import ReadSettings
 from shiftproof.data.sets import picture_set, warn_of_missing_classes
 from shiftproof.data.suites import load_data, load_suite, load_test_sets
-from shiftproof.errors import InputError, refuse_path
+from shiftproof.errors import InputError, refuse_path, require_choice
 from shiftproof.evaluation.inference import predict
 from shiftproof.evaluation.metrics import log_probabilities
 from shiftproof.finetuning.loop import finetune
@@ -165,6 +166,7 @@ def run_evaluate(
     out: str | Path | None = None,
     clip_benchmark: str | Path | None = None,
     image_cache: str | Path | None = None,
+    on_bad_image: str = "stop",
     overwrite: bool = False,
 ) -> tuple[AccuracyRecord, ...]:
     """Scores a classifier on the test sets of a suite and on named data.
@@ -174,13 +176,15 @@ def run_evaluate(
     are shifts. With ``out``, the records are also written to ``results.jsonl`` in that directory. With
     ``clip_benchmark``, each result is also written to that folder in the form of LAION's CLIP_benchmark. A set of your
     own may lack classes of the classifier; a warning names them. The encoder runs in ``precision``, as in ``predict``.
-    ``image_cache`` is a directory for resized pictures (``ReadSettings``). Processes started by ``torchrun`` share the
+    ``image_cache`` is a directory for resized pictures (``ReadSettings``). ``on_bad_image`` is "stop", or "skip" for
+    pictures that cannot be decoded to be left out and counted. Processes started by ``torchrun`` share the
     work, and the main one writes.
 
-    Raises an InputError if there is no data, if a set has labels that the classifier does not know, or if the device or
-    the precision cannot be used.
+    Raises an InputError if there is no data, for another ``on_bad_image``, if a set has labels that the classifier does
+    not know, or if the device or the precision cannot be used.
     """
     out = None if out is None else Path(out)
+    require_choice("on_bad_image", on_bad_image, ("stop", "skip"))
     classifier = load_scored(directory)
     reference, images = load_test_sets(suite, classifier.classes) if suite else (_TEST, {})
     for name, data in (sets or {}).items():
@@ -192,6 +196,8 @@ def run_evaluate(
         if not is_family(data):
             warn_of_missing_classes(images[name], name)
     images = {name: part.read_with(ReadSettings(cache=image_cache)) for name, part in images.items()}
+    if on_bad_image == "skip":
+        images = {name: without_undecodable(part) for name, part in images.items()}
     device = resolve_device(device)
     claimed = contextlib.nullcontext() if out is None else claim_together(out, STAGE, None, device, overwrite=overwrite)
     with joined_processes(device), claimed:

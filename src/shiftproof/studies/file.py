@@ -23,7 +23,7 @@ from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
 # Keys that all runs of a study must share, because their accuracies could not be compared otherwise.
-_SHARED = ("suite", "evaluation", "alphas", "alpha_tolerance", "limit", "device", "report_to")
+_SHARED = ("suite", "evaluation", "alphas", "alpha_tolerance", "limit", "on_bad_image", "device", "report_to")
 # Keys that a run of a study cannot have, and what to do instead.
 _ELSEWHERE = {
     "seed": "List the seeds beside `run`, as in `seeds: [0, 1]`.",

@@ -33,7 +33,7 @@ from shiftproof.training.log import trackers_from
 
 _START_KEYS = (
     *("model", "head", "weights", "random_weights", "suite", "classes", "prompts", "seed", "limit"),
-    *("head_cache", "image_cache", "evaluation"),
+    *("head_cache", "image_cache", "on_bad_image", "evaluation"),
 )
 
 
