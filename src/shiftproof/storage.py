@@ -97,7 +97,7 @@ def staged(out: Path) -> Iterator[Path]:
             aside.rename(out)
         content = staging / "made"
         for leftover in (content, _replaced(out)):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         content.mkdir()
         try:
             yield content
@@ -116,7 +116,15 @@ def move_into_place(content: Path, out: Path) -> None:
             aside.rename(out)
         raise
     sync_directory(out.parent)
-    shutil.rmtree(_replaced(out), ignore_errors=True)
+    _remove(_replaced(out))
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file or a directory, whichever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import unicodedata
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,14 @@ def test_equal_rows_of_the_head_warn_whatever_the_names(tiny: sp.models.Clip) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon", "lemons", "pear"]))
+
+
+def test_a_numbered_name_is_not_the_name_of_another_class() -> None:
+    space = sp.ClassSpace.from_names(["crane", "crane (2)", "crane"])
+    assert space.ids == ("crane", "crane (2)", "crane (3)")
+
+
+@pytest.mark.parametrize("load", [sp.load_data, sp.load_clip])
+def test_the_home_of_an_unknown_user_is_an_unknown_name(load: Callable[[str], object]) -> None:
+    with pytest.raises(sp.InputError, match="unknown"):
+        load("~nosuchuser/photos")

@@ -67,3 +67,14 @@ def test_an_export_never_mixes_with_what_is_there_and_leaves_no_half(folders: Pa
     with pytest.raises(RuntimeError, match="disk is full"):
         sp.data.export_suite(sp.ShiftSuite("own", broken.classes, broken.reference, (shift,)), tmp_path / "half")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_images_whose_names_collide_are_all_written(tmp_path: Path) -> None:
+    classes = sp.ClassSpace.from_ids(["lemon"])
+    pixels = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((3, 2, 2, 3), np.uint8)
+    ids = ["x.png", "x-2.png", "x.jpg"]
+    images = sp.data.sets.array_set("mine", classes, ids, np.zeros(3, np.int64), lambda: pixels)
+    suite = sp.ShiftSuite("mine", classes, sp.data.Reference("photo", images, images, images), ())
+    sp.data.export_suite(suite, tmp_path / "out")
+    values = {int(np.asarray(Image.open(file)).max()) for file in (tmp_path / "out/reference/train").rglob("*.png")}
+    assert values == {0, 1, 2}

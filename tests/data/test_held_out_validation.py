@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,17 @@ def test_groups_of_a_csv_are_held_out_as_wholes(folders: Path, tmp_path: Path) -
     assert reference.held_out is not None
     assert reference.held_out.groups == len(set(reference.validation.groups or ())) == 1
     assert not set(reference.train.groups or ()) & set(reference.validation.groups or ())
+
+
+def test_views_of_one_source_are_on_one_side() -> None:
+    images = images_of([i % 2 for i in range(50)])
+    images = replace(images, sources=tuple(f"slide{i // 10}" for i in range(50)))
+    remaining, validation, record = hold_out(images, seed=0)
+    assert not set(remaining.sources or ()) & set(validation.sources or ())
+    assert record.groups == len(set(validation.sources or ()))
+
+
+def test_a_class_of_two_images_is_validated_on_one_and_a_class_of_one_is_named() -> None:
+    remaining, validation, record = hold_out(images_of([0, 0, 1, *[2] * 10]), seed=0)
+    assert ((remaining.labels == 0).sum(), (validation.labels == 0).sum()) == (1, 1)
+    assert "it has none of 'class1', which have too few images" in str(record)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +49,11 @@ def test_the_images_of_some_classes_keep_ids_pixels_and_class(labels: list[int])
 def test_no_image_of_the_wanted_classes_is_an_error() -> None:
     with pytest.raises(sp.InputError, match="toy holds no image"):
         toy_set([1, 1]).of_classes(sp.ClassSpace.from_ids(["blue", "red"]))
+
+
+def test_groups_and_crops_are_those_of_the_parts() -> None:
+    parts = [replace(toy_set([0, 1]), groups=("a", "b"), precropped=True) for _ in range(2)]
+    both = joined(parts, "both")
+    assert (both.groups, both.precropped) == (("a", "b", "a", "b"), True)
+    mixed = joined([parts[0], toy_set([0, 1])], "mixed")
+    assert (mixed.groups, mixed.precropped) == (None, False)

@@ -50,3 +50,8 @@ def test_stored_logits_are_read_in_blocks(tmp_path) -> None:
 def test_nothing_has_no_metrics() -> None:
     with pytest.raises(sp.InputError, match="the number of samples is 0"):
         measure_benchmark(np.empty((0, 3)), np.empty(0, dtype=int))
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(sp.InputError, match="not finite"):
+        measure_benchmark(np.full((2, 3), np.nan), np.array([0, 1]))

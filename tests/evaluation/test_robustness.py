@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import linregress, norm
 
 import shiftproof as sp
 from shiftproof.evaluation.metrics import scores
+from shiftproof.evaluation.robustness import read_baselines
 
 fractions = st.integers(1, 99).map(lambda count: count / 100)
 SCALES = {"logit": lambda p: math.log(p / (1 - p)), "probit": norm.ppf}
@@ -200,3 +202,10 @@ def test_batch_norm_s_running_statistics_are_no_movement() -> None:
 def test_models_of_two_architectures_do_not_move() -> None:
     with pytest.raises(sp.IncompatibleWeightsError, match="scale"):
         sp.diagnosis.measure_movement(state(0), {name: entry for name, entry in state(1).items() if name != "scale"})
+
+
+@pytest.mark.parametrize("rows", ["a,76.3,0.60\nb,50,0.4\n", "a,0.763,60\nb,0.5,40\n"])
+def test_baselines_in_two_units_are_refused(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "models.csv").write_text("model,photos,sketch\n" + rows, encoding="utf-8")
+    with pytest.raises(sp.InputError, match="in per cent and .* in fractions"):
+        read_baselines(tmp_path / "models.csv", ("photos", "sketch"))

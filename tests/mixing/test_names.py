@@ -79,3 +79,11 @@ def test_names_with_weights_are_a_choice() -> None:
 def test_a_mixing_that_cannot_be_read_is_refused(settings: Any, message: str) -> None:
     with pytest.raises(sp.InputError, match=message):
         mixing_from(settings)
+
+
+def test_a_mixing_of_another_class_has_no_name() -> None:
+    class Mine(SmoothMix):
+        pass
+
+    with pytest.raises(sp.InputError, match="the mixing Mine cannot be recorded by name"):
+        mixing_settings(Mine())

@@ -220,3 +220,12 @@ def test_an_export_is_replaced_only_where_that_is_asked_for(zero: sp.Classifier,
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(sp.InputError, match=r"already holds 'thesis.txt', which no export wrote"):
         export_classifier(zero, "torchscript", out, overwrite=True)
+
+
+def test_a_file_in_the_place_of_an_export_is_left_alone(zero: sp.Classifier, tmp_path: Path) -> None:
+    (tmp_path / "mymodel").write_text("mine", encoding="utf-8")
+    for overwrite in (False, True):
+        with pytest.raises(sp.InputError, match="mymodel is a file, and an export is a directory"):
+            export_classifier(zero, "torchscript", tmp_path / "mymodel", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["mymodel"]
+    assert (tmp_path / "mymodel").read_text(encoding="utf-8") == "mine"

@@ -76,3 +76,10 @@ def test_each_kind_of_interval_is_explained(zero: sp.Classifier, tmp_path: Path)
     assert "Clopper and Pearson" in text
     assert "Korn and Graubard" in text
     assert "No choice was made on a shift" not in text  # nobody knows how an alpha was chosen without its rule
+
+
+@pytest.mark.parametrize(
+    "head", ["zero-shot", "own", "probe", "trained", "frozen", "rebuilt", "interpolated", "averaged"]
+)
+def test_every_kind_of_head_is_described(zero: sp.Classifier, tmp_path: Path, head: str) -> None:
+    assert "head" in card_of(replace(zero, head=head), KnownResults(), tmp_path).text.lower()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -423,3 +424,13 @@ def test_the_tiny_tower_is_read_as_timm_reads_any(tiny: sp.models.Clip, pictures
         assert torch.equal(tower.forward_head(last), tower(pictures))
         torch.testing.assert_close(tower(pictures), last.mean((2, 3)))
     assert isinstance(tower.get_classifier(), nn.Identity)
+
+
+@pytest.mark.parametrize(("card", "message"), [([], "holds no settings"), ({"preprocessing": {"sise": 64}}, "damaged")])
+def test_a_card_of_another_form_is_refused(tiny: sp.models.Clip, tmp_path: Path, card: Any, message: str) -> None:
+    path = sp.save_classifier(sp.zero_shot_classifier(tiny, sp.ClassSpace.from_ids(["lemon"])), tmp_path / "zero")
+    stored = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
+    content = {**stored, **card} if isinstance(card, dict) else card
+    (path / "classifier.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(sp.InputError, match=message):
+        sp.load_classifier(path)

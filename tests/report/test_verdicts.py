@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from shiftproof.diagnosis.evidence import Correctness, find_averages, find_differences
 from shiftproof.evaluation.metrics import evaluate, scores
+from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.codec import document
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import run_from_summary, summary_json
 from shiftproof.report import page, render_report, verdict
+from shiftproof.report.guessing import guessing_sentences
 
 Answers = NDArray[np.int64]
 JUDGEMENTS = ("clear", "keeps", "gives up", "gains", "raised", "cost", "did not help", "uncertain", "much")
@@ -116,7 +118,7 @@ def test_a_paired_difference_is_judged_where_the_intervals_of_the_accuracies_ove
 
 def test_the_usual_picture_has_every_difference_with_its_range() -> None:
     text = verdict(*judged_shares((0.9, 0.8, 0.6), (0.97, 0.6, 0.5), (0.97, 0.83, 0.66)))
-    assert "so it keeps the fine-tuned accuracy (0.0 points, −1.2 to +1.2)" in text
+    assert "so it loses at most 5 points of the fine-tuned accuracy (0.0 points, −1.2 to +1.2)" in text
     assert "On the mean of the 2 natural shifts fine-tuning alone cost 15.0 points (−" in text
     assert "; from 70.0 % to 55.0 %); the ensemble reaches 74.5 %, 19.5 points above fine-tuned (+" in text
     assert "4.5 points above zero-shot (+" in text
@@ -151,7 +153,7 @@ def test_the_verdict_agrees_with_the_table_of_differences(data: st.DataObject) -
     assert ("fine-tuning alone cost" in text) == (high < 0)
     low, high = diagnosis.difference("ensemble", "fine_tuned", "photo").difference.interval  # type: ignore[union-attr,misc]
     assert ("so it gives up" in text) == (high < 0)
-    assert ("so it keeps" in text) == (low <= 0 <= high and low >= -0.05)
+    assert ("so it loses at most 5 points" in text) == (low <= 0 <= high and low >= -0.05)
     assert run_from_summary(json.loads(json.dumps(summary_json(run)))).models["ensemble"]["photo"].class_count == 3
 
 
@@ -233,3 +235,13 @@ def test_the_page_judges_by_the_diagnosis_beside_it(tmp_path: Path, monkeypatch:
     (tmp_path / "diagnosis.json").write_text(json.dumps(document(diagnosis)), encoding="utf-8")
     text = render_report([tmp_path]).read_text(encoding="utf-8")
     assert verdict(run, diagnosis).replace(" %", "\u00a0%") in text
+
+
+def test_sets_with_other_numbers_of_classes_have_their_own_chance_level() -> None:
+    records = [
+        AccuracyRecord("m", 0.0, name, 1 / count, (0.5 / count, 2 / count), 900, class_count=count)
+        for name, count in (("imagenet", 1000), ("imagenet-r", 200))
+    ]
+    first, second = guessing_sentences("zero-shot", records)
+    assert "1 of 1000 classes, 0.1 %" in first and "imagenet:" in first
+    assert "1 of 200 classes, 0.5 %" in second and "imagenet-r:" in second

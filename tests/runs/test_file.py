@@ -388,7 +388,7 @@ def test_what_is_written_is_complete() -> None:
     written = yaml.safe_load(sp.RunFile.resolve(suite_section()).to_yaml())
     assert set(written) == {
         "model", "random_weights", "suite", "prompts", "finetune", "alphas", "alpha_rule", "alpha_tolerance", "seed",
-        "device", "report_to", "head_cache", "batch_norm", "evaluation",
+        "device", "report_to", "head_cache", "batch_norm", "evaluation", "on_bad_image",
     }  # fmt: skip
     # Not what the file said, but what it came to mean.
     for key, value in MODEL_SETTINGS["tiny"].items():
@@ -425,3 +425,14 @@ def test_runs_are_the_same_whatever_of_the_machine_they_use(change: str, same: b
 def test_a_list_on_the_command_line_is_separated_by_commas() -> None:
     assert sp.RunFile.resolve({}, ["alphas=0.3,0.5"]).alphas == [0.3, 0.5]
     assert sp.RunFile.resolve({}, ["alphas=[0.3, 0.5]"]).alphas == [0.3, 0.5]
+
+
+def test_a_value_may_name_the_model(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("alphas: 3\n", encoding="utf-8")
+    assert sp.RunFile.read(tmp_path / "run.yaml", values={"model": "tiny"}).model == "tiny"
+
+
+@pytest.mark.parametrize("crop_scale", [(0.5,), (0.5, 0.8, 1.0)])
+def test_a_range_of_crops_has_two_ends(crop_scale: Any) -> None:
+    with pytest.raises(sp.InputError, match="must be two rising shares"):
+        sp.FinetuneSettings(crop_scale=crop_scale)

@@ -152,3 +152,13 @@ def test_the_command_takes_data_names(
     assert answers[0] == answers[1] == answers[2]
     wrong = call("predict", classifier, "--data", "zip:x", "--csv", "out.csv")
     assert_mistake(wrong, "unknown data name 'zip'")
+
+
+def test_a_file_beside_the_table_that_is_no_request_is_left_alone(
+    classifier: Path, folders: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "answers.csv.json"
+    note.write_text('{"mine": 1}', encoding="utf-8")
+    with pytest.raises(sp.InputError, match="is no record of an earlier job"):
+        predict_table(classifier, f"folder:{folders}/test", tmp_path / "answers.csv")
+    assert note.read_text(encoding="utf-8") == '{"mine": 1}'

@@ -341,3 +341,17 @@ def test_batch_norm_may_differ_between_runs_but_not_between_ingredients_of_a_sou
     assert [member.run_file.batch_norm for member in study.members()] == ["averaged", "re-estimated"]
     with pytest.raises(sp.InputError, match="soups need the same `batch_norm`"):
         StudyFile.resolve({"configurations": configurations, "soups": ["uniform"]}).members()
+
+
+def test_paths_in_a_grid_are_relative_to_the_folder_of_the_file(tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text("lemon\npear\n", encoding="utf-8")
+    file = in_yaml(tmp_path, {"grid": {"classes": ["one.txt", "two.txt"]}})
+    paths = [member.run_file.classes for member in StudyFile.read(file).members()]
+    assert paths == [str(tmp_path / "one.txt"), str(tmp_path / "two.txt")]
+
+
+def test_soups_of_seeds_that_draw_their_own_validation_images_are_refused() -> None:
+    study = {"run": {"suite": "cifar10:somewhere"}, "seeds": [0, 1], "soups": ["greedy"]}
+    with pytest.raises(sp.InputError, match="soups of several seeds need separate validation data"):
+        StudyFile.resolve(study).members()

@@ -129,6 +129,7 @@ def _validation_accuracy(first: str, suite: str | None, validation: str | None) 
     from shiftproof.evaluation.inference import predict
     from shiftproof.evaluation.metrics import accuracy
     from shiftproof.models.directories import load_classifier, read_card
+    from shiftproof.runs.inputs import require_unseen_validation
 
     if bool(suite) == bool(validation):
         raise InputError(
@@ -141,7 +142,10 @@ def _validation_accuracy(first: str, suite: str | None, validation: str | None) 
         images = load_data(str(validation), classes, split="validation")
 
     def score(directory: Path) -> float:
-        predictions = predict(load_classifier(directory), images, stage=f"score {directory.name}")
+        classifier = load_classifier(directory)
+        if suite:
+            require_unseen_validation(suite, 0, classifier)
+        predictions = predict(classifier, images, stage=f"score {directory.name}")
         return accuracy(predictions.logits, predictions.labels)
 
     return score

@@ -40,7 +40,8 @@ def export_suite(suite: ShiftSuite, out: str | Path) -> int:
             for i, label in enumerate(images.labels):
                 # Ids may contain slashes, as those of folder sets do; the class folder is named by the label.
                 file = temporary / folder / suite.classes.ids[label] / f"{Path(images.ids[i]).stem}.png"
-                file = file.with_stem(f"{file.stem}-{i}") if file.exists() else file
+                while file.exists():
+                    file = file.with_stem(f"{file.stem}-{i}")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(images.read(i)).save(file)
                 done += 1

@@ -20,12 +20,14 @@ _SHARE = 0.2
 def hold_out(train: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet, HeldOutRecord]:
     """Splits off a validation split: the remaining training images, the split, and the record of what was done.
 
-    A fifth of every class is drawn with the seed. Where the images have groups, such as the patients that they show,
-    whole groups are drawn, so that no group is on both sides; the share of a class is then as near to a fifth as its
-    groups allow. A class keeps at least one image for training. Raises an InputError if no image can be held out.
+    A fifth of every class is drawn with the seed, and at least one image of a class that has two. Where images belong
+    together, as those of one patient or the views of one drawing do (``ImageSet.clusters``), whole groups are drawn, so
+    that no group is on both sides; the share of a class is then as near to a fifth as its groups allow. A class keeps
+    at least one image for training. Raises an InputError if no image can be held out.
     """
     generator = child_generator(seed, "hold-out")
-    groups = train.groups
+    clusters = train.clusters.names
+    groups = None if clusters is None else tuple(clusters.tolist())
     positions = _of_every_class(train, generator) if groups is None else _whole_groups(train, groups, generator)
     if not positions:
         reason = "there are too few training images" if groups is None else "the training images have too few groups"
@@ -36,7 +38,7 @@ def hold_out(train: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet, HeldOut
         images=len(positions),
         total=len(train),
         seed=seed,
-        groups=None if validation.groups is None else len(set(validation.groups)),
+        groups=None if groups is None else len({groups[i] for i in positions}),
         absent_classes=tuple(train.classes.ids[label] for label in absent),
     )
     return train.subset(sorted(set(range(len(train))) - set(positions))), validation, record
@@ -47,7 +49,8 @@ def _of_every_class(train: ImageSet, generator: Generator) -> list[int]:
     for label in range(len(train.classes)):
         of_class = np.flatnonzero(train.labels == label)
         order = torch.randperm(len(of_class), generator=generator).numpy()
-        positions += of_class[order[: round(_SHARE * len(of_class))]].tolist()
+        count = max(round(_SHARE * len(of_class)), int(len(of_class) > 1))
+        positions += of_class[order[:count]].tolist()
     return positions
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Collection, Sequence
@@ -67,12 +68,13 @@ class ClassSpace:
         >>> ClassSpace.from_names(["crane", "C/V van", "crane"]).ids
         ('crane', 'C-V van', 'crane (2)')
         """
+        plain = [re.sub(r"[/\\]", "-", normal_name(name)) for name in names]
         ids: list[str] = []
-        counts: dict[str, int] = {}
-        for name in names:
-            plain = re.sub(r"[/\\]", "-", normal_name(name))
-            counts[plain] = counts.get(plain, 0) + 1
-            ids.append(plain if counts[plain] == 1 else f"{plain} ({counts[plain]})")
+        taken = set[str]()
+        for name in plain:
+            numbered = (f"{name} ({number})" for number in itertools.count(2))
+            ids.append(name if name not in taken else next(n for n in numbered if n not in taken and n not in plain))
+            taken.add(ids[-1])
         return cls(tuple(ids), tuple(name.replace("_", " ") for name in names))
 
     def __len__(self) -> int:
@@ -102,7 +104,7 @@ class ClassSpace:
         if unknown := sorted(i for i, k in position.items() if k is None):
             raise InputError(
                 f"{what} has classes that the reference lacks: {listed(unknown)}. {self._suggestion(unknown[0])} "
-                "Rename or remove the folders, or add them to the reference."
+                "Rename or remove these classes, or add them to the reference."
             )
         return np.array([position[i] for i in ids], dtype=np.int64)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shiftproof.errors import InputError, nearest
+from shiftproof.storage import expanded
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 
@@ -39,7 +40,7 @@ def require_known_kind(what: str, spec: str, kind: str, known: Iterable[str]) ->
 
 def _hint_at_path(spec: str) -> str | None:
     """How to name the data that stands at a path, or None if the text does not look like one."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         return f"It is a folder: write folder:{spec}."
     if path.is_file():

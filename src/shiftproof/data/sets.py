@@ -166,7 +166,8 @@ def require_set(images: object, what: str = "images") -> None:
 def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
     """Concatenates sets of one class space; each sample's id is prefixed with the number of its set.
 
-    The result has masks if every set has them. Raises an InputError if the class spaces differ.
+    The result has masks, groups, sources and files if every set has them, and counts as cropped beforehand if every set
+    does. Raises an InputError if the class spaces differ.
     """
     classes = sets[0].classes
     if any(part.classes.ids != classes.ids for part in sets):
@@ -185,9 +186,11 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         lambda i: places[i][0].read(places[i][1]),
         in_memory=all(part.in_memory for part in sets),
         mask=mask if all(part.mask for part in sets) else None,
+        groups=_concatenated([part.groups for part in sets]),
         sources=_concatenated([part.sources for part in sets]),
         conversions=tuple(dict.fromkeys(conversions for part in sets for conversions in part.conversions)),
         files=_concatenated([part.files for part in sets]),
+        precropped=all(part.precropped for part in sets),
         skipped=sum(part.skipped for part in sets),
     )
 

@@ -79,12 +79,17 @@ class Reference:
 
 @dataclass(frozen=True)
 class ShiftSuite:
-    """A reference and its shifts, all labelled in one class space; an InputError refuses two sets of one name."""
+    """A reference and its shifts, all labelled in one class space; an InputError refuses two sets of one name.
+
+    ``views_by_seed`` means that another seed draws other training views of the same classes and leaves the held-out
+    sets as they are, so that the views of several seeds can be joined.
+    """
 
     name: str
     classes: ClassSpace
     reference: Reference
     shifts: tuple[Shift, ...]
+    views_by_seed: bool = False
 
     def __post_init__(self) -> None:
         names = [self.reference.name, *(shift.name for shift in self.shifts)]
@@ -204,7 +209,7 @@ def _emoji(name: str, seed: int) -> ShiftSuite:
     few = test.subset([i for i in range(len(test)) if i % _TEST_VIEWS < _CORRUPTED_VIEWS])
     synthetic = [corrupted(few, corruption, _CORRUPTED_SEVERITY) for corruption in CORRUPTIONS]
     reference = Reference("colour", view("train", _TRAIN_VIEWS), view("validation", _VALIDATION_VIEWS), test)
-    return ShiftSuite(name, classes, reference, (*natural, *synthetic))
+    return ShiftSuite(name, classes, reference, (*natural, *synthetic), views_by_seed=True)
 
 
 def load_test_sets(name: str, classes: ClassSpace) -> tuple[str, dict[str, ImageSet]]:

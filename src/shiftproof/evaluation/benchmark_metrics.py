@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftproof.errors import require_at_least, require_equal_length
+from shiftproof.errors import InputError, require_at_least, require_equal_length
 from shiftproof.evaluation.blocks import Logits, logit_blocks
 from shiftproof.records.benchmarks import BenchmarkMetrics
 
@@ -25,6 +25,8 @@ def measure_benchmark(logits: Logits, labels: NDArray[np.integer]) -> BenchmarkM
     require_at_least("the number of samples", len(labels), 1)
     places, start = np.empty(len(labels), dtype=np.int64), 0
     for block in logit_blocks(logits):
+        if not np.isfinite(block).all():
+            raise InputError("some logits are not finite. The model's weights are broken.")
         places[start : start + len(block)] = _places(block, labels[start : start + len(block)])
         start += len(block)
     hits, counts = (np.bincount(labels[mask], minlength=logits.shape[1]) for mask in (places == 0, places >= 0))

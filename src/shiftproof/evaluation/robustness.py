@@ -146,9 +146,14 @@ def read_baselines(path: str | Path, sets: Sequence[str]) -> dict[str, tuple[flo
         raise InputError(f"{path} has an accuracy that is not a number ({error}). Write 0.763 or 76.3.") from error
     if len(rows) < 2:
         raise InputError(f"{path} has {len(rows)} model(s); a line needs at least two.")
-    if numbers.max() > 1 >= numbers[:, 0].max() > 0:
-        raise InputError(f"{path} has {sets[0]} in fractions and another set in per cent. Use only one of the two.")
-    numbers = numbers / 100 if numbers.max() > 1 else numbers
+    largest = dict(zip(sets, numbers.max(axis=0).tolist(), strict=True))
+    per_cent = [name for name in sets if largest[name] > 1]
+    fractions = [name for name in sets if 0 < largest[name] <= 1]
+    if per_cent and fractions:
+        raise InputError(
+            f"{path} has {per_cent[0]} in per cent and {fractions[0]} in fractions. Use only one of the two."
+        )
+    numbers = numbers / 100 if per_cent else numbers
     if not ((numbers >= 0) & (numbers <= 1)).all():
         raise InputError(f"{path} has an accuracy outside 0 to 1, or 0 to 100 per cent. Fix the table.")
     return {name: tuple(column.tolist()) for name, column in zip(sets, numbers.T, strict=True)}

@@ -172,7 +172,7 @@ def _check_ranges(settings: FinetuneSettings) -> None:
         raise InputError(
             f"finetune.ema_decay is {settings.ema_decay}; it must be 0 (no averaging) or more and below 1, e.g. 0.99."
         )
-    if not 0 < settings.crop_scale[0] <= settings.crop_scale[1] <= 1:
+    if len(settings.crop_scale) != 2 or not 0 < settings.crop_scale[0] <= settings.crop_scale[1] <= 1:
         raise InputError(f"finetune.crop_scale is {settings.crop_scale}; it must be two rising shares in (0, 1].")
 
 

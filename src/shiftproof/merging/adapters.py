@@ -134,6 +134,11 @@ def scaled_adapters(adapters: Sequence[Adapter], shares: Sequence[float]) -> tup
             "the adapters contain whole modules in addition to products. "
             "Merge each into the base, then merge the results."
         )
+    if adapters[0].whole and shares[0] != 1:
+        raise IncompatibleWeightsError(
+            f"the adapter contains whole modules, such as {listed(adapters[0].whole, 1)}, which cannot be scaled "
+            "without the base. Merge it into the base, then merge the result with the base."
+        )
     tensors: dict[str, Tensor] = {}
     ranks = {}
     for module in dict.fromkeys(module for adapter in adapters for module in adapter.products):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from shiftproof.errors import InputError, require_choice
+from shiftproof.errors import InputError, listed, require_choice
 from shiftproof.mixing.methods import CutMix, Cutout, MixChoice, Mixing, MixUp, SmoothMix
 
 MIXINGS: Mapping[str, Mixing] = {
@@ -59,12 +59,18 @@ def mixing_from(spec: str | Mapping[str, Any] | Mixing, what: str = "mixing") ->
 def mixing_settings(mixing: Mixing) -> dict[str, Any]:
     """The settings from which ``mixing_from`` makes the mixing, as plain values for run files and records.
 
-    Settings at their default are omitted.
+    Settings at their default are omitted. Raises an InputError for a mixing of another class than those here, since no
+    run file can name it.
 
     >>> mixing_settings(SmoothMix(edge=0.5))
     {'method': 'smoothmix', 'edge': 0.5}
     """
-    method = next(name for name, kind in _METHODS.items() if kind is type(mixing))
+    method = next((name for name, kind in _METHODS.items() if kind is type(mixing)), None)
+    if method is None:
+        raise InputError(
+            f"the mixing {type(mixing).__name__} cannot be recorded by name. Use one of {listed(_METHODS)}, with your "
+            "own settings, or mix the images in your own training loop."
+        )
     settings: dict[str, Any] = {"method": method}
     for entry in fields(mixing):
         value = getattr(mixing, entry.name)

@@ -124,12 +124,16 @@ def read_card(directory: str | Path) -> Card:
             "Name one that shiftproof wrote, e.g. RUN/ensemble."
         )
     stored = read_json(directory / "classifier.json")
+    if not isinstance(stored, dict):
+        raise InputError(f"{directory}/classifier.json holds no settings. Restore or rewrite it.")
     if stored.get("format") != FORMAT:
         raise InputError(f"{directory} has the format {stored.get('format')!r}; this version reads {FORMAT}.")
     try:
         return Card(**_fields(stored))
     except KeyError as error:
         raise InputError(f"{directory}/classifier.json lacks {error}. Restore or rewrite it.") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{directory}/classifier.json is damaged ({error}). Restore or rewrite it.") from error
 
 
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:

@@ -88,9 +88,11 @@ def _rows_of_own_head(name: str, space: ClassSpace, classes: ClassSpace) -> list
     numbered = space.ids == tuple(str(number) for number in range(len(space)))
     if lacking or (numbered and len(classes) != len(space)):
         known = "classes that have only numbers" if numbered else f"other classes, such as {space.ids[0]!r}"
+        problem = f"the data have {len(classes):,} classes, and numbers do not say which"
+        if lacking:
+            problem = f"it lacks {len(lacking):,} of the {len(classes):,} classes of the data: {listed(lacking)}"
         raise InputError(
-            f"the head of {name!r} has {len(space):,} {known}; it lacks {len(lacking):,} of the "
-            f"{len(classes):,} classes of the data: {listed(lacking or classes.ids)}. Train a new head with "
-            "`head='probe'`, or name the folders of the data by the ids of the head's classes."
+            f"the head of {name!r} has {len(space):,} {known}; {problem}. Train a new head with `head='probe'`, or "
+            "name the classes of the data by the ids of the head's classes."
         )
     return [int(row) for row in space.labels_of(classes.ids, name)]

@@ -105,7 +105,7 @@ def unknown_model(name: str) -> InputError:
 
 def _hint(name: str) -> str | None:
     """What the name of a path, or of a model on the hub, should have been; None if it looks like neither."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _hint_at_directory(name, path)
     if path.is_file() or name.endswith(_WEIGHTS):

@@ -46,8 +46,8 @@ class DiversityRecord:
 class DifferenceRecord:
     """The accuracy of ``first`` minus that of ``second`` on one set, or averaged over ``sets``.
 
-    ``p`` is McNemar's exact p value on one set, ``p_holm`` its Holm correction over all sets of the pair; both are None
-    for a mean over sets.
+    ``p`` is McNemar's exact p value on one set, over clusters where images belong together (``mcnemar_test``), and
+    ``p_holm`` its Holm correction over all sets of the pair; both are None for a mean over sets.
     """
 
     first: str

@@ -17,7 +17,8 @@ class HeldOutRecord:
     """The validation split that was held out of the training images, because no validation data were named.
 
     It has ``images`` of the ``total`` training images, drawn with ``seed``. ``groups`` is the number of groups that it
-    consists of if the images have groups. ``absent_classes`` have no image in it, since their groups are too few.
+    consists of if images belong together. ``absent_classes`` have no image in it, since they have too few images or
+    groups.
     """
 
     images: int
@@ -34,7 +35,8 @@ class HeldOutRecord:
         )
         if not self.absent_classes:
             return sentence
-        return f"{sentence}; it has none of {listed(self.absent_classes, 5)}, whose images are in too few groups"
+        reason = "which have too few images" if self.groups is None else "whose images are in too few groups"
+        return f"{sentence}; it has none of {listed(self.absent_classes, 5)}, {reason}"
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,16 @@ def guessing_sentences(name: str, records: Iterable[AccuracyRecord]) -> list[str
         "below": "is worse than guessing, so its classes may not be those of the labels",
     }
     sentences = []
+    subject = name[:1].upper() + name[1:]
     for kind, beginning in beginnings.items():
-        some = [(record, guess) for record, guess in guesses if guess.kind == kind]
-        if some:
-            count = some[0][0].class_count
-            level = f" (1 of {count} classes, {per_cent(1 / count)} %)" if count and kind != "constant" else ""
-            subject = name[:1].upper() + name[1:]
-            details = _joined([(record.set, guess.detail) for record, guess in some])
-            sentences.append(f"{subject} {beginning}{level} on {details}.")
+        alike: dict[int | None, list[tuple[str, str]]] = {}
+        for record, guess in guesses:
+            if guess.kind == kind:  # sets may have different chance levels
+                count = None if kind == "constant" else record.class_count
+                alike.setdefault(count, []).append((record.set, guess.detail))
+        for count, details in alike.items():
+            level = f" (1 of {count} classes, {per_cent(1 / count)} %)" if count else ""
+            sentences.append(f"{subject} {beginning}{level} on {_joined(details)}.")
     return sentences
 
 

@@ -29,9 +29,8 @@ def difference_table(diagnosis: DiagnosisRecord) -> Table:
         )
     header = ("set", *(f"{MODEL_NAMES[first]} − {MODEL_NAMES[second]}" for first, second in _PAIRS))
     note = (
-        f"In points. {resampling_note(diagnosis.clusters)} p is the p-value of McNemar's exact test over images, with "
-        "Holm's correction over the sets. The test takes images as independent, so if it and the interval disagree, "
-        "trust the interval." + _few_note(diagnosis)
+        f"In points. {resampling_note(diagnosis.clusters)} p is the p-value of McNemar's exact test, which takes "
+        "together what the intervals resample together, with Holm's correction over the sets." + _few_note(diagnosis)
     )
     return Table("Differences in accuracy", header, tuple(rows), note)
 

@@ -87,7 +87,7 @@ def _finding(change: Measured, learned: bool) -> str:
         what = "gains" if change.value > 0 else "gives up"
         return f"so it {what} {per_cent(abs(change.value))} points ({_range(change)})"
     if change.interval[0] >= -_LARGEST_LOSS:
-        return f"so it keeps the fine-tuned accuracy ({_points(change)})"
+        return f"so it loses at most {100 * _LARGEST_LOSS:g} points of the fine-tuned accuracy ({_points(change)})"
     return f"a difference that is uncertain ({_points(change)})"
 
 

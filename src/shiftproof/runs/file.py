@@ -11,6 +11,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shiftproof.data.families.registry import family_section
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.errors import InputError, nearest, point_hint
 from shiftproof.finetuning.settings import FinetuneSettings
@@ -166,7 +167,8 @@ class RunFile(Frozen):
         if settings.pop("versions", None) is None:
             settings = with_paths(settings, Path(path).parent)
         resolved = cls.resolve(settings, overrides, values)
-        if "model" not in settings and not any(override.partition("=")[0] == "model" for override in overrides):
+        named = {*settings, *(override.partition("=")[0] for override in overrides), *(values or {})}
+        if "model" not in named:
             raise InputError(
                 f"the run file {path} names no model. Add one, e.g. model: open_clip:ViT-B-32/openai, or model: tiny "
                 "for the small model that comes with shiftproof."
@@ -209,6 +211,14 @@ def _mixed_settings(source: str, finetune: Mapping[str, Any]) -> dict[str, Any]:
     if finetune.get("recipe") == "flyp":  # its loss has no label smoothing
         settings.pop("label_smoothing", None)
     return settings
+
+
+def draws_validation(suite: str | SuiteFile) -> bool:
+    """Whether the seed decides which training images of a suite are held out for validation."""
+    if isinstance(suite, SuiteFile):
+        return suite.reference.validation is None
+    section = family_section(suite)
+    return section is not None and section["reference"]["validation"] is None
 
 
 def _source(model: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shiftproof.finetuning.recipes import require_trainable_batches
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier
 from shiftproof.models.text_towers import with_zero_shot_head
-from shiftproof.runs.file import RunFile, SuiteFile
+from shiftproof.runs.file import RunFile, SuiteFile, draws_validation
 from shiftproof.runs.starts import StartSettings, build_named_start
 
 _VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
@@ -85,16 +86,38 @@ def require_trainable(run_file: RunFile, suite: ShiftSuite, start: Classifier | 
             require_batch_norm(start)
 
 
-def batch_norm_images(run_file: RunFile, suite: ShiftSuite) -> ImageSet | None:
+def batch_norm_images(
+    run_file: RunFile, suite: ShiftSuite, training: Mapping[str, Any] | None = None
+) -> ImageSet | None:
     """Returns the images on which ensembles' batch norm is re-estimated, or None where statistics are averaged.
 
-    They are those that the fine-tuning sees: the reference's training images, or the few of each class that
-    ``finetune.shots`` draws.
+    They are the ``training_images``.
     """
-    if run_file.batch_norm == "averaged":
-        return None
-    train, shots = suite.reference.train, run_file.finetune.shots
-    return train if shots is None else few_shot(train, shots, seed=run_file.seed)
+    return None if run_file.batch_norm == "averaged" else training_images(run_file, suite, training)
+
+
+def training_images(run_file: RunFile, suite: ShiftSuite, training: Mapping[str, Any] | None = None) -> ImageSet:
+    """The images that a fine-tuning sees: the training images, or the few of each class that ``shots`` draws.
+
+    ``training`` is that of a classifier that was fine-tuned earlier, whose own settings and seed then count.
+    """
+    settings = (training or {}).get("settings")
+    shots = run_file.finetune.shots if settings is None else settings.get("shots")
+    seed = (training or {}).get("seed", run_file.seed)
+    return suite.reference.train if shots is None else few_shot(suite.reference.train, shots, seed=seed)
+
+
+def require_unseen_validation(suite: str | SuiteFile, seed: int, fine_tuned: Classifier) -> None:
+    """Raises an InputError if ``seed`` draws other validation images of a suite than the training's seed did.
+
+    The validation split would then contain images that the classifier was trained on.
+    """
+    trained = fine_tuned.training.get("seed", seed)
+    if draws_validation(suite) and trained != seed:
+        raise InputError(
+            f"the fine-tuned classifier held out its validation images with seed {trained}, and here they are drawn "
+            f"with seed {seed}, so most of them were trained on. Add `seed={trained}`, or name `validation` data."
+        )
 
 
 def versions() -> dict[str, str]:

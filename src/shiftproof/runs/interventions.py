@@ -169,8 +169,10 @@ def _models(request: DiagnosisFile, images: ImageSet) -> dict[str, Classifier]:
 
 
 def _study_suite(name: str, seed: int) -> ShiftSuite:
-    """Loads every eighth class of an embedded suite, with the training views of eight seeds."""
-    draws = [load_suite(name, seed=STUDY_DRAWS * seed + number) for number in range(STUDY_DRAWS)]
+    """Loads every eighth class of an embedded suite, with the training views of eight seeds if it has any."""
+    draws = [load_suite(name, seed=STUDY_DRAWS * seed)]
+    if draws[0].views_by_seed:
+        draws += [load_suite(name, seed=STUDY_DRAWS * seed + number) for number in range(1, STUDY_DRAWS)]
     all_classes = draws[0].classes
     classes = ClassSpace(all_classes.ids[::STUDY_CLASSES], all_classes.names[::STUDY_CLASSES])
     reference = draws[0].reference

@@ -97,9 +97,9 @@ def _baseline(run: FinishedRun, entry: BaselineSettings) -> _Training:
 
 
 def _with_many_views(run: FinishedRun) -> ShiftSuite:
-    """The suite, with the training views of several seeds if it is embedded, since random weights need many views."""
+    """The suite, with the training views of several seeds if it has any, since random weights need many views."""
     suite, name, seed = run.suite, run.run_file.suite, run.run_file.seed
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not suite.views_by_seed:
         return suite
     draws = [load_suite(name, seed=_VIEW_SEEDS * seed + number) for number in range(_VIEW_SEEDS)]
     train = joined([draw.reference.train.relabelled(suite.classes) for draw in draws], "train")

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiftproof.data.families.registry import family_section
 from shiftproof.data.readable import require_readable
+from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.ensembles import wise_ft
 from shiftproof.ensembling.interpolation import SPACES, ensemble_on_path
 from shiftproof.ensembling.path import path_sets, sweep_alpha
 from shiftproof.ensembling.rules import choose_alpha
-from shiftproof.errors import InputError, refuse_path, require_choice
+from shiftproof.errors import refuse_path, require_choice
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import load_classifier, save_classifier
@@ -26,8 +26,8 @@ from shiftproof.records.rules import RulesRecord
 from shiftproof.records.summaries import path_json
 from shiftproof.runs.directory import SWEEP, OutputDirectory, Request, claim_together
 from shiftproof.runs.doubts import note_validation, warn_of_loss, warn_of_start_of_path
-from shiftproof.runs.file import RunFile, SuiteFile
-from shiftproof.runs.inputs import batch_norm_images, load_run_suite
+from shiftproof.runs.file import RunFile
+from shiftproof.runs.inputs import batch_norm_images, load_run_suite, require_unseen_validation, training_images
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.runs.scores import score, write_results
 from shiftproof.storage import json_text, read_json, write_json
@@ -77,9 +77,9 @@ def run_sweep(
     ends, device = (load_classifier(zero_shot), load_classifier(fine_tuned)), resolve_device(run_file.device)
     run_file = run_file.resolved_on(device=device)
     precision = run_file.evaluation.precision
-    _require_unseen_validation(run_file, ends[1])
+    require_unseen_validation(run_file.suite, run_file.seed, ends[1])
     suite = load_run_suite(run_file).relabelled(ends[0].classes)
-    images = batch_norm_images(run_file, suite)
+    images = batch_norm_images(run_file, suite, ends[1].training)
     reestimates = compare_batch_norm or images is not None
     if reestimates:
         require_batch_norm(ends[0])
@@ -101,8 +101,10 @@ def run_sweep(
             ensemble = ensemble_on_path(*ends, alpha, device=device, batch_norm_images=images)
             save_classifier(ensemble, OutputDirectory(out).classifier("ensemble"), overwrite=True)
         rules = _write_path(path, files, suite, run_file.alpha_tolerance, OutputDirectory(out))
-        scored = _score_batch_norm(wise_ft(*ends, alpha), suite, device, precision, out) if compare_batch_norm else ()
-        return Sweep(path, alpha, rules, scored)
+        if not compare_batch_norm:
+            return Sweep(path, alpha, rules)
+        seen = training_images(run_file, suite, ends[1].training)
+        return Sweep(path, alpha, rules, _score_batch_norm(wise_ft(*ends, alpha), seen, suite, device, precision, out))
 
 
 def _write_path(
@@ -119,10 +121,10 @@ def _write_path(
 
 
 def _score_batch_norm(
-    ensemble: Classifier, suite: ShiftSuite, device: str, precision: str, out: Path
+    ensemble: Classifier, images: ImageSet, suite: ShiftSuite, device: str, precision: str, out: Path
 ) -> tuple[AccuracyRecord, ...]:
-    """Scores the ensemble with averaged batch-norm statistics, and with those of the training images."""
-    reestimated = reestimate_batch_norm(ensemble, suite.reference.train, device=device)
+    """Scores the ensemble with averaged batch-norm statistics, and with those of the training images ``images``."""
+    reestimated = reestimate_batch_norm(ensemble, images, device=device)
     save_classifier(reestimated, OutputDirectory(out).classifier("ensemble_batch_norm"), overwrite=True)
     models = {"statistics averaged": ensemble, "statistics re-estimated": reestimated}
     sets, reference = suite.test_sets, suite.reference.name
@@ -156,21 +158,3 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
         return other_ends + [name for name in settings if recorded.get(name) != settings[name]]
 
     return Request(json_text({name: fingerprint(end) for name, end in ends.items()} | settings), differences)
-
-
-def _require_unseen_validation(run_file: RunFile, fine_tuned: Classifier) -> None:
-    """Raises an InputError if the validation split was drawn with another seed than that of the training.
-
-    Such a split would contain images that the classifier was trained on.
-    """
-    seed = fine_tuned.training.get("seed", run_file.seed)
-    if isinstance(run_file.suite, SuiteFile):
-        drawn = run_file.suite.reference.validation is None
-    else:
-        section = family_section(run_file.suite)
-        drawn = section is not None and section["reference"]["validation"] is None
-    if drawn and seed != run_file.seed:
-        raise InputError(
-            f"the fine-tuned classifier held out its validation images with seed {seed}, and this sweep uses seed "
-            f"{run_file.seed}, so most of them were trained on. Add `seed={seed}`, or name `validation` data."
-        )

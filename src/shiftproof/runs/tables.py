@@ -108,6 +108,9 @@ def _begin(
                 "`out`."
             )
         return _repaired(out)
+    if note.exists() and not (isinstance(earlier := read_json(note), dict) and earlier.keys() & request.keys()):
+        raise InputError(f"{note} is no record of an earlier job, and would be replaced. Choose another `out`.")
+    out.unlink(missing_ok=True)  # first, since rows of another job must not stand beside this request
     write_json(note, request)
     out.write_bytes(_text([header]))
     return np.empty(0, dtype=np.uint64), 0

@@ -17,8 +17,17 @@ from pydantic import Field, ValidationError
 from shiftproof.ensembling.path import alpha_grid
 from shiftproof.ensembling.rules import FIXED_ALPHA
 from shiftproof.errors import InputError, listed
-from shiftproof.runs.file import Frozen, RunFile, SuiteFile, copied, explained, override_key, place_key, read_yaml
-from shiftproof.runs.locations import model_path, with_paths
+from shiftproof.runs.file import (
+    Frozen,
+    RunFile,
+    copied,
+    draws_validation,
+    explained,
+    override_key,
+    place_key,
+    read_yaml,
+)
+from shiftproof.runs.locations import with_paths
 from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
@@ -149,8 +158,7 @@ class StudyFile(Frozen):
         return tuple(members)
 
     def _require_separate_validation(self, run_file: RunFile) -> None:
-        held_out = isinstance(run_file.suite, SuiteFile) and run_file.suite.reference.validation is None
-        if held_out and self.soups and len(self.seeds) > 1:
+        if self.soups and len(self.seeds) > 1 and draws_validation(run_file.suite):
             raise InputError(
                 "soups of several seeds need separate validation data. Otherwise each seed holds out different "
                 "training images, and members with other seeds were trained on them. Set "
@@ -205,9 +213,19 @@ def _with_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             name: with_paths(keys, folder) if isinstance(keys, Mapping) else keys
             for name, keys in configurations.items()
         }
-    if isinstance(grid := changed.get("grid"), Mapping) and isinstance(models := grid.get("model"), list):
-        changed["grid"] = {**grid, "model": [model_path(str(model), folder) for model in models]}
+    if isinstance(grid := changed.get("grid"), Mapping):
+        changed["grid"] = _with_listed_paths(grid, folder)
+    if isinstance(sample := changed.get("sample"), Mapping) and isinstance(keys := sample.get("keys"), Mapping):
+        changed["sample"] = {**sample, "keys": _with_listed_paths(keys, folder)}
     return changed
+
+
+def _with_listed_paths(keys: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Lists of values by key, with paths among the values relative to the working directory."""
+    return {
+        key: [with_paths({key: value}, folder)[key] for value in values] if isinstance(values, list) else values
+        for key, values in keys.items()
+    }
 
 
 def _flat(keys: Any, prefix: str = "") -> Any:

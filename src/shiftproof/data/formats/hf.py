@@ -107,7 +107,8 @@ class Table:
         path = cell["path"].as_py() if hasattr(cell, "keys") and cell.is_valid else None
         if not path or "://" in path:
             raise InputError(f"row {row} of {self.name} has no picture but {path!r}. Download it, or remove the row.")
-        return expanded(self.address.place) / expanded(path)
+        place = expanded(self.address.place)
+        return (place.parent if place.is_file() else place) / expanded(path)
 
 
 def names_file(place: str) -> bool:

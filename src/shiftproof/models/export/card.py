@@ -27,6 +27,7 @@ _RULES = {
 _HEADS = {
     "zero-shot": "The head consists of the text embeddings of the prompts.",
     "own": "The head is the one that the encoder was pretrained with.",
+    "probe": "The head is a linear probe of the encoder's features.",
     "trained": "The head was trained.",
     "frozen": "The head is that of the start; only the encoder was trained.",
     "rebuilt": "A text tower that was fine-tuned together with the image tower wrote the head.",

@@ -80,6 +80,8 @@ def _others(classifier: Classifier, to: str) -> str:
 
 def _require_free(out: Path, *, overwrite: bool) -> None:
     """Raises an InputError if a directory holds an export, unless it is to be replaced, or any other file."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, and an export is a directory. Choose another `out`.")
     present = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     known = {CARD_FILE, HEAD_FILE, LABELS_FILE, *(name for form in _FORMATS.values() for name in form.files)}
     if foreign := [name for name in present if name not in known]:
