@@ -318,3 +318,20 @@ def test_a_run_warns_of_the_same_findings(root: Path) -> None:
     with pytest.warns(ResultWarning) as caught:
         warn_of_data(suite, limited=False)
     assert [str(entry.message) for entry in caught] == [str(entry) for entry in made.findings]
+
+
+@pytest.mark.parametrize(
+    ("message", "problem", "remedy"),
+    [
+        ("the file is missing. Restore it.", "the file is missing.", "Restore it."),
+        ("it has no set. Name one, e.g. test: folder:PATH.", "it has no set.", "Name one, e.g. test: folder:PATH."),
+        ("it has 1.5 GB. Lower `limit`, or free space.", "it has 1.5 GB.", "Lower `limit`, or free space."),
+        ("only a problem", "only a problem", "Check that this is meant."),
+    ],
+)
+def test_the_last_sentence_of_a_message_is_the_remedy(message: str, problem: str, remedy: str) -> None:
+    def fail() -> None:
+        raise sp.InputError(message)
+
+    _, (finding,) = checks.noting("data", fail)
+    assert (finding.seen, finding.remedy) == (problem, remedy)

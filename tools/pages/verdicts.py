@@ -123,7 +123,7 @@ def _connected(runs: Runs) -> str:
         if not scratch
         else (
             f"{text}. Between networks from random weights it clearly fails on the reference with {out_of(broken)} "
-            f"seeds, as it must{_weak(scratch[0].connectivity)}"
+            f"seeds{_weak(scratch[0].connectivity)}"
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,8 @@ TRAIN, TEST = "train", "test"
 _POINTER_BYTES = 1024  # a pointer of Git LFS is shorter
 _SHARED = 0.01  # a share of a test set that is also in the training set from which its accuracy is not to be trusted
 _UNBALANCED = 20  # times the images of the smallest class that the largest one has
+_PACKAGE = Path(__file__).parents[1]
+_SENTENCES = re.compile(r"(?<!e\.g)(?<!i\.e)(?<=[.?!]) (?=[A-Z`'\"])")  # between two sentences
 _STATES = 4  # a trained weight comes with its gradient and the two moments of AdamW
 
 
@@ -46,13 +48,15 @@ def noting(subject: str, action: Callable[[], Result]) -> tuple[Result | None, l
 
 
 def _is_ours(entry: warnings.WarningMessage) -> bool:
-    return f"{os.sep}shiftproof{os.sep}" in entry.filename
+    return Path(entry.filename).is_relative_to(_PACKAGE)
 
 
 def _of_message(severity: str, subject: str, message: str) -> Finding:
     """A finding from a message whose last sentence says what to do, unless it has only one."""
-    seen, stop, remedy = message.rpartition(". ")
-    return Finding(severity, subject, f"{seen}." if stop else message, remedy if stop else "Check that this is meant.")
+    *seen, remedy = _SENTENCES.split(message)
+    if not seen:
+        return Finding(severity, subject, message, "Check that this is meant.")
+    return Finding(severity, subject, message.removesuffix(remedy).rstrip(), remedy)
 
 
 def check_count(name: str, data: str, images: int) -> list[Finding]:

@@ -44,7 +44,7 @@ def diagnose_run(
     windows into images of the reference and measures the share of the models' maps on them; "halves" fine-tunes on
     two halves of the reference, compares the two models (the paper's baseline pair) and measures the path between them;
     "plane" is the error in the plane through these two and zero-shot; "scratch" trains two networks from random
-    weights, between which there is no path without a barrier; "baselines" trains networks of several sizes on the
+    weights and measures the straight path between them; "baselines" trains networks of several sizes on the
     reference alone, for effective robustness. Trained networks are saved in ``RUN/diagnosis`` and not trained again.
 
     ``baselines`` is a CSV (``model,SET,...``) of accuracies in place of the part "baselines"; other seeds of a run can

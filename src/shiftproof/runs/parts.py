@@ -187,7 +187,7 @@ PARTS = (
     Part("plane", "the error in the plane through zero-shot and the two halves", _measure_plane, needs=("halves",)),
     Part(
         "scratch",
-        "two networks trained from random weights, between which every path has a barrier",
+        "two networks trained from random weights, and the straight path between them",
         _measure_scratch,
     ),
     Part(

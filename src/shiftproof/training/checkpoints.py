@@ -73,9 +73,9 @@ def load_checkpoint(folder: Path) -> TrainingState | None:
         step = int(state.pop("step"))
     except (InputError, KeyError, TypeError, ValueError) as error:
         reason = f"state.json has no entry {error}" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"the checkpoint {last} is damaged ({reason}). Delete it to resume from the one before."
-        ) from error
+        earlier = len(_checkpoints(last.parent)) > 1
+        way_out = "resume from the one before" if earlier else "train from the start, since there is no other"
+        raise InputError(f"the checkpoint {last} is damaged ({reason}). Delete it to {way_out}.") from error
     return TrainingState(step, parts, state)
 
 
@@ -163,5 +163,5 @@ def _unwritten(error: Exception, target: Path) -> TrainingError:
     remaining = f"The last checkpoint is {before[-1]}." if before else "There is no checkpoint yet."
     return TrainingError(
         f"the checkpoint {target} could not be written: {why}. {remaining} "
-        "Free some space and continue with `resume=True`."
+        f"{'Free some space' if full else 'Make the folder writable'} and continue with `resume=True`."
     )
