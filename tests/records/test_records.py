@@ -146,6 +146,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
             "seed",
             "versions",
             "conversions",
+            "skipped",
             "start",
             "validation",
             "batch_norm",
@@ -301,6 +302,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
         for name in ("class_count", "top_class", "top_share", "majority_share"):
             entry.setdefault(name, None)
         # Sets with a protocol or with unequal classes have these since then.
+        entry.setdefault("skipped", 0)
         entry |= {"protocol": None, "metrics": {}, "metric_intervals": {}, "variants": {}}
     for point in summary["alpha_path"]:
         point.setdefault("interval_method", {})
@@ -309,6 +311,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     summary.setdefault("validation", None)
     summary.setdefault("batch_norm", "averaged")
     summary.setdefault("precision", "float32")
+    summary.setdefault("skipped", {})
     assert list(written) == list(summary)
     assert written == summary
     result = written_before("diagnosis-seed-0.json")

@@ -208,7 +208,7 @@ def test_a_table_of_baselines_gives_effective_robustness(run: Path) -> None:
         "model,photos,sketch\na,130,20\nb,10,20\n": "outside 0 to 1",
         "model,photos,sketch\na,0.1,much\nb,0.2,0.3\n": "not a number",
         "model,photos,sketch\na,0.1,0.2\n": "needs at least two",
-        "model,photos,sketch\na,0.3,10\nb,0.6,20\n": "photos in fractions and another set in per cent",
+        "model,photos,sketch\na,0.3,10\nb,0.6,20\n": "sketch in per cent and photos in fractions",
     }.items():
         table.write_text(content, encoding="utf-8")
         with pytest.raises(sp.InputError, match=message):

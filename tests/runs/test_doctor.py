@@ -335,3 +335,9 @@ def test_the_last_sentence_of_a_message_is_the_remedy(message: str, problem: str
 
     _, (finding,) = checks.noting("data", fail)
     assert (finding.seen, finding.remedy) == (problem, remedy)
+
+
+def test_a_folder_of_one_class_is_no_data_to_train_on(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "test/lemon", tmp_path / "data/lemon")
+    checkup = run_checkup(f"folder:{tmp_path}/data")
+    assert any("has only one class, 'lemon'" in finding.seen for finding in checkup.findings)

@@ -18,7 +18,7 @@ from support.studies import fruit_study
 import shiftproof as sp
 from shiftproof.data.readable import missing_files
 from shiftproof.errors import DivergenceError
-from shiftproof.runs import stages
+from shiftproof.runs import stages, sweeps
 from shiftproof.runs.directory import OutputDirectory, explaining_resume
 from shiftproof.studies.file import StudyFile
 
@@ -58,7 +58,7 @@ def link_to_nothing(image: Path) -> None:
 JOBS: dict[str, Callable[[sp.RunFile, Path], object]] = {
     "run": sp.run_pipeline,
     "finetune": stages.run_finetune,
-    "sweep": lambda run_file, out: stages.run_sweep(run_file, out.parent / "zero", out.parent / "zero", out),
+    "sweep": lambda run_file, out: sweeps.run_sweep(run_file, out.parent / "zero", out.parent / "zero", out),
 }
 
 

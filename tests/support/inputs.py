@@ -26,7 +26,7 @@ class FileCase:
     content: bytes | None = None
 
 
-HIDDEN, LEFTOVER = "hidden", "left by an operating system"
+HIDDEN, LEFTOVER = "hidden", "left by an operating system or a tool"
 FILES = (
     FileCase("lemon/1.png", "is read"),
     FileCase("lemon/2.PNG", "is read; the case of a suffix does not matter"),

@@ -148,7 +148,7 @@ def picture_set(split: str, views: int, seed: int) -> sp.ImageSet:
 def picture_suite(name: str = "emoji", seed: int = 0) -> sp.ShiftSuite:
     """As in the embedded suites, the seed moves the training views only."""
     parts = (picture_set("train", 2, seed), picture_set("validation", 1, 99), picture_set("test", 3, 99))
-    return sp.ShiftSuite(name, FRUIT, sp.data.Reference("colour", *parts), ())
+    return sp.ShiftSuite(name, FRUIT, sp.data.Reference("colour", *parts), (), views_by_seed=True)
 
 
 def stamps(folder: Path) -> dict[str, bytes]:

@@ -41,7 +41,8 @@ def merge(
     suite: Suite = None,
     validation: Validation = None,
     integers: Annotated[
-        str, Option("--integers", help="Copy integer entries from A (copy), or require them to be equal (equal).")
+        str,
+        Option("--integers", help="Copy integers from the nearer input (copy), or require that they be equal (equal)."),
     ] = "copy",
     missing: Annotated[
         str, Option("--missing", help="Refuse entries that one input lacks (error), or keep them (keep).")

@@ -232,6 +232,7 @@ def model_config(architecture: str) -> dict[str, Any]:
 
         file = hf_hub_download(architecture.removeprefix("hf-hub:"), "open_clip_config.json")
         return dict(read_json(file)["model_cfg"])
+    open_clip.add_model_config(TINY_CONFIG)
     return dict(open_clip.get_model_config(architecture))
 
 

@@ -98,6 +98,12 @@ def load_classifier(directory: str | Path, *, channels_last: bool | None = None)
     """
     directory = expanded(directory)
     card = read_card(directory)
+    needed = ["model.safetensors", *([_TEXT] if card.head == "rebuilt" else [])]
+    if missing := [name for name in needed if not (directory / name).is_file()]:
+        raise InputError(
+            f"the classifier directory {directory} is incomplete: {listed(missing)} is missing. Restore the file, or "
+            "write the classifier again."
+        )
     values = {field.name: getattr(card, field.name) for field in fields(Card) if field.name != "fingerprint"}
     classifier = rebuild({**values, "channels_last": channels_last}, read_state_dict(directory / "model.safetensors"))
     if card.head == "rebuilt":
@@ -119,9 +125,9 @@ def read_card(directory: str | Path) -> Card:
     """Reads ``classifier.json``; raises an InputError that names what is missing."""
     directory = expanded(directory)
     if not (directory / "classifier.json").is_file():
+        reason = "it has no classifier.json" if directory.exists() else "it does not exist"
         raise InputError(
-            f"{directory} is not a classifier directory: it has no classifier.json. "
-            "Name one that shiftproof wrote, e.g. RUN/ensemble."
+            f"{directory} is not a classifier directory: {reason}. Name one that shiftproof wrote, e.g. RUN/ensemble."
         )
     stored = read_json(directory / "classifier.json")
     if not isinstance(stored, dict):

@@ -19,8 +19,8 @@ from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, 
 
 # What a run's record says about the run rather than about its results.
 _HOW_IT_WAS_RUN = (
-    *("seconds", "seed", "versions", "conversions", "skipped"),
-    *("start", "validation", "batch_norm", "precision"),
+    *("seconds", "seed", "versions", "conversions"),
+    *("start", "validation", "batch_norm", "precision", "skipped"),
 )
 
 

@@ -205,7 +205,10 @@ def _check_data(
         thumbnails[name] = read_thumbnails(images, [] if _is_drawn(images) else spread_positions(len(images), sample))
         findings += check_decoded(name, thumbnails[name])
     if TRAIN in sets:
-        findings += check_balance(TRAIN, sets[TRAIN]) + _check_number_of_classes(sets[TRAIN])
+        findings += check_balance(TRAIN, sets[TRAIN])
+    for name, images in sets.items():
+        if name == TRAIN or TRAIN not in sets:
+            findings += _check_number_of_classes(name, images)
     findings += check_shared_files(sets)
     compared = {name: images for name, images in sets.items() if name in thumbnails}
     findings += check_lookalikes(compared, thumbnails)
@@ -217,11 +220,11 @@ def _is_drawn(images: ImageSet) -> bool:
     return images.files is None and images.mask is not None
 
 
-def _check_number_of_classes(images: ImageSet) -> list[Finding]:
+def _check_number_of_classes(name: str, images: ImageSet) -> list[Finding]:
     if len(images.classes) > 1:
         return []
-    seen = f"{images.name} has the one class {images.classes.ids[0]!r}; a classifier needs two."
-    return [Finding(ERROR, TRAIN, seen, "A folder must look like class/image.jpg.")]
+    seen = f"{images.name} has only one class, {images.classes.ids[0]!r}; a classifier needs two."
+    return [Finding(ERROR, name, seen, "A folder must look like class/image.jpg.")]
 
 
 def _checked_set(name: str, images: ImageSet, thumbnails: Thumbnails | None) -> CheckedSet:
