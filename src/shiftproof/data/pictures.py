@@ -17,7 +17,7 @@ from shiftproof.errors import InputError, counted, listed
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # formats that a build of Pillow may lack
 _SYSTEM = frozenset({"__macosx", ".ds_store", ".ipynb_checkpoints", "desktop.ini", "thumbs.db"})
-LEFTOVER = "left by an operating system"
+LEFTOVER = "left by an operating system or a tool"
 _NAMED = 3  # examples that a message gives for each reason
 
 
@@ -137,7 +137,7 @@ def skip_reason(name: str) -> str | None:
     """Why a file or a folder is skipped by its name alone, or None.
 
     >>> skip_reason(".git"), skip_reason("Thumbs.db"), skip_reason("lemon")
-    ('hidden', 'left by an operating system', None)
+    ('hidden', 'left by an operating system or a tool', None)
     """
     if is_leftover(name):
         return LEFTOVER
