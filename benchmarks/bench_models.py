@@ -6,9 +6,8 @@ Every model has a process for each of OpenMP's wait policies, which is read when
 them in turn for each contender, so that all meet the same conditions; the process that is not asked sleeps. The results
 are medians of the rounds' ratios.
 
-- train: `finetune` for a few steps on images of the model's size that are already in memory, with crops, clipping and
-  schedule, against a bare loop of as many steps on one batch: forward, backward and AdamW. No checkpoint is written,
-  since a run writes one in hundreds of steps.
+- train: `finetune` for a few steps on images of the model's size that are already in memory, with crops, clipping,
+  schedule, log and checkpoint, against a bare loop of as many steps on one batch: forward, backward and AdamW.
 - predict: `predict` on as many images as fill a few batches, against the bare network in inference mode.
 - The bare loops run channels-last and contiguous. `of_best` is the ratio of ours to the faster one.
 - passive: the ratio of images a second with OMP_WAIT_POLICY=PASSIVE, as our commands set it, to those with the default.
@@ -23,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -93,7 +93,8 @@ def contenders(model: str, steps: int, batch: int) -> dict[str, Callable[[], obj
     labels = torch.arange(batch) % CLASSES
 
     def train() -> None:
-        sp.finetune(start, suite, settings, device="cpu")
+        with tempfile.TemporaryDirectory() as folder:
+            sp.finetune(start, suite, settings, device="cpu", checkpoints=Path(folder))
 
     def bare_training(channels_last: bool) -> Callable[[], None]:
         laid_out = one.contiguous(memory_format=torch.channels_last) if channels_last else one

@@ -8,7 +8,7 @@ from typing import Any
 from pages import strong_edge
 from pages.markdown import markdown, out_of, stacked
 from pages.sources import Sources
-from shiftproof.records.comparisons import ConnectivityRecord, Measured
+from shiftproof.records.comparisons import ConnectivityRecord, LossRecord, Measured
 from shiftproof.records.diagnosis import HALVES, DiagnosisRecord, DifferenceRecord, PairRecord
 from shiftproof.report.studies import study_verdict
 from shiftproof.report.tables import per_cent, signed_points, with_interval
@@ -155,7 +155,18 @@ def _connectivity(runs: Sequence[DiagnosisRecord]) -> list[str]:
         parts.append(markdown(("seed", "path between", *sets), heights))
     if others and all(record.ends for _, path in others for record in path.connectivity):
         parts += ["The accuracies of the two ends, in per cent:", markdown(("seed", "path between", *sets), ends)]
+    elif others:
+        losses = [(str(run.seed), path.name, *map(_end_losses, path.losses)) for run, path in others]
+        parts += [
+            "How good the two ends are, as their mean loss in nats (these diagnoses did not record accuracies, and a "
+            "model that guesses has the logarithm of the number of classes):",
+            markdown(("seed", "path between", *sets), losses),
+        ]
     return parts
+
+
+def _end_losses(record: LossRecord) -> str:
+    return f"{record.loss[0].value:.2f} and {record.loss[-1].value:.2f}"
 
 
 def _effective(runs: Sequence[DiagnosisRecord]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.markdown import markdown, require, span
+from pages.markdown import markdown, out_of, require, span
 from pages.sources import Sources
 
 # The contenders of the benchmark of decoding, in the order of the page, and what they are called there.
@@ -64,9 +64,18 @@ def model_tables(sources: Sources) -> str:
             for name, entry in models.items()
         ]
         parts.append(f"{_CONDITIONS[condition]}:\n\n{markdown(header, rows)}")
+    ratios = [
+        entry[task]["of_best"] for models in results["tables"].values() for entry in models.values() for task in entry
+    ]
+    parts.append(
+        f"The target is missed in {out_of(ratio > _TARGET for ratio in ratios)} cases. Ours includes what the bare loop "
+        f"leaves out: random crops, clipping, and in training a checkpoint after the {results['steps']} steps of each "
+        "round, which a real run writes once in hundreds of steps."
+    )
     return "\n\n".join(parts)
 
 
+_TARGET = 1.1
 _CONDITIONS = {"0 busy processes": "On an idle machine", "2 busy processes": "Beside two busy processes"}
 _MODEL_COLUMNS = ("images/s", "of the best", "contiguous", "passive")
 
