@@ -68,9 +68,9 @@ def model_tables(sources: Sources) -> str:
         entry[task]["of_best"] for models in results["tables"].values() for entry in models.values() for task in entry
     ]
     parts.append(
-        f"The target is missed in {out_of(ratio > _TARGET for ratio in ratios)} cases. Ours includes what the bare loop "
-        f"leaves out: random crops, clipping, and in training a checkpoint after the {results['steps']} steps of each "
-        "round, which a real run writes once in hundreds of steps."
+        f"The target is missed in {out_of(ratio > _TARGET for ratio in ratios)} cases. Ours includes what the bare "
+        f"loop leaves out: random crops, clipping, and in training a checkpoint after the {results['steps']} steps of "
+        "each round, which a real run writes once in hundreds of steps."
     )
     return "\n\n".join(parts)
 
