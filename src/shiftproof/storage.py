@@ -284,7 +284,7 @@ def locked(directory: str | Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         # The mere presence of a file would outlive a killed process; a lock of the system does not.
-        lock = filelock.FileLock(directory / ".lock", fallback_to_soft=False).acquire(timeout=0)
+        lock = filelock.FileLock(directory / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
         raise InputError(
             f"{directory} is in use by another shiftproof process. Wait for it to end, or choose another `out`."

@@ -133,7 +133,7 @@ def test_they_are_named_in_several_ways(given: Any, expected: tuple[Any, ...]) -
         ([{"method": "flip", "q": 1}], "unknown setting of flip 'q'"),
         ([{"method": "flip", "p": 2}], "flip cannot have the settings {'p': 2}"),
         ([{"method": "randaugment", "magnitude": 31}], "magnitude of randaugment is 31; it must lie between 0 and 30"),
-        ([{"method": "randaugment", "num_ops": -1}], "randaugment cannot have the settings"),
+        ([{"method": "randaugment", "num_ops": -1}], "num_ops of randaugment is -1; it must be at least 0"),
         ([{"p": 1}], "unknown finetune.augment 'None'"),
     ],
 )

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.commands import Call, quick_training_flags
-from support.pictures import ALPHA, COLOURS, GREY, PICTURES, PictureCase, in_rgb, turned, write_oriented
+from support.pictures import ALPHA, COLOURS, DECODED_HERE, GREY, PictureCase, in_rgb, turned, write_oriented
 from support.shards import CONTAINERS, Container
 
 import shiftproof as sp
@@ -29,7 +29,7 @@ SMALL = Preprocessing(size=4)
 LEVELS = st.lists(st.integers(0, 65535), min_size=1, max_size=30)
 
 
-@pytest.mark.parametrize("case", PICTURES, ids=lambda case: f"{case.name} {case.suffix}")
+@pytest.mark.parametrize("case", DECODED_HERE, ids=lambda case: f"{case.name} {case.suffix}")
 def test_every_kind_of_picture_is_read_as_the_page_says(case: PictureCase, tmp_path: Path) -> None:
     path = tmp_path / f"picture{case.suffix}"
     expected = case.write(path)
@@ -52,8 +52,8 @@ def test_every_kind_of_picture_is_read_alike_in_larger_files(
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    files = [tmp_path / f"{number}{case.suffix}" for number, case in enumerate(PICTURES)]
-    written = [case.write(file) for case, file in zip(PICTURES, files, strict=True)]
+    files = [tmp_path / f"{number}{case.suffix}" for number, case in enumerate(DECODED_HERE)]
+    written = [case.write(file) for case, file in zip(DECODED_HERE, files, strict=True)]
     readable = [file for file, pixels in zip(files, written, strict=True) if pixels is not None]
     images = sp.load_data(container.write(tmp_path / "larger", readable))
     expected = [read_picture(file) for file in readable]
@@ -220,7 +220,7 @@ def test_a_run_on_pictures_of_16_bits_says_so_and_ends_as_one_of_8_bits(
 def contents(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
     """The suffix and the bytes of every kind of picture."""
     folder = tmp_path_factory.mktemp("contents")
-    for number, case in enumerate(PICTURES):
+    for number, case in enumerate(DECODED_HERE):
         case.write(folder / f"{number}{case.suffix}")
     return [(path.suffix, path.read_bytes()) for path in sorted(folder.iterdir())]
 

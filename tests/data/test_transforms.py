@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.pictures import PICTURES
+from support.pictures import DECODED_HERE
 from torchvision.datasets import ImageFolder
 
 import shiftproof as sp
@@ -21,7 +21,7 @@ from shiftproof.data.sets import picture_set
 from shiftproof.data.transforms import ImageTransform
 
 
-@pytest.mark.parametrize("case", PICTURES, ids=lambda case: f"{case.name}{case.suffix}")
+@pytest.mark.parametrize("case", DECODED_HERE, ids=lambda case: f"{case.name}{case.suffix}")
 def test_every_kind_of_picture_becomes_the_same_bits(case, tmp_path: Path) -> None:
     path = tmp_path / f"picture{case.suffix}"
     refused = case.write(path) is None

@@ -73,6 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer({"error": f"no such call: {self.path}"}, status=404)
 
+    def do_GET(self) -> None:
+        """Answers older versions of huggingface_hub, which ask how a repository stores large files."""
+        self._answer({"id": self.path, "xetEnabled": False})
+
     def do_PUT(self) -> None:
         self.hub.large[self.path.rpartition("/")[2]] = self._body()
         self._answer({})

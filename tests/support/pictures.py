@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftproof.data import decoding
+from shiftproof.data.pictures import picture_suffixes
 
 WHITE, RED = (255, 255, 255), (200, 30, 40)
 GREY = np.array([[0, 51], [128, 255], [77, 9]], dtype=np.uint8)  # not square, so that a turn shows
@@ -235,3 +236,5 @@ PICTURES = (
     PictureCase("JPEG 2000", ".jp2", "as it is", _jpeg_2000, (), 2),
     PictureCase("AVIF", ".avif", "as it is", _jpeg, (), 6),
 )
+# Those whose format the installed Pillow decodes; older ones lack AVIF.
+DECODED_HERE = tuple(case for case in PICTURES if case.suffix in picture_suffixes())

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
 from shiftproof.data.loading import Preprocessing
-from shiftproof.errors import InputError, require_between, require_choice
+from shiftproof.errors import InputError, require_at_least, require_between, require_choice
 
 Augment = Callable[[NDArray[np.uint8], Generator], NDArray[np.uint8]]
 # The settings of each augmentation, with their defaults: those of torchvision, and for the jitter those of timm.
@@ -105,6 +105,7 @@ def _transform(spec: Any, what: str, colour: tuple[int, ...]) -> Callable[[Any],
         require_choice(f"setting of {method}", str(key), AUGMENTATIONS[method])
     if method == "randaugment":
         require_between(f"{what}: the magnitude of randaugment", settings.get("magnitude", 0), 0, _LARGEST_MAGNITUDE)
+        require_at_least(f"{what}: num_ops of randaugment", settings.get("num_ops", 0), 0)
     fill = {"value": colour} if method == "random-erasing" else {}
     try:
         return _TRANSFORMS[method](**{**AUGMENTATIONS[method], **settings, **fill})  # type: ignore[no-any-return]

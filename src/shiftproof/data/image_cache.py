@@ -108,7 +108,7 @@ def _key(sources: Sequence[Source], preprocessing: Preprocessing, *, jpeg_draft:
 def _opened(file: Path, shape: tuple[int, int]) -> np.memmap:
     """Maps a file of rows of this shape; one that is absent, cut off or no such file is created anew, without rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(file.with_suffix(".lock"), fallback_to_soft=False):
+    with filelock.FileLock(file.with_suffix(".lock")):
         with contextlib.suppress(FileNotFoundError, ValueError):
             rows = open_memmap(file, mode="r")
             if rows.shape == shape and rows.dtype == np.uint8 and rows.flags.c_contiguous:

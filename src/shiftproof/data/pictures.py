@@ -146,8 +146,8 @@ def skip_reason(name: str) -> str | None:
 
 def _readable_formats() -> list[str]:
     Image.init()
-    absent = {kind for kind, feature in _OPTIONAL.items() if not features.check(feature)}
-    return [kind for kind in _FORMATS if kind in Image.OPEN and kind not in absent]
+    known = [kind for kind in _FORMATS if kind in Image.OPEN]
+    return [kind for kind in known if kind not in _OPTIONAL or features.check(_OPTIONAL[kind])]
 
 
 def _walk(folder: Path, above: tuple[Path, ...], suffixes: frozenset[str]) -> Iterator[tuple[Path, str | None]]:

@@ -157,7 +157,8 @@ def _delete(paths: Any) -> None:
 
 
 def _unwritten(error: Exception, target: Path) -> TrainingError:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+    # safetensors names the error of the system in its message only, in one of these forms.
+    full = getattr(error, "errno", None) == errno.ENOSPC or any(f in str(error) for f in ("os error 28", "code: 28"))
     why = "the disk is full" if full else str(error)
     before = _checkpoints(target.parent)
     remaining = f"The last checkpoint is {before[-1]}." if before else "There is no checkpoint yet."

@@ -50,6 +50,7 @@ def _write(classifier: Classifier, directory: Path) -> Written:
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: torch.export.Dim.DYNAMIC}},
+            dynamo=True,
             verbose=False,
         )
         assert program is not None  # with dynamo, torch returns the program

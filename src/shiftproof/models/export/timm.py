@@ -50,11 +50,13 @@ def write_timm_model(classifier: Classifier, directory: Path, label_names: Seque
         if holds_head
         else None,
         safe_serialization=True,
-        data_config=_data_config(classifier.preprocessing),
     )
-    # transformers passes this number beside the arguments, which must not contain it; timm reads it elsewhere.
     config = read_json(directory / "config.json")
+    # transformers passes this number beside the arguments, which must not contain it; timm reads it elsewhere.
     config.get("model_args", {}).pop("num_classes", None)
+    for name in ("test_input_size", "test_crop_pct"):  # timm would prefer these
+        config["pretrained_cfg"].pop(name, None)
+    config["pretrained_cfg"] |= _data_config(classifier.preprocessing)
     write_json(directory / "config.json", config)
     write_labels(classifier, directory)
     if holds_head:
