@@ -26,6 +26,7 @@ from pages import (
     diagnosis,
     figures,
     mixing,
+    photographs,
     published,
     speed,
     strong_edge,
@@ -38,7 +39,7 @@ from pages.taking import take, take_summary
 
 ROOT = Path(__file__).parents[1]
 PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
-    "README.md": {"summary": demo.summary_table},
+    "README.md": {"summary": demo.summary_table, "photographs": photographs.photograph_summary},
     "docs/results.md": {"results": demo.demo_tables},
     "docs/data-imagenet.md": {"imagenet": published.imagenet_numbers},
     "docs/data-cifar.md": {"cifar": published.other_numbers("cifar")},
@@ -58,6 +59,7 @@ PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
         "tuning": studies.tuning_table,
         "recipes": studies.recipe_tables,
     },
+    "docs/photographs.md": {"photographs": photographs.photograph_tables},
     "docs/strong-edge.md": {
         "strong-edge-findings": strong_edge.findings,
         "strong-edge": strong_edge.strong_edge_tables,

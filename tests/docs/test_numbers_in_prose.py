@@ -43,7 +43,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "in steps of 0.05 (arXiv 2109.01903": "the paper's sweeps, cited",
     },
     "docs/data-sets.md": {
-        "with their 95 %": "the level of intervals",
         "18,574 of 50,273": "the published size of a data set and of the part that is read",
         "WordNet 3.0": "a version",
         "300 pixels": "the size of a data set's pictures",

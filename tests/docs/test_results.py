@@ -41,6 +41,8 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
         "docs/strong-edge.md",
     ),
     (f"{RESULTS}/study-hyperparameters.json", ["spreads", 0, "deviation"], "docs/hyper-parameters.md"),
+    (f"{RESULTS}/study-pacs.json", ["members", 0, "path", 2, "accuracy", "sketch"], "README.md"),
+    (f"{RESULTS}/study-pacs.json", ["members", 4, "path", 2, "accuracy", "cartoon"], "docs/photographs.md"),
     (f"{RESULTS}/study-recipes.json", ["soups", 0, "path", -1, "accuracy", "colour"], "docs/hyper-parameters.md"),
     (f"{RESULTS}/study-tuning.json", ["members", 0, "path", -1, "validation"], "docs/hyper-parameters.md"),
     (f"{RESULTS}/robustness.json", [0, "sets", "reference", "accuracy"], "docs/mixing.md"),
