@@ -156,7 +156,7 @@ def sweep_sets(
         }
         for name, images in sets.items()
     }
-    missing = processes.told({name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets})
+    missing = processes.broadcast({name: [alpha for alpha in grid if alpha not in shares[name]] for name in sets})
     unmeasured, ends = sorted({alpha for few in missing.values() for alpha in few}), (zero_shot, fine_tuned)
     statistics = reestimated_statistics(*ends, unmeasured, batch_norm_images, place, processes)
     along = logits_along(*ends, space, place, precision, statistics)
@@ -174,14 +174,14 @@ def sweep_sets(
             # What is opened last is closed first, so that files appear in the order of alpha.
             managers = {a: keep(a, name) for a in reversed(missing[name])} if keep and processes.leads else {}
             adds = {a: opened.enter_context(manager) for a, manager in managers.items() if manager is not None}
-            kept = processes.told(frozenset(adds))
+            kept = processes.broadcast(frozenset(adds))
             measure = functools.partial(_measured, along, zero_shot.preprocessing, place, missing[name], kept)
             measured = _sweep_set(measure, images, missing[name], adds, processes, seen)
         for alpha, found in measured.items():
             shares[name][alpha] = measure_proportion(found.prediction == images.labels, images.clusters.names)
             if collect:
                 collect(alpha, name, found)
-    return processes.told(shares)
+    return processes.broadcast(shares)
 
 
 def sweep_scores(

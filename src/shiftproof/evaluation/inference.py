@@ -80,7 +80,7 @@ def predict(
         stage=stage,
         together=together,
     )
-    return predictions_of(images, np.concatenate(Processes(together).told(list(blocks))))
+    return predictions_of(images, np.concatenate(Processes(together).broadcast(list(blocks))))
 
 
 def predict_batches(

@@ -49,7 +49,7 @@ class Processes:
         """Whether this process gets the results, and writes them."""
         return is_main_process() or not self.together
 
-    def told(self, value: Result) -> Result:
+    def broadcast(self, value: Result) -> Result:
         """The value that the leading process has, in each of them."""
         return broadcast_from_main(value) if self.together else value
 
@@ -58,7 +58,7 @@ class Processes:
         count, index = self._places
         own = [compute(item) for item in items[index::count]]
         shares = gathered_on_main(own) if self.together else [own]
-        return self.told([shares[k % count][k // count] for k in range(len(items))] if shares else [])
+        return self.broadcast([shares[k % count][k // count] for k in range(len(items))] if shares else [])
 
     def in_batches(
         self, images: ImageSet, batch_size: int, compute: Callable[[ImageSet], Iterator[Result]]
@@ -70,7 +70,7 @@ class Processes:
         InputError, in all of them, if they do not have the same samples.
         """
         count, index = self._places
-        if count > 1 and not self.told(len(set(gathered_on_main(samples_digest(images)))) == 1):
+        if count > 1 and not self.broadcast(len(set(gathered_on_main(samples_digest(images)))) == 1):
             raise InputError(f"the processes see different images of {images.name}. Choose data that all of them see.")
         batches, mine = batches_of(len(images), batch_size), batches_of(len(images), batch_size, count, index)
         results = compute(_images_of(images, mine)) if mine else iter(())

@@ -77,7 +77,7 @@ def score(
         records.append(replace(record, variants=measure_variants(scored, compared), precision=precision))
     if out is not None and processes.leads:
         write_results(records, out)
-    return processes.told(tuple(records))
+    return processes.broadcast(tuple(records))
 
 
 def write_results(records: Sequence[AccuracyRecord], out: Path) -> None:
