@@ -3,6 +3,7 @@
     python tools/results.py                       regenerate tables and findings, and the figures of changed results
     python tools/results.py --take runs/demo-0 runs/demo-1 runs/demo-2   copy the results of the demo first
     python tools/results.py --take-summaries runs/demo-0 runs/demo-1     copy the accuracies of the demo alone
+    python tools/results.py --take runs/solar-cells                      copy the demo on solar cells first
     python tools/results.py --take runs/strong-edge                      copy a strong-edge study and its figures first
     python tools/results.py --take runs/hyperparameters runs/recipes     copy studies first
     python tools/results.py --check               fail if a page or a figure differs from the results
@@ -28,6 +29,7 @@ from pages import (
     mixing,
     photographs,
     published,
+    solar,
     speed,
     strong_edge,
     studies,
@@ -41,6 +43,9 @@ ROOT = Path(__file__).parents[1]
 PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
     "README.md": {"summary": demo.summary_table, "photographs": photographs.photograph_summary},
     "docs/results.md": {"results": demo.demo_tables},
+    "docs/data-sets.md": {"solar-cells": solar.solar_tables},
+    "docs/inputs.md": {"decoding": speed.decoding_tables},
+    "docs/zero-shot.md": {"head": speed.head_table},
     "docs/data-imagenet.md": {"imagenet": published.imagenet_numbers},
     "docs/data-cifar.md": {"cifar": published.other_numbers("cifar")},
     "docs/data-fine-grained.md": {"fine-grained": published.other_numbers("fine-grained")},
@@ -71,6 +76,7 @@ PAGES: dict[str, dict[str, Callable[[Sources], str]]] = {
         "memory": speed.memory_table,
     },
     "docs/decisions.md": {
+        "decoding-workers": speed.decoding_workers,
         "demo-rate": decisions.demo_rate,
         "throughput": speed.throughput,
         "baselines": decisions.baselines,

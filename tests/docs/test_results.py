@@ -40,6 +40,11 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
         ["models", "tuned-none", "clean", "means", "width", "value"],
         "docs/strong-edge.md",
     ),
+    (
+        f"{RESULTS}/solar-cells-seed-0.json",
+        ["models", "ensemble", "polycrystalline", "metrics", "macro accuracy"],
+        "docs/data-sets.md",
+    ),
     (f"{RESULTS}/study-hyperparameters.json", ["spreads", 0, "deviation"], "docs/hyper-parameters.md"),
     (f"{RESULTS}/study-pacs.json", ["members", 0, "path", 2, "accuracy", "sketch"], "README.md"),
     (f"{RESULTS}/study-pacs.json", ["members", 4, "path", 2, "accuracy", "cartoon"], "docs/photographs.md"),
@@ -47,6 +52,7 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
     (f"{RESULTS}/study-tuning.json", ["members", 0, "path", -1, "validation"], "docs/hyper-parameters.md"),
     (f"{RESULTS}/robustness.json", [0, "sets", "reference", "accuracy"], "docs/mixing.md"),
     (f"{BENCHMARKS}/beyond_half.json", ["judgement", "winner", "seeds together", "mean", 0], "docs/diagnosis.md"),
+    (f"{BENCHMARKS}/decoding.json", ["sets", "PACS", "of the best loader", "cache, warm"], "docs/inputs.md"),
     (f"{BENCHMARKS}/diagnosis.json", ["writing, 10000 images", "peak_mb"], "docs/diagnosis.md"),
     (f"{BENCHMARKS}/finetune.json", ["cpu", "ratio"], "docs/fine-tuning.md"),
     (f"{BENCHMARKS}/inference.json", ["tables", "cpu, batch 1", "ensemble", "of_fine_tuned"], "docs/choosing-alpha.md"),
@@ -61,6 +67,11 @@ SHOWN: list[tuple[str, list[str | int], str]] = [
     (f"{BENCHMARKS}/throughput.json", ["evaluate", "ratio"], "docs/decisions.md"),
     (f"{BENCHMARKS}/tune_demo.json", [1, "points", "ensemble under fine-tuned, reference"], "docs/decisions.md"),
     (f"{BENCHMARKS}/tune_mixing.json", [0, "fine_tuned", "colour"], "docs/mixing.md"),
+    (
+        f"{BENCHMARKS}/zeroshot_head.json",
+        ["contenders", "class by class", "seconds_for_1000_classes"],
+        "docs/zero-shot.md",
+    ),
 ]
 
 

@@ -40,6 +40,10 @@ class Sources:
         """The runs of the demo, in the order of their seeds."""
         return [run_from_summary(read_json(path)) for path in sorted(self.results.glob("demo-seed-*.json"))]
 
+    def solar_cells(self) -> RunRecord:
+        """The run of the demo on solar cells."""
+        return run_from_summary(read_json(self.results / "solar-cells-seed-0.json"))
+
     def averages(self) -> list[tuple[AverageRecord, ...]]:
         """The means over the shifts of a kind of the runs of the demo, in the order of their seeds."""
         paths = sorted(self.results.glob("averages-seed-*.json"))
