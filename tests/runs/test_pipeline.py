@@ -178,7 +178,7 @@ def test_the_summary_has_every_key_of_its_schema(finished: Path) -> None:
             assert_interval(point["interval"][name], point["accuracy"][name])
     assert set(summary["oracle_alpha"]) == set(SETS)
     assert set(summary["oracle_alpha"].values()) <= set(ALPHAS)
-    assert set(summary["seconds"]) == {"zero_shot", "fine_tuned", "sweep", "ensemble", "predict"}
+    assert set(summary["seconds"]) == {"load", "zero_shot", "fine_tuned", "sweep", "ensemble", "predict"}
     assert all(type(value) is float and value >= 0 for value in summary["seconds"].values())
     assert {"shiftproof", "torch", "numpy"} <= set(summary["versions"])
     assert all(type(value) is str for value in summary["versions"].values())
@@ -491,13 +491,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         with pytest.raises(InterruptedRunError):
             sp.run_pipeline(settings, out)
     seconds = json.loads((out / "stages.json").read_text(encoding="utf-8"))
-    assert list(seconds) == done
+    assert list(seconds) == ["load", *done]
     saved = [path for name in done for path in (out / name).rglob("*") if path.is_file()]
     stamps = {path: path.stat().st_mtime_ns for path in saved}
 
     sp.run_pipeline(settings, out, resume=True)
     assert {path: path.stat().st_mtime_ns for path in saved} == stamps
-    assert {name: summary_of(out)["seconds"][name] for name in done} == seconds
+    assert {name: summary_of(out)["seconds"][name] for name in seconds} == seconds
     assert without_seconds(out) == without_seconds(finished)
     assert set(files_of(out)) == set(files_of(finished))
 

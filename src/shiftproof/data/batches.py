@@ -40,7 +40,11 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
     require_set(images)
 
     def make(positions: range) -> NDArray[np.uint8]:
-        return np.stack([read_resized(images, i, preprocessing) for i in positions])
+        # Each image is copied before the next one is read, which then takes the same memory.
+        pixels = np.empty((len(positions), preprocessing.size, preprocessing.size, 3), np.uint8)
+        for row, i in zip(pixels, positions, strict=True):
+            row[...] = read_resized(images, i, preprocessing)
+        return pixels
 
     # Threads decode pieces of batches, so that all of them work on the first batch, however large it is.
     batches = [_pieces(range(len(images))[start : start + batch_size]) for start in range(0, len(images), batch_size)]

@@ -79,11 +79,13 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
     """
     refuse_path("run_file", run_file, "a run file, e.g. RunFile.read('run.yaml')")
     out = Path(out)
+    began = time.perf_counter()
     # Data and model are loaded before anything is written, so that a misspelt name does not delete an earlier run.
     suite, device = load_run_suite(run_file), resolve_device(run_file.device)
     run_file = run_file.resolved_on(device=device)
     start = None if resume else build_start(run_file, suite)
     require_trainable(run_file, suite, start)
+    loading = round(time.perf_counter() - began, 3)
     with (
         joined_processes(device),
         claim(out, RUN, request_of(run_file), resume=resume, overwrite=overwrite) as continued,
@@ -98,6 +100,7 @@ def run_pipeline(run_file: RunFile, out: str | Path, *, resume: bool = False, ov
         else:
             # A sweep reuses existing predictions; those of classifiers that are yet to be trained would be wrong.
             shutil.rmtree(run.directory.predictions, ignore_errors=True)
+            run.seconds["load"] = loading  # the data and the start, which may be a linear probe
         for stage in STAGES:
             pending = stage.name not in run.seconds
             if stage.shared:
@@ -138,7 +141,7 @@ def work_on(stage: Stage, run: Run) -> None:
 
 @dataclass
 class Run:
-    """A run in progress: its settings, its directory, its data, and the seconds that each finished stage took."""
+    """A run in progress: its settings, directory and data, and the seconds of loading and of each finished stage."""
 
     run_file: RunFile
     directory: RunDirectory
