@@ -27,6 +27,6 @@ def solar_tables(sources: Sources) -> str:
     seconds = sum(run.seconds.values())
     require(seconds < 60 * _MINUTES, "the demo takes less than six minutes")
     return (
-        f"Seed {run.seed}, with 95 % intervals. The run took {seconds:.0f} seconds on two idle CPU cores, from loading the data to "
-        f"the last prediction.\n\n{markdown(header, rows)}"
+        f"Seed {run.seed}, with 95 % intervals. The run took {seconds:.0f} seconds on two idle CPU cores, from loading "
+        f"the data to the last prediction.\n\n{markdown(header, rows)}"
     )
