@@ -155,8 +155,8 @@ def head_table(sources: Sources) -> str:
             f"{results['classes']} classes, median of {results['rounds']} alternating rounds:",
             markdown(("", "minutes", "times class by class"), rows),
             "Nearly all is saved by leaving the padding out; large batches alone save nothing on a CPU. In bfloat16, "
-            f"the smallest cosine between a row and the same row in float32 is {least:.5f}. shiftproof computes heads in "
-            "float32, since a head is computed once and every result depends on it.",
+            f"the smallest cosine between a row and the same row in float32 is {least:.5f}. shiftproof computes heads "
+            "in float32, since a head is computed once and every result depends on it.",
         ]
     )
 
