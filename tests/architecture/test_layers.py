@@ -74,7 +74,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
     "finetuning": ("settings", "anchor", "depths", "probe", "recipes", "loop"),
-    "ensembling": ("greedy", "heads", "ensembles", "soups", "batch_norm", "interpolation", "path", "rules"),
+    "ensembling": ("greedy", "heads", "ensembles", "batch_norm", "soups", "interpolation", "path", "rules"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (
         *("logits", "means", "agreement", "overrides", "cka", "layers", "connectivity", "plane", "evidence"),

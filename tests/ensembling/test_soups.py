@@ -22,6 +22,7 @@ from torch import Tensor
 
 import shiftproof as sp
 from shiftproof.data.sets import array_set
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm
 from shiftproof.ensembling.soups import SoupRecord, greedy_members, greedy_soup, model_stock_soup, uniform_soup
 from shiftproof.weights.arithmetic import average_weights, model_stock, weight_distance
 from shiftproof.weights.schedules import alphas_by_depth, alphas_by_pattern
@@ -303,6 +304,36 @@ def test_a_greedy_soup_is_the_average_of_what_it_took() -> None:
     assert weight_bytes(soup) == weight_bytes(uniform_soup([members[i] for i in reached]))
     assert [parent["fingerprint"] for parent in soup.parents] == [record.candidates[i] for i in reached]
     assert record.accuracy == accuracy_of(soup, images)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_greedy_soup_is_chosen_with_the_statistics_and_in_the_precision_that_it_is_used_with(seed: int) -> None:
+    start, images, train = seeded_classifier(seed), pictures(), pictures(40, seed=1)
+    members = [tuned(start, seed) for seed in range(1, 5)]
+    greedy = greedy_soup(members, images, batch_norm_images=train, device="cpu", precision="bfloat16")
+    reached: list[int] = []
+    for trial in greedy.record.trials:
+        tried = uniform_soup([members[i] for i in sorted((*reached, trial.candidate))])
+        tried = reestimate_batch_norm(tried, train, device="cpu") if reached else members[trial.candidate]
+        predictions = sp.predict(tried, images, device="cpu", precision="bfloat16")
+        assert trial.soup == float(np.mean(predictions.logits.argmax(1) == predictions.labels))
+        reached += [trial.candidate] if trial.taken else []
+    whole = [members[i] for i in sorted(reached)]
+    assert weight_bytes(greedy.classifier) == weight_bytes(uniform_soup(whole, batch_norm_images=train, device="cpu"))
+    if len(whole) > 1:
+        assert weight_bytes(greedy.classifier) != weight_bytes(uniform_soup(whole))
+
+
+def test_a_soup_of_one_keeps_its_statistics_and_a_network_without_any_is_refused(tiny: sp.models.Clip) -> None:
+    only = tuned(seeded_classifier(), 1)
+    assert weight_bytes(uniform_soup([only], batch_norm_images=pictures())) == weight_bytes(only)
+    plain = sp.zero_shot_classifier(tiny, CLASSES)
+    for refused in (
+        lambda: uniform_soup([plain], batch_norm_images=pictures()),
+        lambda: greedy_soup([plain, plain], pictures(), batch_norm_images=pictures()),
+    ):
+        with pytest.raises(sp.InputError, match="batch norm cannot be re-estimated for tiny"):
+            refused()
 
 
 def test_the_best_single_is_an_ordinary_outcome() -> None:

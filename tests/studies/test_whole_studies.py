@@ -170,7 +170,7 @@ def test_a_study_that_could_not_begin_may_be_asked_for_anew(
 def test_soups_that_fail_cost_no_result(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(study, "run_member", stub(tiny))
@@ -184,8 +184,9 @@ def test_soups_that_fail_cost_no_result(
 @pytest.mark.slow
 def test_members_and_soups_re_estimate_batch_norm(folders: Path, tmp_path: Path, played: Played) -> None:
     run = {"model": "timm:test_resnet", "random_weights": True, "batch_norm": "re-estimated"}
+    run["evaluation"] = {"precision": "bfloat16"}
     configurations = {"a": {}, "b": {"finetune.lr": 0.1}}
-    asked = StudyFile.resolve(fruit_study(folders, run=run, configurations=configurations, soups=["uniform"]))
+    asked = StudyFile.resolve(fruit_study(folders, run=run, configurations=configurations, soups=["uniform", "greedy"]))
     found = run_study(asked, tmp_path / "out")
     run_file = asked.members()[0].run_file
     suite = load_run_suite(run_file)
@@ -193,15 +194,21 @@ def test_members_and_soups_re_estimate_batch_norm(folders: Path, tmp_path: Path,
     suite = suite.relabelled(start.classes)
     images = batch_norm_images(run_file, suite)
     assert images is not None and len(images) == 3  # one of each class, as the fine-tuning saw
+    on: dict[str, Any] = {"device": "cpu", "precision": "bfloat16"}
+    swept = partial(sp.sweep_alpha, suite=suite, alphas=[0, 0.5, 1], batch_norm_images=images, **on)
     folders_of = {name: tmp_path / "out" / "members" / name / "fine_tuned" for name in ("a-seed-0", "b-seed-0")}
     tuned = {name: sp.load_classifier(folder) for name, folder in folders_of.items()}
     for member in found.members:
         ends = start, tuned[member.name]
-        assert member.path == sp.sweep_alpha(*ends, suite, [0, 0.5, 1], device="cpu", batch_norm_images=images)
+        assert member.path == swept(*ends)
     soup = reestimate_batch_norm(sp.ensembling.uniform_soup(list(tuned.values())), images)
     saved = sp.load_classifier(tmp_path / "out" / "soups" / "uniform" / "fine_tuned")
     assert sp.models.fingerprint(saved) == sp.models.fingerprint(soup)
-    assert found.soups[0].path == sp.sweep_alpha(start, saved, suite, [0, 0.5, 1], batch_norm_images=images)
+    assert found.soups[0].path == swept(start, saved)
+    greedy = sp.ensembling.greedy_soup(list(tuned.values()), suite.reference.validation, batch_norm_images=images, **on)
+    chosen = sp.load_classifier(tmp_path / "out" / "soups" / "greedy" / "fine_tuned")
+    assert sp.models.fingerprint(chosen) == sp.models.fingerprint(greedy.classifier)
+    assert found.soups[1].members == tuple(list(tuned)[i] for i in greedy.record.members)
 
 
 def test_a_run_that_no_machine_has_room_for_is_refused(
@@ -314,7 +321,7 @@ def test_a_study_goes_on_with_others_soups_and_another_use_of_the_machine(
 def test_a_soup_that_cannot_be_is_told_and_costs_no_result(
     folders: Path, tmp_path: Path, played: Played, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise sp.InputError("they are of two architectures")
 
     monkeypatch.setattr(study, "run_member", stub(tiny))

@@ -56,6 +56,7 @@ def measure_layers(
     layers: Sequence[str] | None = None,
     other_layers: Sequence[str] | None = None,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     debiased: bool = False,
     batch_size: int = BATCH_SIZE,
     stage: str = "layers",
@@ -71,7 +72,7 @@ def measure_layers(
     differences between places alone do not show. With P and Q channels in all layers of the two classifiers, this
     takes P x Q float64 numbers for any number of images; whole maps would take the square of the number of places
     times as many. Each network runs once, in batches of ``batch_size`` images, and the classifiers are left unchanged.
-    ``stage`` names the measurement in progress events.
+    ``precision`` is that of the encoder, as in ``predict``. ``stage`` names the measurement in progress events.
 
     Raises an InputError for an unknown layer, a layer that runs several times, not at all or does not return a tensor,
     and fewer than 2 images (4 if debiased).
@@ -91,8 +92,8 @@ def measure_layers(
     device, table = resolve_device(device), CkaTable()
     with (
         torch.inference_mode(),
-        _reading(first, names, device) as read,
-        _reading(second, others, device) as read_other,
+        _reading(first, names, device, precision) as read,
+        _reading(second, others, device, precision) as read_other,
     ):
         for batch, other_batch in _batches(first, second, images, batch_size):
             table.add(read(batch), read_other(other_batch))
@@ -154,14 +155,14 @@ def _batches(
 
 
 @contextlib.contextmanager
-def _reading(classifier: Classifier, names: Sequence[str], device: str) -> Iterator[Reader]:
+def _reading(classifier: Classifier, names: Sequence[str], device: str, precision: str) -> Iterator[Reader]:
     """Yields a function from (B, 3, size, size) inputs to the layers' (B, C) outputs; the network is left unchanged."""
     outputs: dict[str, list[Any]] = {name: [] for name in names}
     shorten: dict[str, Callable[[Any], Any]] = dict.fromkeys(names, _shape)
     with contextlib.ExitStack() as stack:
         for module in classifier.network.modules():
             stack.callback(setattr, module, "training", module.training)
-        network = classifier.network_on(device=device)
+        network = classifier.network_on(device=device, precision=precision)
 
         def run(inputs: Tensor) -> list[Any]:
             for of_layer in outputs.values():

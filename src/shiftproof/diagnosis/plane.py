@@ -39,6 +39,7 @@ def measure_plane(
     steps: int = 7,
     margin: float = 0.25,
     device: str | torch.device = "auto",
+    precision: str = "float32",
 ) -> PlaneRecord:
     """Error and mean loss on a grid in the plane through three classifiers' weights, and at the three themselves.
 
@@ -53,7 +54,8 @@ def measure_plane(
     combined instead of the heads and every point's head is rebuilt from the combined one; w then holds the weights of
     the encoder and of the text tower.
 
-    All points are evaluated on the same batches. The set is decoded once and stays in memory on the device, so use a
+    ``precision`` is that of the encoder, as in ``predict``; the weights are combined in float32. All points are
+    evaluated on the same batches. The set is decoded once and stays in memory on the device, so use a
     small one.
 
     Raises an IncompatibleWeightsError where the three differ in classes, preprocessing or architecture, and an
@@ -81,7 +83,7 @@ def measure_plane(
     plane = _Plane.through(*_independent_weights(models, towers))
     axes = [_enclosing(corners, steps, margin) for corners in zip(*plane.corners, strict=True)]
     places = [*plane.corners, *((x, y) for y in axes[1] for x in axes[0])]
-    measure = _measuring(models, towers, images, device)
+    measure = _measuring(models, towers, images, device, precision)
     points = []
     for place in places:
         points.append(_point(place, *measure(plane.shares(*place)), images.clusters))
@@ -164,13 +166,13 @@ def _independent_weights(models: Sequence[Classifier], towers: TextTowers | None
 
 
 def _measuring(
-    models: Sequence[Classifier], towers: TextTowers | None, images: ImageSet, device: str
+    models: Sequence[Classifier], towers: TextTowers | None, images: ImageSet, device: str, precision: str
 ) -> Callable[[Sequence[float]], tuple[NDArray[np.bool_], float | None]]:
     """Returns a function from shares of the models' weights to the (N,) errors and the mean loss of the mixture.
 
     All mixtures are made in one working copy of the network.
     """
-    networks = [model.network_on(device=device) for model in models]
+    networks = [model.network_on(device=device, precision=precision) for model in models]
     working = deepcopy(networks[0])
     entries, inside = [network.state_dict() for network in networks], working.state_dict()
     moving = [name for name, entry in inside.items() if entry.is_floating_point()]

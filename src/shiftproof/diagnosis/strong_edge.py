@@ -24,7 +24,7 @@ from shiftproof.diagnosis.cam import class_activation_map, map_kind, scale_to_on
 from shiftproof.diagnosis.windows import Window, WindowSettings, paste_windows, place_windows
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import LEVEL, bootstrap_interval
-from shiftproof.models.classifier import Classifier, require_classifier
+from shiftproof.models.classifier import Classifier, Network, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample, WindowRecord, WindowSummary
@@ -69,6 +69,7 @@ def measure_windows(
     *,
     seed: int = 0,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     stage: str = "windows",
 ) -> WindowMeasurements:
     """Measures a classifier's maps and scores on every image, without a window and with each kind of window.
@@ -76,18 +77,20 @@ def measure_windows(
     This is the strong-edge study of SmoothMix (Lee et al. 2020). The map is that of the class which the classifier
     predicts. Windows depend on the seed and on the images but not on the classifier: models with the same preprocessing
     see the same pixels, and windows of one side and place have the same position for all contents and edges.
-    ``stage`` names the measurement in progress events. Raises an InputError where the settings need object masks that
+    ``precision`` is that of the encoder for scores and predictions, as in ``predict``; maps are in float32. ``stage``
+    names the measurement in progress events. Raises an InputError where the settings need object masks that
     the images lack, where the images are of one class, and where maps need a layer (see ``map_kind``).
     """
     require_classifier(classifier)
     require_set(images)
     scene, device = _Scene.of(classifier, images, seed), resolve_device(device)
     windows = settings.windows(with_masks=scene.masks is not None)
-    clean = _look(classifier, scene.images, scene.labels, device)
+    network = classifier.network_on(device=device, precision=precision)
+    clean = _look(classifier, network, scene.images, scene.labels, device)
     values = {CLEAN: _measures(clean, None, None, scene.masks)}
     for number, window in enumerate(windows):
         pasted, weights = scene.with_window(window)
-        windowed = _look(classifier, pasted, scene.labels, device)
+        windowed = _look(classifier, network, pasted, scene.labels, device)
         values[window.name] = _measures(windowed, clean, weights, scene.masks)
         progress.report(stage, number + 1, len(windows))
     return WindowMeasurements(map_kind(classifier), images.labels, windows, values)
@@ -167,8 +170,7 @@ class _Looks:
     correct: Tensor
 
 
-def _look(classifier: Classifier, images: Tensor, labels: Tensor, device: str) -> _Looks:
-    network = classifier.network_on(device=device)
+def _look(classifier: Classifier, network: Network, images: Tensor, labels: Tensor, device: str) -> _Looks:
     maps, scores, correct = [], [], []
     for pixels, targets in zip(torch.split(images, _BATCH), torch.split(labels, _BATCH), strict=True):
         inputs = normalise(pixels, classifier.preprocessing)
@@ -279,11 +281,16 @@ def _mean(values: NDArray[np.float64], classes: NDArray[np.int64]) -> MeanRecord
 
 
 def map_examples(
-    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str | torch.device = "auto"
+    classifiers: Mapping[str, Classifier],
+    images: ImageSet,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
 ) -> tuple[MapExample, ...]:
     """Returns every image of a small set with every model's map of the class that it predicts.
 
     Labels may be unknown (-1). Maps are scaled to [0, 1], and all images have the size of the first model's input.
+    ``precision`` is that of the encoder for the predictions, as in ``predict``; maps are computed in float32.
     """
     device, first = resolve_device(device), next(iter(classifiers.values())).preprocessing
     shown = to_unit_range([read_resized(images, i, first) for i in range(len(images))])
@@ -293,7 +300,8 @@ def map_examples(
         pixels = to_unit_range([read_resized(images, i, preprocessing) for i in range(len(images))])
         inputs = normalise(pixels, preprocessing)
         with torch.inference_mode():
-            probabilities = classifier.network_on(device=device)(inputs.to(device)).softmax(1).cpu()
+            probabilities = classifier.network_on(device=device, precision=precision)(inputs.to(device))
+            probabilities = probabilities.softmax(1).cpu()
         top = probabilities.argmax(1)
         maps = scale_to_one(class_activation_map(classifier, inputs, top, device=device))
         maps = functional.interpolate(maps[:, None], shown.shape[2:], mode="bilinear")[:, 0]

@@ -191,6 +191,7 @@ def sweep_scores(
     alphas: int | Sequence[float] = 11,
     *,
     device: str | torch.device = "auto",
+    precision: str = "float32",
 ) -> dict[float, dict[str, Scores]]:
     """Returns the compact predictions of every alpha between two classifiers on labelled sets, by alpha and set."""
     by_alpha: dict[float, dict[str, Scores]] = {alpha: {} for alpha in alpha_grid(alphas)}
@@ -198,7 +199,7 @@ def sweep_scores(
     def collect(alpha: float, name: str, found: Scores) -> None:
         by_alpha[alpha][name] = found
 
-    sweep_sets(first, second, sets, alpha_grid(alphas), device=device, collect=collect)
+    sweep_sets(first, second, sets, alpha_grid(alphas), device=device, precision=precision, collect=collect)
     return by_alpha
 
 

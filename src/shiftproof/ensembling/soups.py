@@ -10,6 +10,7 @@ import torch
 
 from shiftproof.data.batches import decoded_once
 from shiftproof.data.sets import ImageSet, require_set
+from shiftproof.ensembling.batch_norm import reestimate_batch_norm, require_batch_norm
 from shiftproof.ensembling.greedy import SoupTrial, greedy_members, members_of
 from shiftproof.ensembling.heads import TextTowers, with_combined_weights
 from shiftproof.errors import refuse_path, require_at_least
@@ -65,15 +66,25 @@ class GreedySoup:
     record: SoupRecord
 
 
-def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
+def uniform_soup(
+    classifiers: Sequence[Classifier],
+    *,
+    batch_norm_images: ImageSet | None = None,
+    device: str | torch.device = "auto",
+) -> Classifier:
     """Returns the classifier with the mean of the weights of all members.
 
     This is the uniform soup (Wortsman et al., "Model soups", 2022, arXiv 2203.05482, sec. 2). If a fine-tuned text
     tower wrote the head of a member, the text towers are averaged and their mean writes the head.
 
+    The statistics of batch norm are averaged like all other entries, unless ``batch_norm_images`` are given (the
+    training images): then those of a soup of several members are re-estimated on these on ``device``, as
+    ``reestimate_batch_norm`` does. A soup of one member is no average, and keeps its statistics.
+
     Raises an IncompatibleWeightsError if members differ in classes, preprocessing or architecture, and an InputError
-    if there is no member, if a text tower is missing, or if text towers wrote only some of the heads. Warns if members
-    are known to come from different starts, because the mean of such weights does not work as a model.
+    if there is no member, if a text tower is missing, if text towers wrote only some of the heads, or if there is no
+    batch norm to re-estimate. Warns if members are known to come from different starts, because the mean of such
+    weights does not work as a model.
 
     >>> from shiftproof import ClassSpace, load_clip, zero_shot_classifier
     >>> zero = zero_shot_classifier(load_clip("tiny"), ClassSpace.from_ids(["lemon", "pear"]))
@@ -81,18 +92,25 @@ def uniform_soup(classifiers: Sequence[Classifier]) -> Classifier:
     >>> soup.head, [parent["role"] for parent in soup.parents]
     ('averaged', ['member', 'member'])
     """
-    _require_ingredients(classifiers, 1)
-    return _mean(classifiers, TextTowers.of(classifiers, device="cpu"), range(len(classifiers)))
+    _require_ingredients(classifiers, 1, batch_norm_images=batch_norm_images)
+    soup = _mean(classifiers, TextTowers.of(classifiers, device="cpu"), range(len(classifiers)))
+    return _with_statistics(soup, batch_norm_images, device)
 
 
 def greedy_soup(
-    classifiers: Sequence[Classifier], validation: ImageSet, *, device: str | torch.device = "auto"
+    classifiers: Sequence[Classifier],
+    validation: ImageSet,
+    *,
+    batch_norm_images: ImageSet | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "float32",
 ) -> GreedySoup:
     """Returns the soup that adds a candidate only if the accuracy on ``validation`` does not fall, with its record.
 
     This is Recipe 1 of "Model soups" (Wortsman et al. 2022, arXiv 2203.05482). ``validation`` must contain only images
     that no candidate was trained on. ``device`` is where the soups are scored; "auto" means the GPU if there is one,
-    and the CPU otherwise. Heads, errors and warnings are as in ``uniform_soup``.
+    and the CPU otherwise. ``precision`` is that in which the encoder is scored, as in ``predict``. Heads, errors and
+    warnings are as in ``uniform_soup``, and so are the statistics of batch norm, with which every soup is scored.
 
     >>> from shiftproof import load_clip, load_suite, zero_shot_classifier
     >>> suite = load_suite("emoji")
@@ -101,19 +119,20 @@ def greedy_soup(
     (0, 1)
     """
     require_set(validation, "validation")
-    _require_ingredients(classifiers, 1)
+    _require_ingredients(classifiers, 1, batch_norm_images=batch_norm_images)
     images, towers = decoded_once(validation, classifiers[0].preprocessing), TextTowers.of(classifiers, device=device)
+    if batch_norm_images is not None:
+        batch_norm_images = decoded_once(batch_norm_images, classifiers[0].preprocessing)
+
+    def soup_of(members: Sequence[int]) -> Classifier:
+        return _with_statistics(_mean(classifiers, towers, sorted(members)), batch_norm_images, device)
 
     def score(classifier: Classifier) -> float:
-        predictions = predict(classifier, images, device=device)
+        predictions = predict(classifier, images, device=device, precision=precision)
         return accuracy(predictions.logits, predictions.labels)
 
-    trials = greedy_members(
-        [score(classifier) for classifier in classifiers],
-        lambda members: score(_mean(classifiers, towers, sorted(members))),
-    )
-    soup = _mean(classifiers, towers, sorted(members_of(trials)))
-    return GreedySoup(soup, SoupRecord(tuple(map(fingerprint, classifiers)), trials))
+    trials = greedy_members([score(classifier) for classifier in classifiers], lambda members: score(soup_of(members)))
+    return GreedySoup(soup_of(members_of(trials)), SoupRecord(tuple(map(fingerprint, classifiers)), trials))
 
 
 def model_stock_soup(zero_shot: Classifier, classifiers: Sequence[Classifier]) -> Classifier:
@@ -160,12 +179,27 @@ def _mean(classifiers: Sequence[Classifier], towers: TextTowers | None, members:
     )
 
 
-def _require_ingredients(classifiers: Sequence[Classifier], least: int, zero_shot: Classifier | None = None) -> None:
+def _with_statistics(soup: Classifier, images: ImageSet | None, device: str | torch.device) -> Classifier:
+    """Returns a soup with batch-norm statistics re-estimated on the images, unless it has a single member."""
+    if images is None or len(soup.parents) == 1:
+        return soup
+    return reestimate_batch_norm(soup, images, device=device)
+
+
+def _require_ingredients(
+    classifiers: Sequence[Classifier],
+    least: int,
+    zero_shot: Classifier | None = None,
+    *,
+    batch_norm_images: ImageSet | None = None,
+) -> None:
     refuse_path("classifiers", classifiers, "a list of classifiers")
     require_at_least("the number of classifiers in a soup", len(classifiers), least)
     first = classifiers[0] if zero_shot is None else zero_shot
     for classifier in classifiers:
         require_same_task(first, classifier)
+    if batch_norm_images is not None:
+        require_batch_norm(first)
     starts = _distinct_starts(classifiers, zero_shot)
     if len(starts) > 1:
         fingerprints = ", ".join(sorted(start[:12] for start in starts))

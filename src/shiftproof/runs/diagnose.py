@@ -53,7 +53,7 @@ def diagnose_run(
     models stay in ``diagnosis.json`` until they are measured again.
 
     Raises an InputError, before any model is run, for an unknown part or one that this run does not allow, for a
-    damaged table of baselines, and for classifiers of other classes.
+    damaged table of baselines, for classifiers of other classes, and for a device without the precision of the run.
     """
     baselines = None if baselines is None else Path(baselines)
     run = Path(run)
@@ -66,6 +66,8 @@ def diagnose_run(
         accuracies = None if baselines is None else read_baselines(baselines, tuple(finished.natural_sets()))
         classes = finished.suite.classes
         classifiers = {name: other.in_order_of(classes) for name, other in _load_by_name(others).items()}
+        if chosen or classifiers:
+            finished.require_runnable()
         for part in chosen:
             part.check(finished)
         steps: dict[str, Callable[[DiagnosisRecord], DiagnosisRecord]] = {}
@@ -99,7 +101,7 @@ def _compare(run: FinishedRun, others: Mapping[str, Classifier], record: Diagnos
     for other, classifier in others.items():
         for name, images in run.suite.test_sets.items():
             clusters = images.clusters.names
-            with temporary_logits({other: classifier}, images, device=run.device) as logits:
+            with temporary_logits({other: classifier}, images, **run.on) as logits:
                 for model in ("zero_shot", "fine_tuned"):
                     both = {model: predictions[model][name], other: logits[other]}
                     pairs += pairs_of(both, name, images.labels, clusters)

@@ -42,12 +42,15 @@ def warn_of_guessing(name: str, records: Iterable[AccuracyRecord]) -> None:
         warnings.warn(sentence, ResultWarning, stacklevel=2)
 
 
-def warn_of_start(start: Classifier, suite: ShiftSuite, device: str) -> None:
-    """Warns before a training run if its start guesses on the validation split, of which 1,000 images are scored."""
+def warn_of_start(start: Classifier, suite: ShiftSuite, device: str, precision: str) -> None:
+    """Warns before a training run if its start guesses on the validation split, of which 1,000 images are scored.
+
+    The start is run in ``precision``, like everything that is measured later.
+    """
     if not is_main_process():
         return
     images = spread_over_classes(suite.reference.validation, _SCORED, seed=0)
-    predictions = predict(start, images, device=device)
+    predictions = predict(start, images, device=device, precision=precision)
     if not np.isfinite(predictions.logits).all():
         return  # training reports broken weights with the step and a way out
     record = evaluate(

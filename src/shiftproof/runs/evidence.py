@@ -34,10 +34,16 @@ from shiftproof.records.runs import RunRecord
 
 
 def find_path(
-    first: Classifier, second: Classifier, sets: Mapping[str, ImageSet], alphas: int = 11, *, device: str = "cpu"
+    first: Classifier,
+    second: Classifier,
+    sets: Mapping[str, ImageSet],
+    alphas: int = 11,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> tuple[tuple[ConnectivityRecord, ...], tuple[LossRecord, ...], dict[str, str]]:
     """Measures the path between two classifiers on labelled sets: accuracy, loss, and what the intervals resample."""
-    along = sweep_scores(first, second, sets, alphas, device=device)
+    along = sweep_scores(first, second, sets, alphas, device=device, precision=precision)
     resampled = {name: images.clusters for name, images in sets.items()}
     clusters = {name: units.names for name, units in resampled.items() if units.names is not None}
     right = {a: {name: scores[name].prediction == sets[name].labels for name in sets} for a, scores in along.items()}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from shiftproof.data.sets import ImageSet, spread_over_classes
 from shiftproof.data.suites import ShiftSuite
 from shiftproof.ensembling.path import path_sets
+from shiftproof.errors import InputError
 from shiftproof.evaluation.predictions import StoredPredictions, open_predictions
 from shiftproof.models.classifier import Classifier
 from shiftproof.models.directories import load_classifier
@@ -44,6 +48,24 @@ class FinishedRun:
         return cls(directory, run_file, suite, models, device)
 
     @property
+    def precision(self) -> str:
+        """The precision in which the run measured its models, and in which its diagnosis runs models."""
+        return self.run_file.evaluation.precision
+
+    @property
+    def on(self) -> dict[str, Any]:
+        """The device and the precision as arguments of whatever runs a model."""
+        return {"device": self.device, "precision": self.precision}
+
+    def require_runnable(self) -> None:
+        """Raises an InputError where the precision of the run cannot be used on the device of the diagnosis."""
+        if self.precision == "float16" and torch.device(self.device).type == "cpu":
+            raise InputError(
+                f"{self.directory.run_file} measures in float16, which needs a GPU, and other precisions could not be "
+                f"compared with it; the device is {self.device}. Diagnose the run on a GPU."
+            )
+
+    @property
     def scores(self) -> PathFiles:
         """The compact predictions of every alpha."""
         return PathFiles(self.directory.predictions, path_sets(self.suite))
@@ -64,8 +86,7 @@ class FinishedRun:
     def _open(self, model: str, set_name: str, images: ImageSet) -> StoredPredictions:
         file = self.directory.logits(model, set_name)
         if not file.is_file():
-            precision = self.run_file.evaluation.precision
-            predict_to_file(self.models[model], images, file, device=self.device, precision=precision)
+            predict_to_file(self.models[model], images, file, **self.on)
         return open_predictions(file)
 
     def natural_sets(self) -> dict[str, ImageSet]:

@@ -63,7 +63,7 @@ def _measure_layers(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
 
     ends = run.models["zero_shot"], run.models["fine_tuned"]
     layers = tuple(
-        replace(measure_layers(*ends, images, device=run.device, debiased=True), set=name)
+        replace(measure_layers(*ends, images, debiased=True, **run.on), set=name)
         for name, images in run.sampled_sets().items()
         if len(images) >= _MIN_IMAGES
     )
@@ -85,7 +85,7 @@ def _measure_strong_edge(run: FinishedRun, record: DiagnosisRecord) -> Diagnosis
     reference, seed = run.suite.reference.name, run.run_file.seed
     images = run.sampled_sets()[reference]
     measured = {
-        name: measure_windows(model, images, WindowSettings(), seed=seed, device=run.device, stage=f"windows {name}")
+        name: measure_windows(model, images, WindowSettings(), seed=seed, stage=f"windows {name}", **run.on)
         for name, model in run.models.items()
     }
     pairs = tuple(itertools.combinations(MODELS, 2))
@@ -105,7 +105,7 @@ def _measure_halves(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecor
     diversity: list[DiversityRecord] = []
     for name, images in run.suite.test_sets.items():
         clusters = images.clusters.names
-        with temporary_logits(dict(zip(HALVES, (first, second), strict=True)), images, device=run.device) as logits:
+        with temporary_logits(dict(zip(HALVES, (first, second), strict=True)), images, **run.on) as logits:
             pairs += pairs_of(logits, name, images.labels, clusters)
             apart = predictions[ends[0]][name], predictions[ends[1]][name]
             close = logits[HALVES[0]], logits[HALVES[1]]
@@ -122,7 +122,7 @@ def _measure_plane(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRecord
 
     corners = run.models["zero_shot"], *half_networks(run)
     planes = tuple(
-        replace(measure_plane(*corners, images, device=run.device), set=name)
+        replace(measure_plane(*corners, images, **run.on), set=name)
         for name, images in list(run.sampled_sets().items())[:2]
     )
     return replace(record, planes=planes)
@@ -138,7 +138,7 @@ def _measure_scratch(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisReco
 def _measure_path(run: FinishedRun, name: str, first: Classifier, second: Classifier) -> OtherPathRecord:
     from shiftproof.runs.evidence import find_path
 
-    connectivity, losses, _ = find_path(first, second, run.sampled_sets(), device=run.device)
+    connectivity, losses, _ = find_path(first, second, run.sampled_sets(), **run.on)
     return OtherPathRecord(name, connectivity, losses)
 
 
@@ -160,9 +160,7 @@ def _measure_baselines(run: FinishedRun, record: DiagnosisRecord) -> DiagnosisRe
     sets = run.natural_sets()
     lines = [",".join(["model", *sets])]
     for name, network in baseline_networks(run).items():
-        accuracies = [
-            accuracy(predict(network, images, device=run.device).logits, images.labels) for images in sets.values()
-        ]
+        accuracies = [accuracy(predict(network, images, **run.on).logits, images.labels) for images in sets.values()]
         lines.append(",".join([name, *(f"{value:.6f}" for value in accuracies)]))
     table = write_text(run.directory.baselines, "\n".join(lines) + "\n")
     baselines = read_baselines(table, tuple(sets))

@@ -208,7 +208,7 @@ def save_start(run: Run) -> None:
 
 def save_fine_tuned(run: Run) -> None:
     """Fine-tunes and saves; an interrupted training run is resumed from the last of its checkpoints."""
-    warn_of_start(run.zero_shot, run.suite, run.device)
+    warn_of_start(run.zero_shot, run.suite, run.device, run.precision)
     tuned = finetune(
         run.zero_shot,
         run.suite,
@@ -299,7 +299,8 @@ def conclude(run: Run) -> RunRecord:
     diagnosis = diagnose_predictions(record, suite, predictions, run.classifiers, run.scores.read, earlier=earlier)
     write_json(directory.diagnosis, document(diagnosis))
     write_samples(suite, predictions, directory.samples, seed=run.run_file.seed)
-    write_maps(suite, run.classifiers, directory.maps, seed=run.run_file.seed, device=run.device)
+    on = {"device": run.device, "precision": run.precision}
+    write_maps(suite, run.classifiers, directory.maps, seed=run.run_file.seed, **on)
     render_report([directory.root])
     return record
 

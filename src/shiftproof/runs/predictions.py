@@ -101,13 +101,13 @@ def predict_to_file(
 
 @contextlib.contextmanager
 def temporary_logits(
-    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str
+    classifiers: Mapping[str, Classifier], images: ImageSet, *, device: str, precision: str = "float32"
 ) -> Iterator[dict[str, StoredPredictions]]:
     """Yields several classifiers' logits on a set in temporary files, so that they are not held in memory."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{number}.npz") for number, name in enumerate(classifiers)}
         for name, classifier in classifiers.items():
-            predict_to_file(classifier, images, files[name], device=device)
+            predict_to_file(classifier, images, files[name], device=device, precision=precision)
         yield {name: open_predictions(file) for name, file in files.items()}
 
 

@@ -55,7 +55,13 @@ def write_samples(
 
 
 def write_maps(
-    suite: ShiftSuite, classifiers: Mapping[str, Classifier], folder: Path, *, seed: int, device: str = "cpu"
+    suite: ShiftSuite,
+    classifiers: Mapping[str, Classifier],
+    folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> None:
     """Writes each model's activation maps of some samples as grey images ``SET-NUMBER-MODEL.png``; white is highest.
 
@@ -64,7 +70,7 @@ def write_maps(
     for name, images in suite.test_sets.items():
         samples = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
         try:
-            examples = map_examples(classifiers, samples, device=device)
+            examples = map_examples(classifiers, samples, device=device, precision=precision)
         except InputError:
             return
         for number, example in enumerate(examples):

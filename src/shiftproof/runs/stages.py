@@ -121,7 +121,8 @@ def run_finetune(
         note_validation(suite)
         warn_of_data(suite, limited=run_file.limit is not None)
         warn_of_space(start, suite, run_file.finetune, out)
-        warn_of_start(start, suite, device)
+        precision = run_file.evaluation.precision
+        warn_of_start(start, suite, device, precision)
         tuned = finetune(
             start,
             suite,
@@ -133,7 +134,6 @@ def run_finetune(
         )
         warn_of_loss(tuned.training, len(tuned.classes))
         sets, reference = suite.test_sets, suite.reference.name
-        precision = run_file.evaluation.precision
         records = score(
             tuned, sets, "fine_tuned", device, None, precision=precision, reference=reference, together=True
         )

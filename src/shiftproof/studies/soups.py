@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shiftproof.data.suites import ShiftSuite
-from shiftproof.ensembling.batch_norm import reestimate_batch_norm
 from shiftproof.ensembling.soups import greedy_soup, uniform_soup
 from shiftproof.errors import InputError
 from shiftproof.models.devices import resolve_device
@@ -62,14 +61,16 @@ def _soup(
     first = replace(first, run_file=first.run_file.model_copy(update={"device": "auto"}))
     start, device = start_of(first.run_file, suite), resolve_device("auto")
     classifiers = [load_classifier(directory.member(name).fine_tuned) for name in names]
+    suite = suite.relabelled(start.classes)
+    images = batch_norm_images(first.run_file, suite)
     if kind == "greedy":
-        greedy = greedy_soup(classifiers, suite.relabelled(start.classes).reference.validation, device=device)
+        precision = first.run_file.evaluation.precision
+        greedy = greedy_soup(
+            classifiers, suite.reference.validation, batch_norm_images=images, device=device, precision=precision
+        )
         soup, taken = greedy.classifier, tuple(names[i] for i in greedy.record.members)
     else:
-        soup, taken = uniform_soup(classifiers), tuple(names)
-    images = batch_norm_images(first.run_file, suite.relabelled(start.classes))
-    if images is not None:  # a soup is an average, too
-        soup = reestimate_batch_norm(soup, images, device=device)
+        soup, taken = uniform_soup(classifiers, batch_norm_images=images, device=device), tuple(names)
     save_classifier(soup, directory.soup(kind).fine_tuned, overwrite=True)
     member = sweep_member(f"{kind} soup", first, start, soup, suite, rule, started, members=taken)
     write_json(file, document({"candidates": candidates, **member_json(member)}))
