@@ -9,7 +9,7 @@ from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.runs import RunRecord
-from shiftproof.report.comparisons import MODEL_NAMES, headline_shifts, model_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, MODEL_NAMES, headline_shifts, model_estimate
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name
 
 SCORING_TITLE = "Metrics beside accuracy, and scores on some of the classes"
@@ -24,8 +24,8 @@ _MEANINGS = {
 def accuracy_table(run: RunRecord, diagnosis: DiagnosisRecord | None = None) -> Table:
     """Returns the accuracies of the models on the reference, on every shift, and averaged over each kind of shift.
 
-    Cells are in per cent. ``diagnosis``, if the run has one, holds the intervals of the means. Otherwise these are
-    propagated from the intervals of the sets.
+    Cells are in per cent. ``diagnosis``, if the run has one, holds the intervals of the means. Otherwise they are
+    those of ``mean_estimate``.
     """
     columns: list[tuple[str, Callable[[str], str]]] = [(reference_name(run.reference), _cell(run, run.reference))]
     for kind in ("natural", "synthetic"):
@@ -193,7 +193,7 @@ def _mean_note(run: RunRecord, diagnosis: DiagnosisRecord | None) -> str:
     if all(len(run.shifts_of(kind)) < 2 for kind in ("natural", "synthetic")):
         return ""
     if diagnosis is None:
-        return "; that of a mean is propagated from the intervals of its sets, which are taken as independent"
+        return f"; {MEAN_OF_INTERVALS}"
     units = {"sample": "image"}
     kinds = " or ".join(sorted(units.get(kind, kind) for kind in set(diagnosis.clusters.values())))
     return f"; that of a mean is a bootstrap interval that resamples each {kinds} in all sets together"

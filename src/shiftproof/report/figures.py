@@ -52,9 +52,9 @@ def path_figure(run: RunRecord) -> Figure:
     """Draws the alpha path as in WiSE-FT: the mean of the natural shifts against the reference (test split).
 
     If no shift is natural, all shifts are averaged. If there is no shift, the accuracy on the reference is drawn over
-    alpha. Horizontal bars are the reference's interval and vertical bars are the mean's. For the latter the sets are
-    taken as independent: the distances to their bounds are added in quadrature and divided by the number of sets. The
-    dashed line is what mixing the accuracies of the two ends, instead of their weights, would give.
+    alpha. Horizontal bars are the reference's interval. Vertical bars are the mean of the sets' intervals, which is
+    wide enough however the sets depend on each other (``mean_estimate``). The dashed line is what mixing the accuracies
+    of the two ends, instead of their weights, would give.
 
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 1.
     """

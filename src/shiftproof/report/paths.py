@@ -7,7 +7,7 @@ from shiftproof.records.paths import PathPoint, PathRecord, same_alpha
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.accuracy import interval_name, method_names
-from shiftproof.report.comparisons import headline_shifts, point_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, headline_shifts, point_estimate
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name, signed_points
 
 
@@ -29,7 +29,7 @@ def path_table(run: RunRecord) -> Table:
         "alpha would have been best on each test set (on the reference: on its test split). That alpha was chosen with "
         "the very numbers that it maximises, so the row is for information only and is not a result. "
         f"The {interval_name(run)} is given in brackets"
-        f"{'; that of the mean is propagated from its sets, taken as independent' if with_mean else ''}."
+        f"{f'; {MEAN_OF_INTERVALS}' if with_mean else ''}."
     )
     mean = (f"mean of {run.kinds[shifts[0]]}",) if with_mean else ()
     return Table("The alpha path: accuracy in per cent", (*header, *mean), tuple(rows), note)

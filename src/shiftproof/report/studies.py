@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from shiftproof.errors import InputError, counted, nearest
 from shiftproof.records.studies import STUDIED, SpreadRecord, StudyMember, StudyRecord
-from shiftproof.report.comparisons import Estimate, point_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, Estimate, point_estimate
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table, per_cent, signed_points
 
@@ -45,6 +45,8 @@ def study_table(study: StudyRecord) -> Table:
         f"In per cent, with {100 * study.interval_level:g} % intervals in brackets. Alpha was chosen by the rule "
         f"“{study.rule}” on the reference's validation split."
     )
+    if len(study.averaged) > 1:
+        note += f" As for the intervals, {MEAN_OF_INTERVALS}."
     if study.failures:
         note += (
             f" {counted(len(study.failures), 'part')} failed: {', '.join(failure.name for failure in study.failures)}."
@@ -194,7 +196,8 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     Each is compared by itself and at alpha 0.5. "Above" is the mean over the shifts minus that of ``base``'s path (in
     points), at the first point from zero-shot at which the path has the same accuracy on the reference. Seeds are
     averaged. The interval combines the errors of both means and, through the slope of the path, of both accuracies on
-    the reference. All are taken as independent (the delta method).
+    the reference (the delta method). These are taken as independent; both configurations are measured on the same
+    images, which makes their difference more certain than that.
 
     Raises an InputError if the study has no configuration ``base``.
     """
