@@ -106,8 +106,22 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "studies": ("file", "spreads", "members", "soups", "cluster", "study"),
     "cli": (
-        *("failures", "group", "parsing", "options", "console"),
-        *("start", "stages", "retrieval", "weights", "diagnose", "studies", "data", "exports", "checkups", "app"),
+        *("failures", "group", "choices", "parsing", "options", "console"),
+        *(
+            "start",
+            "stages",
+            "sweeps",
+            "predictions",
+            "retrieval",
+            "weights",
+            "diagnosis_options",
+            "diagnose",
+            "studies",
+            "data",
+            "exports",
+            "checkups",
+            "app",
+        ),
     ),
 }
 ORDER = [f"{package}.{module}".strip(".") for package, modules in LAYERS.items() for module in modules] + ["__main__"]

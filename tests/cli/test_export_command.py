@@ -91,7 +91,7 @@ def test_results_of_an_evaluation_can_be_stated(run: Path, folders: Path, call: 
     ("arguments", "message"),
     [
         (["--to", "timm", "--out", "x"], "cannot hold this classifier: its encoder is a model of open_clip"),
-        (["--to", "onnxx", "--out", "x"], "unknown export format 'onnxx'. Did you mean 'onnx'?"),
+        (["--to", "onnxx", "--out", "x"], "unknown --to 'onnxx'. Did you mean 'onnx'?"),
         (["--to", "onnx", "--out", "model.onnx"], "is the name of a file, and export_classifier writes a directory"),
     ],
 )

@@ -7,14 +7,27 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 from support.commands import Call, CommandResult
 
 from shiftproof.cli import app as cli
+from shiftproof.cli import choices
+from shiftproof.ensembling.interpolation import SPACES
+from shiftproof.ensembling.rules import RULES
+from shiftproof.merging.methods import METHODS, MISSING
+from shiftproof.mixing.named import MIXINGS
+from shiftproof.models.export.exporting import EXPORT_FORMATS
+from shiftproof.models.precision import FASTEST, PRECISIONS
+from shiftproof.runs.doctor import KINDS
+from shiftproof.runs.file import DEMO_FILES, RunFile
+from shiftproof.runs.starts import HEADS
+from shiftproof.training.log import TRACKERS
+from shiftproof.weights.arithmetic import INTEGERS
 
 SUBJECTS = {
     "Start here": ["demo", "run", "doctor"],
@@ -83,6 +96,50 @@ def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
                 assert text and text[0].isupper() and text.endswith((".", "]")), (command.name, parameter.name)
 
 
+CHOICES: dict[str, Sequence[str]] = {
+    "DEMO_SUITES": tuple(DEMO_FILES),
+    "MIXINGS": ("none", *MIXINGS),
+    "PRECISIONS": (*PRECISIONS, FASTEST),
+    "HEADS": HEADS,
+    "ON_BAD_IMAGE": get_args(RunFile.model_fields["on_bad_image"].annotation),
+    "TRACKERS": (*TRACKERS, "none"),
+    "RULES": RULES,
+    "SPACES": SPACES,
+    "BATCH_NORM": get_args(RunFile.model_fields["batch_norm"].annotation),
+    "KINDS": KINDS,
+    "MERGE_METHODS": tuple(METHODS),
+    "INTEGERS": INTEGERS,
+    "MISSING": MISSING,
+    "EXPORT_FORMATS": EXPORT_FORMATS,
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_choices_in_the_help_are_those_of_the_library(name: str) -> None:
+    assert sorted(getattr(choices, name)) == sorted(CHOICES[name])
+
+
+def test_every_list_of_choices_is_compared_with_the_library() -> None:
+    assert {name for name in vars(choices) if name.isupper()} == set(CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "a", "b", "--rule", "refrence"], "unknown --rule 'refrence'. Did you mean 'reference'?"),
+        (["sweep", "a", "b", "--space", "x"], "unknown --space 'x'. Known: 'weights', 'outputs'."),
+        (["doctor", "tiny", "--kind", "modle"], "unknown --kind 'modle'. Did you mean 'model'?"),
+        (["evaluate", "a", "--precision", "flot16"], "unknown --precision 'flot16'. Did you mean 'float16'?"),
+        (["run", "a.yaml", "--report-to", "wandb,tensorbord"], "'tensorbord'. Did you mean 'tensorboard'?"),
+        (["export", "a", "--to", "onnxx", "--out", "x"], "unknown --to 'onnxx'. Did you mean 'onnx'?"),
+    ],
+)
+def test_another_word_than_the_choices_is_a_mistake(call: Call, arguments: list[str], message: str) -> None:
+    ended = call(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+
+
 def test_examples_stand_on_one_line(tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['shiftproof', 'diagnose', 'agreement', '-h']; {MAIN}"
     lines = python(code, tmp_path).stdout.splitlines()
@@ -142,6 +199,22 @@ def commands() -> dict[str, Any]:
 
 def test_the_commands_are_those_promised() -> None:
     assert set(commands()) == COMMANDS
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_no_help_shows_a_type_of_python(call: Call, name: str) -> None:
+    printed = call(*name.split(), "--help").out
+    assert not re.search(r"<\w|x>=|\bTEXT\b(?!  )|list\[", printed)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_that_takes_a_value_states_its_default(name: str) -> None:
+    command = commands()[name]
+    context = command.make_context(name, [], resilient_parsing=True)
+    for option in command.params:
+        if option.param_type_name == "option" and not option.is_flag:
+            text = option.get_help_record(context)[1]
+            assert "default: " in text or "[required]" in text or "Can be repeated." in text, option.name
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -55,7 +55,7 @@ def test_what_is_set_goes_before_the_regime(call: Call, demanded: list[sp.RunFil
 def test_an_unknown_mixing_is_a_mistake(call: Call, demanded: list[sp.RunFile]) -> None:
     ended = call("demo", "--mixing", "smoothmix-circel")
     assert (ended.code, ended.out) == (2, "")
-    assert "unknown finetune.mixing 'smoothmix-circel'. Did you mean 'smoothmix-circle'?" in ended.err
+    assert "unknown --mixing 'smoothmix-circel'. Did you mean 'smoothmix-circle'?" in ended.err
     assert demanded == []
 
 

@@ -20,11 +20,13 @@ from shiftproof.cli.checkups import doctor
 from shiftproof.cli.data import export_suite
 from shiftproof.cli.diagnose import diagnose
 from shiftproof.cli.exports import export
-from shiftproof.cli.group import CommandGroup, with_options
+from shiftproof.cli.group import Command, CommandGroup, with_options
+from shiftproof.cli.predictions import predict
 from shiftproof.cli.retrieval import retrieve
-from shiftproof.cli.stages import evaluate, finetune, predict, pretrain, sweep, zeroshot
+from shiftproof.cli.stages import evaluate, finetune, pretrain, zeroshot
 from shiftproof.cli.start import demo, run
 from shiftproof.cli.studies import report, study
+from shiftproof.cli.sweeps import sweep
 from shiftproof.cli.weights import merge
 
 # Heavy modules are imported inside the commands and help is plain text, so that --help is fast.
@@ -47,7 +49,7 @@ _SUBJECTS = {
 }
 for _subject, _commands in _SUBJECTS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_subject)(with_options(_command))
+        app.command(rich_help_panel=_subject, cls=Command)(with_options(_command))
 app.add_typer(diagnose, rich_help_panel=_UNDERSTAND)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from shiftproof.cli.choices import KINDS, choice
 from shiftproof.cli.options import SettingOptions
 
 
@@ -15,14 +16,22 @@ def doctor(
     target: Annotated[str, Argument(metavar="TARGET", help="A run file, the name of a model, or a data name.")],
     settings: SettingOptions,
     kind: Annotated[
-        str | None, Option("--kind", help="Take TARGET for a run, a model or data [default: judged by its name].")
+        str | None,
+        choice(
+            "--kind",
+            KINDS,
+            "Take TARGET for a run file (run), the name of a model (model) or a data name (data), where its name could "
+            "stand for another of them [default: judged by its name].",
+        ),
     ] = None,
     all_images: Annotated[
-        bool, Option("--all-images", help="Decode and compare all images, not only up to 2,000 of each set.")
+        bool, Option("--all-images", help="Decode and compare all images [default: at most 2,000 of each set].")
     ] = False,
     out: Annotated[
         Path | None,
-        Option("--out", help="Check the free space of this run directory [default: the working directory]."),
+        Option(
+            "--out", metavar="DIR", help="Check the free space of this run directory [default: the working directory]."
+        ),
     ] = None,
 ) -> None:
     """Check a run file, a model or data, and say what to do about whatever is wrong.

@@ -7,13 +7,20 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from shiftproof.cli.options import Seed
-
 
 def export_suite(
-    suite: Annotated[str, Argument(help="An embedded suite: emoji, emoji-development or solar-cells.")],
-    out: Annotated[Path, Option("--out", help="Write to this folder, which must be empty or not exist.")],
-    seed: Seed = 0,
+    suite: Annotated[
+        str,
+        Argument(
+            metavar="SUITE",
+            help="An embedded suite: emoji, emoji-development or one of its folds (emoji-development-1 to -4), or "
+            "solar-cells.",
+        ),
+    ],
+    out: Annotated[
+        Path, Option("--out", metavar="DIR", help="Write to this folder, which must be empty or not exist.")
+    ],
+    seed: Annotated[int, Option("--seed", metavar="N", min=0, help="Seed the views of the training images.")] = 0,
 ) -> None:
     """Write an embedded suite as folders of images.
 
@@ -25,5 +32,5 @@ def export_suite(
     from shiftproof.runs.stages import run_export
 
     with live_progress():
-        count = run_export(suite, out, seed=seed or 0)
+        count = run_export(suite, out, seed=seed)
     print(f"{count:,} images under {out}")

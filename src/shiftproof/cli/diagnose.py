@@ -3,114 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from shiftproof.cli.group import CommandGroup, with_options
-from shiftproof.cli.options import Head, Overwrite, RandomWeights, ResolvedDevice
+from shiftproof.cli.diagnosis_options import (
+    BackgroundOptions,
+    First,
+    ImageOptions,
+    InterventionOptions,
+    MapOptions,
+    Second,
+    Third,
+    UnlabelledOptions,
+    Written,
+)
+from shiftproof.cli.group import Command, CommandGroup, with_options
+from shiftproof.cli.options import Overwrite, RandomWeights, ResolvedDevice
 from shiftproof.runs.parts import PARTS
-
-if TYPE_CHECKING:
-    from shiftproof.runs.comparisons import PairFile
-    from shiftproof.runs.interventions import DiagnosisFile
-
-First = Annotated[str, Argument(metavar="A", help="A classifier directory or a model's name.")]
-Second = Annotated[str, Argument(metavar="B", help="The classifier or model to compare with A.")]
-Third = Annotated[
-    str | None, Argument(metavar="C", help="A third one: the ensemble of the two, or another fine-tuned model.")
-]
-Written = Annotated[
-    Path | None, Option("--out", help="Write the numbers to this directory [default: nothing is written].")
-]
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """The labelled images of a diagnosis, and the settings with which models are applied to them."""
-
-    suite: Annotated[str, Option("--suite", help="Use the test images of this embedded suite.")] = "emoji"
-    shift: Annotated[str | None, Option("--shift", help="Use only this shift of the suite, e.g. clutter.")] = None
-    data: Annotated[
-        str | None, Option("--data", help="Use your own images instead, such as folder:PATH or hf:NAME.")
-    ] = None
-    images: Annotated[
-        int | None,
-        Option("--images", min=2, help="Use at most this many images of every set, spread over the classes."),
-    ] = None
-    prompts: Annotated[
-        str,
-        Option(
-            "--prompts",
-            help="Give a named model a zero-shot head with the prompts photo, short or openai, or with a template.",
-        ),
-    ] = "photo"
-    head: Head = None
-    seed: Annotated[int, Option("--seed", min=0, help="Seed the choice of images and all other random numbers.")] = 0
-    device: ResolvedDevice = "auto"
-    random_weights: RandomWeights = False
-
-    def pair(self, *models: str | None) -> PairFile:
-        """The request to compare two models, or three if the last one is given, on these images."""
-        from shiftproof.runs.comparisons import PairFile
-
-        return PairFile(tuple(model for model in models if model), **vars(self))
-
-
-@dataclass(frozen=True)
-class UnlabelledOptions(ImageOptions):
-    """The images of a diagnosis that needs no labels."""
-
-    unlabelled: Annotated[
-        Path | None, Option("--unlabelled", help="Use a folder of images without labels instead.")
-    ] = None
-
-
-@dataclass(frozen=True)
-class MapOptions(UnlabelledOptions):
-    """The images of class activation maps."""
-
-    images: Annotated[
-        int | None, Option("--images", min=2, help="Show this many images of every set, spread over the classes.")
-    ] = 8
-
-
-@dataclass(frozen=True)
-class InterventionOptions(ImageOptions):
-    """The models and images of a diagnosis that changes images."""
-
-    images: Annotated[int | None, Option("--images", min=2, help="Use this many images, spread over the classes.")] = (
-        402
-    )
-    classifiers: Annotated[
-        list[Path] | None, Argument(metavar="CLASSIFIER", help="Classifier directories.", show_default=False)
-    ] = None
-    models: Annotated[
-        list[str] | None,
-        Option("--model", help="Add a model by its name, e.g. tiny, timm:NAME.TAG or lite0. Can be repeated."),
-    ] = None
-    masks: Annotated[
-        Path | None, Option("--masks", help="Read object masks from CLASS/NAME.png in this folder, white on black.")
-    ] = None
-
-    def request(self) -> DiagnosisFile:
-        """The request to diagnose these models on these images."""
-        from shiftproof.runs.interventions import DiagnosisFile
-
-        models = {"classifiers": tuple(self.classifiers or ()), "models": tuple(self.models or ())}
-        return DiagnosisFile(**vars(self) | models)
-
-
-@dataclass(frozen=True)
-class BackgroundOptions(InterventionOptions):
-    """The models and images of the diagnosis that exchanges backgrounds."""
-
-    images: Annotated[int | None, Option("--images", min=2, help="Use this many images, spread over the classes.")] = (
-        2136
-    )
 
 
 def whole_run(
@@ -119,17 +31,29 @@ def whole_run(
         str,
         Option(
             "--parts",
-            metavar="PART,...",
+            metavar="PART,...|none",
             help="Add these parts, which run or train models, or none. "
             + " ".join(f"{part.name}: {part.summary}." for part in PARTS),
         ),
     ] = "layers",
     baselines: Annotated[
         Path | None,
-        Option("--baselines", help="Read the accuracies of models trained on the reference only: model,SET,..."),
+        Option(
+            "--baselines",
+            metavar="FILE",
+            help="Read the accuracies of models trained on the reference only from this CSV file, which has the "
+            "columns model and one for every set [default: none are "
+            "read].",
+        ),
     ] = None,
     others: Annotated[
-        list[Path] | None, Option("--with", help="Compare with this fine-tuned classifier, too. Can be repeated.")
+        list[Path] | None,
+        Option(
+            "--with",
+            metavar="CLASSIFIER",
+            help="Also compare the models of the run with the fine-tuned classifier in this directory. Can be "
+            "repeated.",
+        ),
     ] = None,
     device: ResolvedDevice = "auto",
 ) -> None:
@@ -181,10 +105,18 @@ def cka(
     options: UnlabelledOptions,
     layers: Annotated[
         str | None,
-        Option("--layers", help="Compare these modules, e.g. encoder.trunk.stem,features [default: a few]."),
+        Option(
+            "--layers",
+            metavar="NAME,...",
+            help="Compare these modules, e.g. encoder.trunk.stem,features [default: a few, spread over the depth].",
+        ),
     ] = None,
     debiased: Annotated[
-        bool, Option("--debiased", help="Use the unbiased estimate, which suits a small number of images.")
+        bool,
+        Option(
+            "--debiased",
+            help="Use the unbiased estimate, which suits a small number of images [default: the biased one].",
+        ),
     ] = False,
     out: Written = None,
 ) -> None:
@@ -213,7 +145,9 @@ def connectivity(
     first: First,
     second: Second,
     options: ImageOptions,
-    alphas: Annotated[int, Option("--alphas", min=3, help="Measure this many points from A (0) to B (1).")] = 11,
+    alphas: Annotated[
+        int, Option("--alphas", metavar="N", min=3, help="Measure this many points from A (0) to B (1).")
+    ] = 11,
     out: Written = None,
 ) -> None:
     """Measure accuracy and loss on the straight line between the weights of two models.
@@ -259,7 +193,9 @@ def cam(
     first: First,
     second: Second,
     options: MapOptions,
-    out: Annotated[Path, Option("--out", help="Write the figures to this directory.")] = Path("runs/cam"),
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Write the figures to this directory.")] = Path(
+        "runs/cam"
+    ),
 ) -> None:
     """Show where two models look: class activation maps of the class that each predicts, a figure for every set.
 
@@ -278,9 +214,9 @@ def cam(
 
 def strong_edge(
     options: InterventionOptions,
-    out: Annotated[Path, Option("--out", help="Write the numbers and figures to this directory.")] = Path(
-        "runs/strong-edge"
-    ),
+    out: Annotated[
+        Path, Option("--out", metavar="DIR", help="Write the numbers and figures to this directory.")
+    ] = Path("runs/strong-edge"),
     overwrite: Overwrite = False,
 ) -> None:
     """Test whether models look at a window pasted into the image instead of the object.
@@ -309,7 +245,9 @@ def strong_edge(
 
 def backgrounds(
     options: BackgroundOptions,
-    out: Annotated[Path, Option("--out", help="Write the numbers to this directory.")] = Path("runs/backgrounds"),
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Write the numbers to this directory.")] = Path(
+        "runs/backgrounds"
+    ),
     overwrite: Overwrite = False,
 ) -> None:
     """Test how much models rely on the background, by exchanging the backgrounds of images.
@@ -341,10 +279,10 @@ _SUBJECTS: dict[str, tuple[Callable[..., None], ...]] = {
     "Two models": (agreement, cka, connectivity, movement, cam),
     "Changed images": (strong_edge, backgrounds),
 }
-diagnose.command("run", rich_help_panel="A finished run")(with_options(whole_run))
+diagnose.command("run", rich_help_panel="A finished run", cls=Command)(with_options(whole_run))
 for _subject, _commands in _SUBJECTS.items():
     for _command in _commands:
-        diagnose.command(rich_help_panel=_subject)(with_options(_command))
+        diagnose.command(rich_help_panel=_subject, cls=Command)(with_options(_command))
 
 
 def _write_numbers(out: Path | None, name: str, record: Any) -> None:

@@ -7,25 +7,34 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from shiftproof.cli.choices import EXPORT_FORMATS, choice
 from shiftproof.cli.options import Overwrite
 
 
 def export(
-    classifier: Annotated[Path, Argument(help="A classifier directory.")],
-    to: Annotated[str, Option("--to", help="Write for open_clip, transformers, timm, onnx or torchscript.")],
-    out: Annotated[Path, Option("--out", help="Write the files and a model card to this directory.")],
+    classifier: Annotated[Path, Argument(metavar="CLASSIFIER", help="A classifier directory.")],
+    to: Annotated[str, choice("--to", EXPORT_FORMATS, "Write for this library or runtime.")],
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Write the files and a model card to this directory.")],
     results: Annotated[
         Path | None,
         Option(
             "--results",
+            metavar="FILE",
             help="State the accuracies of this results.jsonl in the model card [default: those of its run].",
         ),
     ] = None,
     push_to_hub: Annotated[
         str | None,
-        Option("--push-to-hub", metavar="ORG/NAME", help="Upload the directory to this model repository afterwards."),
+        Option(
+            "--push-to-hub",
+            metavar="ORG/NAME",
+            help="Upload the directory to this model repository of the Hugging Face hub afterwards [default: nothing "
+            "is uploaded].",
+        ),
     ] = None,
-    private: Annotated[bool, Option("--private", help="Create the repository as a private one.")] = False,
+    private: Annotated[
+        bool, Option("--private", help="Create the repository of --push-to-hub as a private one [default: public].")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a classifier for another library or runtime, and check it there.

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from shiftproof.cli.failures import (
     INTERRUPTED,
@@ -60,6 +60,22 @@ class CommandGroup(TyperGroup):
     def _options(self, ctx: Any) -> dict[str, str]:
         """The options of the command that is being run."""
         return options_of(self.get_command(ctx, ctx.invoked_subcommand or ""))
+
+
+class Command(TyperCommand):
+    """A command whose help is in words: an argument by its name without a type, and the range of a number."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the arguments and the options, each with its sentence, its default and its range."""
+        for kind, title in (("argument", "Arguments"), ("option", "Options")):
+            records = [entry.get_help_record(ctx) for entry in self.get_params(ctx) if entry.param_type_name == kind]
+            if rows := [(_TYPE.sub("", name), _RANGE.sub(r"\1 or more", text)) for name, text in filter(None, records)]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+_TYPE = re.compile(r" <[^<>]*>$")
+_RANGE = re.compile(r"x>=(\d+)")
 
 
 def _exit_with(message: str, code: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from typer import Argument, Option
 
+from shiftproof.cli.choices import HEADS, ON_BAD_IMAGE, PRECISIONS, TRACKERS, choice
 from shiftproof.cli.parsing import parse_shifts, require_new
 from shiftproof.errors import InputError
 
@@ -18,49 +19,76 @@ Suite = Annotated[
     str | None,
     Option(
         "--suite",
-        help="Use an embedded suite, emoji, emoji-development or solar-cells, or that of a public data set, such as "
-        "imagenet:PATH.",
+        metavar="NAME",
+        help="Use the data of this suite: emoji, emoji-development, solar-cells, or a public data set such as "
+        "imagenet:PATH [default: none; your own data are given by the other options].",
     ),
-]
-Validation = Annotated[
-    str | None,
-    Option("--validation", help="Validate on this data. Without it, a fifth of the images of --reference is held out."),
 ]
 Prompts = Annotated[
     str,
     Option(
         "--prompts",
-        help="Build the zero-shot head with the prompts photo, short or openai, a template with {}, or a file.",
+        metavar="photo|short|openai|TEMPLATE|FILE",
+        help="Make the zero-shot head from these prompts: a set by name, a template with {} in place of the class, or "
+        "a .txt or .json file of templates.",
     ),
 ]
 Classes = Annotated[
     str | None,
-    Option("--classes", metavar="FILE", help="Name the classes in words, or other classes, by a .txt, .json or .csv."),
+    Option(
+        "--classes",
+        metavar="FILE",
+        help="Read the names of the classes, which stand in the prompts, from this .txt, .json or .csv file. With a "
+        "classifier directory, its encoder gets a zero-shot head for these classes [default: names are made from those "
+        "of the class folders or labels].",
+    ),
 ]
-Seed = Annotated[int | None, Option("--seed", min=0, help="Seed all random numbers of the run.")]
-Device = Annotated[str | None, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
-ResolvedDevice = Annotated[str, Option("--device", help="Compute on auto, cpu or cuda; auto prefers a GPU.")]
+Seed = Annotated[
+    int | None,
+    Option("--seed", metavar="N", min=0, help="Seed all random numbers [default: the run file's seed, or 0]."),
+]
+Device = Annotated[
+    str | None,
+    Option(
+        "--device",
+        metavar="auto|cpu|cuda",
+        help="Compute on this device; auto takes the GPU if there is one [default: the run file's, or auto].",
+    ),
+]
+ResolvedDevice = Annotated[
+    str,
+    Option("--device", metavar="auto|cpu|cuda", help="Compute on this device; auto takes the GPU if there is one."),
+]
 Precision = Annotated[
     str,
-    Option("--precision", help="Run the encoder in float32, bfloat16, float16, or the fastest of them on the device."),
+    choice("--precision", PRECISIONS, "Run the encoder in this precision; fastest is the fastest one on the device."),
 ]
 Resume = Annotated[
-    bool, Option("--resume", help="Resume the interrupted job in --out. What it has finished is not repeated.")
+    bool, Option("--resume", help="Continue the interrupted job in --out. What it has finished is not repeated.")
 ]
-Overwrite = Annotated[bool, Option("--overwrite", help="Delete the results of an earlier job in --out first.")]
+Overwrite = Annotated[
+    bool,
+    Option("--overwrite", help="Delete the results of an earlier job in --out first [default: they are an error]."),
+]
 RandomWeights = Annotated[
     bool, Option("--random-weights", help="Allow a model whose name has no tag, and which thus has random weights.")
 ]
 ClipBenchmark = Annotated[
     Path | None,
-    Option("--clip-benchmark", help="Write every result to this folder as a JSON file of CLIP_benchmark, too."),
+    Option(
+        "--clip-benchmark",
+        metavar="DIR",
+        help="Also write every result to this folder as a JSON file of CLIP_benchmark [default: none is written].",
+    ),
 ]
 Head = Annotated[
     str | None,
-    Option(
+    choice(
         "--head",
-        help="Give a model without a text tower a linear probe trained on the reference (probe, the default), or keep "
-        "its own head (own).",
+        HEADS,
+        "Classify with a head made from prompts (zero-shot), with a linear probe trained on the reference (probe), or "
+        "with the head that the network came with (own) [default: zero-shot, or probe for a model without a text "
+        "tower].",
     ),
 ]
 Weights = Annotated[
@@ -68,7 +96,8 @@ Weights = Annotated[
     Option(
         "--weights",
         metavar="FILE",
-        help="Load this state dict into the named model, e.g. of open_clip's training, wise-ft, model-soups or FLYP.",
+        help="Load this state dict into the named model, e.g. one of open_clip's training, wise-ft, model-soups or "
+        "FLYP [default: the weights that the name stands for].",
     ),
 ]
 ImageCache = Annotated[
@@ -76,14 +105,15 @@ ImageCache = Annotated[
     Option(
         "--image-cache",
         metavar="DIR",
-        help="Keep resized pictures in this directory, so that later jobs need not decode them again.",
+        help="Keep resized pictures in this directory, so that later jobs need not decode them again [default: none "
+        "are kept].",
     ),
 ]
-OnBadImage = Annotated[
-    str | None,
-    Option("--on-bad-image", help="Stop at a picture that cannot be decoded, or skip and count it (stop or skip)."),
+_ON_BAD_IMAGE = "Stop at a picture that cannot be decoded, or skip and count it"
+OnBadImage = Annotated[str, choice("--on-bad-image", ON_BAD_IMAGE, f"{_ON_BAD_IMAGE}.")]
+RunPath = Annotated[
+    Path, Argument(metavar="RUN.yaml", help="The run file, which names the model, the data and the settings.")
 ]
-RunPath = Annotated[Path, Argument(metavar="RUN.yaml", help="The run file.")]
 
 
 @dataclass(frozen=True)
@@ -91,17 +121,29 @@ class ScoringOptions:
     """The sets that a classifier is scored on."""
 
     suite: Suite = None
-    test: Annotated[str | None, Option("--test", help="Score on this test data of the reference.")] = None
+    test: Annotated[
+        str | None,
+        Option(
+            "--test",
+            metavar="DATA",
+            help="Score on this test data of the reference, such as folder:PATH [default: that of --suite].",
+        ),
+    ] = None
     shift: Annotated[
         list[str] | None,
-        Option("--shift", metavar="NAME=DATA", help="Score on data under a natural shift. Can be repeated."),
+        Option(
+            "--shift",
+            metavar="NAME=DATA",
+            help="Score on data under a natural shift, e.g. sketch=folder:PATH. Can be repeated.",
+        ),
     ] = None
     corrupt: Annotated[
         list[str] | None,
         Option(
             "--corrupt",
             metavar="NAME:SEVERITY",
-            help="Score on the data of --test under a synthetic corruption of severity 1 to 5. Can be repeated.",
+            help="Score on the data of --test under noise, blur, contrast, pixelation or jpeg of a severity from 1 to "
+            "5, e.g. noise:3. Can be repeated.",
         ),
     ] = None
 
@@ -124,9 +166,21 @@ class SuiteOptions(ScoringOptions):
     """The data of a run: an embedded suite, or a reference with its shifts."""
 
     reference: Annotated[
-        str | None, Option("--reference", help="Train on your own data, such as folder:PATH or csv:PATH.")
+        str | None,
+        Option(
+            "--reference",
+            metavar="DATA",
+            help="Train on your own data, such as folder:PATH or csv:PATH [default: those of --suite].",
+        ),
     ] = None
-    validation: Validation = None
+    validation: Annotated[
+        str | None,
+        Option(
+            "--validation",
+            metavar="DATA",
+            help="Validate on this data [default: a fifth of the images of --reference, which is held out].",
+        ),
+    ] = None
 
     def is_given(self) -> bool:
         """Whether any data are named."""
@@ -147,16 +201,22 @@ class SuiteOptions(ScoringOptions):
         return {"reference": reference, "shifts": self.shifts()}
 
 
+def _set_option(example: str) -> Any:
+    return Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help=f"Give a run-file key that the command uses this value, e.g. {example}; docs/run-file.md describes all "
+        "keys. Can be repeated.",
+    )
+
+
 @dataclass(frozen=True)
 class SettingOptions:
     """Keys of a run file: some have an option, and ``--set`` sets any of them."""
 
     seed: Seed = None
     device: Device = None
-    overrides: Annotated[
-        list[str] | None,
-        Option("--set", metavar="KEY=VALUE", help="Override a run-file key, e.g. finetune.lr=1e-5. Can be repeated."),
-    ] = None
+    overrides: Annotated[list[str] | None, _set_option("limit=100")] = None
 
     def with_key(self, override: str, *, given: bool = True) -> Self:
         """These settings with another key, such as seed=1, if it is given; those of ``--set`` come after it."""
@@ -184,11 +244,17 @@ class SettingOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions(SettingOptions):
-    """Settings of a command that trains."""
+    """Settings of a command that trains; the example of ``--set`` is one of pretraining."""
 
+    overrides: Annotated[list[str] | None, _set_option("pretrain.steps=3000")] = None
     report_to: Annotated[
         str | None,
-        Option("--report-to", help="Report to trackers: tensorboard, wandb, both (tensorboard,wandb) or none."),
+        choice(
+            "--report-to",
+            TRACKERS,
+            "Also send the training log to this tracker, or to both [default: the run file's, or none].",
+            several=True,
+        ),
     ] = None
 
 
@@ -196,8 +262,17 @@ class TrainingOptions(SettingOptions):
 class FinetuningOptions(TrainingOptions):
     """Settings of a command that fine-tunes."""
 
+    overrides: Annotated[list[str] | None, _set_option("finetune.lr=1e-5")] = None
     shots: Annotated[
-        int | None, Option("--shots", min=1, help="Train on this many images of every class, drawn with the seed.")
+        int | None,
+        Option(
+            "--shots",
+            metavar="N",
+            min=1,
+            help="Train on this many images of every class, drawn with the seed [default: all images].",
+        ),
     ] = None
     image_cache: ImageCache = None
-    on_bad_image: OnBadImage = None
+    on_bad_image: Annotated[
+        str | None, choice("--on-bad-image", ON_BAD_IMAGE, f"{_ON_BAD_IMAGE} [default: the run file's, or stop].")
+    ] = None

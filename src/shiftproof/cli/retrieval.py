@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from shiftproof.cli.options import RandomWeights, ResolvedDevice
 from shiftproof.errors import InputError, counted
 
+if TYPE_CHECKING:
+    from shiftproof.runs.retrieve import Matches
+
 
 def retrieve(
-    model: Annotated[str, Argument(help="A model's name: tiny, open_clip:ARCH/TAG, hf:ORG/NAME or local-dir:PATH.")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="A model's name: tiny, open_clip:ARCH/TAG, hf:ORG/NAME or local-dir:PATH.")
+    ],
     text: Annotated[
-        list[str] | None, Option("--text", help="Search for pictures that fit this text. Can be repeated.")
+        list[str] | None,
+        Option("--text", metavar="TEXT", help="Search for pictures that fit this text. Can be repeated."),
     ] = None,
-    images: Annotated[Path | None, Option("--images", help="Search all pictures under this folder.")] = None,
+    images: Annotated[
+        Path | None,
+        Option("--images", metavar="DIR", help="Search all pictures under this folder [default: none; see --texts]."),
+    ] = None,
     image: Annotated[
-        list[Path] | None, Option("--image", help="Search for texts that fit this picture. Can be repeated.")
+        list[Path] | None,
+        Option("--image", metavar="FILE", help="Search for texts that fit this picture. Can be repeated."),
     ] = None,
-    texts: Annotated[Path | None, Option("--texts", help="Search the lines of this text file.")] = None,
-    top: Annotated[int, Option("--top", min=1, help="Show this many results.")] = 10,
+    texts: Annotated[
+        Path | None,
+        Option("--texts", metavar="FILE", help="Search the lines of this text file [default: none; see --images]."),
+    ] = None,
+    top: Annotated[int, Option("--top", metavar="N", min=1, help="Show this many results.")] = 10,
     out: Annotated[
-        Path | None, Option("--csv", help="Write the results to this CSV file [default: nothing is written].")
+        Path | None,
+        Option("--csv", metavar="FILE", help="Write the results to this CSV file [default: nothing is written]."),
     ] = None,
     random_weights: RandomWeights = False,
     device: ResolvedDevice = "auto",
@@ -50,6 +64,12 @@ def retrieve(
             matches = retrieve_texts(
                 model, image or (), texts or Path(), top=top, random_weights=random_weights, device=device
             )
+    _print_matches(matches)
+    if out is not None:
+        print(f"table: {save_matches(matches, out)}")
+
+
+def _print_matches(matches: Matches) -> None:
     query = None
     for match in matches.matches:
         if match.query != query:
@@ -59,5 +79,3 @@ def retrieve(
     if matches.broken:
         count = counted(len(matches.broken), "picture")
         print(f"{count} could not be decoded: {matches.broken[0]}")
-    if out is not None:
-        print(f"table: {save_matches(matches, out)}")

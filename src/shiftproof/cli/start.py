@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from shiftproof.cli.choices import DEMO_SUITES, MIXINGS, choice
 from shiftproof.cli.options import FinetuningOptions, Overwrite, RandomWeights, Resume, RunPath
-from shiftproof.errors import require_choice
 
 if TYPE_CHECKING:
     from shiftproof.records.runs import RunRecord
@@ -19,15 +19,16 @@ def demo(
     settings: FinetuningOptions,
     mixing: Annotated[
         str | None,
-        Option(
-            "--mixing",
-            help="Mix images while fine-tuning: smoothmix-circle, smoothmix-square, cutmix, cutout, mixup or none.",
-        ),
+        choice("--mixing", MIXINGS, "Mix images in this way while fine-tuning [default: that of --set, or none]."),
     ] = None,
-    suite: Annotated[str, Option("--suite", help="Run on this embedded suite: emoji or solar-cells.")] = "emoji",
+    suite: Annotated[str, choice("--suite", DEMO_SUITES, "Run on this embedded suite.")] = "emoji",
     out: Annotated[
         Path | None,
-        Option("--out", help="Write to this run directory [default: runs/demo-SEED, or runs/demo-solar-cells-SEED]."),
+        Option(
+            "--out",
+            metavar="DIR",
+            help="Write to this run directory [default: runs/demo-SEED, or runs/demo-solar-cells-SEED].",
+        ),
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -38,7 +39,7 @@ def demo(
     """
     from shiftproof.runs.file import DEMO_FILE, DEMO_FILES
 
-    run_path = DEMO_FILES[require_choice("suite of a demo", suite, DEMO_FILES)]
+    run_path = DEMO_FILES[suite]
 
     if mixing:  # this comes first, so that --set can change the settings that the mixing brings along
         settings = settings.with_key(f"finetune.mixing={mixing}")
@@ -51,7 +52,8 @@ def run(
     path: RunPath,
     settings: FinetuningOptions,
     out: Annotated[
-        Path | None, Option("--out", help="Write to this run directory [default: runs/ and the run file's name].")
+        Path | None,
+        Option("--out", metavar="DIR", help="Write to this run directory [default: runs/ and the run file's name]."),
     ] = None,
     random_weights: RandomWeights = False,
     resume: Resume = False,

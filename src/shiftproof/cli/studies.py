@@ -15,7 +15,11 @@ def report(
     runs: Annotated[list[Path], Argument(metavar="RUN", help="Run directories.")],
     out: Annotated[
         Path | None,
-        Option("--out", help="Write the report to this file [default: report.html of the run, if there is one run]."),
+        Option(
+            "--out",
+            metavar="FILE",
+            help="Write the report to this file [default: report.html of the run, if there is one run].",
+        ),
     ] = None,
     clip_benchmark: ClipBenchmark = None,
 ) -> None:
@@ -37,17 +41,26 @@ def report(
 def study(
     study_file: Annotated[Path, Argument(metavar="GRID.yaml", help="The study file.")],
     out: Annotated[
-        Path | None, Option("--out", help="Write to this directory [default: runs/ and the study file's name].")
+        Path | None,
+        Option("--out", metavar="DIR", help="Write to this directory [default: runs/ and the study file's name]."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         Option(
-            "--set", metavar="KEY=VALUE", help="Override a study-file key, e.g. run.finetune.lr=1e-5. Can be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Give a study-file key this value, e.g. run.finetune.lr=1e-5 or seeds=[0,1]; docs/run-file.md "
+            "describes all keys. Can be repeated.",
         ),
     ] = None,
     address: Annotated[
         str | None,
-        Option("--address", help="Use the Ray cluster at this address [default: start one on this machine]."),
+        Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Use the Ray cluster at this address, e.g. auto or ray://HOST:10001 [default: one is started on this "
+            "machine].",
+        ),
     ] = None,
     random_weights: RandomWeights = False,
     resume: Resume = False,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from shiftproof.cli.options import Overwrite, Suite, Validation
+from shiftproof.cli.choices import INTEGERS, MERGE_METHODS, MISSING, choice
 from shiftproof.cli.parsing import parse_number, parse_pair, parse_size
 
 if TYPE_CHECKING:
+    from shiftproof.merging.methods import MergeSettings
     from shiftproof.records.merges import MergeRecord
 
 
@@ -21,37 +23,110 @@ Inputs = Annotated[
 ]
 
 
-def merge(
-    inputs: Inputs,
-    out: Annotated[Path, Option("--out", help="Write to this .safetensors file or directory.")],
+@dataclass(frozen=True)
+class MergeOptions:
+    """How checkpoints are merged."""
+
     alphas: Annotated[
-        str, Option("--alpha", "--alphas", help="Take this share of B from 0 (A) to 1 (B); a list makes several.")
-    ] = "0.5",
+        str,
+        Option(
+            "--alpha",
+            "--alphas",
+            metavar="ALPHA,...",
+            help="Weight B by alpha and A by 1 - alpha, with alpha from 0 (only A) to 1 (only B). A list such as "
+            "0.3,0.5 writes one merge for each alpha. For --method linear.",
+        ),
+    ] = "0.5"
     layers: Annotated[
         list[str] | None,
-        Option("--layer", metavar="PATTERN=ALPHA", help="Use another alpha for entries of this name. Can be repeated."),
-    ] = None,
+        Option(
+            "--layer",
+            metavar="PATTERN=ALPHA",
+            help="Use another alpha for the entries whose names match this pattern, e.g. head.*=1.0. Can be repeated.",
+        ),
+    ] = None
     depth: Annotated[
         str | None,
-        Option("--depth", metavar="FIRST:LAST", help="Let alpha change linearly from the first layer to the last."),
-    ] = None,
+        Option(
+            "--depth",
+            metavar="FIRST:LAST",
+            help="Let alpha change linearly from the first layer to the last, e.g. 0.2:0.8 [default: it is the same in "
+            "all layers].",
+        ),
+    ] = None
     method: Annotated[
-        str, Option("--method", help="Merge by this method: linear, uniform, greedy or model-stock.")
-    ] = "linear",
-    suite: Suite = None,
-    validation: Validation = None,
+        str,
+        choice(
+            "--method",
+            MERGE_METHODS,
+            "Merge two inputs by alpha (linear), average all (uniform), add those that raise the accuracy on "
+            "validation images (greedy), or weight fine-tuned models by Model Stock (model-stock).",
+        ),
+    ] = "linear"
     integers: Annotated[
         str,
-        Option("--integers", help="Copy integers from the nearer input (copy), or require that they be equal (equal)."),
-    ] = "copy",
+        choice(
+            "--integers",
+            INTEGERS,
+            "Copy entries of integers, such as counters, from the nearer input (copy), or require that they be equal "
+            "(equal).",
+        ),
+    ] = "copy"
     missing: Annotated[
-        str, Option("--missing", help="Refuse entries that one input lacks (error), or keep them (keep).")
-    ] = "error",
+        str,
+        choice("--missing", MISSING, "Refuse entries that one input lacks (error), or keep those of the other (keep)."),
+    ] = "error"
     shard_size: Annotated[
-        str | None, Option("--shard-size", help="Write files of at most this size, e.g. 2GB or 500MB.")
+        str | None,
+        Option(
+            "--shard-size",
+            metavar="SIZE",
+            help="Write files of at most this size, e.g. 2GB or 500MB [default: a single file].",
+        ),
+    ] = None
+
+    def settings(self) -> MergeSettings:
+        """The settings of the merge; raises an InputError for a text of the wrong form."""
+        from shiftproof.merging.methods import MergeSettings
+        from shiftproof.runs.file import parse_alphas
+
+        return MergeSettings(
+            method=self.method,
+            alphas=tuple(parse_alphas(self.alphas)),
+            layers=dict(_layer_alpha(text) for text in self.layers or []),
+            depth=None if self.depth is None else _depth_alphas(self.depth),
+            integers=self.integers,
+            missing=self.missing,
+            shard_size=parse_size("--shard-size", self.shard_size),
+        )
+
+
+def merge(
+    inputs: Inputs,
+    out: Annotated[Path, Option("--out", metavar="PATH", help="Write to this .safetensors file or directory.")],
+    options: MergeOptions,
+    suite: Annotated[
+        str | None,
+        Option(
+            "--suite",
+            metavar="NAME",
+            help="Choose a greedy soup on the validation images of this suite, e.g. emoji or imagenet:PATH [default: "
+            "none; see --validation].",
+        ),
+    ] = None,
+    validation: Annotated[
+        str | None,
+        Option(
+            "--validation",
+            metavar="DATA",
+            help="Choose a greedy soup on these validation images, e.g. folder:PATH [default: those of --suite].",
+        ),
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool,
+        Option("--overwrite", help="Replace the file or directory --out if it exists [default: that is an error]."),
+    ] = False,
 ) -> None:
     """Merge checkpoint files of any size: WiSE-FT, soups, Model Stock and LoRA adapters.
 
@@ -62,19 +137,9 @@ def merge(
     """
     from shiftproof.cli.console import live_progress
     from shiftproof.merging.files import merge_files
-    from shiftproof.merging.methods import MergeSettings
-    from shiftproof.runs.file import parse_alphas
 
-    settings = MergeSettings(
-        method=method,
-        alphas=tuple(parse_alphas(alphas)),
-        layers=dict(_layer_alpha(text) for text in layers or []),
-        depth=None if depth is None else _depth_alphas(depth),
-        integers=integers,
-        missing=missing,
-        shard_size=parse_size("--shard-size", shard_size),
-    )
-    score = _validation_accuracy(inputs[0], suite, validation) if method == "greedy" else None
+    settings = options.settings()
+    score = _validation_accuracy(inputs[0], suite, validation) if options.method == "greedy" else None
     with live_progress():
         records = merge_files(*inputs, out=out, settings=settings, score=score, dry_run=dry_run, overwrite=overwrite)
     for record in records:
