@@ -105,7 +105,7 @@ def test_a_run_becomes_results_of_clip_benchmark(run: Path, call: Call) -> None:
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in Path("rows").iterdir()]
     assert len(rows) == 6
     for row in rows:
-        assert set(row) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
+        assert set(row) == {"dataset", "model", "pretrained", "task", "metrics", "language", "classifier"}
         assert set(row["metrics"]) == {"acc1", "acc5", "mean_per_class_recall"}
         assert row["metrics"]["acc5"] is None  # of three classes
     names = {
@@ -127,3 +127,18 @@ def test_an_evaluation_becomes_results_of_clip_benchmark(run: Path, folders: Pat
     assert {path.name for path in Path("rows").iterdir()} == {
         f"{name}_none_tiny_en_zeroshot_classification.json" for name in ("test", "sketch")
     }
+
+
+def test_classifiers_of_one_name_do_not_overwrite_each_other_s_results(run: Path, folders: Path, call: Call) -> None:
+    first = sp.load_classifier(run / "fine_tuned")
+    other = first.with_weights(
+        {name: -entry if "head" in name else entry for name, entry in first.state_dict().items()}
+    )
+    sp.save_classifier(other, "other/fine_tuned")
+    for _ in range(2):  # results of the same classifiers replace their earlier ones
+        for directory in (run / "fine_tuned", Path("other/fine_tuned")):
+            data = ["--test", f"folder:{folders}/test", "--clip-benchmark", "rows", "--out", "scored", "--overwrite"]
+            assert call("evaluate", directory, *data).code == 0
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in Path("rows").iterdir()]
+    assert {row["classifier"] for row in rows} == {sp.models.fingerprint(model) for model in (first, other)}
+    assert len(rows) == len({row["pretrained"] for row in rows}) == 2

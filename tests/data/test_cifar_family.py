@@ -54,7 +54,7 @@ def test_cifar10_and_its_shifts_are_read(tmp_path: Path) -> None:
     assert {name: right(images) for name, images in suite.test_sets.items()} == dict.fromkeys(suite.test_sets, 1.0)
     corrupted = suite.test_sets["cifar10-c"]
     assert len(corrupted) == 20
-    assert corrupted.clusters.count == 2
+    assert (corrupted.clusters.kind, corrupted.clusters.count) == ("picture", 2)
     assert corrupted.groups is not None
     assert (corrupted.groups[0], corrupted.groups[-1], corrupted.ids[-1]) == ("snow-1", "fog-5", "fog/5/1")
 

@@ -23,6 +23,7 @@ from shiftproof.data import decoding
 from shiftproof.data.batches import decoded_once, evaluation_batches, training_batches
 from shiftproof.data.decoding import decode, decode_mask, read_picture
 from shiftproof.data.loading import Preprocessing
+from shiftproof.ensembling.path import sweep_sets
 from shiftproof.models.directories import save_classifier
 
 SMALL = Preprocessing(size=4)
@@ -133,6 +134,22 @@ def test_conversions_are_counted_once_for_each_set(mixed: Path) -> None:
         f"folder:{mixed}: 3 of 4 pictures read had to be converted: 2 {decoding.SIXTEEN_BITS}, "
         f"1 {decoding.UPRIGHT}. docs/inputs.md explains the rules."
     ]
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_sweep_on_a_cpu_warns_once_for_each_set(
+    mixed: Path, tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("shiftproof.ensembling.path.BATCH_SIZE", 1)
+    images = sp.data.load_set(f"folder:{mixed}")
+    evaluate = sp.zero_shot_classifier(tiny, images.classes)
+    few = images.subset([1])
+    sweep_sets(evaluate, evaluate, {"few": few, "all": images}, (0.0, 1.0), device="cpu")
+    kinds = (decoding.SIXTEEN_BITS, decoding.UPRIGHT)
+    told = [str(warning.message) for warning in recwarn if "converted" in str(warning.message)]
+    assert [sum(kind in message for kind in kinds) for message in told] == [1, 2]  # the second set has another kind
+    sweep_sets(evaluate, evaluate, {"all": images}, (0.0, 1.0), device="cpu")
+    assert len([warning for warning in recwarn if "converted" in str(warning.message)]) == 2
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -33,6 +33,7 @@ def test_iwildcam_is_split_by_its_table_and_clustered_by_camera(tmp_path: Path) 
     assert (images.ids, images.labels.tolist(), images.sources) == (("f4.jpg", "f5.jpg"), [3, 0], ("6", "6"))
     assert images.classes.ids == ("empty", "tayassu pecari", "mazama temama-2", "mazama temama-3")
     assert images.protocol is not None
+    assert images.clusters.kind == "location"
     assert images.protocol.metrics == ("macro F1",)
     suite = sp.load_suite(f"iwildcam:{tmp_path}")
     assert [len(images) for images in (suite.reference.train, suite.reference.validation)] == [1, 1]
@@ -73,6 +74,7 @@ def test_the_images_of_fmow_are_numbered_over_all_rows(tmp_path: Path) -> None:
     test = load_data(f"fmow:test:{tmp_path}")
     assert test.groups == ("Other", "Americas")
     assert test.sources == ("test/zoo_1", "test/airport_1")
+    assert test.clusters.kind == "scene"
 
 
 def test_camelyon_is_split_by_hospital(tmp_path: Path) -> None:
@@ -87,6 +89,7 @@ def test_camelyon_is_split_by_hospital(tmp_path: Path) -> None:
     write_picture(folder / "patches" / name, 1)
     images = load_data(f"camelyon17:{folder}", split="shift")
     assert (images.ids, images.labels.tolist(), images.sources) == ((name,), [1], ("3",))
+    assert images.clusters.kind == "slide"
     assert images.read(0).shape == (16, 16, 3)
     parts = {part: len(load_data(f"camelyon17:{part}:{tmp_path}")) for part in ("train", "id_val", "val", "test")}
     assert parts == {"train": 1, "id_val": 1, "val": 1, "test": 1}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shiftproof.data.suites import load_data
 from shiftproof.errors import InputError
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
@@ -33,6 +34,7 @@ from shiftproof.report import (
     shift_figure,
 )
 from shiftproof.report.comparisons import mean_estimate
+from shiftproof.report.tables import resampling_note
 
 # The smallest PNG: one grey pixel.
 PIXEL = bytes.fromhex(
@@ -144,6 +146,14 @@ def test_the_interval_of_a_mean_covers_it_however_the_sets_depend_on_each_other(
         mean = mean_estimate([(count / 200, accuracy_interval(count, 200)) for count in counts])
         covered += mean.low <= truth <= mean.high
     assert covered / trials > 0.94
+
+
+def test_what_is_resampled_is_called_what_it_is() -> None:
+    note = resampling_note({"photo": "sample", "snow": "picture", "street": "location"})
+    assert note == (
+        "The 95 % bootstrap intervals in brackets resample locations or pictures (with all their versions) or images."
+    )
+    assert "drawings" in resampling_note({"sketch": load_data("emoji").clusters.kind})
 
 
 def test_the_interval_of_a_mean_is_the_mean_of_its_sets_intervals() -> None:

@@ -54,7 +54,7 @@ def evaluation_batches(images: ImageSet, preprocessing: Preprocessing, batch_siz
         for part in torch.split(inputs, _PIECE):
             model_inputs(next(decoded), preprocessing, out=part)
         yield inputs
-    _warn_of_conversions(images)
+    warn_of_conversions(images)
 
 
 def _pieces(positions: range) -> list[range]:
@@ -94,7 +94,7 @@ def training_batches(
 
     for pixels in _results(images, make, enumerate(batches, first)):
         yield model_inputs(pixels, preprocessing)
-    _warn_of_conversions(images)
+    warn_of_conversions(images)
 
 
 def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _MEMORY_LIMIT) -> ImageSet:
@@ -114,7 +114,7 @@ def decoded_once(images: ImageSet, preprocessing: Preprocessing, limit: int = _M
         return read_resized_mask(images, i, preprocessing)
 
     pixels = list(ahead(make, range(len(images))))
-    _warn_of_conversions(images)
+    warn_of_conversions(images)
     return replace(
         images,
         read=lambda i: pixels[i],
@@ -152,7 +152,8 @@ def _uncropped(images: ImageSet, preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, crop_share=1.0) if images.precropped else preprocessing
 
 
-def _warn_of_conversions(images: ImageSet) -> None:
+def warn_of_conversions(images: ImageSet) -> None:
+    """Warns of the pictures of a set that were converted when they were read, once for each kind of conversion."""
     for conversions in images.conversions:
         conversions.warn()
 

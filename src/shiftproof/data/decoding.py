@@ -60,7 +60,7 @@ class Conversions:
     def __init__(self, name: str) -> None:
         self.name = name
         self._conversions: dict[int, tuple[str, ...]] = {}  # by the position of the picture
-        self._reported: dict[str, int] = {}
+        self._reported: set[str] = set()
         self._lock = threading.Lock()
 
     def note(self, i: int, conversions: tuple[str, ...]) -> None:
@@ -79,11 +79,14 @@ class Conversions:
             return {i: kinds for i, kinds in self._conversions.items() if kinds}
 
     def warn(self) -> None:
-        """Warns of the conversions, unless there are none or they have all been reported."""
+        """Warns of the conversions, unless there are none or all kinds of them have been reported.
+
+        Other pictures of the set that are converted in the same way are not worth another warning.
+        """
         counts = self.counts()
-        if counts in ({}, self._reported):
+        if counts.keys() <= self._reported:
             return
-        self._reported = counts
+        self._reported |= counts.keys()
         with self._lock:
             converted, read = sum(map(bool, self._conversions.values())), len(self._conversions)
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())

@@ -34,8 +34,8 @@ Result = TypeVar("Result")
 class Clusters:
     """Which samples of a set belong together, so that intervals and tests do not take them for independent.
 
-    ``kind`` says what a cluster is: ``drawing`` (or whatever several samples are views of), ``group``, or ``sample``
-    if every sample stands alone. ``names`` (N,) are the clusters' labels, None for ``sample``.
+    ``kind`` says what a cluster is: the ``source_kind`` of the set, a ``group``, or a ``sample`` if every sample stands
+    alone. ``names`` (N,) are the clusters' labels, None for ``sample``.
     """
 
     kind: str
@@ -56,8 +56,8 @@ class ImageSet:
     ``in_memory`` means that reading costs nothing, so that no threads are needed for it. ``mask(i)``, where given, is
     the (H, W) uint8 coverage of the object in ``read(i)``: 0 is background, 255 is object. ``resized_for`` is the
     preprocessing to which pixels and masks have already been resized, so that this does not happen twice. ``sources``,
-    where given, name what each sample is a view of (a drawing, a video): views of one source are not independent. Where
-    they are the ids, every sample stands alone, whatever its group.
+    where given, name what each sample is a view of (a ``source_kind``, such as a drawing): views of one source are not
+    independent. Where they are the ids, every sample stands alone, whatever its group.
     ``conversions`` count the pictures that were not plain 8-bit RGB, as far as they have been read.
     ``files``, where given, are the files, or the parts of larger files, that the samples are decoded from.
     ``protocol``, where given, is how the predictions on a public set are scored. ``precropped`` means that the pictures
@@ -82,6 +82,7 @@ class ImageSet:
     protocol: Protocol | None = field(default=None, repr=False)
     precropped: bool = field(default=False, repr=False)
     skipped: int = field(default=0, repr=False)
+    source_kind: str = field(default="picture", repr=False)
 
     def __post_init__(self) -> None:
         require_equal_length(f"ids and labels of {self.name}", self.ids, self.labels)
@@ -102,7 +103,7 @@ class ImageSet:
         if self.sources == self.ids:
             return Clusters("sample", None)
         if self.sources is not None:
-            return Clusters("drawing", np.asarray(self.sources))
+            return Clusters(self.source_kind, np.asarray(self.sources))
         if self.groups is not None:
             return Clusters("group", np.asarray(self.groups))
         return Clusters("sample", None)
@@ -192,6 +193,7 @@ def joined(sets: Sequence[ImageSet], name: str) -> ImageSet:
         files=_concatenated([part.files for part in sets]),
         precropped=all(part.precropped for part in sets),
         skipped=sum(part.skipped for part in sets),
+        source_kind=sets[0].source_kind if len({part.source_kind for part in sets}) == 1 else "picture",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftproof import progress
-from shiftproof.data.batches import decoded_once, evaluation_batches
+from shiftproof.data.batches import decoded_once, evaluation_batches, warn_of_conversions
 from shiftproof.data.loading import Preprocessing
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
@@ -213,7 +214,9 @@ def _batches(images: ImageSet, preprocessing: Preprocessing, device: str) -> Ite
         # Decode between the passes of the model, not ahead of them: every core computes a part of each layer, so a
         # thread that decodes at the same time would delay all of them.
         few = images.subset(range(start, min(start + BATCH_SIZE, len(images))))
+        few = replace(few, conversions=())  # one warning for the whole set follows
         yield from evaluation_batches(decoded_once(few, preprocessing), preprocessing, BATCH_SIZE)
+    warn_of_conversions(images)
 
 
 def _measured(

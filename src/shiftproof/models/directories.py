@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,12 +18,13 @@ from shiftproof.errors import InputError, listed
 from shiftproof.models.classifier import Classifier, rebuild, require_classifier
 from shiftproof.models.identity import fingerprint, is_fingerprint_of
 from shiftproof.models.prompts import Prompts, stored_prompts
-from shiftproof.storage import expanded, read_json, require_directory_name, write_json
+from shiftproof.storage import expanded, read_json, require_directory_name, sync_directory, write_json
 from shiftproof.weights.checkpoints import read_state_dict, write_state_dict
 
 FORMAT = 1
 _TEXT = "text_tower.safetensors"
-# In the order in which they are deleted: a directory without the first is none of a classifier.
+_STAGING = ".replacement"  # the folder in a classifier directory in which a new classifier is written
+# A directory without the first is none of a classifier; it is the last to be written and moved.
 CLASSIFIER_FILES = ("classifier.json", "model.safetensors", _TEXT)
 
 
@@ -44,7 +48,8 @@ class Card:
 def save_classifier(classifier: Classifier, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Writes a classifier directory; ``classifier.json`` comes last, so that a directory with it is complete.
 
-    Raises an InputError if the directory holds a classifier already, unless ``overwrite`` replaces it.
+    Raises an InputError if the directory holds a classifier already, unless ``overwrite`` replaces it. The earlier
+    classifier stays until all files of the new one are on disk: a process that is killed leaves the one or the other.
 
     If the head was rebuilt, ``text_tower.safetensors`` is written too: predicting does not need it, but interpolating
     both towers does.
@@ -58,14 +63,38 @@ def save_classifier(classifier: Classifier, directory: str | Path, *, overwrite:
             f"{directory} already holds {listed(existing)}. Choose another `directory`, or add `overwrite=True` to "
             "replace them."
         )
-    for name in existing:  # nothing of the earlier classifier may be taken for a part of the new one
-        (directory / name).unlink()
-    write_state_dict(classifier.state_dict(), directory / "model.safetensors")
-    if classifier.text is not None:
-        write_state_dict(classifier.text, directory / _TEXT)
-    values = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
-    write_card(Card(**values, fingerprint=fingerprint(classifier)), directory)
+    staging = directory / _STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # what a process that was killed had not completed
+    try:
+        write_state_dict(classifier.state_dict(), staging / "model.safetensors")
+        if classifier.text is not None:
+            write_state_dict(classifier.text, staging / _TEXT)
+        values = {field.name: getattr(classifier, field.name) for field in fields(Card) if field.name != "fingerprint"}
+        write_card(Card(**values, fingerprint=fingerprint(classifier)), staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _move_into_place(directory)
     return directory
+
+
+def _move_into_place(directory: Path) -> None:
+    """Moves the files of a complete staged classifier into its directory, ``classifier.json`` last.
+
+    Does nothing where none is staged. As long as the staged ``classifier.json`` is there, a process that was killed can
+    be succeeded by another one, which moves the rest.
+    """
+    staging = directory / _STAGING
+    if not (staging / "classifier.json").is_file():
+        return
+    sync_directory(staging)
+    if read_json(staging / "classifier.json")["head"] != "rebuilt" and not (staging / _TEXT).is_file():
+        (directory / _TEXT).unlink(missing_ok=True)  # it is the earlier classifier's
+    for name in reversed(CLASSIFIER_FILES):
+        with contextlib.suppress(FileNotFoundError):  # it has been moved
+            os.replace(staging / name, directory / name)
+    sync_directory(directory)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_card(card: Card, directory: Path) -> None:
@@ -122,8 +151,12 @@ def require_weights_of_card(card: Card, tensors: Mapping[str, Tensor], directory
 
 
 def read_card(directory: str | Path) -> Card:
-    """Reads ``classifier.json``; raises an InputError that names what is missing."""
+    """Reads ``classifier.json``; raises an InputError that names what is missing.
+
+    A classifier that a killed process had completed, but not moved into place, is moved there first.
+    """
     directory = expanded(directory)
+    _move_into_place(directory)
     if not (directory / "classifier.json").is_file():
         reason = "it has no classifier.json" if directory.exists() else "it does not exist"
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class BenchmarkMetrics:
 
 @dataclass(frozen=True)
 class BenchmarkRecord:
-    """A model's metrics on a data set. ``model`` names the architecture and ``pretrained`` the weights."""
+    """A model's metrics on a data set. ``model`` names the architecture and ``pretrained`` the weights.
+
+    ``classifier`` is the fingerprint of the classifier that was measured; CLIP_benchmark ignores it.
+    """
 
     dataset: str
     model: str
     pretrained: str
     task: str
     metrics: BenchmarkMetrics
+    classifier: str
     language: str = "en"
 
     @property
@@ -34,3 +38,7 @@ class BenchmarkRecord:
         """The name that CLIP_benchmark's documentation gives the file."""
         parts = (self.dataset, self.pretrained, self.model, self.language, self.task)
         return "_".join(part.replace("/", "-").replace(":", "-") for part in parts) + ".json"
+
+    def distinguished(self) -> BenchmarkRecord:
+        """The record with the first characters of the classifier's fingerprint in ``pretrained``."""
+        return replace(self, pretrained=f"{self.pretrained}-{self.classifier.rpartition(':')[2][:8]}")

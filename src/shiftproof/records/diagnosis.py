@@ -138,11 +138,12 @@ class OtherPathRecord:
 class DiagnosisRecord:
     """Everything that the diagnosis of one run measured.
 
-    ``clusters`` says for every set what its intervals resample ("drawing", "group" or "sample"), ``cluster_counts``
-    how many of them. ``pairs`` are pairs of zero_shot, fine_tuned, ensemble and, after a full diagnosis, the models
-    fine-tuned on two halves of the reference. ``layers``, ``strong_edge``, ``planes``, ``other_paths``, ``diversity``,
-    ``baselines`` (accuracies of models trained on the reference only, by set) and effective robustness are results of a
-    full diagnosis only. ``models`` are the three models' fingerprints.
+    ``clusters`` says for every set what its intervals resample ("sample", "group", or the kind of source that its
+    images are views of, such as "drawing"), ``cluster_counts`` how many of them. ``pairs`` are pairs of zero_shot,
+    fine_tuned, ensemble and, after a full diagnosis, the models fine-tuned on two halves of the reference. ``layers``,
+    ``strong_edge``, ``planes``, ``other_paths``, ``diversity``, ``baselines`` (accuracies of models trained on the
+    reference only, by set) and effective robustness are results of a full diagnosis only. ``models`` are the three
+    models' fingerprints.
     """
 
     suite: str

@@ -109,7 +109,7 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     cell = (lambda estimate: per_cent(estimate[0])) if clustered else (lambda estimate: accuracy_cell(*estimate))
     rows = tuple((name, *map(cell, pooled[name])) for name in changed)
     intervals = (
-        "without intervals, since the images of a class share few drawings or groups"
+        "without intervals, since the images of a class come from few sources or groups"
         if clustered
         else "with 95 % Clopper-Pearson intervals in brackets"
     )
@@ -155,12 +155,12 @@ def method_names(methods: Iterable[str]) -> str:
     >>> method_names(["clopper-pearson", "clopper-pearson"])
     'Clopper-Pearson'
     >>> method_names(["korn-graubard", "clopper-pearson"])
-    'Clopper-Pearson; Korn-Graubard where images share a drawing or group'
+    'Clopper-Pearson; Korn-Graubard where images belong together'
     """
     distinct = set(methods) or {INDEPENDENT}
     names = {
         INDEPENDENT: "Clopper-Pearson",
-        CLUSTERED: "Korn-Graubard where images share a drawing or group",
+        CLUSTERED: "Korn-Graubard where images belong together",
     }
     return "; ".join(name for method, name in names.items() if method in distinct)
 

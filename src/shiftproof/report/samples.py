@@ -121,7 +121,10 @@ def _overlaid(content: bytes, file: Path) -> str:
 def _answer(value: Mapping[str, Any], label: str) -> Answer:
     prediction = str(value["prediction"])
     confidence = require_between("a confidence", value["confidence"], 0.0, 1.0)
-    return Answer(prediction, confidence, prediction == label)
+    right = value.get("right", prediction == label)  # earlier versions wrote the names alone
+    if not isinstance(right, bool):
+        raise ValueError(f"right is {right!r}")
+    return Answer(prediction, confidence, right)
 
 
 def _thumbnail(folder: Path, name: str) -> bytes:

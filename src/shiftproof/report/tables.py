@@ -88,8 +88,13 @@ def plain(value: float) -> str:
 
 def resampling_note(clusters: Mapping[str, str]) -> str:
     """Describes the intervals and what they resample, which ``clusters`` gives for every set."""
-    units = {"drawing": "drawings (with all their views)", "group": "groups", "sample": "images"}
-    kinds = " or ".join(units[kind] for kind in sorted(set(clusters.values())))
+    units = {
+        "drawing": "drawings (with all their views)",
+        "picture": "pictures (with all their versions)",
+        "foreground": "foregrounds (with all their backgrounds)",
+        "sample": "images",
+    }
+    kinds = " or ".join(units.get(kind, f"{kind}s") for kind in sorted(set(clusters.values())))
     return f"The {100 * LEVEL:g} % bootstrap intervals in brackets resample {kinds}."
 
 

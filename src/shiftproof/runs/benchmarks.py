@@ -25,9 +25,17 @@ _OTHER_TASK = "classification"  # CLIP_benchmark has no such task, so no table m
 
 
 def benchmark_record(
-    card: Card | Classifier, model: str, dataset: str, logits: Logits, labels: NDArray[np.integer]
+    card: Card | Classifier,
+    identity: str,
+    model: str,
+    dataset: str,
+    logits: Logits,
+    labels: NDArray[np.integer],
 ) -> BenchmarkRecord:
-    """The result of a classifier, called ``model``, on a data set from its (N, K) logits and the (N,) labels."""
+    """The result of a classifier, called ``model``, on a data set from its (N, K) logits and the (N,) labels.
+
+    ``identity`` is the classifier's fingerprint.
+    """
     architecture, weights = architecture_and_weights(card.source)
     zero_shot = card.head in _TASKS
     alpha = "" if card.alpha is None else f"-alpha-{card.alpha:g}"
@@ -37,14 +45,27 @@ def benchmark_record(
         pretrained=weights if zero_shot else f"{weights}-{model}{alpha}",
         task=_TASKS.get(card.head, _OTHER_TASK),
         metrics=measure_benchmark(logits, labels),
+        classifier=identity,
     )
 
 
 def write_benchmark(record: BenchmarkRecord, folder: Path) -> Path:
-    """Writes one result to a file of its own in a folder, and returns its path."""
+    """Writes one result to a file of its own in a folder, and returns its path.
+
+    An earlier result of the same classifier is replaced. Where another classifier has the file, the name of the weights
+    is followed by the beginning of the fingerprint, in the file's name and in its content.
+    """
     path = folder / record.file_name
+    if path.is_file() and _classifier_in(path) != record.classifier:
+        record = record.distinguished()
+        path = folder / record.file_name
     write_json(path, to_json(record))
     return path
+
+
+def _classifier_in(path: Path) -> str | None:
+    stored = read_json(path)
+    return stored.get("classifier") if isinstance(stored, dict) else None
 
 
 def benchmark_run(directory: str | Path, out: str | Path) -> list[Path]:
@@ -59,6 +80,6 @@ def benchmark_run(directory: str | Path, out: str | Path) -> list[Path]:
         card = read_card(run.classifier(model))
         for name in summary.sets:
             predictions = open_predictions(run.logits(model, name))
-            record = benchmark_record(card, model, name, predictions, predictions.labels)
+            record = benchmark_record(card, card.fingerprint, model, name, predictions, predictions.labels)
             files.append(write_benchmark(record, out))
     return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,13 +66,16 @@ def write_maps(
 ) -> None:
     """Writes each model's activation maps of some samples as grey images ``SET-NUMBER-MODEL.png``; white is highest.
 
-    Writes nothing for models whose maps cannot be computed (CAM does not fit the encoder and the extra cam is absent).
+    Earlier maps are deleted first. There are no maps of models for which they cannot be computed (CAM does not fit the
+    encoder and the extra cam is absent).
     """
+    shutil.rmtree(folder, ignore_errors=True)
     for name, images in suite.test_sets.items():
         samples = images.subset(sample_positions(name, len(images), seed)[:_MAPPED])
         try:
             examples = map_examples(classifiers, samples, device=device, precision=precision)
         except InputError:
+            shutil.rmtree(folder, ignore_errors=True)
             return
         for number, example in enumerate(examples):
             for model, attention in example.maps.items():
@@ -92,8 +96,15 @@ def _answers(predictions: StoredPredictions, positions: list[int], names: tuple[
     for block in predictions.blocks():
         rows |= {position: block[position - start] for position in positions if 0 <= position - start < len(block)}
         start += len(block)
-    sample_scores = scores(np.stack([rows[position] for position in positions]), predictions.labels[positions])
+    labels = predictions.labels[positions]
+    sample_scores = scores(np.stack([rows[position] for position in positions]), labels)
     return [
-        {"prediction": names[int(prediction)], "confidence": round(float(np.float64(confidence)), 4)}
-        for prediction, confidence in zip(sample_scores.prediction, sample_scores.confidence, strict=True)
+        {
+            "prediction": names[int(prediction)],
+            "confidence": round(float(np.float64(confidence)), 4),
+            "right": bool(prediction == label),  # several classes may have one name
+        }
+        for prediction, confidence, label in zip(
+            sample_scores.prediction, sample_scores.confidence, labels, strict=True
+        )
     ]

@@ -16,6 +16,7 @@ from shiftproof.evaluation.predictions import Predictions
 from shiftproof.evaluation.scoring import Scored, evaluate_set, measure_variants
 from shiftproof.evaluation.sharing import Processes
 from shiftproof.models.classifier import Classifier
+from shiftproof.models.identity import fingerprint
 from shiftproof.models.precision import resolved_precision
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.codec import to_json
@@ -26,9 +27,10 @@ from shiftproof.storage import write_text
 
 def benchmark_writer(classifier: Classifier, model: str, folder: Path) -> Callable[[str, Predictions], object]:
     """A function that writes the result of a classifier on a named set in the form of CLIP_benchmark."""
+    identity = fingerprint(classifier)
 
     def write(name: str, predictions: Predictions) -> None:
-        record = benchmark_record(classifier, model, name, predictions.logits, predictions.labels)
+        record = benchmark_record(classifier, identity, model, name, predictions.logits, predictions.labels)
         write_benchmark(record, folder)
 
     return write

@@ -67,4 +67,5 @@ def emoji_set(
         seen = ["withheld" if concepts()[i].withheld else "seen" for i in positions]
         groups = [seen[label] for label in labels]
     views_set = array_set(split, classes, ids, labels, lambda: rendered()[0], groups, lambda: rendered()[1])
-    return replace(views_set, sources=tuple(classes.ids[label] for label in labels))  # a concept is one drawing
+    drawings = tuple(classes.ids[label] for label in labels)  # a concept is one drawing
+    return replace(views_set, sources=drawings, source_kind="drawing")

@@ -48,6 +48,7 @@ def read_imagenet_9(root: Path, _: str) -> ImageSet:
         wnid_set(f"imagenet-9:{root}", entries),
         groups=tuple(str(entry.group) for entry in entries) if len(folders) > 1 else None,
         sources=tuple(_foreground(entry) for entry in entries),
+        source_kind="foreground",
         protocol=Protocol("imagenet-9, 9 super-classes from 1000-way", tuple(members.values()), metrics=metrics),
         precropped=True,
     )

@@ -42,7 +42,9 @@ def read_iwildcam(root: Path, part: str) -> ImageSet:
         folder / "train",
     )
     locations = tuple(rows[i].fields["location_remapped"] for i in chosen)
-    return replace(images, sources=locations, protocol=Protocol("iwildcam", metrics=("macro F1",)))
+    return replace(
+        images, sources=locations, source_kind="location", protocol=Protocol("iwildcam", metrics=("macro F1",))
+    )
 
 
 def read_fmow(root: Path, part: str) -> ImageSet:
@@ -69,6 +71,7 @@ def read_fmow(root: Path, part: str) -> ImageSet:
         images,
         groups=tuple(regions.get(rows[i].fields["country_code"], OTHER) for i in chosen),
         sources=tuple(_scene(rows[i], i) for i in chosen),
+        source_kind="scene",
         protocol=Protocol("fmow", metrics=("worst region",)),
     )
 
@@ -90,7 +93,7 @@ def read_camelyon17(root: Path, part: str) -> ImageSet:
     labels = [_number(row, "tumor", table) for row in chosen]
     classes = ClassSpace.from_ids(["normal", "tumor"])
     images = _pictures(f"camelyon17:{part}:{root}", classes, files, labels, folder / "patches")
-    return replace(images, sources=tuple(row.fields["slide"] for row in chosen))
+    return replace(images, sources=tuple(row.fields["slide"] for row in chosen), source_kind="slide")
 
 
 def _folder(root: Path, name: str, table: str) -> Path:
