@@ -17,6 +17,7 @@ from support.commands import Call, CommandResult
 
 from shiftproof.cli import app as cli
 from shiftproof.cli import choices
+from shiftproof.data.corruptions import CORRUPTIONS, SEVERITIES
 from shiftproof.ensembling.interpolation import SPACES
 from shiftproof.ensembling.rules import RULES
 from shiftproof.merging.methods import METHODS, MISSING
@@ -111,6 +112,8 @@ CHOICES: dict[str, Sequence[str]] = {
     "INTEGERS": INTEGERS,
     "MISSING": MISSING,
     "EXPORT_FORMATS": EXPORT_FORMATS,
+    "CORRUPTIONS": tuple(CORRUPTIONS),
+    "SEVERITIES": tuple(map(str, SEVERITIES)),
 }
 
 

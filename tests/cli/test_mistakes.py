@@ -39,7 +39,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "two sets of one name": (["--shift", "reference=folder:{folders}/sketch"], "'reference'"),
     "set kind": (["--test", "foldr:x"], "'foldr'. Did you mean 'folder'?"),
     "corruption": (["--corrupt", "noice:3"], "corruption 'noice'. Did you mean 'noise'?"),
-    "severity": (["--corrupt", "noise:6"], "severity of 1 to 5"),
+    "severity": (["--corrupt", "noise:9"], "has the severity '9'; it must be one of 1, 2, 3, 4, 5, as in noise:3"),
+    "severity in words": (["--corrupt", "noise:x"], "has the severity 'x'; it must be one of 1, 2, 3, 4, 5"),
+    "no severity": (["--corrupt", "blur"], "--corrupt 'blur' has no severity; it must be one of 1, 2, 3, 4, 5"),
+    "unknown corruption": (["--corrupt", "fog"], "unknown corruption 'fog'. Known: 'noise', 'blur'"),
+    "severity of a data name": (["--shift", "n=corrupted:noise:9:emoji"], "has the severity '9'; it must be one of 1"),
+    "key of a sweep": (["--set", "alphas=5"], "`zeroshot` has no use for the key 'alphas', which belongs to"),
     "prompt set": (["--prompts", "foto"], "prompt set 'foto'. Did you mean 'photo'?"),
     "template": (["--prompts", "a {} of {}"], "'a {} of {}'"),
     "run-file key": (["--set", "finetune.epoch=3"], "key 'finetune.epoch'. Did you mean 'epochs'?"),
@@ -81,13 +86,31 @@ def test_a_mistake_in_the_data_or_the_settings(folders: Path, call: Call, mistak
         (["sweep", "absent", "other", "--suite", "emoji"], "absent is not a classifier directory: it does not exist"),
         (["report", "absent"], "absent/summary.json does not exist"),
         (["study", "absent.yaml"], "the study file absent.yaml does not exist"),
-        (["study", "plain.yaml"], "unknown run-file key 'model'"),
+        (["study", "plain.yaml"], "plain.yaml is a run file, since it has the key 'model'"),
+        (["run", "grid.yaml"], "grid.yaml is a study file, since it has the key 'run', and a run file is needed here"),
+        (["pretrain", "grid.yaml"], "Run it with shiftproof study grid.yaml."),
+        (["doctor", "grid.yaml"], "Run it with shiftproof study grid.yaml."),
+        (["run", "folder"], "folder is a directory; a run file in YAML is needed here"),
+        (["sweep", "a", "b", "--suite", "emoji", "--set", "finetune.lr=1"], "belongs to 'run', 'demo', 'finetune'"),
+        (["run", "plain.yaml", "--set", "pretrain={data: x}"], "'pretrain', which belongs to 'pretrain'"),
+        (["demo", "--set", "pretrain.data=x"], "has no use for the key 'pretrain.data'"),
+        (
+            ["finetune", "tiny", "--suite", "emoji", "--set", "alpha_rule=fixed"],
+            "which belongs to 'run', 'demo', 'sweep'",
+        ),
+        (["pretrain", "words.yaml", "--set", "limit=3"], "`pretrain` has no use for the key 'limit'"),
+        (["doctor", "tiny", "--set", "seed=3"], "'tiny' is checked as model, which has none"),
+        (["sweep", "a", "b", "--suite", "emoji", "--alphas", "1"], "--alphas is 1; a path needs at least two"),
+        (["sweep", "a", "b", "--suite", "emoji", "--alpha", "1.5"], "1.5 is not between 0 and 1"),
         (["finetune", "tiny", "--suite", "emoji", "--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
         (["export-suite", "emojis", "--out", "x"], "unknown suite 'emojis'. Did you mean 'emoji'?"),
     ],
 )
 def test_a_mistake_in_a_name(call: Call, arguments: list[str], message: str) -> None:
     Path("plain.yaml").write_text("model: tiny\n", encoding="utf-8")
+    Path("grid.yaml").write_text("run: {model: tiny}\nseeds: [0, 1]\n", encoding="utf-8")
+    Path("words.yaml").write_text("model: tiny\npretrain: {data: csv:words.csv}\n", encoding="utf-8")
+    Path("folder").mkdir()
     assert_mistake(call(*arguments), message)
 
 

@@ -26,6 +26,8 @@ KINDS = ("run", "model", "data")
 MERGE_METHODS = ("linear", "uniform", "greedy", "model-stock")
 INTEGERS = ("copy", "equal")
 MISSING = ("error", "keep")
+CORRUPTIONS = ("noise", "blur", "contrast", "pixelation", "jpeg")
+SEVERITIES = ("1", "2", "3", "4", "5")
 EXPORT_FORMATS = ("open_clip", "transformers", "timm", "onnx", "torchscript")
 
 

@@ -229,17 +229,23 @@ class SettingOptions:
         given = vars(self)
         return {key: given[name] for name, key in keys.items() if given.get(name) is not None}
 
-    def read(self, path: Path) -> RunFile:
-        """Reads a run file and applies these settings."""
+    def read(self, command: str, path: Path) -> RunFile:
+        """Reads a run file for a command and applies these settings; refuses a key that the command has no use for."""
         from shiftproof.runs.file import RunFile
+        from shiftproof.runs.keys import require_used
 
-        return RunFile.read(path, self.overrides or (), self.values())
+        run_file = RunFile.read(path, self.overrides or (), self.values())
+        require_used(command, self.overrides or ())
+        return run_file
 
-    def resolve(self, **keys: Any) -> RunFile:
-        """Makes a run file from some keys and applies these settings."""
+    def resolve(self, command: str, **keys: Any) -> RunFile:
+        """Makes a run file for a command from some keys; otherwise, it does the same as ``read``."""
         from shiftproof.runs.file import RunFile
+        from shiftproof.runs.keys import require_used
 
-        return RunFile.resolve(keys, self.overrides or (), self.values())
+        run_file = RunFile.resolve(keys, self.overrides or (), self.values())
+        require_used(command, self.overrides or ())
+        return run_file
 
 
 @dataclass(frozen=True)

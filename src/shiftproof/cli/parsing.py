@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from shiftproof.errors import InputError, point_hint
+from shiftproof.cli.choices import CORRUPTIONS, SEVERITIES
+from shiftproof.errors import InputError, point_hint, require_choice
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}  # bytes
 
@@ -58,9 +59,13 @@ def parse_shifts(natural: Iterable[str], corruptions: Iterable[str], test: str |
             raise InputError(f"--shift {text!r} must look like sketch=folder:PATH.")
         shifts[require_new(name, shifts)] = {"data": data, "kind": "natural"}
     for text in corruptions:
-        name, colon, severity = text.partition(":")
-        if not colon:
-            raise InputError(f"--corrupt {text!r} must look like noise:3.")
+        name, _, severity = text.partition(":")
+        require_choice("corruption", name, CORRUPTIONS)
+        if severity not in SEVERITIES:
+            raise InputError(
+                f"--corrupt {text!r} has {f'the severity {severity!r}' if severity else 'no severity'}; it must be one "
+                f"of {', '.join(SEVERITIES)}, as in {name}:3."
+            )
         if not test:
             raise InputError("--corrupt changes the images of --test; give that too.")
         name = require_new(f"{name}-{severity}", shifts)

@@ -52,7 +52,9 @@ class TableOptions:
     def several(self) -> str | None:
         """The data name of the images; raises an InputError if two are given."""
         if self.folder and self.data:
-            raise InputError("--folder and --data both name images to predict. Give one of the two.")
+            raise InputError(
+                "name images to predict, or a folder with --folder, or other data with --data, but not more than one."
+            )
         return f"folder:{self.folder}" if self.folder else self.data
 
 

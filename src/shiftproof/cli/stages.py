@@ -51,7 +51,7 @@ def pretrain(
     from shiftproof.cli.console import live_progress
     from shiftproof.runs.stages import run_pretrain
 
-    run_file = settings.read(path)
+    run_file = settings.read("pretrain", path)
     with live_progress():
         record = run_pretrain(run_file, out, resume=resume, overwrite=overwrite)
     print(f"loss {record.final_loss:.3f} after {record.pairs_seen:,} pairs; recall on {record.recall_on}:")
@@ -99,7 +99,7 @@ def zeroshot(
     scored = data.is_given() or classes is None
     keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
     sets = {"suite": data.section(), "image_cache": image_cache, "on_bad_image": on_bad_image} if scored else {}
-    run_file = settings.resolve(model=model, **keys, **sets)
+    run_file = settings.resolve("zeroshot", model=model, **keys, **sets)
     with live_progress():
         records = run_zero_shot(run_file, out, scored=scored, overwrite=overwrite)
     if scored:
@@ -133,7 +133,7 @@ def finetune(
     from shiftproof.runs.stages import run_finetune
 
     keys = {"prompts": prompts, "classes": classes, "head": head, "weights": weights, "random_weights": random_weights}
-    run_file = settings.resolve(model=start, suite=data.section(), **keys)
+    run_file = settings.resolve("finetune", model=start, suite=data.section(), **keys)
     with live_progress():
         records = run_finetune(run_file, out, resume=resume, overwrite=overwrite)
     _print_records(records)

@@ -43,7 +43,7 @@ def demo(
 
     if mixing:  # this comes first, so that --set can change the settings that the mixing brings along
         settings = settings.with_key(f"finetune.mixing={mixing}")
-    run_file = settings.read(run_path)
+    run_file = settings.read("demo", run_path)
     name = "demo" if run_path == DEMO_FILE else f"demo-{suite}"
     _run(run_file, out or Path(f"runs/{name}-{run_file.seed}"), resume=resume, overwrite=overwrite)
 
@@ -68,7 +68,7 @@ def run(
     Example: shiftproof run run.yaml --out runs/mine --set finetune.lr=1e-5
     """
     settings = settings.with_key("random_weights=true", given=random_weights)
-    _run(settings.read(path), out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
+    _run(settings.read("run", path), out or Path("runs") / path.stem, resume=resume, overwrite=overwrite)
 
 
 def _run(run_file: RunFile, out: Path, *, resume: bool, overwrite: bool) -> None:

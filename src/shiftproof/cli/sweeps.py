@@ -109,7 +109,7 @@ def sweep(
 
     keys: dict[str, Any] = {"suite": data.section(), **path.keys()}
     keys |= {"evaluation": {"precision": precision}, "image_cache": image_cache, "on_bad_image": on_bad_image}
-    run_file = settings.resolve(model="tiny", **keys)
+    run_file = settings.resolve("sweep", model="tiny", **keys)
     with live_progress():
         measured = run_sweep(
             run_file,

@@ -352,6 +352,8 @@ def _required(reference: Mapping[str, str | None], split: str) -> str:
 
 def _split_corrupted(spec: str, rest: str) -> tuple[str, int, str]:
     parts = rest.split(":", 2)
-    if len(parts) < 3 or not parts[1].isdigit() or int(parts[1]) not in SEVERITIES:
-        raise InputError(f"{spec!r} must look like corrupted:NAME:SEVERITY:DATA, with a severity of 1 to 5.")
+    if len(parts) < 3:
+        raise InputError(f"{spec!r} must look like corrupted:NAME:SEVERITY:DATA, e.g. corrupted:noise:3:folder:PATH.")
+    if parts[1] not in map(str, SEVERITIES):
+        raise InputError(f"{spec!r} has the severity {parts[1]!r}; it must be one of 1, 2, 3, 4, 5.")
     return parts[0], int(parts[1]), parts[2]

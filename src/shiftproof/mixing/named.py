@@ -53,7 +53,10 @@ def mixing_from(spec: str | Mapping[str, Any] | Mixing, what: str = "mixing") ->
             settings["mixings"] = [_member(entry) for entry in settings["mixings"]]
         return method(**settings)
     except TypeError as error:
-        raise InputError(f"mixing {dict(spec)!r} has a value of the wrong type ({error}).") from error
+        raise InputError(
+            f"mixing {dict(spec)!r} has a value of the wrong type. Numbers are written without quotation "
+            "marks, such as edge: 0.3."
+        ) from error
 
 
 def mixing_settings(mixing: Mixing) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from shiftproof.data.near_duplicates import Thumbnails, read_thumbnails
 from shiftproof.data.sets import ImageSet
 from shiftproof.data.solar_cells import SOLAR_CELLS
 from shiftproof.data.suites import VALIDATION, ShiftSuite, load_data, load_suite
-from shiftproof.errors import require_choice
+from shiftproof.errors import InputError, require_choice
 from shiftproof.models.clip import Clip, load_clip
 from shiftproof.models.directories import load_classifier
 from shiftproof.models.encoders import load_encoder
@@ -116,6 +116,11 @@ def run_checkup(
     chosen, name = kind_of(str(target), kind), str(target)
     if chosen == RUN:
         return _check_run(RunFile.read(name, overrides, values), name, sample, Path(out or "."))
+    if given := [*overrides, *(f"{key}={value}" for key, value in (values or {}).items())]:
+        raise InputError(
+            f"{given[0]!r} sets a key of a run file, and {name!r} is checked as {chosen}, which has none. Leave it "
+            "out, or give a run file."
+        )
     if chosen == DATA:
         data, findings = noting(name, lambda: _data_of(name))
         if data is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shiftproof.data.families.registry import family_section
 from shiftproof.ensembling.path import alpha_grid
-from shiftproof.errors import InputError, nearest, point_hint
+from shiftproof.errors import InputError, point_hint
 from shiftproof.finetuning.settings import FinetuneSettings
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.precision import resolved_precision
 from shiftproof.models.prompts import names_prompt_file, prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
+from shiftproof.runs.keys import refuse_study_file
 from shiftproof.runs.locations import with_paths
+from shiftproof.runs.mistakes import explained
 from shiftproof.runs.yaml_text import parse_yaml
 from shiftproof.storage import expanded, packaged_path, read_json
 from shiftproof.training.log import trackers_from
@@ -146,7 +148,7 @@ class RunFile(Frozen):
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
-            raise InputError(explained(error, _SECTIONS)) from error
+            raise InputError(explained(error, _SECTIONS, "run-file key")) from error
         alpha_grid(resolved.alphas)
         if not isinstance(resolved.prompts, str) or not names_prompt_file(resolved.prompts):
             prompt_templates(resolved.prompts)  # a file is read when the head is built
@@ -163,6 +165,7 @@ class RunFile(Frozen):
         """
         path = expanded(path)
         settings = read_yaml(path, "run file")
+        refuse_study_file(path, settings)
         # The run.yaml of a run directory also records versions, which are not settings; its paths are resolved already.
         if settings.pop("versions", None) is None:
             settings = with_paths(settings, Path(path).parent)
@@ -234,8 +237,10 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
     """
     try:
         content = parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise InputError(f"the {what} {path} does not exist. Check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a directory; a {what} in YAML is needed here, such as run.yaml.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the {what} {path} is not valid YAML: {yaml_mistake(error)}") from error
     if not isinstance(content, dict):
@@ -317,48 +322,3 @@ _SECTIONS: Mapping[str, Any] = {
     "suite.reference": ReferenceFile.model_fields,
     "suite.shifts": ShiftFile.model_fields,
 }
-
-
-_BRANCHES = ("str", "SuiteFile", "int", "list[str]", "list[float]", "list[any]", "Between")
-
-
-def explained(error: ValidationError, sections: Mapping[str, Any]) -> str:
-    """Turns pydantic's errors into sentences with the full key; ``sections`` lists the known keys of each section."""
-    sentences = []
-    for problem in error.errors():
-        # The location names the branch of a union by its type, which is not a key. An error about a branch that the
-        # input was clearly not meant for (a section where a name is allowed as well) is ignored.
-        location = [str(part) for part in problem["loc"]]
-        index = 3 if location[:2] == ["sample", "keys"] else 1
-        branch = location.pop(index) if location[index:] and location[index] in _BRANCHES else ""
-        if (branch in ("str", "int") and isinstance(problem["input"], (dict, list))) or (
-            branch == "list[any]" and isinstance(problem["input"], dict)
-        ):
-            continue
-        key, section = ".".join(location), ".".join(location[:-1])
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentences.append(f"unknown run-file key {key!r}. {_nearest_key(location[-1], section, sections)}")
-        elif problem["type"] == "missing":
-            sentences.append(f"the run-file key {key!r} is missing. Add it.")
-        elif problem["type"] in ("model_type", "dataclass_type", "dict_type"):
-            sentences.append(
-                f"the run-file key {key!r} is {problem['input']!r}; it must be a section of keys and values."
-            )
-        elif problem["type"] == "value_error":
-            sentences.append(problem["msg"].removeprefix("Value error, "))
-        else:
-            hint = point_hint(problem["input"])
-            sentences.append(f"the run-file key {key!r} is {problem['input']!r}: {problem['msg'].lower()}.{hint}")
-    return "\n".join(dict.fromkeys(sentences))
-
-
-def _nearest_key(key: str, section: str, sections: Mapping[str, Any]) -> str:
-    """Suggests the nearest key of a section, or lists all of them and says where they are described."""
-    suggestion = nearest(key, known := list(_known(section, sections)), len(known))
-    return suggestion if suggestion.startswith("Did") else f"{suggestion} docs/run-file.md describes them."
-
-
-def _known(section: str, sections: Mapping[str, Any]) -> Iterable[str]:
-    """Returns the keys of a section; one with a name chosen by the user, such as a shift, has those of its parent."""
-    within = [name for name in sections if section == name or section.startswith(f"{name}.")]
-    return sections[max(within, key=len)] if within else ()

@@ -22,12 +22,13 @@ from shiftproof.runs.file import (
     RunFile,
     copied,
     draws_validation,
-    explained,
     override_key,
     place_key,
     read_yaml,
 )
+from shiftproof.runs.keys import refuse_run_file
 from shiftproof.runs.locations import with_paths
+from shiftproof.runs.mistakes import explained
 from shiftproof.seeding import child_generator
 from shiftproof.storage import expanded
 
@@ -98,7 +99,7 @@ class StudyFile(Frozen):
         try:
             resolved = cls.model_validate(plain)
         except ValidationError as error:
-            raise InputError(explained(error, _SECTIONS)) from error
+            raise InputError(explained(error, _SECTIONS, "study-file key")) from error
         resolved.members()
         return resolved
 
@@ -109,7 +110,9 @@ class StudyFile(Frozen):
         Paths in it are relative to its folder, as in a run file.
         """
         path = expanded(path)
-        return cls.resolve(_with_paths(read_yaml(path, "study file"), path.parent), overrides)
+        settings = read_yaml(path, "study file")
+        refuse_run_file(path, settings, RunFile.model_fields)
+        return cls.resolve(_with_paths(settings, path.parent), overrides)
 
     @property
     def names_model(self) -> bool:
