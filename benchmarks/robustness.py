@@ -36,9 +36,10 @@ from shiftproof.data.batches import decoded_once
 from shiftproof.data.corruptions import CORRUPTIONS
 from shiftproof.data.suites import corrupted
 from shiftproof.ensembling.path import alpha_grid
-from shiftproof.evaluation import accuracy, accuracy_interval, calibration_error
+from shiftproof.evaluation import accuracy, calibration_error
 from shiftproof.evaluation.intervals import bootstrap_interval
 from shiftproof.evaluation.metrics import scores
+from shiftproof.evaluation.proportions import measure_proportion
 
 BASE = FinetuneSettings(epochs=20, lr=2e-3, batch_size=128, warmup_steps=20)
 REGIME = replace(BASE, mixing="cutout", mixing_probability=0.25, label_smoothing=0.1)
@@ -103,16 +104,18 @@ def run(name: str, seed: int, zero: Classifier, sets: Mapping[str, ImageSet], fi
 
 
 def summary(outcomes: Mapping[str, NDArray[np.generic]], model: str) -> dict[str, object]:
-    """Accuracy on each set with its interval, and means with intervals that resample whole classes."""
+    """Accuracy on each set and means, with intervals that take the views of one class, a drawing, together."""
     names = [key.split("|")[1] for key in outcomes if key.startswith(f"{model}|") and key.endswith("correct")]
     corruptions = [name for name in names if name.split("-")[0] in CORRUPTIONS]
     natural = [name for name in names if name not in corruptions and name != "reference"]
     sets = {}
     for name in names:
         correct = outcomes[f"{model}|{name}|correct"].astype(bool)
+        share = measure_proportion(correct, outcomes[f"labels|{name}"])  # a class is one drawing, with many views
         sets[name] = {
             "accuracy": round(float(correct.mean()), 4),
-            "interval": [round(x, 4) for x in accuracy_interval(int(correct.sum()), len(correct))],
+            "interval": [round(x, 4) for x in share.interval],
+            "interval_method": share.method,
             "n": len(correct),
             "calibration_error": round(
                 calibration_error(outcomes[f"{model}|{name}|confidence"].astype(float), correct), 4

@@ -107,6 +107,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "keys",
             "mistakes",
             "file",
+            "requests",
             "starts",
             "inputs",
             "samples",

@@ -151,6 +151,7 @@ def test_the_summary_has_the_keys_that_outsiders_read() -> None:
             "validation",
             "batch_norm",
             "precision",
+            "later_versions",
         ),
     }
     entry = summary["models"]["fine_tuned"]["sketch"]
@@ -312,6 +313,7 @@ def test_files_of_the_previous_version_are_read_and_written_as_before() -> None:
     summary.setdefault("batch_norm", "averaged")
     summary.setdefault("precision", "float32")
     summary.setdefault("skipped", {})
+    summary.setdefault("later_versions", [])
     assert list(written) == list(summary)
     assert written == summary
     result = written_before("diagnosis-seed-0.json")
@@ -334,6 +336,7 @@ def test_a_study_of_the_previous_version_is_read(name: str) -> None:
         for point in member["path"]:
             point.setdefault("validation_interval", None)  # was not kept when these were written
             point.setdefault("interval_method", {})
+    value.setdefault("later_versions", [])
     assert study_json(record) == value
 
 

@@ -185,7 +185,7 @@ def test_a_run_file_in_another_folder_is_run_and_resumed(
     arguments = ["run", "configs/run.yaml", *quick_training_flags(), "--out", "~/out"]
     assert call(*arguments).code == 0
     recorded = yaml.safe_load((tmp_path / "out/run.yaml").read_text(encoding="utf-8"))
-    assert recorded["suite"]["reference"]["train"] == "folder:configs/photos/train"
+    assert recorded["suite"]["reference"]["train"] == f"folder:{Path.cwd()}/configs/photos/train"
     assert call(*arguments, "--resume").code == 0
 
 

@@ -91,7 +91,7 @@ def test_the_directory_holds_what_is_promised_and_nothing_else(finished: Path) -
 
 
 def test_the_run_file_inside_is_the_one_that_ran(finished: Path, folders: Path) -> None:
-    assert sp.RunFile.read(finished / "run.yaml") == run_file(folders)
+    assert sp.RunFile.read(finished / "run.yaml") == run_file(folders).with_full_paths()
     noted = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))["versions"]
     assert noted == summary_of(finished)["versions"]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from pages.markdown import accuracy_cell, bullets, markdown, out_of, points_cell, require, size_span, span, stacked
 from pages.sources import Sources
-from shiftproof.report.tables import signed_points
+from shiftproof.records.accuracy import CLUSTERED
+from shiftproof.records.comparisons import Measured
+from shiftproof.report.tables import signed_points, with_interval
 
 Entry = dict[str, Any]
 _MIXINGS = ("cutout", "mixup", "cutmix", "smoothmix-circle", "smoothmix-square")
@@ -121,7 +123,13 @@ def robustness_tables(sources: Sources) -> str:
             differences.append((augmentation, model, *map(stacked, zip(*lines, strict=True))))
     header = ("augmentation", "model", "alpha", "reference", "natural shifts", "corruptions", *_ERRORS)
     full = [
-        (e["augmentation"], e["model"], str(e["seed"]), *(accuracy_cell(*value) for value in _values(e)))
+        (
+            e["augmentation"],
+            e["model"],
+            str(e["seed"]),
+            _reference_cell(e),
+            *(accuracy_cell(*v) for v in _values(e)[1:]),
+        )
         for e in entries
     ]
     return "\n\n".join(
@@ -136,6 +144,13 @@ def robustness_tables(sources: Sources) -> str:
             "</details>",
         ]
     )
+
+
+def _reference_cell(entry: Entry) -> str:
+    """The accuracy on the reference, without an interval that takes the views of one drawing as independent."""
+    reference = entry["sets"]["reference"]
+    clustered = reference.get("interval_method") == CLUSTERED
+    return with_interval(Measured(reference["accuracy"], tuple(reference["interval"]) if clustered else None))
 
 
 def _numbers(entry: Entry) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ class RunRecord:
     is: its ``model`` and its ``head`` (``Classifier.head``); runs of earlier versions did not record it.
     ``validation`` is None if validation data were named. ``batch_norm`` says whether the running statistics of the
     ensembles are "averaged" or "re-estimated" on the training images. ``precision`` is that of the encoder in all
-    measurements.
+    measurements. ``versions`` are those of the packages that began the run, and ``later_versions`` those that continued
+    it, where they differ.
     """
 
     suite: str
@@ -73,6 +74,7 @@ class RunRecord:
     batch_norm: str = "averaged"
     precision: str = "float32"
     skipped: Mapping[str, int] = field(default_factory=dict)
+    later_versions: tuple[Mapping[str, str], ...] = ()
 
     @property
     def sets(self) -> tuple[str, ...]:

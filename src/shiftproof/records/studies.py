@@ -70,7 +70,8 @@ class SpreadRecord:
 class StudyRecord:
     """A study: its members, the failures, soups and spreads; ``study.json`` is its JSON form.
 
-    ``averaged`` are the shifts whose mean is reported: the natural ones, or all if none is natural.
+    ``averaged`` are the shifts whose mean is reported: the natural ones, or all if none is natural. ``versions`` are
+    those of the packages that began the study, and ``later_versions`` those that continued it, where they differ.
     """
 
     suite: str
@@ -84,6 +85,7 @@ class StudyRecord:
     soups: tuple[StudyMember, ...]
     spreads: tuple[SpreadRecord, ...]
     versions: Mapping[str, str]
+    later_versions: tuple[Mapping[str, str], ...] = ()
 
     @property
     def configurations(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from shiftproof.records.studies import SpreadRecord, StudyFailure, StudyMember, 
 # What a run's record says about the run rather than about its results.
 _HOW_IT_WAS_RUN = (
     *("seconds", "seed", "versions", "conversions"),
-    *("start", "validation", "batch_norm", "precision", "skipped"),
+    *("start", "validation", "batch_norm", "precision", "skipped", "later_versions"),
 )
 
 
@@ -73,6 +73,7 @@ class _Summary:
     batch_norm: str = "averaged"
     precision: str = "float32"
     skipped: Mapping[str, int] = field(default_factory=dict)
+    later_versions: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class _Study:
     soups: tuple[_Member, ...]
     spreads: tuple[SpreadRecord, ...]
     versions: Mapping[str, str]
+    later_versions: tuple[Mapping[str, str], ...] = ()
 
 
 def summary_json(record: RunRecord) -> dict[str, Any]:

@@ -75,11 +75,12 @@ INTERVENTION = Layout(
 class Request:
     """The request for a job: the text of its request file, and its comparison with one that was written earlier.
 
+    ``text`` is given the request file that a continued job has, and None for a new one.
     ``differences`` returns the names of what differs from an earlier request file, none if both request the same.
     ``is_request`` distinguishes a request file from a file of the same name that a user wrote.
     """
 
-    text: str
+    text: Callable[[Path | None], str]
     differences: Callable[[Path], Sequence[str]]
     is_request: Callable[[Path], bool] = Path.is_file
 
@@ -122,7 +123,7 @@ def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, 
     if overwrite:
         _delete(out, names, last=layout.request)
     if record is not None and request is not None:
-        write_text(record, request.text)
+        write_text(record, request.text(record if continued else None))
     return continued
 
 

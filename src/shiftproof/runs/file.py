@@ -20,7 +20,7 @@ from shiftproof.models.precision import resolved_precision
 from shiftproof.models.prompts import names_prompt_file, prompt_templates
 from shiftproof.pretraining.settings import PretrainSettings
 from shiftproof.runs.keys import refuse_study_file
-from shiftproof.runs.locations import with_paths
+from shiftproof.runs.locations import with_full_paths, with_paths
 from shiftproof.runs.mistakes import explained
 from shiftproof.runs.yaml_text import parse_yaml
 from shiftproof.storage import expanded, packaged_path, read_json
@@ -167,6 +167,7 @@ class RunFile(Frozen):
         settings = read_yaml(path, "run file")
         refuse_study_file(path, settings)
         # The run.yaml of a run directory also records versions, which are not settings; its paths are resolved already.
+        settings.pop("later_versions", None)
         if settings.pop("versions", None) is None:
             settings = with_paths(settings, Path(path).parent)
         resolved = cls.resolve(settings, overrides, values)
@@ -191,7 +192,7 @@ class RunFile(Frozen):
         return not self.differences(other)
 
     def differences(self, other: RunFile) -> list[str]:
-        """Returns the names of the sections and keys that affect results and differ."""
+        """Returns the names of the sections and keys that affect results and differ; paths are compared in full."""
         first, second = self._deciding(), other._deciding()
         return [name for name in type(self).model_fields if getattr(first, name) != getattr(second, name)]
 
@@ -199,7 +200,12 @@ class RunFile(Frozen):
         machine = {"device": "auto", "report_to": "none", "head_cache": True, "image_cache": None}
         # A model without a tag has random weights, whether or not the run file allows it.
         fixed = {**machine, "random_weights": False, "finetune": self.finetune.deciding()}
-        return self.model_copy(update={**fixed, "pretrain": self.pretrain and self.pretrain.deciding()})
+        places = self.with_full_paths()
+        return places.model_copy(update={**fixed, "pretrain": places.pretrain and places.pretrain.deciding()})
+
+    def with_full_paths(self) -> RunFile:
+        """This run file with all paths in full; those that are not are relative to the working directory."""
+        return type(self).model_validate(with_full_paths(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """Returns all settings as resolved, in the order of the fields."""

@@ -1,9 +1,8 @@
-"""What a run file names, loaded and checked: the suite, the start, and the versions that a run records."""
+"""What a run file names, loaded and checked: the suite, the start, and the images that ensembles need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from shiftproof.models.directories import load_classifier
 from shiftproof.models.text_towers import with_zero_shot_head
 from shiftproof.runs.file import RunFile, SuiteFile, draws_validation
 from shiftproof.runs.starts import StartSettings, build_named_start
-
-_VERSIONED = ("shiftproof", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 
 def load_run_suite(run_file: RunFile) -> ShiftSuite:
@@ -118,8 +115,3 @@ def require_unseen_validation(suite: str | SuiteFile, seed: int, fine_tuned: Cla
             f"the fine-tuned classifier held out its validation images with seed {trained}, and here they are drawn "
             f"with seed {seed}, so most of them were trained on. Add `seed={trained}`, or name `validation` data."
         )
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that affect results."""
-    return {name: version(name) for name in _VERSIONED}

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from shiftproof.data.suites import ShiftSuite
@@ -36,11 +35,11 @@ from shiftproof.records.paths import PathRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import path_from_json, path_json, summary_json
 from shiftproof.report.page import earlier_diagnosis, render_report
-from shiftproof.runs.directory import RUN, OutputDirectory, Request, RunDirectory, claim, explaining_resume
+from shiftproof.runs.directory import RUN, OutputDirectory, RunDirectory, claim, explaining_resume
 from shiftproof.runs.doubts import note_validation, warn_of_data, warn_of_loss, warn_of_space, warn_of_start
 from shiftproof.runs.evidence import diagnose_predictions
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, require_trainable, versions
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, require_trainable
 from shiftproof.runs.predictions import (
     PathFiles,
     has_logits,
@@ -49,6 +48,7 @@ from shiftproof.runs.predictions import (
     require_same_samples,
     writing_logits,
 )
+from shiftproof.runs.requests import recorded_versions, request_of
 from shiftproof.runs.samples import write_maps, write_samples
 from shiftproof.storage import read_json, write_json, write_text
 from shiftproof.training.distributed import broadcast_from_main, gathered_on_main, is_main_process, joined_processes
@@ -336,6 +336,7 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
             )
             for name, images in suite.test_sets.items()
         }
+    used = recorded_versions(run.directory.run_file)
     methods = {entry.interval_method for entry in models["ensemble"].values()}
     return RunRecord(
         suite=suite.name,
@@ -351,7 +352,8 @@ def summarise(run: Run, predictions: dict[str, dict[str, StoredPredictions]]) ->
         interval_method=CLUSTERED if CLUSTERED in methods else INDEPENDENT,
         seconds=run.seconds,
         seed=run.run_file.seed,
-        versions=versions(),
+        versions=used[0],
+        later_versions=used[1:],
         validation=suite.reference.held_out,
         conversions=conversions_so_far(run),
         start={"model": run.zero_shot.source, "head": run.zero_shot.head},
@@ -384,17 +386,3 @@ def accuracies_along_path(run: Run) -> list[AccuracyRecord]:
         for name, images in files.sets.items()
     )
     return [replace(record, precision=run.precision) for record in records]
-
-
-def request_of(run_file: RunFile) -> Request:
-    """Returns the request of a run: ``run.yaml`` with the versions, compared by the settings that affect results."""
-
-    def differences(file: Path) -> list[str]:
-        return RunFile.read(file).differences(run_file)
-
-    return Request(run_file.to_yaml() + yaml.safe_dump({"versions": versions()}), differences, records_versions)
-
-
-def records_versions(settings: Path) -> bool:
-    """Whether a run.yaml is that of a run directory, which records versions, rather than one that a user wrote."""
-    return settings.is_file() and "\nversions:" in settings.read_text(encoding="utf-8", errors="replace")

@@ -40,7 +40,7 @@ from shiftproof.runs.doubts import (
 )
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.inputs import build_start, load_run_suite, require_trainable
-from shiftproof.runs.pipeline import records_versions, request_of
+from shiftproof.runs.requests import records_versions, request_of
 from shiftproof.runs.scores import benchmark_writer, score, write_results
 from shiftproof.runs.starts import load_scored
 from shiftproof.training.distributed import is_main_process, joined_processes

@@ -28,6 +28,7 @@ from shiftproof.runs.directory import SWEEP, OutputDirectory, Request, claim_tog
 from shiftproof.runs.doubts import note_validation, warn_of_loss, warn_of_start_of_path
 from shiftproof.runs.file import RunFile
 from shiftproof.runs.inputs import batch_norm_images, load_run_suite, require_unseen_validation, training_images
+from shiftproof.runs.locations import with_full_paths
 from shiftproof.runs.predictions import PathFiles
 from shiftproof.runs.scores import score, write_results
 from shiftproof.storage import json_text, read_json, write_json
@@ -141,7 +142,7 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
     """The request of a sweep: everything that its saved predictions depend on, without the alphas and the rule."""
     ends = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
     settings = {
-        "suite": run_file.model_dump(mode="json")["suite"],
+        "suite": run_file.with_full_paths().model_dump(mode="json")["suite"],
         "seed": run_file.seed,
         "space": space,
         "batch_norm": run_file.batch_norm,
@@ -153,8 +154,9 @@ def _sweep_request(run_file: RunFile, zero_shot: Classifier, fine_tuned: Classif
         recorded = read_json(file)
         if not isinstance(recorded, dict):
             return [*ends, *settings]
-        recorded = earlier | recorded
+        recorded = with_full_paths(earlier | recorded)  # earlier versions recorded paths as they were given
         other_ends = [name for name, end in ends.items() if not has_fingerprint(end, recorded.get(name))]
         return other_ends + [name for name in settings if recorded.get(name) != settings[name]]
 
-    return Request(json_text({name: fingerprint(end) for name, end in ends.items()} | settings), differences)
+    text = json_text({name: fingerprint(end) for name, end in ends.items()} | settings)
+    return Request(lambda earlier: text, differences)

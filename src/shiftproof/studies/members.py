@@ -7,7 +7,6 @@ import shutil
 import time
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from shiftproof.data.suites import ShiftSuite
@@ -26,7 +25,8 @@ from shiftproof.records.studies import StudyMember
 from shiftproof.records.summaries import member_from_json, member_json
 from shiftproof.runs.directory import MemberDirectory
 from shiftproof.runs.file import RunFile
-from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite, versions
+from shiftproof.runs.inputs import batch_norm_images, build_start, load_run_suite
+from shiftproof.runs.requests import recorded_request
 from shiftproof.storage import locked, read_json, write_json, write_text
 from shiftproof.studies.file import MemberRun
 from shiftproof.training.log import trackers_from
@@ -52,7 +52,8 @@ def run_member(run: MemberRun, directory: MemberDirectory, rule: str, threads: i
     run_file, device = run.run_file, resolve_device(run.run_file.device)
     suite = cached_suite(start_key(run_file))
     with locked(directory.root):
-        write_text(directory.run_file, run_file.to_yaml() + yaml.safe_dump({"versions": versions()}))
+        earlier = directory.run_file if directory.has_progress else None
+        write_text(directory.run_file, recorded_request(run_file, earlier))
         start = start_of(run_file, suite)
         tuned = trained_alike(run_file, directory) or finetune(
             start,

@@ -21,7 +21,8 @@ from shiftproof.report.figures import save_figure
 from shiftproof.report.studies import study_figure
 from shiftproof.runs.directory import STUDY, MemberDirectory, Request, StudyDirectory, claim
 from shiftproof.runs.file import read_yaml
-from shiftproof.runs.inputs import require_trainable, versions
+from shiftproof.runs.inputs import require_trainable
+from shiftproof.runs.requests import recorded_versions, versions
 from shiftproof.storage import write_json, write_text
 from shiftproof.studies.cluster import gpus_per_run, ray_cluster, require_reachable, require_resources, without_gpu
 from shiftproof.studies.file import MemberRun, StudyFile
@@ -73,7 +74,7 @@ def run_study(
         # The paths in a recorded file are relative to the working directory, and not to the study's directory.
         return StudyFile.resolve(read_yaml(recorded, "study file")).differences(study_file)
 
-    request = Request(study_file.to_yaml(), differences)
+    request = Request(lambda earlier: study_file.to_yaml(), differences)
     with claim(directory.root, STUDY, request, resume=resume, overwrite=overwrite):
         failures = _run_members(study_file, members, directory, address)
         finished = [
@@ -81,6 +82,7 @@ def run_study(
         ]
         if not finished:
             raise ShiftproofError(failure_summary(failures, directory.root))
+        used = _versions_of([directory.member(run.name) for run in members])
         averaged = tuple(s.name for s in suite.shifts if s.kind == "natural") or tuple(s.name for s in suite.shifts)
         record = StudyRecord(
             suite=suite.name,
@@ -93,13 +95,24 @@ def run_study(
             failures=tuple(failures),
             soups=(),
             spreads=measure_spreads(finished, suite.reference.name, averaged),
-            versions=versions(),
+            versions=used[0],
+            later_versions=tuple(used[1:]),
         )
         _write(record, directory)  # so that the members are recorded even if the soups fail
         if study_file.soups:
             record = with_soups(record, study_file, members, suite, directory)
             _write(record, directory)
         return record
+
+
+def _versions_of(members: Sequence[MemberDirectory]) -> list[dict[str, str]]:
+    """The versions that worked on the finished members, and the present ones, each once."""
+    recorded = [entry for member in members if is_done(member) for entry in recorded_versions(member.run_file)]
+    used: list[dict[str, str]] = []
+    for entry in (*recorded, versions()):
+        if entry not in used:
+            used.append(entry)
+    return used
 
 
 def _require_trainable(members: Sequence[MemberRun], suite: ShiftSuite) -> None:
