@@ -73,7 +73,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("predictions", "set_metrics", "scoring", "sharing", "inference", "retrieval"),
     ),
     "pretraining": ("settings", "towers", "loss", "recall", "loop"),
-    "finetuning": ("settings", "anchor", "depths", "probe", "recipes", "loop"),
+    "finetuning": ("settings", "anchor", "averages", "depths", "probe", "recipes", "loop"),
     "ensembling": ("greedy", "heads", "ensembles", "batch_norm", "soups", "interpolation", "path", "rules"),
     "merging": ("adapters", "methods", "layouts", "alignment", "streams", "outputs", "files"),
     "diagnosis": (

@@ -193,6 +193,36 @@ def broken(folders: Path, tmp_path: Path) -> Iterator[tuple[str, Callable[[], Pa
         place.write_bytes(place.read_bytes()[:-300])
         return place
 
+    def garbled() -> Path:
+        place = labelled_as(labels)
+        content = bytearray(place.read_bytes())
+        content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)  # the metadata at the end stay readable
+        place.write_bytes(content)
+        return place
+
+    def garbled_in_folder() -> Path:
+        folder = tmp_path / "garbled"
+        folder.mkdir()
+        garbled().rename(folder / "test-1.parquet")
+        labelled_as(labels).rename(folder / "test-0.parquet")
+        return folder
+
+    def other_columns() -> Path:
+        folder = tmp_path / "other"
+        folder.mkdir()
+        labelled_as(labels).rename(folder / "test-0.parquet")
+        table = pq.read_table(folder / "test-0.parquet")
+        pq.write_table(table.rename_columns(["image", "class"]), folder / "test-1.parquet")
+        return folder
+
+    def other_count() -> Path:
+        folder = tmp_path / "count"
+        folder.mkdir()
+        labelled_as(labels).rename(folder / "test-0.parquet")
+        split = "{name: test, num_bytes: 1, num_examples: 7}"
+        (folder / "README.md").write_text(f"---\ndataset_info: {{splits: [{split}]}}\n---\n", encoding="utf-8")
+        return folder
+
     def no_pictures() -> Path:
         pq.write_table(pa.table({"label": labels, "size": labels}), tmp_path / "b.parquet")
         return tmp_path / "b.parquet"
@@ -214,6 +244,14 @@ def broken(folders: Path, tmp_path: Path) -> Iterator[tuple[str, Callable[[], Pa
     )
     yield "a picture on the web", remote, r"row 0 of .* has no picture but 'https://example\.org/0\.png'"
     yield "a file that was cut", cut, r"b\.parquet cannot be read"
+    yield "a file whose middle is garbled", garbled, r"b\.parquet cannot be read"
+    yield "a folder with such a file", garbled_in_folder, r"garbled cannot be read \(.*garbled/test-1\.parquet: "
+    yield (
+        "files of different columns",
+        other_columns,
+        r"other cannot be read \(.*other/test-1\.parquet: .*column names don't match",
+    )
+    yield "fewer rows than the card says", other_count, r"count cannot be read \(.*num_examples=7"
     yield "a file without pictures", no_pictures, r"has no column for the image; its columns are 'label', 'size'"
     yield "the pointer of Git LFS", pointer, r"b\.parquet is a Git LFS pointer"
     yield "a missing file", lambda: tmp_path / "none.parquet", r"none\.parquet does not exist"

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import shiftproof as sp
 from shiftproof.data.loading import Preprocessing
 from shiftproof.diagnosis.backgrounds import (
+    BACKGROUND_VARIANTS,
     NO_PARTNER,
-    VARIANTS,
     background_sets,
     draw_partners,
     measure_backgrounds,
@@ -234,7 +234,7 @@ def test_the_variants_are_composed_of_the_drawn_partners() -> None:
     images = flags([0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], sizes)
     assert images.mask is not None
     partners, result = draw_partners(images.labels, seed=3), background_sets(images, seed=3)
-    assert tuple(result) == VARIANTS
+    assert tuple(result) == BACKGROUND_VARIANTS
     backgrounds = [tiled_background(images.read(i), images.mask(i)) for i in range(6)]
     for i in range(6):
         pixels, mask = images.read(i), images.mask(i)
@@ -274,7 +274,7 @@ def test_the_only_image_of_a_class_is_left_out_of_mixed_same() -> None:
     with pytest.warns(UserWarning, match="2 of 5 samples of flags are the only one"):
         result = background_sets(images, seed=1)
     assert {variant: len(data) for variant, data in result.items()} == {
-        **dict.fromkeys(VARIANTS, 5),
+        **dict.fromkeys(BACKGROUND_VARIANTS, 5),
         "mixed-same": 3,
     }
     partners = draw_partners(images.labels, seed=1)
@@ -394,7 +394,7 @@ def test_a_sample_without_partner_is_left_out_of_the_gap() -> None:
     with pytest.warns(UserWarning, match="1 of 6"):
         measured = measure_backgrounds({"border": looking("border")}, flags(labels, behind)).models["border"]
     assert {variant: part.n for variant, part in measured.variants.items()} == {
-        **dict.fromkeys(VARIANTS, 6),
+        **dict.fromkeys(BACKGROUND_VARIANTS, 6),
         "mixed-same": 5,
     }
     assert (measured.gap, measured.gap_n, measured.gap_interval) == (1, 5, (1, 1))

@@ -20,7 +20,7 @@ import shiftproof as sp
 from shiftproof.data.sets import array_set
 from shiftproof.errors import TrainingError
 from shiftproof.finetuning import loop, recipes
-from shiftproof.finetuning.loop import debiased_ema
+from shiftproof.finetuning.averages import debiased_ema
 from shiftproof.models.classifier import Network
 from shiftproof.training import engine as training
 from shiftproof.training.engine import optimisation_step

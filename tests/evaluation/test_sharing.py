@@ -59,7 +59,7 @@ def asked(folders: str, **changes: Any) -> sp.RunFile:
 def play(role: str, folder: Path) -> None:
     out, ends = folder / role, (folder / "zero", folder / "tuned")
     folders = (folder / "data.txt").read_text(encoding="utf-8")
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
     with joined_processes("cpu"), small_batches():
         index = process_index()
         swept = sp.runs.run_sweep(asked(folders, alphas=2), *ends, out / "sweep")
@@ -67,15 +67,15 @@ def play(role: str, folder: Path) -> None:
         few = sp.runs.run_sweep(
             asked(folders, alphas=2, limit=1, evaluation={"precision": "bfloat16"}), *ends, out / "few"
         )
-        told["paths"] = [repr(sweep.path) for sweep in (swept, resumed, few)]
+        reported["paths"] = [repr(sweep.path) for sweep in (swept, resumed, few)]
         sets = {"test": f"folder:{folders}/test", "sketch": f"folder:{folders}/sketch"}
-        told["records"] = repr(sp.runs.run_evaluate(ends[1], sets, device="cpu", out=out / "scores"))
-        told["main"] = broadcast_from_main(index), gathered_on_main(index)
-        told["each"] = Processes(together=True).each(range(3), lambda item: (item, index))
+        reported["records"] = repr(sp.runs.run_evaluate(ends[1], sets, device="cpu", out=out / "scores"))
+        reported["main"] = broadcast_from_main(index), gathered_on_main(index)
+        reported["each"] = Processes(together=True).each(range(3), lambda item: (item, index))
         if role == "together":
-            told["strangers"] = failure(predict_others, folder)
-            told["broken"] = failure(predict_broken, folder)  # the last, since it ends the connection
-    (folder / f"told-{role}-{index}.json").write_text(json.dumps(told), encoding="utf-8")
+            reported["strangers"] = failure(predict_others, folder)
+            reported["broken"] = failure(predict_broken, folder)  # the last, since it ends the connection
+    (folder / f"reported-{role}-{index}.json").write_text(json.dumps(reported), encoding="utf-8")
 
 
 def failure(job: Callable[[Path], object], folder: Path) -> str:
@@ -138,7 +138,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Path:
 
 
 def told_by(folder: Path, role: str, index: int = 0) -> dict[str, Any]:
-    return json.loads((folder / f"told-{role}-{index}.json").read_text(encoding="utf-8"))
+    return json.loads((folder / f"reported-{role}-{index}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.multiprocess

@@ -11,7 +11,7 @@ from support.classifiers import tensor_bytes
 from support.resumed_trainings import SUITE, dropout_classifier, eight_steps, stopped_after, trained, unbroken
 
 import shiftproof as sp
-from shiftproof.diagnosis.baselines import require_same_training
+from shiftproof.diagnosis.baselines import require_trained_with
 
 AUGMENT = ("flip", "randaugment", "color-jitter", "random-erasing")
 
@@ -38,7 +38,7 @@ def test_checkpoints_and_records_without_augmentations_are_those_of_earlier_vers
     assert tensor_bytes(tuned.state_dict()) == unbroken()
     assert "augment" not in tuned.training["settings"]
     saved = replace(tuned, training=json.loads(json.dumps(tuned.training)))
-    require_same_training(saved, SUITE.classes, eight_steps(), 0, tmp_path, "")
+    require_trained_with(saved, SUITE.classes, eight_steps(), 0, tmp_path, "")
 
 
 def test_the_features_of_a_linear_probe_are_those_of_augmented_crops() -> None:

@@ -9,7 +9,9 @@ import pytest
 from support.recipes import two_convolutions, two_steps
 
 import shiftproof as sp
+from shiftproof.finetuning import loop
 from shiftproof.finetuning.settings import RECIPES
+from shiftproof.progress import reading_notes
 
 SOME = {
     "mixing": "mixup",
@@ -75,6 +77,31 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 def test_a_key_that_is_misspelt_is_told(zero: sp.Classifier) -> None:
     with pytest.raises(sp.InputError, match=r"early_stoping"):
         sp.RunFile.resolve({}, ["finetune.early_stoping=1"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "ignored"),
+    [
+        ({"momentum": 0.5}, "finetune.momentum"),
+        ({"optimizer": "sgd", "momentum": 0.5}, None),
+        ({"recipe": "norms-and-biases", "weight_decay": 0.2}, "finetune.weight_decay"),
+        ({"recipe": "linear-probe", "lr": 1e-3, "clip_norm": 2.0}, "finetune.lr, finetune.clip_norm"),
+        ({"recipe": "lp-ft", "lr": 1e-3, "clip_norm": 2.0}, None),
+    ],
+)
+def test_what_is_ignored_but_not_refused_is_said(
+    few: sp.ShiftSuite, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], ignored: str | None
+) -> None:
+    """The runs of a study share these settings, whatever their recipes."""
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(loop, "_splits", stop)
+    notes: list[str] = []
+    with reading_notes(notes.append), pytest.raises(InterruptedError):
+        sp.finetune(two_convolutions(few.classes), few, sp.FinetuneSettings(**changes))
+    assert ["no effect" in line and f", {ignored} have" in line for line in notes] == [True] * (ignored is not None)
 
 
 @pytest.mark.slow

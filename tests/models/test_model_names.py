@@ -80,7 +80,7 @@ def test_the_message_names_a_tag() -> None:
 
 def test_leave_for_random_weights_makes_no_other_run() -> None:
     one, other = (sp.RunFile.resolve({"model": UNTAGGED, "random_weights": leave}) for leave in (False, True))
-    assert one.asks_the_same(other)
+    assert one.gives_the_same_results(other)
 
 
 def test_a_directory_without_weights_is_not_filled_with_random_ones(tmp_path: Path) -> None:

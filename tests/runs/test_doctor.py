@@ -182,7 +182,7 @@ def test_names_that_say_nothing_or_the_same_are_found(root: Path) -> None:
     for split in SPLITS:
         (root / split / "0").rename(root / split / "Pear")
         (root / split / "1").rename(root / split / "pear")
-    parts = [entry.seen for entry in checkup(root).findings]
+    parts = [entry.problem for entry in checkup(root).findings]
     assert any("have the same prompts" in part for part in parts)
 
 
@@ -239,7 +239,7 @@ def test_a_public_set_that_is_incomplete_is_found(root: Path) -> None:
     for number, name in enumerate(CLASSES):
         (root / "val" / name).rename(root / "val" / f"n0144{number}764".replace("n01441764", "n01443537"))
     made = run_checkup(f"imagenet:val:{root}")
-    seen = " ".join(entry.seen for entry in made.findings)
+    seen = " ".join(entry.problem for entry in made.findings)
     assert "has 6 images; the published set has 50,000" in seen
     assert "has images of 2 classes; the published set has 1,000" in seen
     assert "published 50 images of the classes 'n01440764', 'n01443537'" in seen
@@ -334,10 +334,10 @@ def test_the_last_sentence_of_a_message_is_the_remedy(message: str, problem: str
         raise sp.InputError(message)
 
     _, (finding,) = checks.noting("data", fail)
-    assert (finding.seen, finding.remedy) == (problem, remedy)
+    assert (finding.problem, finding.remedy) == (problem, remedy)
 
 
 def test_a_folder_of_one_class_is_no_data_to_train_on(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "test/lemon", tmp_path / "data/lemon")
     checkup = run_checkup(f"folder:{tmp_path}/data")
-    assert any("has only one class, 'lemon'" in finding.seen for finding in checkup.findings)
+    assert any("has only one class, 'lemon'" in finding.problem for finding in checkup.findings)

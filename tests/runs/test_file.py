@@ -435,7 +435,7 @@ def test_runs_are_the_same_whatever_of_the_machine_they_use(change: str, same: b
     settings = {"pretrain": {"data": "emoji"}}
     one, other = sp.RunFile.resolve(settings), sp.RunFile.resolve(settings, [change])
     assert one != other
-    assert one.asks_the_same(other) == other.asks_the_same(one) == same
+    assert one.gives_the_same_results(other) == other.gives_the_same_results(one) == same
 
 
 def test_a_list_on_the_command_line_is_separated_by_commas() -> None:

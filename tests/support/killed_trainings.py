@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     """All that a training must repeat: tensors, and what is told of it."""
 
     tensors: dict[str, Tensor]
-    told: dict[str, Any]
+    reported: dict[str, Any]
 
 
 def outcome(tuned: sp.Classifier) -> Outcome:
@@ -219,7 +219,7 @@ def attempt(case: str, folder: Path, end: tuple[str, int | float] | None, **chan
             signal.alarm(int(end[1]))
         reached = CASES[case](folder, **changes) if case in CASES else tracked_by_wandb(folder)
         save_file({n: t.detach().clone().contiguous() for n, t in reached.tensors.items()}, folder / "end.safetensors")
-        (folder / "end.json").write_text(json.dumps(reached.told), encoding="utf-8")
+        (folder / "end.json").write_text(json.dumps(reached.reported), encoding="utf-8")
         code = 0
     except (TrainingInterruptedError, sp.InputError, TrainingError) as error:
         code = 3 if isinstance(error, TrainingInterruptedError) else 4

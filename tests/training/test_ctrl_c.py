@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from support.classifiers import weight_bytes
 from support.resumed_trainings import SUITE, after_step, dropout_classifier, eight_steps, trained, unbroken
 
 import shiftproof as sp
+from shiftproof.data.batches import evaluation_batches
 from shiftproof.errors import TrainingInterruptedError
+from shiftproof.evaluation import inference
 from shiftproof.training.checkpoints import noticing_stop_signals
 
 
@@ -72,10 +76,47 @@ def test_ctrl_c_after_sigterm_is_not_the_second_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
 
 
-def test_ctrl_c_in_the_last_step_is_an_ordinary_end(tmp_path: Path) -> None:
-    with after_step(8, press):
-        tuned = trained(tmp_path)
-    assert weight_bytes(tuned) == unbroken()
+def test_ctrl_c_in_the_last_step_stops_what_would_follow_the_training(tmp_path: Path) -> None:
+    with after_step(8, press), pytest.raises(TrainingInterruptedError, match=r"step 8 of 8\. .*`resume=True`"):
+        trained(tmp_path)
+    assert weight_bytes(trained(tmp_path)) == unbroken()
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+def test_ctrl_c_does_not_wait_for_the_end_of_a_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """The validation that was stopped is made up for, with the same bits and the same log as without a stop."""
+    settings: dict[str, Any] = {"early_stopping": 4, "ema_decay": 0.5}
+    whole = trained(tmp_path / "whole", **settings)
+    batches = 0
+
+    def pressed(images: Any, *arguments: Any) -> Iterator[Any]:
+        nonlocal batches
+        for batch in evaluation_batches(images, *arguments):
+            batches += 1
+            if batches == epoch:
+                press()
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "evaluation_batches", pressed)
+        with pytest.raises(TrainingInterruptedError, match=rf"step {2 * epoch} of 8\. .*`resume=True`"):
+            trained(tmp_path / "stopped", **settings)
+    lines = (tmp_path / "stopped/training.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * epoch - 1
+    resumed = trained(tmp_path / "stopped", **settings)
+    assert weight_bytes(resumed) == weight_bytes(whole)
+    assert resumed.training == whole.training
+    lines_of = {name: (tmp_path / name / "training.jsonl").read_text().splitlines() for name in ("whole", "stopped")}
+    logs = [[{**json.loads(line), "images_per_second": 0} for line in lines] for lines in lines_of.values()]
+    assert logs[0] == logs[1]
+
+
+def test_a_signal_that_nobody_has_acted_on_is_not_lost(previous_handler: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError, match="caller's handler"), noticing_stop_signals():
+        press()
+    assert signal.getsignal(signal.SIGINT) is previous_handler
 
 
 def test_without_checkpoints_ctrl_c_is_the_caller_s(previous_handler: Callable[..., None]) -> None:

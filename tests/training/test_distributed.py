@@ -86,7 +86,7 @@ def loaded(name: str) -> sp.models.Clip:
 
 class Outcome(NamedTuple):
     tensors: Mapping[str, Tensor]
-    told: Mapping[str, Any]
+    reported: Mapping[str, Any]
 
 
 def outcome(tuned: sp.Classifier) -> Outcome:
@@ -132,10 +132,10 @@ def predicted(_: Path) -> Outcome:
     for size, batch in ((19, 4), (7, 3), (3, 256), (1, 4)):
         some = HELD_OUT.subset(range(size))
         actual[f"{size} by {batch}"] = sp.predict(network, some, batch_size=batch, together=True)
-    told = {
+    reported = {
         name: [sp.evaluation.accuracy(f.logits, f.labels), len(f.logits), list(f.ids)] for name, f in actual.items()
     }
-    return Outcome({name: torch.from_numpy(f.logits) for name, f in actual.items()}, told)
+    return Outcome({name: torch.from_numpy(f.logits) for name, f in actual.items()}, reported)
 
 
 CASES: dict[str, Callable[[Path], Outcome]] = {
@@ -211,7 +211,7 @@ def mortal(folder: Path) -> sp.Classifier:
 def keep(folder: Path, name: str, reached: Outcome) -> None:
     stem = folder / f"{name}-{process_index()}"
     save_file({n: t.detach().clone().contiguous() for n, t in reached.tensors.items()}, f"{stem}.safetensors")
-    Path(f"{stem}.json").write_text(json.dumps(reached.told), encoding="utf-8")
+    Path(f"{stem}.json").write_text(json.dumps(reached.reported), encoding="utf-8")
 
 
 def play(role: str, folder: Path) -> None:
@@ -224,7 +224,7 @@ def play(role: str, folder: Path) -> None:
             keep(results, case, run(results / case))
         if role == "alone":
             return
-        told: dict[str, Any] = {
+        reported: dict[str, Any] = {
             "processes": process_count(),
             "main": [broadcast_from_main(process_index() == index) for index in (0, 1)],
             "interrupted": interrupted(results / "interrupted"),
@@ -233,10 +233,10 @@ def play(role: str, folder: Path) -> None:
         keep(results, "batch norm", outcome(tuned(normed_classifier(lambda: nn.BatchNorm2d(8)))))
         keep(results, "immortal", outcome(mortal(results / "immortal")))
         keep(results, "resumed", outcome(mortal(folder / "mortal")))
-        told["strangers"] = strangers(results / "immortal")
+        reported["strangers"] = strangers(results / "immortal")
         index = process_index()
-    told["after"] = process_count()
-    (results / f"told-{index}.json").write_text(json.dumps(told), encoding="utf-8")
+    reported["after"] = process_count()
+    (results / f"reported-{index}.json").write_text(json.dumps(reported), encoding="utf-8")
 
 
 def die_in(folder: Path) -> None:
@@ -318,8 +318,8 @@ def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def told(ran: Ran, index: int) -> Any:
-    return json.loads((ran.folder / "together" / f"told-{index}.json").read_text(encoding="utf-8"))
+def reported(ran: Ran, index: int) -> Any:
+    return json.loads((ran.folder / "together" / f"reported-{index}.json").read_text(encoding="utf-8"))
 
 
 TRAININGS = [case for case in CASES if case != "predictions"]
@@ -327,7 +327,7 @@ TRAININGS = [case for case in CASES if case != "predictions"]
 
 @pytest.mark.parametrize("case", TRAININGS)
 def test_two_processes_train_what_one_does(ran: Ran, case: str) -> None:
-    assert [(told(ran, index)["processes"], told(ran, index)["after"]) for index in (0, 1)] == [(2, 1), (2, 1)]
+    assert [(reported(ran, index)["processes"], reported(ran, index)["after"]) for index in (0, 1)] == [(2, 1), (2, 1)]
     (alone, message), (together, said_together) = (result(ran, role, case) for role in ("alone", "together"))
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
@@ -373,7 +373,7 @@ def test_logits_of_two_processes_are_those_of_one_to_the_last_bit(ran: Ran) -> N
 @pytest.mark.parametrize("case", TRAININGS)
 def test_only_the_main_process_writes(ran: Ran, case: str) -> None:
     assert [path.name for path in (ran.folder / "together" / case).iterdir()] == ["of-0"]
-    assert told(ran, 0)["main"] == told(ran, 1)["main"] == [True, False]
+    assert reported(ran, 0)["main"] == reported(ran, 1)["main"] == [True, False]
     files = {role: files_in(ran.folder / role / case / "of-0") for role in ("alone", "together")}
     assert files["alone"] == files["together"] != []
 
@@ -384,16 +384,16 @@ def files_in(folder: Path) -> list[str]:
 
 def test_sigterm_for_one_process_stops_both_and_both_go_on(ran: Ran) -> None:
     for index in (0, 1):
-        actual = told(ran, index)["interrupted"]
+        actual = reported(ran, index)["interrupted"]
         assert "interrupted after step 2 of 5" in actual["said"]
         assert "`resume" in actual["said"]
         assert actual["same"]
-    assert told(ran, 0)["interrupted"]["kept"] == ["step-00000002"]
+    assert reported(ran, 0)["interrupted"]["kept"] == ["step-00000002"]
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(ran: Ran) -> None:
     for index in (0, 1):
-        assert re.search(r"stopped at step 4: the (loss|gradient's norm) is nan", told(ran, index)["poisoned"])
+        assert re.search(r"stopped at step 4: the (loss|gradient's norm) is nan", reported(ran, index)["poisoned"])
     folder = ran.folder / "together" / "poisoned"
     assert [path.name for path in folder.iterdir()] == ["of-0"]
     saved = load_file(folder / "of-0" / "last_good" / "model.safetensors")
@@ -402,7 +402,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(ran: Ran) -> None:
 
 def test_processes_that_see_other_checkpoints_are_refused(ran: Ran) -> None:
     for index in (0, 1):
-        assert "the processes see different checkpoints" in told(ran, index)["strangers"]
+        assert "the processes see different checkpoints" in reported(ran, index)["strangers"]
 
 
 def test_a_process_that_dies_ends_the_launch_and_leaves_whole_checkpoints(ran: Ran) -> None:

@@ -61,10 +61,13 @@ def test_sigterm_writes_a_checkpoint_and_the_caller_s_handler_comes_back(
     assert signal.getsignal(signal.SIGTERM) is own_handler
 
 
-def test_sigterm_in_the_last_step_is_an_ordinary_end(tmp_path: Path, own_handler: Callable[..., None]) -> None:
-    with after_step(8, lambda: signal.raise_signal(signal.SIGTERM)):
-        tuned = trained(tmp_path)
-    assert tensor_bytes(tuned.state_dict()) == unbroken()
+def test_sigterm_in_the_last_step_stops_what_would_follow(tmp_path: Path, own_handler: Callable[..., None]) -> None:
+    with (
+        after_step(8, lambda: signal.raise_signal(signal.SIGTERM)),
+        pytest.raises(TrainingInterruptedError, match=r"step 8 of 8\. "),
+    ):
+        trained(tmp_path)
+    assert tensor_bytes(trained(tmp_path).state_dict()) == unbroken()
     assert signal.getsignal(signal.SIGTERM) is own_handler
 
 

@@ -64,31 +64,31 @@ def _whole_groups(train: ImageSet, groups: tuple[str, ...], generator: Generator
     members = [Counter[int]() for _ in names]
     for group, label in zip(group_of.tolist(), train.labels.tolist(), strict=True):
         members[group][label] += 1
-    held = np.zeros_like(total)
+    drawn = np.zeros_like(total)
     chosen: set[int] = set()
 
     def leaves_training_images(group: int) -> bool:
-        return all(held[label] + count < total[label] for label, count in members[group].items())
+        return all(drawn[label] + count < total[label] for label, count in members[group].items())
 
     def take(group: int) -> None:
         chosen.add(group)
         for label, count in members[group].items():
-            held[label] += count
+            drawn[label] += count
 
     order = torch.randperm(len(names), generator=generator).tolist()
     for group in order:
-        if leaves_training_images(group) and _change(members[group], held, total) < 0:
+        if leaves_training_images(group) and _change(members[group], drawn, total) < 0:
             take(group)
     for group in sorted(order, key=lambda group: members[group].total()):
-        if any(held[label] == 0 for label in members[group]) and leaves_training_images(group):
+        if any(drawn[label] == 0 for label in members[group]) and leaves_training_images(group):
             take(group)
     return np.flatnonzero(np.isin(group_of, sorted(chosen))).tolist()
 
 
-def _change(group: Counter[int], held: NDArray[np.float64], total: NDArray[np.float64]) -> float:
+def _change(group: Counter[int], drawn: NDArray[np.float64], total: NDArray[np.float64]) -> float:
     """By how much a group's images raise the sum, over the classes, of the squared distance from the wanted share."""
     change = 0.0
     for label, count in group.items():
-        before = held[label] / total[label] - _SHARE
+        before = drawn[label] / total[label] - _SHARE
         change += (before + count / total[label]) ** 2 - before**2
     return change

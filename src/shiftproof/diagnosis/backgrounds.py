@@ -26,7 +26,7 @@ from shiftproof.models.classifier import Classifier
 from shiftproof.records.backgrounds import BackgroundRecord, BackgroundStudy
 from shiftproof.seeding import child_generator
 
-VARIANTS = ("original", "only-foreground", "only-background", "mixed-same", "mixed-random")
+BACKGROUND_VARIANTS = ("original", "only-foreground", "only-background", "mixed-same", "mixed-random")
 NO_PARTNER = -1
 
 
@@ -188,7 +188,9 @@ def measure_backgrounds(
     paired = [positions[sample] for sample in variants["mixed-same"].ids]
     correct = {variant: _correct(classifiers, data, device) for variant, data in variants.items()}
     models = {
-        model: _record({variant: correct[variant][model] for variant in VARIANTS}, variants, paired, images.labels)
+        model: _record(
+            {variant: correct[variant][model] for variant in BACKGROUND_VARIANTS}, variants, paired, images.labels
+        )
         for model in classifiers
     }
     return BackgroundStudy(images.name, 1 / len(images.classes), seed, LEVEL, models)

@@ -173,7 +173,7 @@ def require_tiny(start: Classifier) -> None:
         )
 
 
-def require_same_training(
+def require_trained_with(
     network: Classifier, classes: ClassSpace, settings: FinetuneSettings, seed: int, folder: Path, remedy: str
 ) -> None:
     """Raises an InputError where a network from ``folder`` was trained with other classes, another seed or settings.

@@ -39,6 +39,6 @@ def measure_benchmark(logits: Logits, labels: NDArray[np.integer]) -> BenchmarkM
 
 def _places(logits: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """How many classes each sample's logits place before its label, (N,)."""
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    of_label = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1]) < labels[:, None]
-    return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(1))
+    return np.asarray(((logits > of_label) | ((logits == of_label) & earlier)).sum(1))

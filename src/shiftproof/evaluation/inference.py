@@ -42,6 +42,10 @@ class Predictor(Protocol):
         ...
 
 
+class PredictionStopped(Exception):  # noqa: N818  # nothing has failed
+    """A prediction was stopped between two batches, as its caller wished."""
+
+
 def predict(
     classifier: Predictor,
     images: ImageSet,
@@ -51,6 +55,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     stage: str = "predict",
     together: bool = False,
+    stop: Callable[[], object] | None = None,
 ) -> Predictions:
     """Runs a classifier over a set and returns the (N, K) float32 logits of its N images, in the order of the set.
 
@@ -60,7 +65,8 @@ def predict(
     of the encoder: "float32", "bfloat16", "float16" (on a GPU only), or "fastest" on the device; weights, features and
     logits are float32 in all of them. ``batch_size`` counts images. ``stage`` is the name under which progress is
     reported. With ``together``, every process of the job calls this function: each runs its share of the batches, and
-    all of them receive the logits of all images. Raises an InputError if the set is labelled in another class space
+    all of them receive the logits of all images. ``stop`` is called before each batch, and once it returns true, a
+    ``PredictionStopped`` is raised. Raises an InputError if the set is labelled in another class space
     than the classifier's, or if the device or the precision cannot be used.
 
     >>> from shiftproof.data.suites import load_data
@@ -79,6 +85,7 @@ def predict(
         batch_size=batch_size,
         stage=stage,
         together=together,
+        stop=stop,
     )
     return predictions_of(images, np.concatenate(Processes(together).broadcast(list(blocks))))
 
@@ -92,6 +99,7 @@ def predict_batches(
     batch_size: int = BATCH_SIZE,
     stage: str = "predict",
     together: bool = False,
+    stop: Callable[[], object] | None = None,
 ) -> Iterator[NDArray[np.float32]]:
     """Yields the (B, K) float32 logits of the images, one batch at a time.
 
@@ -105,6 +113,8 @@ def predict_batches(
 
     def compute(share: ImageSet) -> Iterator[NDArray[np.float32]]:
         for batch in evaluation_batches(share, classifier.preprocessing, batch_size):
+            if stop and stop():
+                raise PredictionStopped
             with torch.inference_mode():  # not around the yield, where it would stay active in the caller
                 logits = network(batch.to(place)).float().cpu().numpy()
             yield logits

@@ -35,13 +35,13 @@ class BestMatches:
     >>> best = BestMatches(queries=1, top=2)
     >>> best.add(torch.tensor([[0.1, 0.9]]), ["a", "b"])
     >>> best.add(torch.tensor([[0.5]]), ["c"])
-    >>> [item for _, item in best.rows[0]], best.seen
+    >>> [item for _, item in best.rows[0]], best.searched
     (['b', 'c'], 3)
     """
 
     def __init__(self, queries: int, top: int) -> None:
         self.top = int(require_at_least("top", top, 1))
-        self.seen = 0
+        self.searched = 0
         self.rows: list[list[tuple[float, str]]] = [[] for _ in range(queries)]
 
     def add(self, similarity: Tensor, items: Sequence[str]) -> None:
@@ -49,4 +49,4 @@ class BestMatches:
         for q, row in enumerate(similarity.tolist()):
             candidates = itertools.chain(self.rows[q], zip(row, items, strict=True))
             self.rows[q] = heapq.nlargest(self.top, candidates, key=lambda pair: pair[0])
-        self.seen += len(items)
+        self.searched += len(items)

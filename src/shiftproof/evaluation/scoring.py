@@ -80,8 +80,8 @@ class Scored:
         if isinstance(self.predictions, StoredPredictions):
             yield from self.predictions.model_blocks()
             return
-        held = self.predictions
-        logits = held.logits if held.model_logits is None else held.model_logits
+        stored = self.predictions
+        logits = stored.logits if stored.model_logits is None else stored.model_logits
         yield from (logits[start : start + ROWS] for start in range(0, len(logits), ROWS))
 
 

@@ -56,8 +56,8 @@ class Processes:
     def each(self, items: Sequence[Item], compute: Callable[[Item], Result]) -> list[Result]:
         """What ``compute`` makes of every item, in their order; the processes compute in turn, and all get all."""
         count, index = self._places
-        own = [compute(item) for item in items[index::count]]
-        shares = gathered_on_main(own) if self.together else [own]
+        share = [compute(item) for item in items[index::count]]
+        shares = gathered_on_main(share) if self.together else [share]
         return self.broadcast([shares[k % count][k // count] for k in range(len(items))] if shares else [])
 
     def in_batches(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from shiftproof.data.readable import require_readable
 from shiftproof.data.sets import ImageSet, require_set, samples_digest
 from shiftproof.data.suites import VALIDATION, ShiftSuite, require_suite
 from shiftproof.errors import DivergenceError, InputError, TrainingError
-from shiftproof.evaluation.inference import predict
+from shiftproof.evaluation.inference import PredictionStopped, predict
 from shiftproof.evaluation.metrics import accuracy
 from shiftproof.finetuning.anchor import Anchored, anchored_parameters, pull_to_start
+from shiftproof.finetuning.averages import debiased_ema
 from shiftproof.finetuning.depths import has_timm_layers
 from shiftproof.finetuning.probe import ProbeCrops, probed
 from shiftproof.finetuning.recipes import Batch, Recipe, recipe_of, require_trainable_batches
@@ -29,6 +30,7 @@ from shiftproof.models.classifier import Classifier, require_classifier
 from shiftproof.models.devices import resolve_device
 from shiftproof.models.directories import save_classifier
 from shiftproof.models.identity import first_fingerprint, parent_entry
+from shiftproof.progress import note
 from shiftproof.seeding import child_generator, child_seed
 from shiftproof.training.distributed import is_main_process
 from shiftproof.training.engine import Course, Trainer, positions_at, process_share, rank_seed_path, training
@@ -75,6 +77,9 @@ def finetune(
     require_suite(suite)
     device = resolve_device(device)
     require_trainable_batches(start, settings, seed=seed)
+    if ignored := settings.ignored():
+        names = ", ".join(f"finetune.{name}" for name in ignored)
+        note(f"fine-tune: with the recipe {settings.recipe!r} and this optimiser, {names} have no effect")
     if settings.channels_last is not None:
         start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
@@ -142,6 +147,12 @@ class _Job:
         by_depth = self.settings.layer_decay < 1 or self.settings.locked_layers > 0
         return {"layers": "timm"} if by_depth and has_timm_layers(self.begin.network.encoder) else {}
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or the training, ends with a step."""
+        size, images = self.settings.batch_size, len(self.train)
+        before, after = step * size // images, (step + 1) * size // images
+        return after > before or step + 1 == self.settings.steps(images)
+
     def documented(self, classifier: Classifier, history: Sequence[Mapping[str, float]]) -> Classifier:
         """The classifier with its provenance and how it was fine-tuned."""
         training_record = {**self.record, "history": list(history)}
@@ -173,6 +184,7 @@ def _beginning(
 def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anchor: Sequence[Anchored]) -> None:
     """Takes the remaining steps: update, pull to the start, average, score at the end of an epoch, checkpoint."""
     patience = job.settings.early_stopping
+    _make_up_for_epoch(job, recipe, trainer, progress)
     last = trainer.first if progress.is_over(patience) else trainer.course.steps
     batches = _saving_unless_read(_batches(job, trainer, last), trainer, progress)
     for step, batch in enumerate(batches, trainer.first):
@@ -182,9 +194,8 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
             if not trainer.skipped:
                 pull_to_start(anchor, trainer.course.lr_at(step) * job.settings.l2_to_start)
             progress.add_step(loss, recipe.module)
-            if _ends_epoch(step, trainer.course.steps, job.settings.batch_size, len(job.train)):
-                with translating_out_of_memory("finetune", splits=trainer.course.splits):
-                    progress.end_epoch(step, recipe, job.validation, job.device)
+            if job.ends_epoch(step):
+                _end_epoch(job, recipe, trainer, progress, step)
         except TrainingError as error:
             raise _stopped(error, step, progress, job) from error
         trainer.report(step, loss, **progress.last())
@@ -193,6 +204,24 @@ def _train(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, anc
             trainer.save(step + 1, progress.state(), **progress.parts())
         if done:
             break
+
+
+def _end_epoch(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress, step: int) -> None:
+    """Scores the validation split; a signal stops this, and the checkpoint is one from which it is made up for."""
+    try:
+        with translating_out_of_memory("finetune", splits=trainer.course.splits):
+            progress.end_epoch(step, recipe, job.validation, job.device, trainer.must_stop)
+    except PredictionStopped:
+        trainer.is_checkpoint_due(step)
+        trainer.save(step + 1, progress.state(), **progress.parts())
+
+
+def _make_up_for_epoch(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress) -> None:
+    """Scores the epoch that ends with the checkpoint, unless that has been done."""
+    step, losses = trainer.first - 1, progress.losses
+    if losses and job.ends_epoch(step):
+        _end_epoch(job, recipe, trainer, progress, step)
+        trainer.report(step, losses[-1], **progress.last())
 
 
 def _saving_unless_read(batches: Iterator[Batch], trainer: Trainer, progress: _Progress) -> Iterator[Batch]:
@@ -221,31 +250,6 @@ def few_shot(images: ImageSet, shots: int, *, seed: int) -> ImageSet:
         order = torch.randperm(len(positions), generator=child_generator(seed, "shots", label)).numpy()
         chosen += positions[order[:shots]].tolist()
     return images.subset(sorted(chosen))
-
-
-def debiased_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's parameters that does not depend on their initial values.
-
-    With e_t = decay e_(t-1) + (1 - decay) theta_t and e_0 = 0, the average is e_t / (1 - decay^t), with ``decay`` in
-    [0, 1). It can therefore be one end of the alpha path: the usual average, which starts at theta_0, is the point
-    alpha = 1 - decay^T between theta_0 and this average (WiSE-FT, Wortsman et al. 2022, on EMA).
-    ``update_parameters(model)`` adds the weights of a step; buffers (batch-norm statistics) are those of the last step.
-
-    >>> model = nn.Linear(1, 1, bias=False)
-    >>> average = debiased_ema(model, 0.5)
-    >>> for weight in (3.0, 6.0):
-    ...     _ = nn.init.constant_(model.weight, weight)
-    ...     average.update_parameters(model)
-    >>> average.module.weight.item()
-    5.0
-    """
-
-    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], steps: Tensor | int) -> None:
-        share = (1 - decay) / (1 - decay ** (int(steps) + 1))
-        for mean, weight in zip(averages, weights, strict=True):
-            mean.lerp_(weight, share)
-
-    return AveragedModel(model, multi_avg_fn=update)
 
 
 @dataclass
@@ -279,10 +283,15 @@ class _Progress:
         if self.average is not None:
             self.average.update_parameters(module)
 
-    def end_epoch(self, step: int, recipe: Recipe, validation: ImageSet, device: str) -> None:
-        """Scores the validation split; raises a TrainingError where the logits are not finite."""
+    def end_epoch(
+        self, step: int, recipe: Recipe, validation: ImageSet, device: str, stop: Callable[[], object]
+    ) -> None:
+        """Scores the validation split; raises a TrainingError where the logits are not finite.
+
+        Once ``stop`` returns true, it raises ``PredictionStopped``, and nothing has changed.
+        """
         reached = recipe.classifier(self._module(recipe))
-        predictions = predict(reached, validation, device=device, stage="validate", together=True)
+        predictions = predict(reached, validation, device=device, stage="validate", together=True, stop=stop)
         if not np.isfinite(predictions.logits).all():
             raise DivergenceError("the validation logits are not finite")
         score = accuracy(predictions.logits, predictions.labels)
@@ -362,11 +371,6 @@ def _batches(job: _Job, trainer: Trainer, steps: int) -> Iterator[Batch]:
             plan = mixer.plan(len(inputs), (inputs.shape[2], inputs.shape[3]), generator)
             inputs = mix_images(inputs, plan)
         yield Batch(inputs, labels, plan)
-
-
-def _ends_epoch(step: int, steps: int, batch_size: int, images: int) -> bool:
-    before, after = step * batch_size // images, (step + 1) * batch_size // images
-    return after > before or step + 1 == steps
 
 
 def _stopped(error: TrainingError, step: int, progress: _Progress, job: _Job) -> TrainingError:

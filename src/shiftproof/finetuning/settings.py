@@ -28,6 +28,8 @@ OPTIMIZERS = ("adamw", "sgd")
 _LATER = ("augment",)
 # Settings without effect where no step is taken.
 _UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopping", "label_smoothing")
+# Settings of the steps, which recipes that take none share with others in a study; they are ignored with a warning.
+_OF_STEPS = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "warmup_steps", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,20 @@ class FinetuneSettings(LoopSettings):
         """
         return math.ceil(self.epochs * images / self.batch_size)
 
+    def ignored(self) -> list[str]:
+        """The settings other than their defaults that have no effect here, although they are not refused.
+
+        >>> FinetuneSettings(momentum=0.5).ignored(), FinetuneSettings(recipe="linear-probe", lr=1e-3).ignored()
+        (['momentum'], ['lr'])
+        """
+        idle = list(_OF_STEPS) if self.recipe == "linear-probe" else []
+        if self.recipe == "norms-and-biases":
+            idle.append("weight_decay")  # it applies to matrices, of which none is trained
+        if self.optimizer != "sgd":
+            idle.append("momentum")
+        default = {field.name: field.default for field in fields(self)}
+        return [name for name in dict.fromkeys(idle) if getattr(self, name) != default[name]]
+
     def recorded(self) -> dict[str, Any]:
         """The settings as plain values, without those that earlier versions did not have where they are unused."""
         return {name: value for name, value in asdict(self).items() if name not in _LATER or value}
@@ -177,7 +193,10 @@ def _check_ranges(settings: FinetuneSettings) -> None:
 
 
 def _check_recipe(settings: FinetuneSettings) -> None:
-    """Refuses settings that the recipe would ignore, so that no user believes that they had an effect."""
+    """Refuses settings that the recipe would ignore, so that no user believes that they had an effect.
+
+    Those of ``FinetuneSettings.ignored`` are not refused: the runs of a study share them, whatever their recipes.
+    """
     idle: dict[str, tuple[str, ...]] = {
         "linear-probe": (*_UNSTEPPED, "layer_decay", "locked_layers"),
         "flyp": ("distillation", "label_smoothing", "layer_decay", "locked_layers"),

@@ -11,7 +11,7 @@ INDEPENDENT, CLUSTERED = "clopper-pearson", "korn-graubard"
 # those of the set; and both on the images of the reference whose classes the set has.
 OVER_ALL, MASKED = "over all classes", "masked to the classes of the set"
 REFERENCE_OVER_ALL, REFERENCE_MASKED = f"reference, same classes, {OVER_ALL}", f"reference, same classes, {MASKED}"
-VARIANTS = (OVER_ALL, MASKED, REFERENCE_OVER_ALL, REFERENCE_MASKED)
+ACCURACY_VARIANTS = (OVER_ALL, MASKED, REFERENCE_OVER_ALL, REFERENCE_MASKED)
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class AccuracyRecord:
     ``protocol`` names the scoring rule of a public set, and ``metrics`` are the set's metrics beside accuracy, by name,
     with their ``metric_intervals``, as far as these were measured (along an alpha path they are not). ``variants`` are
     accuracies by another rule or on a comparable part of the reference, for a set with only some of the classes
-    (``VARIANTS``). ``precision`` is that of the encoder that was run. ``skipped`` pictures of the set were left
-    out because they cannot be decoded; ``n`` does not count them.
+    (``ACCURACY_VARIANTS``). ``precision`` is that of the encoder that was run. ``skipped`` pictures of the set were
+    left out because they cannot be decoded; ``n`` does not count them.
     """
 
     model: str

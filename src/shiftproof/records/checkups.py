@@ -12,16 +12,16 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 class Finding:
     """One thing that is wrong, or that may be: an "error", a "warning" or a "note".
 
-    ``subject`` is the set or the model, ``seen`` says what is the matter with it, and ``remedy`` what to do.
+    ``subject`` is the set or the model, ``problem`` says what is the matter with it, and ``remedy`` what to do.
     """
 
     severity: str
     subject: str
-    seen: str
+    problem: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.seen} {self.remedy}"
+        return f"{self.problem} {self.remedy}"
 
 
 @dataclass(frozen=True)

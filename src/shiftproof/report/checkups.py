@@ -9,7 +9,7 @@ from shiftproof.report.tables import ABSENT, Table
 
 def findings_table(checkup: Checkup) -> Table:
     """Returns the findings with what to do about each, the most severe first."""
-    rows = tuple((entry.severity, entry.subject, entry.seen, entry.remedy) for entry in checkup.findings)
+    rows = tuple((entry.severity, entry.subject, entry.problem, entry.remedy) for entry in checkup.findings)
     return Table(f"Findings on {checkup.target}", ("severity", "where", "what was seen", "what to do"), rows)
 
 

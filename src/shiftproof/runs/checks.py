@@ -53,8 +53,8 @@ def _is_ours(entry: warnings.WarningMessage) -> bool:
 
 def _of_message(severity: str, subject: str, message: str) -> Finding:
     """A finding from a message whose last sentence says what to do, unless it has only one."""
-    *seen, remedy = _SENTENCES.split(message)
-    if not seen:
+    *sentences, remedy = _SENTENCES.split(message)
+    if not sentences:
         return Finding(severity, subject, message, "Check that this is meant.")
     return Finding(severity, subject, message.removesuffix(remedy).rstrip(), remedy)
 
@@ -91,12 +91,12 @@ def check_classes_of_family(name: str, images: ImageSet) -> list[Finding]:
         return []
     findings = []
     if (present := int((counts > 0).sum())) != size.classes:
-        seen = f"{images.name} has images of {present:,} classes; the published set has {size.classes:,}."
-        findings.append(Finding(WARNING, name, seen, "Restore the folders of the classes that it lacks."))
+        problem = f"{images.name} has images of {present:,} classes; the published set has {size.classes:,}."
+        findings.append(Finding(WARNING, name, problem, "Restore the folders of the classes that it lacks."))
     each = size.images // size.classes
     if size.balanced and (odd := [images.classes.ids[i] for i in np.flatnonzero((counts > 0) & (counts != each))]):
-        seen = f"{images.name} has not the published {each:,} images of the classes {listed(odd, 5)}."
-        findings.append(Finding(WARNING, name, seen, "Download or unpack them again."))
+        problem = f"{images.name} has not the published {each:,} images of the classes {listed(odd, 5)}."
+        findings.append(Finding(WARNING, name, problem, "Download or unpack them again."))
     return findings
 
 
@@ -108,9 +108,9 @@ def check_classes(name: str, images: ImageSet, classes: ClassSpace, *, partial: 
     present = set(matched.labels.tolist())
     if missing := [label for i, label in enumerate(classes.ids) if i not in present]:
         shift = name not in (TRAIN, VALIDATION, TEST)
-        seen = f"{images.name} has no image of {listed(missing, 5)}, which the training images have."
+        problem = f"{images.name} has no image of {listed(missing, 5)}, which the training images have."
         remedy = "Add images of them, or mark the shift as partial." if shift else "Add images of them."
-        findings.append(Finding(WARNING if shift else ERROR, name, seen, remedy))
+        findings.append(Finding(WARNING if shift else ERROR, name, problem, remedy))
     return findings
 
 
@@ -120,8 +120,8 @@ def check_balance(name: str, images: ImageSet) -> list[Finding]:
     counts = counts[counts > 0]
     if len(counts) == 0 or counts.max() <= _UNBALANCED * counts.min():
         return []
-    seen = f"The largest class has {counts.max():,} images and the smallest {counts.min():,}."
-    return [Finding(NOTE, name, seen, "Look at the accuracy of each class, not only at their mean over images.")]
+    problem = f"The largest class has {counts.max():,} images and the smallest {counts.min():,}."
+    return [Finding(NOTE, name, problem, "Look at the accuracy of each class, not only at their mean over images.")]
 
 
 def check_files(name: str, images: ImageSet) -> list[Finding]:
@@ -129,11 +129,11 @@ def check_files(name: str, images: ImageSet) -> list[Finding]:
     paths = [source for source in images.files or () if isinstance(source, Path)]
     findings = []
     if missing := missing_files(paths):
-        seen = f"{len(missing):,} of {counted(len(paths), 'file')} do not exist, the first of them {missing[0]}."
-        findings.append(Finding(ERROR, name, seen, "Restore them, or remove their entries from the data."))
+        problem = f"{len(missing):,} of {counted(len(paths), 'file')} do not exist, the first of them {missing[0]}."
+        findings.append(Finding(ERROR, name, problem, "Restore them, or remove their entries from the data."))
     if pointers := [path for path in paths if _is_pointer(path)]:
-        seen = f"{counted(len(pointers), 'file')} of {len(paths):,} are Git LFS pointers, such as {pointers[0]}."
-        findings.append(Finding(ERROR, name, seen, "Run `git lfs pull` in their repository."))
+        problem = f"{counted(len(pointers), 'file')} of {len(paths):,} are Git LFS pointers, such as {pointers[0]}."
+        findings.append(Finding(ERROR, name, problem, "Run `git lfs pull` in their repository."))
     return findings
 
 
@@ -149,8 +149,8 @@ def check_decoded(name: str, thumbnails: Thumbnails) -> list[Finding]:
     if not failures:
         return []
     total = len(failures) + len(thumbnails.positions)
-    seen = f"{len(failures):,} of {counted(total, 'picture')} cannot be decoded, e.g.: {failures[0]}"
-    return [Finding(ERROR, name, seen, "Fix or remove them.")]
+    problem = f"{len(failures):,} of {counted(total, 'picture')} cannot be decoded, e.g.: {failures[0]}"
+    return [Finding(ERROR, name, problem, "Fix or remove them.")]
 
 
 def sets_of(suite: ShiftSuite) -> dict[str, ImageSet]:
@@ -216,24 +216,24 @@ def check_space(
     rows = sum(len(images) for name, images in sets.items() if name != TRAIN)
     disk = 3 * weights + settings.checkpoints_kept * _STATES * weights + rows * 3 * 4 * classes
     return [
-        Finding(ERROR if place == "disk" else WARNING, place, seen, remedy)
-        for place, seen, remedy in (*_short_of_disk(out, disk), *_short_of_memory((1 + _STATES) * weights))
+        Finding(ERROR if place == "disk" else WARNING, place, problem, remedy)
+        for place, problem, remedy in (*_short_of_disk(out, disk), *_short_of_memory((1 + _STATES) * weights))
     ]
 
 
 def _short_of_disk(out: Path, needed: int) -> Iterator[tuple[str, str, str]]:
     folder = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if (free := shutil.disk_usage(folder).free) < needed:
-        seen = f"The run writes about {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free."
-        yield "disk", seen, "Free some space, choose another `out`, or lower finetune.checkpoints_kept."
+        problem = f"The run writes about {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free."
+        yield "disk", problem, "Free some space, choose another `out`, or lower finetune.checkpoints_kept."
 
 
 def _short_of_memory(needed: int) -> Iterator[tuple[str, str, str]]:
     import psutil
 
     if (free := psutil.virtual_memory().available) < needed:
-        seen = f"Training needs more than {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available."
-        yield "memory", seen, "End other programs, choose a smaller model, or use a larger machine."
+        problem = f"Training needs more than {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available."
+        yield "memory", problem, "End other programs, choose a smaller model, or use a larger machine."
 
 
 def spread_positions(count: int, sample: int | None) -> Sequence[int]:

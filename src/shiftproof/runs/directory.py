@@ -16,7 +16,7 @@ from shiftproof.training.distributed import is_main_process, wait_for_main
 
 
 @dataclass(frozen=True)
-class Layout:
+class JobFiles:
     """The files that one kind of job writes into its output directory.
 
     ``noun`` names the job in messages, and ``content`` describes the content of an occupied directory. ``request`` is
@@ -60,13 +60,13 @@ _OF_A_COMMAND = "the output of an earlier command"
 _INTERVENTION_FILES = {"strong_edge.json", "measurements.npz", "networks", "figures", "backgrounds.json"}
 _STUDY_FILES = {"study.yaml", "study.json", "study.csv", "members", "soups", "figures"}
 
-RUN = Layout("run", "a run", frozenset(_RUN_FILES), frozenset({"stages.json"}), "run.yaml")
-STAGE = Layout("stage", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES)
-TRAINING = Layout("training run", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "run.yaml")
-SWEEP = Layout("sweep", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "sweep.json")
-STUDY = Layout("study", "a study", frozenset(_STUDY_FILES), frozenset({"members"}), "study.yaml")
+RUN = JobFiles("run", "a run", frozenset(_RUN_FILES), frozenset({"stages.json"}), "run.yaml")
+STAGE = JobFiles("stage", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES)
+TRAINING = JobFiles("training run", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "run.yaml")
+SWEEP = JobFiles("sweep", _OF_A_COMMAND, _STAGE_FILES, _STAGE_FILES, "sweep.json")
+STUDY = JobFiles("study", "a study", frozenset(_STUDY_FILES), frozenset({"members"}), "study.yaml")
 # The networks of an interrupted study of windows are no results, so that the study continues without training them.
-INTERVENTION = Layout(
+INTERVENTION = JobFiles(
     "diagnosis", "a diagnosis", frozenset(_INTERVENTION_FILES), frozenset({"strong_edge.json", "backgrounds.json"})
 )
 
@@ -87,7 +87,7 @@ class Request:
 
 @contextlib.contextmanager
 def claim(
-    out: Path, layout: Layout, request: Request | None = None, *, resume: bool = False, overwrite: bool = False
+    out: Path, files: JobFiles, request: Request | None = None, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[bool]:
     """Makes ``out`` the directory of one job and holds its lock; yields whether earlier work is continued.
 
@@ -97,49 +97,47 @@ def claim(
     Raises an InputError that names the obstacle: both switches at once, foreign files, results of an earlier job,
     another request, or another process that holds the lock.
     """
-    require_directory_name(out, f"a {layout.noun}")
+    require_directory_name(out, f"a {files.noun}")
     if resume and overwrite:
-        raise InputError(f"`resume` continues the {layout.noun} that `overwrite` deletes. Give one of the two.")
+        raise InputError(f"`resume` continues the {files.noun} that `overwrite` deletes. Give one of the two.")
     with locked(out):
-        yield _enter(out, layout, request, resume=resume, overwrite=overwrite)
+        yield _enter(out, files, request, resume=resume, overwrite=overwrite)
 
 
-def _enter(out: Path, layout: Layout, request: Request | None, *, resume: bool, overwrite: bool) -> bool:
+def _enter(out: Path, files: JobFiles, request: Request | None, *, resume: bool, overwrite: bool) -> bool:
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    record = None if layout.request is None else out / layout.request
+    record = None if files.request is None else out / files.request
     recorded = record is not None and request is not None and request.is_request(record)
-    continued = resume and recorded and bool(layout.results & set(names))
+    continued = resume and recorded and bool(files.results & set(names))
     if not continued:
-        _require_no_foreign_files(
-            out, layout, names, written_by_user=layout.request if record and not recorded else None
-        )
-        if layout.results & set(names) and not overwrite:
-            raise InputError(_occupied(out, layout))
+        _require_no_foreign_files(out, files, names, written_by_user=files.request if record and not recorded else None)
+        if files.results & set(names) and not overwrite:
+            raise InputError(_occupied(out, files))
     elif record is not None and request is not None and (differing := request.differences(record)):
         raise InputError(
-            f"{record} has other settings than this {layout.noun} (these differ: {listed(differing)}). Repeat the "
+            f"{record} has other settings than this {files.noun} (these differ: {listed(differing)}). Repeat the "
             "earlier request, choose another `out`, or replace `resume=True` by `overwrite=True` to delete it."
         )
     if overwrite:
-        _delete(out, names, last=layout.request)
+        _delete(out, names, last=files.request)
     if record is not None and request is not None:
         write_text(record, request.text(record if continued else None))
     return continued
 
 
-def _require_no_foreign_files(out: Path, layout: Layout, names: Sequence[str], *, written_by_user: str | None) -> None:
+def _require_no_foreign_files(out: Path, files: JobFiles, names: Sequence[str], *, written_by_user: str | None) -> None:
     """Raises an InputError for files that no such job writes, including a request file that a user wrote."""
-    foreign = [name for name in names if name not in layout.artefacts or name == written_by_user]
+    foreign = [name for name in names if name not in files.artefacts or name == written_by_user]
     if foreign:
         raise InputError(
-            f"{out} already holds {listed(foreign, 5)}, which no {layout.noun} wrote. Choose another `out`, or move "
+            f"{out} already holds {listed(foreign, 5)}, which no {files.noun} wrote. Choose another `out`, or move "
             "that away."
         )
 
 
-def _occupied(out: Path, layout: Layout) -> str:
-    resume = "" if layout.request is None else f"add `resume=True` to continue that {layout.noun}, "
-    return f"{out} already holds {layout.content}. Choose another `out`, {resume}or add `overwrite=True` to delete it."
+def _occupied(out: Path, files: JobFiles) -> str:
+    resume = "" if files.request is None else f"add `resume=True` to continue that {files.noun}, "
+    return f"{out} already holds {files.content}. Choose another `out`, {resume}or add `overwrite=True` to delete it."
 
 
 def _delete(out: Path, names: Sequence[str], *, last: str | None) -> None:
@@ -198,7 +196,7 @@ class OutputDirectory:
 @contextlib.contextmanager
 def claim_together(
     out: Path,
-    layout: Layout,
+    files: JobFiles,
     request: Request | None,
     device: str,
     *,
@@ -211,7 +209,7 @@ def claim_together(
     """
     with contextlib.ExitStack() as claims:
         if is_main_process():
-            claims.enter_context(claim(out, layout, request, resume=resume, overwrite=overwrite))
+            claims.enter_context(claim(out, files, request, resume=resume, overwrite=overwrite))
             claims.enter_context(explaining_resume(OutputDirectory(out)))
         wait_for_main(device)  # the other processes read the directory from here on
         yield

@@ -228,8 +228,8 @@ def _is_drawn(images: ImageSet) -> bool:
 def _check_number_of_classes(name: str, images: ImageSet) -> list[Finding]:
     if len(images.classes) > 1:
         return []
-    seen = f"{images.name} has only one class, {images.classes.ids[0]!r}; a classifier needs two."
-    return [Finding(ERROR, name, seen, "A folder must look like class/image.jpg.")]
+    problem = f"{images.name} has only one class, {images.classes.ids[0]!r}; a classifier needs two."
+    return [Finding(ERROR, name, problem, "A folder must look like class/image.jpg.")]
 
 
 def _checked_set(name: str, images: ImageSet, thumbnails: Thumbnails | None) -> CheckedSet:
@@ -278,15 +278,15 @@ def _check_settings(model: _Model) -> list[Finding]:
         for sentence in unexpected_settings(model.name, model.preprocessing, model.architecture)
     ]
     if has_unknown_activation(model.name, model.architecture):
-        seen = "The weights come from a file that does not say whether they were trained with QuickGELU."
+        problem = "The weights come from a file that does not say whether they were trained with QuickGELU."
         remedy = (
             "If they go back to OpenAI's, name the architecture with -quickgelu, e.g. open_clip:ViT-B-32-quickgelu."
         )
-        findings.append(Finding(NOTE, model.name, seen, remedy))
+        findings.append(Finding(NOTE, model.name, problem, remedy))
     broken = [key for key, tensor in model.weights.items() if not bool(tensor.isfinite().all())]
     if broken:
-        seen = f"The weights {broken[0]!r} and {len(broken) - 1} others contain values that are not finite."
-        findings.append(Finding(ERROR, model.name, seen, "Restore or download them again."))
+        problem = f"The weights {broken[0]!r} and {len(broken) - 1} others contain values that are not finite."
+        findings.append(Finding(ERROR, model.name, problem, "Restore or download them again."))
     return findings
 
 
@@ -316,9 +316,11 @@ def _check_prompts(run_file: RunFile, clip: Clip, classes: ClassSpace) -> list[F
     for class_id, of_class in zip(classes.ids, texts, strict=True):
         earlier = first.setdefault(tuple(text.casefold() for text in of_class), class_id)
         if earlier != class_id:
-            seen = f"The classes {earlier!r} and {class_id!r} have the same prompts, so one is hardly ever predicted."
-            findings.append(Finding(WARNING, "prompts", seen, "Merge them, or give them different names."))
+            problem = (
+                f"The classes {earlier!r} and {class_id!r} have the same prompts, so one is hardly ever predicted."
+            )
+            findings.append(Finding(WARNING, "prompts", problem, "Merge them, or give them different names."))
     if numbers := [name for name in classes.names if name.strip().isdigit()]:
-        seen = f"{len(numbers)} of {len(classes)} class names are numbers, e.g. {numbers[0]!r}, which say nothing."
-        findings.append(Finding(WARNING, "prompts", seen, "Name the classes in words with `classes`."))
+        problem = f"{len(numbers)} of {len(classes)} class names are numbers, e.g. {numbers[0]!r}, which say nothing."
+        findings.append(Finding(WARNING, "prompts", problem, "Name the classes in words with `classes`."))
     return findings

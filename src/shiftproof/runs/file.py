@@ -187,7 +187,7 @@ class RunFile(Frozen):
         precision = resolved_precision(self.evaluation.precision, resolve_device(device))
         return self.model_copy(update={"evaluation": self.evaluation.model_copy(update={"precision": precision})})
 
-    def asks_the_same(self, other: RunFile) -> bool:
+    def gives_the_same_results(self, other: RunFile) -> bool:
         """Whether both give the same results; they may differ only in their use of the machine and their trackers."""
         return not self.differences(other)
 

@@ -13,7 +13,7 @@ from shiftproof.data.labels import ClassSpace
 from shiftproof.data.sets import ImageSet, joined, spread_over_classes, with_masks
 from shiftproof.data.suites import Reference, ShiftSuite, load_data, load_suite
 from shiftproof.diagnosis.backgrounds import measure_backgrounds
-from shiftproof.diagnosis.baselines import require_same_training, train_from_scratch
+from shiftproof.diagnosis.baselines import require_trained_with, train_from_scratch
 from shiftproof.diagnosis.strong_edge import WindowMeasurements, measure_windows, strong_edge_study, window_examples
 from shiftproof.diagnosis.windows import Window, WindowSettings
 from shiftproof.errors import InputError, require_at_least, require_choice
@@ -201,7 +201,7 @@ def _study_networks(
             if not (folder / "classifier.json").is_file():
                 save_classifier(train(mixed), folder, overwrite=True)
             networks[folder.name] = load_classifier(folder)
-            require_same_training(networks[folder.name], suite.classes, mixed, request.seed, folder, _OTHER_OUT)
+            require_trained_with(networks[folder.name], suite.classes, mixed, request.seed, folder, _OTHER_OUT)
     return networks
 
 

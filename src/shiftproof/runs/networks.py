@@ -12,7 +12,7 @@ from shiftproof.diagnosis.baselines import (
     BaselineSettings,
     finetune_half,
     half_settings,
-    require_same_training,
+    require_trained_with,
     train_baseline,
     train_from_scratch,
 )
@@ -62,7 +62,7 @@ def _trained(run: FinishedRun, name: str, training: _Training) -> Classifier:
         save_classifier(training.train(), folder, overwrite=True)
     network = load_classifier(folder)
     remedy = "Delete that folder to train it again."
-    require_same_training(network, run.suite.classes, training.settings, training.seed, folder, remedy)
+    require_trained_with(network, run.suite.classes, training.settings, training.seed, folder, remedy)
     return network
 
 

@@ -68,10 +68,10 @@ def retrieve_images(
     best, broken = BestMatches(len(texts), top), list[str]()
     for names, embeddings in _pictures(clip, FORMATS[kind].pictures(place, "test"), broken):
         best.add(queries @ embeddings.T, names)
-        progress.report("search pictures", best.seen, best.seen)
-    if not best.seen:
+        progress.report("search pictures", best.searched, best.searched)
+    if not best.searched:
         raise InputError(f"{data} contains no image that can be read. Check the path.")
-    return Matches(_ranked(texts, best), best.seen, tuple(broken))
+    return Matches(_ranked(texts, best), best.searched, tuple(broken))
 
 
 def retrieve_texts(
@@ -98,9 +98,9 @@ def retrieve_texts(
     best = BestMatches(len(queries), top)
     for lines in _batches(_lines(texts)):
         best.add(queries @ _text_embeddings(clip, lines).T, lines)
-    if not best.seen:
+    if not best.searched:
         raise InputError(f"{texts} contains no text. Write one on each line.")
-    return Matches(_ranked([str(image) for image in images], best), best.seen)
+    return Matches(_ranked([str(image) for image in images], best), best.searched)
 
 
 def save_matches(matches: Matches, out: str | Path) -> Path:

@@ -120,7 +120,7 @@ class StudyFile(Frozen):
         drawn = self.sample.keys if self.sample else {}
         return any("model" in keys for keys in (self.run, self.grid, drawn, *self.configurations.values()))
 
-    def asks_the_same(self, other: StudyFile) -> bool:
+    def gives_the_same_results(self, other: StudyFile) -> bool:
         """Whether both have the same runs and the same rule. Soups, CPUs and GPUs may differ."""
         return not self.differences(other)
 
@@ -128,7 +128,7 @@ class StudyFile(Frozen):
         """Returns "rule" if the rules differ, and the names of the runs that differ or that only one study has."""
         first, second = ({run.name: run.run_file for run in study.members()} for study in (self, other))
         names = [name for name in {**first, **second} if name not in first or name not in second]
-        names += [name for name in first if name in second and not first[name].asks_the_same(second[name])]
+        names += [name for name in first if name in second and not first[name].gives_the_same_results(second[name])]
         return (["rule"] if self.rule != other.rule else []) + names
 
     def to_yaml(self) -> str:

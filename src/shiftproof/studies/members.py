@@ -134,7 +134,7 @@ def is_done(directory: MemberDirectory) -> bool:
 
 def require_same_run(run: MemberRun, directory: MemberDirectory) -> None:
     """Raises an InputError if a finished run had other settings, for example other defaults."""
-    if is_done(directory) and not RunFile.read(directory.run_file).asks_the_same(run.run_file):
+    if is_done(directory) and not RunFile.read(directory.run_file).gives_the_same_results(run.run_file):
         raise InputError(
             f"{directory.root} holds a run with settings other than this study's. Its defaults may come from another "
             "version of shiftproof. Delete that directory to run it again, or choose another `out`."

@@ -122,9 +122,10 @@ def noticing_stop_signals(active: bool = True, notice: str = "") -> Iterator[Cal
     """Yields a function that returns the number of the first SIGINT (Ctrl-C) or SIGTERM that has arrived, or 0.
 
     Inside the block, these signals have no other effect, apart from a second SIGINT, which raises a KeyboardInterrupt
-    at once. At the first SIGINT, ``notice`` is printed to stderr. A SIGINT that the process ignores stays ignored, as
-    it does for a job in the background of a shell. Only the main thread can handle signals; in other threads, they keep
-    their usual effect.
+    at once. If the block ends without an exception although one has arrived, so that nobody has acted on it, the signal
+    has its usual effect then. At the first SIGINT, ``notice`` is printed to stderr. A SIGINT that the process ignores
+    stays ignored, as it does for a job in the background of a shell. Only the main thread can handle signals; in other
+    threads, they keep their usual effect.
     """
     arrived: list[int] = []
 
@@ -145,6 +146,8 @@ def noticing_stop_signals(active: bool = True, notice: str = "") -> Iterator[Cal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -296,6 +296,14 @@ class Trainer:
         last = step + 1 == self.course.steps
         return bool(self._stopped_by) or last or (step + 1) % self.settings.checkpoint_every == 0
 
+    def must_stop(self) -> bool:
+        """Whether what follows a step must be left out because of SIGTERM or Ctrl-C.
+
+        Several processes leave nothing out, since a signal reaches them at different times, and all of them must go the
+        same way.
+        """
+        return process_count() == 1 and bool(self.stop_signal())
+
     def save(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
         """Writes the checkpoint after ``step`` steps; ``loop_state`` is plain JSON, ``parts`` are tensors by name.
 
@@ -312,7 +320,7 @@ class Trainer:
             }
             save_checkpoint(self.folder, TrainingState(step, tensors, state), self.settings.checkpoints_kept)
         wait_for_main(self.device)  # no process continues, or ends, before it is written
-        if self._stopped_by and step < self.course.steps:
+        if self._stopped_by:
             raise TrainingInterruptedError(
                 f"{self.course.stage} was interrupted after step {step} of {self.course.steps}. "
                 f"Continue with `resume=True`: the checkpoint is in {self.folder}.",
@@ -365,20 +373,8 @@ def training(
         log = TrainingLog(folder, begun.step if begun else 0, trackers, course.origin)
         stepper = accelerator.prepare_optimizer(optimizer, device_placement=False)
         try:
-            yield Trainer(
-                module,
-                model,
-                stepper,
-                accelerator,
-                course,
-                settings,
-                device,
-                folder,
-                stop_signal,
-                log,
-                begun,
-                channels_last,
-            )
+            parts = (module, model, stepper, accelerator, course, settings)
+            yield Trainer(*parts, device, folder, stop_signal, log, begun, channels_last)
         finally:
             log.close()
 

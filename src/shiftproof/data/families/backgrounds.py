@@ -17,7 +17,9 @@ from shiftproof.data.sets import ImageSet
 from shiftproof.errors import InputError
 from shiftproof.storage import read_json
 
-VARIANTS = (*("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"),)
+IMAGENET_9_VARIANTS = (
+    *("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"),
+)
 _FOLDER = re.compile(r"(\d{2})_.*")  # such as 00_dog and 02_wheeled vehicle
 _PICTURE = re.compile(r"n\d{8}_\d+")
 _MAP = "in_to_in9.json"
@@ -56,11 +58,11 @@ def read_imagenet_9(root: Path, _: str) -> ImageSet:
 
 def _variants(root: Path) -> dict[str, Path]:
     """The folders of class folders under ``root``, by variant."""
-    if root.name == "val" and root.parent.name in VARIANTS:
+    if root.name == "val" and root.parent.name in IMAGENET_9_VARIANTS:
         return {root.parent.name: root}
-    if root.name in VARIANTS:
+    if root.name in IMAGENET_9_VARIANTS:
         return {root.name: root / "val"}
-    return {variant: root / variant / "val" for variant in VARIANTS if (root / variant / "val").is_dir()}
+    return {variant: root / variant / "val" for variant in IMAGENET_9_VARIANTS if (root / variant / "val").is_dir()}
 
 
 def _members(root: Path) -> Mapping[str, tuple[str, ...]]:

@@ -29,6 +29,7 @@ HF_OPTIONS = ("split", "config", "revision", "image", "label", "group", "caption
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "png", "webp")
 _LABELS = ("label", "labels", "class", "target", "cls")
 _CAPTIONS = ("caption", "captions", "text")
+_LONGEST_CAUSE = 300
 
 
 @dataclass(frozen=True)
@@ -242,29 +243,58 @@ def _datasets() -> ModuleType:
 
 @contextlib.contextmanager
 def _quiet(datasets: ModuleType) -> Iterator[None]:
-    """Hides the progress bars of ``datasets``, which would break those of this program."""
-    shown = not datasets.are_progress_bars_disabled()
+    """Hides the progress bars of ``datasets``, which would break those of this program, and its log."""
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 
 
 @contextlib.contextmanager
 def _explained(name: str, path: Path) -> Iterator[None]:
-    """Turns an error of ``datasets`` into an InputError with its actual cause."""
+    """Turns an error of ``datasets``, pyarrow or the hub's client into an InputError with its actual cause."""
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    except Exception as error:  # these libraries raise almost anything for files that they cannot read
+        why = _cause(error)
+        if file := _odd_file(path):
+            why = f"{file}: {why}"
         way_out = "Restore the files." if path.exists() else "Check the name, the network, and `huggingface-cli login`."
-        if "script" in lines[0]:
+        if "script" in why:
             way_out = f"Use its parquet files: {name},revision=refs/convert/parquet."
-        raise InputError(f"{name} cannot be read ({lines[0]}). {way_out}") from error
+        raise InputError(f"{name} cannot be read ({why}). {way_out}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The reason that the libraries give, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _LONGEST_CAUSE else f"{words[:_LONGEST_CAUSE]} ..."
+
+
+def _odd_file(folder: Path) -> Path | None:
+    """The first parquet file in a folder that pyarrow cannot read, or that has other columns than the one before it."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    columns = None
+    for file in sorted(folder.rglob("*.parquet")):
+        try:
+            with ParquetFile(file) as opened:
+                for _ in opened.iter_batches():
+                    pass
+                names = opened.schema_arrow.names
+        except (ArrowException, OSError):
+            return file
+        if columns is not None and names != columns:
+            return file
+        columns = names
+    return None

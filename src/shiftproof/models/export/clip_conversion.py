@@ -120,8 +120,8 @@ def _tokenizer() -> Any:
     import transformers
     from open_clip import SimpleTokenizer
 
-    own = SimpleTokenizer()
+    simple = SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {names.get(word, word): number for word, number in own.encoder.items()}
-    merges = sorted(own.bpe_ranks, key=own.bpe_ranks.__getitem__)
+    vocabulary = {names.get(word, word): number for word, number in simple.encoder.items()}
+    merges = sorted(simple.bpe_ranks, key=simple.bpe_ranks.__getitem__)
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges)

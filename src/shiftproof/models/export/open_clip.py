@@ -85,9 +85,9 @@ def is_head_of(clip: Clip, classifier: Classifier) -> bool:
     rows = spread_rows(len(classifier.classes))
     ids, names = ([entries[row] for row in rows] for entries in (classifier.classes.ids, classifier.classes.names))
     head, scale = rebuilt_head(clip, replace(classifier, classes=ClassSpace(tuple(ids), tuple(names))))
-    own = classifier.network.head
+    stored_head = classifier.network.head
     written = all(
-        torch.allclose(entries, getattr(own, name).detach().cpu()[rows], rtol=0, atol=_ROUNDING * scale)
+        torch.allclose(entries, getattr(stored_head, name).detach().cpu()[rows], rtol=0, atol=_ROUNDING * scale)
         for name, entries in (("weight", head["head.weight"]), ("bias", head["head.bias"]))
     )
     if not written and classifier.head != "frozen":
