@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from shiftproof.errors import ResultWarning
 from shiftproof.models.expectations import has_unknown_activation, unexpected_settings
 from shiftproof.models.lite0 import LITE0
 from shiftproof.records.checkups import ERROR, NOTE, WARNING, Checkup
-from shiftproof.runs import checks
+from shiftproof.runs import checks, doctor
 from shiftproof.runs.doctor import kind_of, run_checkup
 from shiftproof.runs.doubts import warn_of_data
 
@@ -220,6 +221,44 @@ def test_normalisation_and_activation_are_those_of_the_weights() -> None:
     assert has_unknown_activation("open_clip:ViT-B-32//a.pt", {"quick_gelu": False})
     assert not has_unknown_activation("open_clip:ViT-B-32-quickgelu//a.pt", {"quick_gelu": True})
     assert not has_unknown_activation("open_clip:ViT-B-32/laion2b_s34b_b79k", {"quick_gelu": False})
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "part"),
+    [
+        ("open_clip:ViT-B-32/openai", ERROR, "QuickGELU"),
+        ("open_clip:ViT-B-32/tuned.pt", NOTE, "does not say whether they were trained with QuickGELU"),
+    ],
+)
+def test_a_model_with_another_activation_than_that_of_its_weights_is_found(
+    tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch, name: str, severity: str, part: str
+) -> None:
+    loaded = replace(tiny, name=name, architecture={**tiny.architecture, "quick_gelu": False})
+    monkeypatch.setattr(doctor, "load_clip", lambda *_, **__: loaded)
+    only(run_checkup(name), severity, part)
+
+
+def test_a_model_with_another_normalisation_than_that_of_its_weights_is_found(
+    tiny: sp.models.Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = replace(tiny.preprocessing, mean=(0.5, 0.5, 0.5))
+    loaded = replace(tiny, preprocessing=halves, architecture={"quick_gelu": True})
+    monkeypatch.setattr(doctor, "load_clip", lambda *_, **__: loaded)
+    only(run_checkup("open_clip:ViT-B-32/openai", kind="model"), ERROR, "mean")
+
+
+def test_a_list_of_classes_that_does_not_name_those_of_the_data_is_found(root: Path) -> None:
+    names = root.parent / "names.json"
+    names.write_text('{"lemon": "a lemon"}')
+    only(checkup(root, classes=str(names)), ERROR, "'pear'")
+
+
+def test_data_that_cannot_be_read_are_found_with_the_line(root: Path) -> None:
+    listing = root / "test.csv"
+    listing.write_text("filepath,label\ntest/lemon/0.png,lemon\ntest/pear/0.png,\n")
+    only(run_checkup(f"csv:{listing}"), ERROR, f"line 3 of {listing} lacks its label")
+    (root / "0.tar").write_text("no archive")
+    only(run_checkup(f"wds:{root}"), ERROR, f"{root / '0.tar'} cannot be read")
 
 
 def test_too_little_disk_or_memory_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

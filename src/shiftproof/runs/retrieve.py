@@ -23,6 +23,7 @@ from shiftproof.evaluation.inference import BATCH_SIZE
 from shiftproof.evaluation.retrieval import BestMatches
 from shiftproof.models.clip import Clip, load_clip
 from shiftproof.models.devices import resolve_device
+from shiftproof.models.names import is_encoder
 from shiftproof.storage import write_text
 
 
@@ -113,6 +114,11 @@ def save_matches(matches: Matches, out: str | Path) -> Path:
 
 
 def _clip(model: str, random_weights: bool, device: str | torch.device) -> Clip:
+    if is_encoder(model):
+        raise InputError(
+            f"{model!r} has no text tower, so it cannot compare pictures with texts. Name a model that has one, such as "
+            "tiny or open_clip:ViT-B-32/openai."
+        )
     clip = load_clip(model, random_weights=random_weights)
     clip.model.to(resolve_device(device))
     return clip
