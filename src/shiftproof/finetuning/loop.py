@@ -77,9 +77,7 @@ def finetune(
     require_suite(suite)
     device = resolve_device(device)
     require_trainable_batches(start, settings, seed=seed)
-    if ignored := settings.ignored():
-        names = ", ".join(f"finetune.{name}" for name in ignored)
-        note(f"fine-tune: with the recipe {settings.recipe!r} and this optimiser, {names} have no effect")
+    _note_ignored(settings)
     if settings.channels_last is not None:
         start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
@@ -100,6 +98,12 @@ def finetune(
         _train(job, recipe, trainer, progress, anchor)
         tuned = progress.result(recipe)
     return job.documented(tuned, progress.history)
+
+
+def _note_ignored(settings: FinetuneSettings) -> None:
+    if ignored := settings.ignored():
+        names = ", ".join(f"finetune.{name}" for name in ignored)
+        note(f"fine-tune: with the recipe {settings.recipe!r} and this optimiser, {names} have no effect")
 
 
 @dataclass(frozen=True)

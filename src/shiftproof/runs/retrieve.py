@@ -116,7 +116,7 @@ def save_matches(matches: Matches, out: str | Path) -> Path:
 def _clip(model: str, random_weights: bool, device: str | torch.device) -> Clip:
     if is_encoder(model):
         raise InputError(
-            f"{model!r} has no text tower, so it cannot compare pictures with texts. Name a model that has one, such as "
+            f"{model!r} has no text tower, so it cannot compare pictures with texts. Name one that has, such as "
             "tiny or open_clip:ViT-B-32/openai."
         )
     clip = load_clip(model, random_weights=random_weights)
