@@ -94,10 +94,11 @@ def test_what_is_ignored_but_not_refused_is_said(
 ) -> None:
     """The runs of a study share these settings, whatever their recipes."""
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "_splits", stop)
+    for name in ("probed", "recipe_of"):
+        monkeypatch.setattr(loop, name, stop)
     notes: list[str] = []
     with reading_notes(notes.append), pytest.raises(InterruptedError):
         sp.finetune(two_convolutions(few.classes), few, sp.FinetuneSettings(**changes))

@@ -77,7 +77,6 @@ def finetune(
     require_suite(suite)
     device = resolve_device(device)
     require_trainable_batches(start, settings, seed=seed)
-    _note_ignored(settings)
     if settings.channels_last is not None:
         start = replace(start, channels_last=settings.channels_last)
     train, validation = _splits(start, suite, settings, seed)
@@ -177,6 +176,7 @@ def _beginning(
     start: Classifier, train: ImageSet, validation: ImageSet, settings: FinetuneSettings, seed: int, device: str
 ) -> tuple[Classifier, dict[str, Any]]:
     """The classifier to begin with, and what a probe of its features adds to the record of the training."""
+    _note_ignored(settings)
     if settings.recipe not in ("linear-probe", "lp-ft"):
         return start, {}
     probe_seed = child_seed(seed, "probe")
