@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,12 @@ from shiftproof.records.paths import PathPoint, PathRecord
 from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import run_from_summary, summary_json
 from shiftproof.report import page, render_report, verdict
+from shiftproof.report.accuracy import accuracy_table
+from shiftproof.report.comparisons import names_of
+from shiftproof.report.figures import path_figure
 from shiftproof.report.guessing import guessing_sentences
+from shiftproof.report.paths import path_table
+from shiftproof.report.performance import difference_table
 
 Answers = NDArray[np.int64]
 JUDGEMENTS = ("clear", "keeps", "gives up", "gains", "raised", "cost", "did not help", "uncertain", "much")
@@ -123,6 +129,22 @@ def test_the_usual_picture_has_every_difference_with_its_range() -> None:
     assert "; from 70.0 % to 55.0 %); the ensemble reaches 74.5 %, 19.5 points above fine-tuned (+" in text
     assert "4.5 points above zero-shot (+" in text
     assert text.endswith("Ranges after a difference are its paired 95 % interval.")
+
+
+@pytest.mark.parametrize("head", ["probe", "own", "trained"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_start_whose_head_is_not_from_text_is_never_called_zero_shot(head: str, alpha: float) -> None:
+    run, diagnosis = judged_shares((0.9, 0.8, 0.6), (0.97, 0.6, 0.5), (0.97, 0.83, 0.66), alpha=alpha)
+    run = replace(run, start={"model": "lite0", "head": head})
+    tables = [accuracy_table(run, diagnosis), path_table(run), difference_table(diagnosis, names_of(run)["zero_shot"])]
+    shown = [cell for table in tables for row in (table.header, *table.rows) for cell in row]
+    assert not any(
+        "zero" in text for text in (verdict(run, diagnosis), *shown, *(table.note or "" for table in tables))
+    )
+    assert ("the ensemble is the start itself" if alpha == 0 else "the start has 90.0 %") in verdict(run, diagnosis)
+    assert "start" in shown
+    assert "0 (start)" in shown or "0 (start, chosen)" in shown
+    assert "start" in {text.get_text() for text in path_figure(run).legends[0].get_texts()}
 
 
 def test_an_unclear_difference_is_called_so() -> None:
@@ -228,8 +250,8 @@ def test_a_run_of_the_previous_version_is_not_suspected_of_guessing() -> None:
 
 def test_the_page_judges_by_the_diagnosis_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tables and figures of a diagnosis need parts that a verdict does not.
-    monkeypatch.setattr(page, "diagnosis_tables", lambda _: ())
-    monkeypatch.setattr(page, "diagnosis_figures", lambda _: {})
+    monkeypatch.setattr(page, "diagnosis_tables", lambda *_: ())
+    monkeypatch.setattr(page, "diagnosis_figures", lambda *_: {})
     run, diagnosis = judged_shares((0.6, 0.60), (0.9, 0.66), (0.9, 0.66))
     (tmp_path / "summary.json").write_text(json.dumps(summary_json(run)), encoding="utf-8")
     (tmp_path / "diagnosis.json").write_text(json.dumps(document(diagnosis)), encoding="utf-8")

@@ -138,7 +138,7 @@ def test_a_run_goes_through_all_stages_and_averages_batch_norm(folders: Path, tm
     assert set(record.models["ensemble"]) == {"reference", "sketch"}
     assert record.start == {"model": "timm:test_resnet", "head": "probe"}
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "timm:test_resnet with a linear probe, which is called zero-shot on this page" in page
+    assert "timm:test_resnet with a linear probe, which this page calls the start" in page
     resumed = sp.run_pipeline(run_file(folders), tmp_path / "run", resume=True)
     assert resumed.models == record.models
 

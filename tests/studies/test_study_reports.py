@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,3 +140,11 @@ def test_configurations_are_compared_with_a_path_at_equal_reference_accuracy() -
     assert [rows["base"][place].split()[0] for place in (2, 5)] == ["0.0", "0.0"]
     with pytest.raises(sp.InputError, match="'bse'. Did you mean 'base'?"):
         equal_reference_table(recorded([base, other]), "bse")
+
+
+@pytest.mark.parametrize(("head", "name"), [(None, "zero-shot"), ("zero-shot", "zero-shot"), ("probe", "start")])
+def test_the_figure_and_the_tables_call_the_start_what_it_is(head: str | None, name: str) -> None:
+    study = recorded([replace(member, head=head) for member in FOUND])
+    labels = [text.get_text() for text in study_figure(study).axes[0].get_legend().get_texts()]
+    assert (name in labels, len({"zero-shot", "start"} & set(labels))) == (True, 1)
+    assert f"at the first point from {name} at which" in (equal_reference_table(study, "a").note or "")

@@ -66,13 +66,15 @@ def whole_run(
     Example: shiftproof diagnose run runs/demo
     """
     from shiftproof.cli.console import live_progress, print_table
+    from shiftproof.report.comparisons import names_of
     from shiftproof.report.diagnoses import diagnosis_tables
+    from shiftproof.report.page import read_run
     from shiftproof.runs.diagnose import diagnose_run
 
     names = () if parts == "none" else tuple(part.strip() for part in parts.split(","))
     with live_progress():
         record = diagnose_run(run, names, baselines=baselines, others=tuple(others or ()), device=device)
-    for table in diagnosis_tables(record):
+    for table in diagnosis_tables(record, names_of(read_run(run))["zero_shot"]):
         print_table(table)
     print(f"numbers: {run / 'diagnosis.json'}; report: {run / 'report.html'}")
 

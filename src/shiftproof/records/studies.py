@@ -18,6 +18,7 @@ class StudyMember:
 
     ``changes`` are the run-file keys that define its configuration; ``chosen`` is the alpha that the study's rule chose
     on the reference's validation split. For a soup, ``seed`` is None and ``members`` are the names of its members.
+    ``head`` is that of the start (``Classifier.head``); earlier versions did not record it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class StudyMember:
     chosen: float
     seconds: float
     members: tuple[str, ...] = ()
+    head: str | None = None
 
     def alpha_of(self, model: str) -> float:
         """The alpha of one of ``STUDIED`` on the path."""

@@ -86,6 +86,7 @@ class _Member:
     chosen: float
     seconds: float
     members: tuple[str, ...] = ()
+    head: str | None = None
 
 
 @dataclass(frozen=True)

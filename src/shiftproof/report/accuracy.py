@@ -8,8 +8,8 @@ from shiftproof.data.protocols import PLAIN
 from shiftproof.evaluation.intervals import accuracy_interval
 from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT, AccuracyRecord, GroupRecord
 from shiftproof.records.diagnosis import DiagnosisRecord
-from shiftproof.records.runs import RunRecord
-from shiftproof.report.comparisons import MEAN_OF_INTERVALS, MODEL_NAMES, headline_shifts, model_estimate
+from shiftproof.records.runs import MODELS, RunRecord
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, headline_shifts, model_estimate, names_of
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name
 
 SCORING_TITLE = "Metrics beside accuracy, and scores on some of the classes"
@@ -33,7 +33,7 @@ def accuracy_table(run: RunRecord, diagnosis: DiagnosisRecord | None = None) -> 
         columns += [(f"{name} ({kind})", _cell(run, name)) for name in shifts]
         if len(shifts) > 1:
             columns.append((f"mean of {kind}", _mean_cell(run, shifts, diagnosis)))
-    rows = tuple((model_name(run, model), *(cell(model) for _, cell in columns)) for model in MODEL_NAMES)
+    rows = tuple((model_name(run, model), *(cell(model) for _, cell in columns)) for model in MODELS)
     return Table(
         "Accuracy of the three models, in per cent",
         ("model", *(name for name, _ in columns)),
@@ -47,14 +47,14 @@ def group_table(run: RunRecord) -> Table | None:
     """Returns the accuracy (in per cent) by group for the sets with groups, or None if no set has groups."""
     rows = []
     for name in run.sets:
-        groups = [run.models[model][name].groups for model in MODEL_NAMES]
+        groups = [run.models[model][name].groups for model in MODELS]
         for group in groups[0]:
             if all(group in entry for entry in groups):
                 cells = (_interval_cell(entry[group]) for entry in groups)
                 rows.append((name, group, f"{groups[0][group].n:,}", *cells))
     if not rows:
         return None
-    header = ("set", "group", "images", *(model_name(run, model) for model in MODEL_NAMES))
+    header = ("set", "group", "images", *(model_name(run, model) for model in MODELS))
     note = (
         f"The {interval_name(run)} is given in brackets. A group has fewer images than its set, so its interval is "
         "wider."
@@ -88,7 +88,7 @@ def scoring_table(columns: Mapping[str, Mapping[str, AccuracyRecord]]) -> Table 
 
 def run_scoring_table(run: RunRecord) -> Table | None:
     """Returns the ``scoring_table`` of a run's three models."""
-    return scoring_table({model_name(run, model): run.models[model] for model in MODEL_NAMES})
+    return scoring_table({model_name(run, model): run.models[model] for model in MODELS})
 
 
 def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 10) -> Table | None:
@@ -98,8 +98,8 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
     Returns None if the run has no shift or a record has no accuracies by class.
     """
     shifts = headline_shifts(run)
-    latest = {(record.model, record.set): record for record in records if record.model in MODEL_NAMES}
-    of_models = [[latest.get((model, name)) for name in shifts] for model in MODEL_NAMES]
+    latest = {(record.model, record.set): record for record in records if record.model in MODELS}
+    of_models = [[latest.get((model, name)) for name in shifts] for model in MODELS]
     if not shifts or any(record is None or not record.class_counts for entries in of_models for record in entries):
         return None
     known = set.intersection(*(set(record.class_counts) for entries in of_models for record in entries if record))
@@ -117,7 +117,7 @@ def class_table(run: RunRecord, records: Iterable[AccuracyRecord], count: int = 
         f"Accuracy is over all images of {', '.join(shifts)}, {intervals}. These classes are shown because their "
         "accuracy changed most, so part of the change is due to chance. Each class has few images."
     )
-    header = ("class", *(model_name(run, model) for model in MODEL_NAMES))
+    header = ("class", *(model_name(run, model) for model in MODELS))
     return Table("The classes that fine-tuning changed most, in per cent", header, rows, note)
 
 
@@ -167,7 +167,7 @@ def method_names(methods: Iterable[str]) -> str:
 
 def model_name(run: RunRecord, model: str) -> str:
     """Returns a model's name for tables; the name of the ensemble includes its alpha."""
-    return f"ensemble, alpha {run.alpha:g}" if model == "ensemble" else MODEL_NAMES[model]
+    return f"ensemble, alpha {run.alpha:g}" if model == "ensemble" else names_of(run)[model]
 
 
 def _interval_cell(record: AccuracyRecord | GroupRecord) -> str:

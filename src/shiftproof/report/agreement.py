@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from shiftproof.records.comparisons import FollowedRecord
 from shiftproof.records.diagnosis import DiagnosisRecord, PairRecord
-from shiftproof.report.comparisons import MODEL_NAMES
+from shiftproof.report.comparisons import ZERO_SHOT, model_names
 from shiftproof.report.overrides import ENDS, override_table, right_override_table
 from shiftproof.report.tables import Table, plain, resampling_note, set_name, signed_points, with_interval
 
 
-def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "") -> Table | None:
+def agreement_table(
+    pairs: Sequence[PairRecord], clusters: Mapping[str, str], reference: str = "", start: str = ZERO_SHOT
+) -> Table | None:
     """Returns how much two models differ, with one row per set, or None if there are no pairs.
 
     ``pairs`` are of the same two models. ``clusters`` gives, for every set, what its intervals resample, and
@@ -27,7 +29,7 @@ def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], re
         cells += [with_interval(agreement.kl_backward, plain), with_interval(agreement.margin_difference, plain)]
         cells.append(with_interval(None if pair.cka is None else pair.cka.best, plain))
         rows.append((set_name(pair.set, reference), *cells, with_interval(agreement.error_consistency, plain)))
-    first, second = (MODEL_NAMES.get(model, model) for model in (pairs[0].first, pairs[0].second))
+    first, second = (model_names(start).get(model, model) for model in (pairs[0].first, pairs[0].second))
     kinds = (
         "disagreement",
         "diversity",
@@ -50,8 +52,8 @@ def agreement_table(pairs: Sequence[PairRecord], clusters: Mapping[str, str], re
     return Table(f"How {first} and {second} differ", ("set", *kinds), tuple(rows), note)
 
 
-def diversity_table(diagnosis: DiagnosisRecord) -> Table | None:
-    """Compares the diversity of zero-shot and fine-tuned with that of two fine-tuned models.
+def diversity_table(diagnosis: DiagnosisRecord, start: str = ZERO_SHOT) -> Table | None:
+    """Compares the diversity of the start and fine-tuned with that of two fine-tuned models.
 
     Returns None if the diagnosis has no such comparison.
     """
@@ -68,9 +70,9 @@ def diversity_table(diagnosis: DiagnosisRecord) -> Table | None:
         "Diversity is the share of images that exactly one of the two models classifies correctly, in per cent. The "
         "difference, in points, is paired image by image. " + resampling_note(diagnosis.clusters)
     )
-    header = ("set", "zero-shot and fine-tuned", "models fine-tuned on two halves", "difference")
+    header = ("set", f"{start} and fine-tuned", "models fine-tuned on two halves", "difference")
     return (
-        Table("Are zero-shot and fine-tuned more diverse than two fine-tuned models?", header, rows, note)
+        Table(f"Are {start} and fine-tuned more diverse than two fine-tuned models?", header, rows, note)
         if rows
         else None
     )
@@ -81,16 +83,17 @@ def pair_tables(
     overrides: Mapping[str, FollowedRecord],
     clusters: Mapping[str, str],
     reference: str = "",
+    start: str = ZERO_SHOT,
 ) -> tuple[Table, ...]:
     """Returns a table for every two models and, if there are overrides, tables of which model the ensemble follows."""
     kinds = dict.fromkeys((pair.first, pair.second) for pair in pairs)
     tables: list[Table | None] = [
-        agreement_table([pair for pair in pairs if (pair.first, pair.second) == kind], clusters, reference)
+        agreement_table([pair for pair in pairs if (pair.first, pair.second) == kind], clusters, reference, start)
         for kind in kinds
     ]
     if overrides:
         # The overrides are about the first two models compared: a third one follows one of these.
-        names = [MODEL_NAMES.get(model, model) for model in next(iter(kinds), ENDS)]
+        names = [model_names(start).get(model, model) for model in next(iter(kinds), ENDS)]
         tables.append(override_table(overrides, clusters, reference, names))
         tables.append(right_override_table(overrides, clusters, reference, names))
     return tuple(table for table in tables if table is not None)

@@ -12,7 +12,7 @@ from shiftproof.records.runs import RunRecord
 MEAN_OF_INTERVALS = (
     "that of a mean is the mean of its sets' intervals, which suffices however much the sets have in common"
 )
-MODEL_NAMES = {"zero_shot": "zero-shot", "fine_tuned": "fine-tuned", "ensemble": "ensemble"}
+ZERO_SHOT, START = "zero-shot", "start"
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,27 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def start_name(head: str | None = None) -> str:
+    """Returns what the start of a path is called: zero-shot if its head is made from text, and start otherwise.
+
+    ``head`` is that of the start (``Classifier.head``). Runs of version 0.1, which recorded none, were zero-shot.
+
+    >>> start_name("zero-shot"), start_name("probe")
+    ('zero-shot', 'start')
+    """
+    return ZERO_SHOT if head in (None, "zero-shot") else START
+
+
+def model_names(start: str = ZERO_SHOT) -> dict[str, str]:
+    """Returns the names of the three models for a reader; ``start`` is that of the first (``start_name``)."""
+    return {"zero_shot": start, "fine_tuned": "fine-tuned", "ensemble": "ensemble"}
+
+
+def names_of(run: RunRecord) -> dict[str, str]:
+    """Returns the names of a run's three models for a reader."""
+    return model_names(start_name(run.start.get("head")))
 
 
 def mean_estimate(accuracies: Iterable[tuple[float, tuple[float, float]]]) -> Estimate:

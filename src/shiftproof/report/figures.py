@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from shiftproof.records.paths import same_alpha
-from shiftproof.records.runs import RunRecord
+from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.report.comparisons import (
-    MODEL_NAMES,
     Estimate,
     headline_name,
     headline_shifts,
     model_estimate,
+    names_of,
     point_estimate,
 )
 from shiftproof.storage import write_atomically
@@ -124,7 +124,7 @@ def _draw_path(
     """The curve over alpha, the straight line between its ends, and the three models."""
     reference = (run.reference,)
     points = [(point_estimate(p, reference), point_estimate(p, shifts)) for p in run.path.points]
-    marks = {m: (model_estimate(run, m, reference), model_estimate(run, m, shifts)) for m in MODEL_NAMES}
+    marks = {m: (model_estimate(run, m, reference), model_estimate(run, m, shifts)) for m in MODELS}
     ends = [marks["zero_shot"], marks["fine_tuned"]]
     axes.plot(
         *_centres(ends),
@@ -149,7 +149,7 @@ def _draw_path(
     for model, (x, y) in marks.items():
         style = {**MARKS[model], "markersize": MARKS[model]["markersize"] * scale}
         _cross(axes, x, y, color=style["color"], linewidth=1.3, zorder=3)
-        label = f"ensemble (alpha {run.alpha:g})" if model == "ensemble" else MODEL_NAMES[model]
+        label = f"ensemble (alpha {run.alpha:g})" if model == "ensemble" else names_of(run)[model]
         axes.plot(
             100 * x.value,
             100 * y.value,
@@ -174,9 +174,9 @@ def _draw_over_alpha(axes: Axes, run: RunRecord) -> None:
         run.path.alphas, [100 * e.low for e in estimates], [100 * e.high for e in estimates], color="#e6e9ec"
     )
     axes.plot(run.path.alphas, heights, "o-", color=CURVE, markersize=4.5, label="alpha path")
-    for model, alpha in zip(MODEL_NAMES, (0.0, 1.0, run.alpha), strict=True):
+    for model, alpha in zip(MODELS, (0.0, 1.0, run.alpha), strict=True):
         height = 100 * model_estimate(run, model, reference).value
-        axes.plot(alpha, height, linestyle="", markeredgecolor="white", label=MODEL_NAMES[model], **MARKS[model])
+        axes.plot(alpha, height, linestyle="", markeredgecolor="white", label=names_of(run)[model], **MARKS[model])
     axes.set_xlabel("alpha")
     axes.set_ylabel(f"accuracy on the reference ({run.reference}, test), in %")
 

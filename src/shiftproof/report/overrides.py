@@ -13,10 +13,12 @@ from shiftproof.records.accuracy import CLUSTERED, INDEPENDENT
 from shiftproof.records.comparisons import FollowedRecord, Measured
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.report.accuracy import method_names
+from shiftproof.report.comparisons import ZERO_SHOT, model_names
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table, resampling_note, set_name, signed_points, with_interval
 
-ENDS = ("zero-shot", "fine-tuned")
+ENDS = ("zero_shot", "fine_tuned")
+_NAMES = tuple(model_names()[end] for end in ENDS)
 
 
 def _rate_note(clusters: Mapping[str, str]) -> str:
@@ -31,7 +33,7 @@ def override_table(
     overrides: Mapping[str, FollowedRecord],
     clusters: Mapping[str, str],
     reference: str = "",
-    names: Sequence[str] = ENDS,
+    names: Sequence[str] = _NAMES,
 ) -> Table:
     """Returns which of two models the ensemble follows if they disagree (in per cent), with one row per set.
 
@@ -69,10 +71,10 @@ def right_override_table(
     overrides: Mapping[str, FollowedRecord],
     clusters: Mapping[str, str],
     reference: str = "",
-    names: Sequence[str] = ENDS,
+    names: Sequence[str] = _NAMES,
 ) -> Table | None:
     """Returns the overrides by which of the two models was right, or None if there were no labels."""
-    shown = dict(zip(("zero_shot", "fine_tuned"), names, strict=True))
+    shown = dict(zip(ENDS, names, strict=True))
     rows = tuple(
         (
             set_name(name, reference),
@@ -88,21 +90,21 @@ def right_override_table(
     return Table("Which model the ensemble follows, by which model is correct", header, rows, note) if rows else None
 
 
-def override_figure(diagnosis: DiagnosisRecord) -> Figure:
+def override_figure(diagnosis: DiagnosisRecord, start: str = ZERO_SHOT) -> Figure:
     """Draws a stacked bar for each set: the shares of the disagreements in which the ensemble follows each model."""
     names = [name for name in diagnosis.sets if diagnosis.overrides[name].disagreements]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 1.1 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(names))
-        for part, label in (("zero_shot", "zero-shot"), ("neither", "neither"), ("fine_tuned", "fine-tuned")):
+        for part, label in (("zero_shot", start), ("neither", "neither"), ("fine_tuned", "fine-tuned")):
             widths = np.array([100 * _part(diagnosis.overrides[name], part) for name in names])
             colour = "#c9cfd5" if part == "neither" else MARKS[part]["color"]
             axes.barh(range(len(names)), widths, left=left, color=colour, label=label, height=0.7)
-            for row, (start, width) in enumerate(zip(left, widths, strict=True)):
+            for row, (begin, width) in enumerate(zip(left, widths, strict=True)):
                 if width > 7:
                     tint = "#1f262d" if part == "neither" else "white"
-                    axes.text(start + width / 2, row, f"{width:.0f}", ha="center", va="center", color=tint, fontsize=9)
+                    axes.text(begin + width / 2, row, f"{width:.0f}", ha="center", va="center", color=tint, fontsize=9)
             left += widths
         axes.set_yticks(range(len(names)), [set_name(name, diagnosis.reference) for name in names])
         axes.invert_yaxis()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from shiftproof.records.accuracy import AccuracyRecord, GroupRecord
 from shiftproof.records.codec import from_json
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.rules import RulesRecord
-from shiftproof.records.runs import RunRecord
+from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.records.summaries import results_from_lines, run_from_summary
 from shiftproof.report.accuracy import (
     accuracy_table,
@@ -23,7 +23,7 @@ from shiftproof.report.accuracy import (
     interval_name,
     run_scoring_table,
 )
-from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts
+from shiftproof.report.comparisons import START, headline_name, headline_shifts, names_of
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
 from shiftproof.report.paths import path_table, rules_table
@@ -46,6 +46,7 @@ class _Section:
 
     name: str
     run: RunRecord
+    model_names: Mapping[str, str]
     start: str
     verdict: str
     accuracy: Table
@@ -156,7 +157,7 @@ def _require_whole(run: RunRecord) -> None:
     """Raises a KeyError, TypeError or InputError if an accuracy that the page shows is missing or is not a fraction."""
     for name in run.sets:
         numbers: list[float] = []
-        for record in (run.models[model][name] for model in MODEL_NAMES):
+        for record in (run.models[model][name] for model in MODELS):
             entries: list[AccuracyRecord | GroupRecord] = [record, *record.groups.values()]
             for entry in entries:
                 numbers += [entry.accuracy, *entry.interval]
@@ -200,7 +201,7 @@ def start_sentence(run: RunRecord) -> str:
     """Says which model a run started from and with which head; empty for a run of an earlier version."""
     if not run.start:
         return ""
-    called = "" if run.start["head"] == "zero-shot" else ", which is called zero-shot on this page"
+    called = ", which this page calls the start" if names_of(run)["zero_shot"] == START else ""
     return f"{run.start['model']} with {_HEADS.get(run.start['head'], 'the head of a classifier directory')}{called}"
 
 
@@ -208,19 +209,20 @@ def _figures(run: RunRecord, diagnosis: DiagnosisRecord | None) -> dict[str, byt
     """Returns the content of the figures by the names of their files."""
     images = {"path.png": path_figure(run), "shifts.png": shift_figure(run)}
     if diagnosis is not None:
-        images |= diagnosis_figures(diagnosis)
+        images |= diagnosis_figures(diagnosis, names_of(run)["zero_shot"])
     return {name: figure_bytes(figure) for name, figure in images.items() if figure is not None}
 
 
 def _section(
     directory: Path, run: RunRecord, diagnosis: DiagnosisRecord | None, images: dict[str, bytes], repeated: bool
 ) -> _Section:
-    shifts, samples = headline_shifts(run), read_samples(directory)
+    shifts, samples, names = headline_shifts(run), read_samples(directory), names_of(run)
     shown = {Path(name).stem: data_uri(content) or "" for name, content in images.items()}
     where = f" ({directory.resolve().name})" if repeated else ""
     return _Section(
         name=f"Seed {run.seed}{where}",
         run=run,
+        model_names=names,
         start=start_sentence(run),
         verdict=verdict(run, diagnosis),
         accuracy=accuracy_table(run, diagnosis),
@@ -230,8 +232,10 @@ def _section(
         path=path_table(run),
         rules=_read_rules(directory),
         images=shown,
-        explained=tuple((shown[stem], *texts) for stem in shown if (texts := explanation(stem)) is not None),
-        diagnosis=() if diagnosis is None else diagnosis_tables(diagnosis),
+        explained=tuple(
+            (shown[stem], *texts) for stem in shown if (texts := explanation(stem, names["zero_shot"])) is not None
+        ),
+        diagnosis=() if diagnosis is None else diagnosis_tables(diagnosis, names["zero_shot"]),
         samples=_by_set(run, samples),
         mapped=any(sample.maps for sample in samples),
         headline=headline_name(run),
@@ -261,7 +265,7 @@ def _html(sections: Sequence[_Section], seeds: Table | None) -> str:
         seeds=seeds,
         suite=first.suite,
         interval=interval_name(first),
-        model_names=MODEL_NAMES,
+        start=names_of(first)["zero_shot"],
         emoji=first.suite.startswith("emoji"),
     )
 

@@ -7,7 +7,7 @@ from shiftproof.records.paths import PathPoint, PathRecord, same_alpha
 from shiftproof.records.rules import RulesRecord
 from shiftproof.records.runs import RunRecord
 from shiftproof.report.accuracy import interval_name, method_names
-from shiftproof.report.comparisons import MEAN_OF_INTERVALS, headline_shifts, point_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, headline_shifts, names_of, point_estimate
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, reference_name, signed_points
 
 
@@ -104,7 +104,7 @@ def _oracle_cell(point: PathPoint, name: str) -> str:
 
 
 def _path_row(run: RunRecord, point: PathPoint, averaged: tuple[str, ...]) -> tuple[str, ...]:
-    names = {0.0: "zero-shot", 1.0: "fine-tuned"}
+    names = {0.0: names_of(run)["zero_shot"], 1.0: names_of(run)["fine_tuned"]}
     marks = [names[point.alpha]] if point.alpha in names else []
     if same_alpha(point.alpha, run.alpha):
         marks.append("chosen")

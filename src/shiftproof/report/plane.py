@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from shiftproof.records.comparisons import PlaneRecord
+from shiftproof.report.comparisons import ZERO_SHOT
 from shiftproof.report.figures import MARKS, STYLE
 
 _COLOURS = "cividis"  # its lightness increases evenly, for all kinds of colour vision
@@ -21,7 +22,9 @@ _MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def plane_figure(record: PlaneRecord, first_name: str = "first", second_name: str = "second") -> Figure:
+def plane_figure(
+    record: PlaneRecord, first_name: str = "first", second_name: str = "second", start: str = ZERO_SHOT
+) -> Figure:
     """Draws filled contours of the error (in per cent), interpolated between the small dots at which it was measured.
 
     The axes are Euclidean distances in weight space and have the same scale. The legend gives the errors of the three
@@ -29,7 +32,7 @@ def plane_figure(record: PlaneRecord, first_name: str = "first", second_name: st
 
     Garipov et al. 2018, "Loss surfaces, mode connectivity, and fast ensembling of DNNs" (arXiv 1802.10026), Fig. 1.
     """
-    names = {"zero_shot": "zero-shot", "first": first_name, "second": second_name}
+    names = {"zero_shot": start, "first": first_name, "second": second_name}
     (columns, rows), error = record.axes, 100 * np.array(record.error)
     levels = MaxNLocator(_LEVELS).tick_values(error.min(), max(error.max(), error.min() + 1))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
@@ -43,7 +46,7 @@ def plane_figure(record: PlaneRecord, first_name: str = "first", second_name: st
             label = f"{names[name]} ({100 * point.error:.1f} %)"
             axes.plot(point.x, point.y, linestyle="", markeredgecolor="white", label=label, zorder=3, **_MARKS[name])
         axes.set_aspect("equal")
-        axes.set_xlabel(f"distance in weight space, from zero-shot towards {first_name}", parse_math=False)
+        axes.set_xlabel(f"distance in weight space, from {start} towards {first_name}", parse_math=False)
         axes.set_ylabel("distance in weight space, perpendicular to it")
         axes.set_title(f"{record.set}, {record.n:,} images", parse_math=False)
         figure.colorbar(contours, ax=axes, label="error, in %")

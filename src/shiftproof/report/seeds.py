@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from shiftproof.errors import InputError
 from shiftproof.records.comparisons import Measured
 from shiftproof.records.diagnosis import DiagnosisRecord
-from shiftproof.records.runs import RunRecord
+from shiftproof.records.runs import MODELS, RunRecord
 from shiftproof.report.accuracy import model_name
-from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts, model_estimate
+from shiftproof.report.comparisons import headline_name, headline_shifts, model_estimate, names_of
 from shiftproof.report.tables import ABSENT, Table, per_cent, signed_points, with_interval
 
 
@@ -25,7 +25,7 @@ def seeds_table(runs: Sequence[RunRecord], diagnoses: Sequence[DiagnosisRecord |
     known = [diagnosis for diagnosis in diagnoses if diagnosis is not None]
     all_diagnosed = len(known) == len(runs)
     rows: list[tuple[str, ...]] = []
-    for model in MODEL_NAMES:
+    for model in MODELS:
         numbers = [
             _seed_numbers(run, model, diagnosis)
             for run, diagnosis in zip(runs, known if all_diagnosed else [None] * len(runs), strict=True)
@@ -34,7 +34,7 @@ def seeds_table(runs: Sequence[RunRecord], diagnoses: Sequence[DiagnosisRecord |
             rows.append((model_name(run, model), str(run.seed), *_seed_cells(values)))
         if len(runs) > 1:
             ranges = (_range(column, FORMATS[i]) for i, column in enumerate(zip(*numbers, strict=True)))
-            rows.append((MODEL_NAMES[model], "range", *ranges))
+            rows.append((names_of(first)[model], "range", *ranges))
     header = ("model", "seed", "reference", headline_name(first))
     note = (
         f"All {len(runs)} seeds are shown and none is selected. The range is from the lowest to the highest seed. "

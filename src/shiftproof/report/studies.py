@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from shiftproof.errors import InputError, counted, nearest
 from shiftproof.records.studies import STUDIED, SpreadRecord, StudyMember, StudyRecord
-from shiftproof.report.comparisons import MEAN_OF_INTERVALS, Estimate, point_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, START, Estimate, point_estimate, start_name
 from shiftproof.report.figures import MARKS, STYLE
 from shiftproof.report.tables import Table, per_cent, signed_points
 
@@ -98,7 +98,7 @@ def _left_out(study: StudyRecord) -> str:
 
 
 def study_figure(study: StudyRecord) -> Figure:
-    """Draws the mean of the shifts against the reference, with one curve per run from zero-shot to fine-tuned.
+    """Draws the mean of the shifts against the reference, with one curve per run from its start to fine-tuned.
 
     Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), Fig. 3.
     """
@@ -116,7 +116,7 @@ def study_figure(study: StudyRecord) -> Figure:
         for number, soup in enumerate(study.soups):
             _draw(axes, study, soup, "#d62728", soup.name, style=("-", "--", ":")[number % 3], width=2.2)
         for model, name, alpha in (
-            ("zero_shot", "zero-shot", 0.0),
+            ("zero_shot", _start(study), 0.0),
             ("fine_tuned", "fine-tuned", 1.0),
             ("ensemble", "alpha 0.5", 0.5),
         ):
@@ -129,6 +129,12 @@ def study_figure(study: StudyRecord) -> Figure:
         axes.set_ylabel(f"{mean_name(study)}, in %")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
+
+
+def _start(study: StudyRecord) -> str:
+    """The name of the models at alpha 0, which is zero-shot only if all of them are."""
+    names = {start_name(member.head) for member in study.members}
+    return names.pop() if len(names) == 1 else START
 
 
 def mean_name(study: StudyRecord) -> str:
@@ -194,7 +200,7 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     """Compares every configuration with the alpha path of another at equal accuracy on the reference.
 
     Each is compared by itself and at alpha 0.5. "Above" is the mean over the shifts minus that of ``base``'s path (in
-    points), at the first point from zero-shot at which the path has the same accuracy on the reference. Seeds are
+    points), at the first point from the start at which the path has the same accuracy on the reference. Seeds are
     averaged. The interval combines the errors of both means and, through the slope of the path, of both accuracies on
     the reference (the delta method). These are taken as independent; both configurations are measured on the same
     images, which makes their difference more certain than that.
@@ -213,8 +219,9 @@ def equal_reference_table(study: StudyRecord, base: str) -> Table:
     header = ("configuration", *(f"alone: {p}" for p in parts), *(f"alpha 0.5: {p}" for p in parts))
     note = (
         "Accuracies are in per cent and averaged over the seeds. “Above” is the mean over the shifts minus that of the "
-        f"alpha path of {base!r}, in points, at the first point from zero-shot at which the path has the same accuracy "
-        "on the reference. Its interval includes the error of that accuracy. – means that the path has no such point."
+        f"alpha path of {base!r}, in points, at the first point from {_start(study)} at which the path has the same "
+        "accuracy on the reference. Its interval includes the error of that accuracy. – means that the path has no "
+        "such point."
     )
     return Table("At equal accuracy on the reference", header, tuple(rows), note)
 

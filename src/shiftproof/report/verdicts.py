@@ -5,7 +5,7 @@ from __future__ import annotations
 from shiftproof.records.comparisons import Measured
 from shiftproof.records.diagnosis import DiagnosisRecord
 from shiftproof.records.runs import MODELS, RunRecord
-from shiftproof.report.comparisons import MODEL_NAMES, headline_name, headline_shifts
+from shiftproof.report.comparisons import START, headline_name, headline_shifts, names_of
 from shiftproof.report.guessing import guessing_of, guessing_sentences
 from shiftproof.report.tables import per_cent, signed_points
 
@@ -41,12 +41,18 @@ def _guesses(run: RunRecord) -> list[str]:
     sets = (run.reference, *headline_shifts(run))
     sentences = []
     for model in MODELS:
-        sentences += guessing_sentences(MODEL_NAMES[model], (run.models[model][name] for name in sets))
+        sentences += guessing_sentences(_called(run, model), (run.models[model][name] for name in sets))
         if model in _REMEDIES and _guesses_on_reference(run, model):
             sentences.append(_REMEDIES[model])
     if all(_guesses_on_reference(run, model) for model in MODELS):
         sentences.append("No model has learned the task, so this run says nothing about robustness.")
     return sentences
+
+
+def _called(run: RunRecord, model: str, zero_shot: str = "zero-shot") -> str:
+    """What a sentence calls a model; ``zero_shot`` is what it calls a start that is zero-shot."""
+    name = names_of(run)[model]
+    return f"the {name}" if name == START else zero_shot if model == "zero_shot" else name
 
 
 _REMEDIES = {
@@ -60,9 +66,9 @@ def _guesses_on_reference(run: RunRecord, model: str) -> bool:
 
 
 def _end_chosen(run: RunRecord) -> str:
-    end = "zero-shot" if run.alpha == 0 else "fine-tuned"
+    end = "the fine-tuned model" if run.alpha else _called(run, "zero_shot", "the zero-shot model")
     return (
-        f"The rule “{run.alpha_rule}” gives alpha {run.alpha:g}, so the ensemble is the {end} model itself."
+        f"The rule “{run.alpha_rule}” gives alpha {run.alpha:g}, so the ensemble is {end} itself."
         f" On the reference its accuracy is {per_cent(run.models['ensemble'][run.reference].accuracy)} %."
     )
 
@@ -74,7 +80,7 @@ def _on_reference(run: RunRecord, diagnosis: DiagnosisRecord | None) -> str:
     text = (
         f"On the reference the ensemble (alpha {run.alpha:g}) has an accuracy of {per_cent(ensemble)} % and the "
         f"fine-tuned model one of {per_cent(tuned)} %, {_finding(change, learned)}; "
-        f"zero-shot has {per_cent(zero_shot)} %."
+        f"{_called(run, 'zero_shot')} has {per_cent(zero_shot)} %."
     )
     return f"{text} {_advice(run)}" if learned and is_clear(change) and change.value <= -_MUCH else text
 
@@ -115,7 +121,7 @@ def _on_shifts(run: RunRecord, diagnosis: DiagnosisRecord | None) -> str:
         lead = "the ensemble reaches" if to_tuned.value > 0 else "the ensemble did not help here: it has"
     return (
         f"{_fine_tuning(run, diagnosis)}; {lead} {per_cent(_accuracy(run, 'ensemble', shifts))} %, "
-        f"{_relation(to_tuned, 'fine-tuned')} and {_relation(to_start, 'zero-shot')}."
+        f"{_relation(to_tuned, 'fine-tuned')} and {_relation(to_start, _called(run, 'zero_shot'))}."
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from shiftproof.records.accuracy import MeanRecord
 from shiftproof.records.backgrounds import BackgroundStudy
 from shiftproof.records.windows import MapExample, StrongEdgeStudy, WindowExample
-from shiftproof.report.comparisons import MODEL_NAMES
+from shiftproof.report.comparisons import model_names
 from shiftproof.report.figures import STYLE
 from shiftproof.report.tables import ABSENT, Table, accuracy_cell, per_cent, signed_points
 
@@ -179,7 +179,7 @@ def edge_name(edge: float) -> str:
 
 
 def _name(model: str) -> str:
-    return MODEL_NAMES.get(model, model)
+    return model_names().get(model, model)
 
 
 def _show(axes: Axes, image: Any, caption: str, colour: str) -> None:

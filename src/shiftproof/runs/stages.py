@@ -29,6 +29,7 @@ from shiftproof.models.directories import save_classifier
 from shiftproof.pretraining.loop import pretrain
 from shiftproof.records.accuracy import AccuracyRecord
 from shiftproof.records.pretraining import PretrainRecord
+from shiftproof.report.comparisons import start_name
 from shiftproof.runs.directory import STAGE, TRAINING, OutputDirectory, Request, claim, claim_together
 from shiftproof.runs.doubts import (
     note_validation,
@@ -96,7 +97,7 @@ def run_zero_shot(
         sets = suite.relabelled(classifier.classes).test_sets
         precision, reference = run_file.evaluation.precision, suite.reference.name
         records = score(classifier, sets, "zero_shot", device, out, precision=precision, reference=reference)
-    warn_of_guessing("zero-shot", records)
+    warn_of_guessing(name if (name := start_name(classifier.head)) == "zero-shot" else f"the {name}", records)
     return records
 
 

@@ -124,6 +124,7 @@ def sweep_member(
         chosen=choose_alpha(path, rule, tolerance=run_file.alpha_tolerance),
         seconds=round(time.perf_counter() - started, 1),
         members=members,
+        head=start.head,
     )
 
 
