@@ -108,7 +108,7 @@ def test_a_shift_of_some_classes_warns_unless_it_is_marked_partial(folders: Path
             "shift kind",
         ),
         ({"train": "foldr:{}", "test": "folder:{}"}, {}, "Did you mean 'folder'"),
-        ({"train": "folder:{}", "test": "corrupted:noise:9:folder:{}"}, {}, "severity of 1 to 5"),
+        ({"train": "folder:{}", "test": "corrupted:noise:9:folder:{}"}, {}, "severity '9'; it must be one of 1, 2"),
         ({"train": "folder:{}", "test": "corrupted:nois:1:folder:{}"}, {}, "Did you mean 'noise'"),
     ],
 )

@@ -70,7 +70,7 @@ def test_names_with_weights_are_a_choice() -> None:
         ({"method": "cutmix", "probability": "often"}, "'often'"),
         ({"method": "cutmix", "probability": 2}, "probability is 2"),
         ({"method": "smoothmix", "spread": 0.3}, "0.3"),
-        ({"method": "choice"}, "mixings"),
+        ({"method": "choice"}, "lacks 'mixings', which choice needs"),
         ({"method": "choice", "mixings": 5}, "5"),
         ({"method": "choice", "mixings": ["cutmix", "none"]}, "none"),
         ({"method": "choice", "mixings": ["cutmix"], "weights": ["a"]}, "'a'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from shiftproof.errors import InputError, listed, require_choice
@@ -48,6 +48,9 @@ def mixing_from(spec: str | Mapping[str, Any] | Mixing, what: str = "mixing") ->
     settings = {key: value for key, value in spec.items() if key != "method"}
     for key in settings:
         require_choice(f"setting of {spec['method']}", key, [entry.name for entry in fields(method)])
+    needed = [entry.name for entry in fields(method) if entry.default is entry.default_factory is MISSING]
+    if absent := [name for name in needed if name not in settings]:
+        raise InputError(f"mixing {dict(spec)!r} lacks {listed(absent)}, which {spec['method']} needs.")
     try:
         if "mixings" in settings:
             settings["mixings"] = [_member(entry) for entry in settings["mixings"]]
