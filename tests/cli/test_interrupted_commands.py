@@ -137,7 +137,10 @@ def test_ctrl_c_stops_every_run_of_a_study_after_its_step(folders: Path, tmp_pat
     assert "Traceback" not in err
     for log in logs():
         taken = len(log.read_text(encoding="utf-8").splitlines())
-        assert [path.name for path in log.parent.glob("step-*")] == [f"step-{taken:08d}"]
+        (checkpoint,) = log.parent.glob("step-*")
+        saved = int(checkpoint.name.removeprefix("step-"))
+        # Of a step that ends an epoch, whose validation was interrupted, the line is written when the run is continued.
+        assert saved == taken or (saved == taken + 1 and saved % 2 == 0)
     assert not (tmp_path / "out/study.json").exists()
     resumed = processes.run("module", "shiftproof", *arguments, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

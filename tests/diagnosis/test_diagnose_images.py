@@ -147,7 +147,7 @@ def test_what_cannot_be_diagnosed_is_told_and_costs_no_older_diagnosis(
         (["--model", "timm:test_resnet", *named], "has no text tower"),
         (["--model", "timm:test_rasnet", "--head", "own", *named], "Did you mean 'test_resnet"),
         (["--model", "tiny", "--head", "own", *named], "the head 'own' is for models without a text tower"),
-        (["--model", "tiny", "--head", "owned", *named], "unknown head 'owned'"),
+        (["--model", "tiny", "--head", "owned", *named], "unknown --head 'owned'"),
         (["fruit/none", *named], "is not a classifier directory"),
         (["--model", "tiny", "--data", "folder:nowhere"], "the folder nowhere does not exist"),
         (

@@ -17,7 +17,7 @@ RECORDED = tuple(files for files in JOBS if files.request)
 
 def asking(text: str) -> Request:
     """A request that is its text."""
-    return Request(text, lambda file: [] if file.read_text(encoding="utf-8") == text else ["lr"])
+    return Request(lambda _: text, lambda file: [] if file.read_text(encoding="utf-8") == text else ["lr"])
 
 
 def filled(out: Path, files: JobFiles, request: str = "lr: 1") -> Path:

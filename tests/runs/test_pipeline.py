@@ -155,7 +155,7 @@ def test_the_summary_has_every_key_of_its_schema(finished: Path) -> None:
     summary = summary_of(finished)
     assert set(summary) == {
         "schema", "suite", "reference", "shifts", "kinds", "models", "interval", "alpha", "alpha_rule",
-        "alpha_path", "oracle_alpha", "seconds", "seed", "versions", "conversions", "start",
+        "alpha_path", "oracle_alpha", "seconds", "seed", "versions", "later_versions", "conversions", "start",
         "validation", "batch_norm", "precision", "skipped",
     }  # fmt: skip
     assert summary["schema"] == 1

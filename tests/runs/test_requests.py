@@ -34,7 +34,7 @@ def test_a_recorded_request_leads_to_the_same_data_from_everywhere(
     asked = sp.RunFile.resolve(RELATIVE)
     Path("run.yaml").write_text(recorded_request(asked, None), encoding="utf-8")
     (tmp_path / "elsewhere").mkdir()
-    assert asked.asks_the_same(sp.RunFile.read("run.yaml"))
+    assert asked.gives_the_same_results(sp.RunFile.read("run.yaml"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     recorded = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
     assert recorded["model"] == f"{tmp_path}/runs/mine/zero_shot"
@@ -44,7 +44,9 @@ def test_a_recorded_request_leads_to_the_same_data_from_everywhere(
     assert suite["reference"]["test"] == f"csv:{tmp_path}/photos/test.csv"
     assert suite["shifts"]["noise"]["data"] == f"corrupted:noise:3:folder:{tmp_path}/photos/test"
     assert suite["shifts"]["drawings"]["data"] == "emoji"
-    assert not asked.asks_the_same(sp.RunFile.read(tmp_path / "run.yaml"))  # the same words name other data here
+    assert not asked.gives_the_same_results(
+        sp.RunFile.read(tmp_path / "run.yaml")
+    )  # the same words name other data here
     assert sp.RunFile.resolve({"model": "tiny"}).with_full_paths() == sp.RunFile.resolve({"model": "tiny"})
 
 
@@ -66,7 +68,7 @@ def test_a_continued_run_keeps_the_versions_that_began_it(tmp_path: Path, monkey
         assert recorded_versions(file) == (first, later)
     with claim(tmp_path, TRAINING, request_of(asked), resume=True):  # no news
         assert recorded_versions(file) == (first, later)
-    assert sp.RunFile.read(file).asks_the_same(asked)
+    assert sp.RunFile.read(file).gives_the_same_results(asked)
     with claim(tmp_path, TRAINING, request_of(asked), overwrite=True):
         assert recorded_versions(file) == (later,)
 
