@@ -44,9 +44,8 @@ def test_a_recorded_request_leads_to_the_same_data_from_everywhere(
     assert suite["reference"]["test"] == f"csv:{tmp_path}/photos/test.csv"
     assert suite["shifts"]["noise"]["data"] == f"corrupted:noise:3:folder:{tmp_path}/photos/test"
     assert suite["shifts"]["drawings"]["data"] == "emoji"
-    assert not asked.gives_the_same_results(
-        sp.RunFile.read(tmp_path / "run.yaml")
-    )  # the same words name other data here
+    here = sp.RunFile.read(tmp_path / "run.yaml")  # whose words name other data
+    assert not asked.gives_the_same_results(here)
     assert sp.RunFile.resolve({"model": "tiny"}).with_full_paths() == sp.RunFile.resolve({"model": "tiny"})
 
 
