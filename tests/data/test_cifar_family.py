@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.miniatures import pixels_of_numbers, reader
+from support.miniatures import numbering, pixels_of_numbers, reader, share_right
 
 import shiftproof as sp
 from shiftproof.data import load_data
@@ -33,8 +33,7 @@ def write_cifar10(root: Path) -> None:
 
 
 def right(images: sp.ImageSet) -> float:
-    predictions = sp.predict(reader(images.classes), images, device="cpu")
-    return sp.evaluation.accuracy(predictions.logits, predictions.labels)
+    return share_right(reader(images.classes), images)
 
 
 def test_cifar10_and_its_shifts_are_read(tmp_path: Path) -> None:
@@ -52,6 +51,8 @@ def test_cifar10_and_its_shifts_are_read(tmp_path: Path) -> None:
     assert list(suite.test_sets) == ["cifar10", "cifar10.1", "cifar10.2", "cifar10-c"]
     assert (len(suite.reference.train) + len(suite.reference.validation), len(suite.reference.test)) == (25, 5)
     assert {name: right(images) for name, images in suite.test_sets.items()} == dict.fromkeys(suite.test_sets, 1.0)
+    in_order_of_appearance = numbering(suite.reference.test, [3, 0, 9, 5, 1, 2, 4, 6, 7, 8])
+    assert share_right(in_order_of_appearance, suite.reference.test) < 1.0
     corrupted = suite.test_sets["cifar10-c"]
     assert len(corrupted) == 20
     assert (corrupted.clusters.kind, corrupted.clusters.count) == ("picture", 2)
@@ -69,6 +70,7 @@ def test_cifar100_has_its_fine_labels(tmp_path: Path) -> None:
         (folder / part).write_bytes(pickle.dumps(content))
     images = load_data(f"cifar100:{tmp_path}")
     assert (images.labels.tolist(), right(images)) == ([99, 4], 1.0)
+    assert share_right(numbering(images, sorted(range(100), key=str)), images) < 1.0  # class_10 comes before class_2
 
 
 class _Malice:

@@ -12,6 +12,7 @@ from support.miniatures import (
     imagenet_space,
     number_of,
     reader,
+    share_right,
     write_folders,
     write_picture,
 )
@@ -21,11 +22,6 @@ from shiftproof.data import load_data
 from shiftproof.data.families.classes import SUPER_CLASSES, imagenet_classes, objectnet_classes
 
 WNIDS = imagenet_classes().wnids
-
-
-def share_right(classifier: sp.Classifier, images: sp.ImageSet) -> float:
-    predictions = sp.predict(classifier, images, device="cpu")
-    return sp.evaluation.accuracy(predictions.logits, predictions.labels)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.miniatures import write_picture
+from support.miniatures import numbering, reader, share_right, write_picture
 
 import shiftproof as sp
 from shiftproof.data import load_data
@@ -32,6 +32,8 @@ def test_iwildcam_is_split_by_its_table_and_clustered_by_camera(tmp_path: Path) 
     images = load_data(f"iwildcam:test:{tmp_path}")
     assert (images.ids, images.labels.tolist(), images.sources) == (("f4.jpg", "f5.jpg"), [3, 0], ("6", "6"))
     assert images.classes.ids == ("empty", "tayassu pecari", "mazama temama-2", "mazama temama-3")
+    assert share_right(reader(images.classes), images) == 1.0
+    assert share_right(numbering(images, [0, 2, 3, 1]), images) < 1.0  # the order of the alphabet
     assert images.protocol is not None
     assert images.clusters.kind == "location"
     assert images.protocol.metrics == ("macro F1",)
@@ -71,7 +73,11 @@ def test_the_images_of_fmow_are_numbered_over_all_rows(tmp_path: Path) -> None:
         "val": ("rgb_img_3.png",),
         "test": ("rgb_img_4.png", "rgb_img_5.png"),
     }
+    for i, number in ((4, 1), (5, 0)):
+        write_picture(folder / "images" / f"rgb_img_{i}.png", number)
     test = load_data(f"fmow:test:{tmp_path}")
+    assert share_right(reader(test.classes), test) == 1.0
+    assert share_right(numbering(test, [1, 0]), test) == 0.0  # the order in which the table names them
     assert test.groups == ("Other", "Americas")
     assert test.sources == ("test/zoo_1", "test/airport_1")
     assert test.clusters.kind == "scene"
@@ -91,6 +97,8 @@ def test_camelyon_is_split_by_hospital(tmp_path: Path) -> None:
     assert (images.ids, images.labels.tolist(), images.sources) == ((name,), [1], ("3",))
     assert images.clusters.kind == "slide"
     assert images.read(0).shape == (16, 16, 3)
+    assert share_right(reader(images.classes), images) == 1.0
+    assert share_right(numbering(images, [1, 0]), images) == 0.0
     parts = {part: len(load_data(f"camelyon17:{part}:{tmp_path}")) for part in ("train", "id_val", "val", "test")}
     assert parts == {"train": 1, "id_val": 1, "val": 1, "test": 1}
 
