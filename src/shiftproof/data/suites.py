@@ -354,6 +354,6 @@ def _split_corrupted(spec: str, rest: str) -> tuple[str, int, str]:
     parts = rest.split(":", 2)
     if len(parts) < 3:
         raise InputError(f"{spec!r} must look like corrupted:NAME:SEVERITY:DATA, e.g. corrupted:noise:3:folder:PATH.")
-    if parts[1] not in map(str, SEVERITIES):
-        raise InputError(f"{spec!r} has the severity {parts[1]!r}; it must be one of 1, 2, 3, 4, 5.")
+    if parts[1] not in (severities := [str(severity) for severity in SEVERITIES]):
+        raise InputError(f"{spec!r} has the severity {parts[1]!r}; it must be one of {', '.join(severities)}.")
     return parts[0], int(parts[1]), parts[2]

@@ -102,7 +102,7 @@ def finetune(
 def _note_ignored(settings: FinetuneSettings) -> None:
     if ignored := settings.ignored():
         names = ", ".join(f"finetune.{name}" for name in ignored)
-        note(f"fine-tune: with the recipe {settings.recipe!r} and this optimiser, {names} have no effect")
+        note(f"fine-tune: the recipe {settings.recipe!r} with {settings.optimizer} makes no use of {names}")
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,7 @@ def _end_epoch(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress,
         with translating_out_of_memory("finetune", splits=trainer.course.splits):
             progress.end_epoch(step, recipe, job.validation, job.device, trainer.must_stop)
     except PredictionStopped:
-        trainer.is_checkpoint_due(step)
-        trainer.save(step + 1, progress.state(), **progress.parts())
+        trainer.save_and_stop(step + 1, progress.state(), **progress.parts())
 
 
 def _make_up_for_epoch(job: _Job, recipe: Recipe, trainer: Trainer, progress: _Progress) -> None:

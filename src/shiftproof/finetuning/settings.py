@@ -28,7 +28,7 @@ OPTIMIZERS = ("adamw", "sgd")
 _LATER = ("augment",)
 # Settings without effect where no step is taken.
 _UNSTEPPED = ("mixing", "ema_decay", "l2_to_start", "distillation", "early_stopping", "label_smoothing")
-# Settings of the steps, which recipes that take none share with others in a study; they are ignored with a warning.
+# Settings of the steps, which recipes that take none share with others in a study; they are ignored with a note.
 _OF_STEPS = ("epochs", "lr", "batch_size", "optimizer", "momentum", "weight_decay", "warmup_steps", "clip_norm")
 
 

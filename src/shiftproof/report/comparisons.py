@@ -10,7 +10,8 @@ from shiftproof.records.runs import RunRecord
 
 # What a note says of the intervals of ``mean_estimate``.
 MEAN_OF_INTERVALS = (
-    "that of a mean is the mean of its sets' intervals, which suffices however much the sets have in common"
+    "the interval of a mean is the mean of its sets' intervals, which is wide enough however much the sets have in "
+    "common"
 )
 ZERO_SHOT, START = "zero-shot", "start"
 

@@ -46,7 +46,7 @@ def study_table(study: StudyRecord) -> Table:
         f"“{study.rule}” on the reference's validation split."
     )
     if len(study.averaged) > 1:
-        note += f" As for the intervals, {MEAN_OF_INTERVALS}."
+        note += f" {MEAN_OF_INTERVALS.capitalize()}."
     if study.failures:
         note += (
             f" {counted(len(study.failures), 'part')} failed: {', '.join(failure.name for failure in study.failures)}."

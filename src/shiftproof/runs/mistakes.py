@@ -59,7 +59,8 @@ def explained(error: ValidationError, sections: Mapping[str, Any], what: str) ->
             sentence = problem["msg"].removeprefix("Value error, ")
         else:
             _, rules = broken.setdefault(key, (problem["input"], []))
-            rules += [rule] if (rule := _rule(problem)) not in rules else []
+            if (rule := _rule(problem)) not in rules:
+                rules.append(rule)
             sentence = ""  # it is made when all rules of the value are known
         sentences[sentence or key] = sentence
     for key, (value, rules) in broken.items():

@@ -299,10 +299,14 @@ class Trainer:
     def must_stop(self) -> bool:
         """Whether what follows a step must be left out because of SIGTERM or Ctrl-C.
 
-        Several processes leave nothing out, since a signal reaches them at different times, and all of them must go the
-        same way.
+        Several processes leave nothing out, since a signal reaches each of them at another time.
         """
         return process_count() == 1 and bool(self.stop_signal())
+
+    def save_and_stop(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
+        """Writes the checkpoint as ``save`` does, and ends the training because of the signal that has arrived."""
+        self._stopped_by = self.stop_signal()
+        self.save(step, loop_state, **parts)
 
     def save(self, step: int, loop_state: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
         """Writes the checkpoint after ``step`` steps; ``loop_state`` is plain JSON, ``parts`` are tensors by name.
