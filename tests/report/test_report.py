@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 import subprocess
@@ -33,7 +34,7 @@ from shiftproof.report import (
     seeds_table,
     shift_figure,
 )
-from shiftproof.report.comparisons import mean_estimate
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, mean_estimate
 from shiftproof.report.tables import resampling_note
 
 # The smallest PNG: one grey pixel.
@@ -282,6 +283,9 @@ def test_page_is_one_offline_file_with_every_picture_inside(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_page_explains_itself_and_names_no_artist_where_none_drew(tmp_path: Path) -> None:
     text = render_report([write_run(tmp_path / "run", make_run())]).read_text(encoding="utf-8")
+    shown = " ".join(html.unescape(text).split())
+    assert f"Vertical bars show that of the mean; {MEAN_OF_INTERVALS}." in shown  # as the tables say
+    assert "quadrature" not in shown
     for words in (
         "2109.01903",
         "Clopper-Pearson",

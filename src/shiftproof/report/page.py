@@ -23,7 +23,7 @@ from shiftproof.report.accuracy import (
     interval_name,
     run_scoring_table,
 )
-from shiftproof.report.comparisons import START, headline_name, headline_shifts, names_of
+from shiftproof.report.comparisons import MEAN_OF_INTERVALS, START, headline_name, headline_shifts, names_of
 from shiftproof.report.diagnoses import diagnosis_figures, diagnosis_tables, explanation
 from shiftproof.report.figures import figure_bytes, path_figure, shift_figure
 from shiftproof.report.paths import path_table, rules_table
@@ -266,6 +266,7 @@ def _html(sections: Sequence[_Section], seeds: Table | None) -> str:
         suite=first.suite,
         interval=interval_name(first),
         start=names_of(first)["zero_shot"],
+        mean_of_intervals=MEAN_OF_INTERVALS,
         emoji=first.suite.startswith("emoji"),
     )
 
