@@ -91,8 +91,11 @@ def test_sigterm_ends_a_fine_tuning_politely(folders: Path, tmp_path: Path, call
     match = re.fullmatch(r"shiftproof: fine-tune was interrupted after step (\d+) of 60\. (.*)", message)
     assert match is not None, err
     assert "out/checkpoints" in match[2] and "--resume" in match[2]
-    assert logged_steps("out") == list(range(1, int(match[1]) + 1))
-    assert int(match[1]) < 60
+    step = int(match[1])
+    assert step < 60
+    # Of a step that ends an epoch, whose validation was interrupted, the line is written when the run is continued.
+    unlogged = set(range(1, step + 1)) ^ set(logged_steps("out"))
+    assert unlogged == set() or (unlogged == {step} and step % 2 == 0)
     ended = call(*settings, "--out", "out", "--resume")
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[-1] == "the classifier is out"
